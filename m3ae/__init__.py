@@ -1,0 +1,1 @@
+"""Masked multimodal autoencoders for medical images and text."""
