@@ -1,1 +1,1 @@
-
+"""What ships to a hub: configuration, processing and modeling."""

@@ -1,0 +1,241 @@
+"""Configuration of M3AE models: self-contained, so that building a model never reads another checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any, ClassVar, Literal
+
+from transformers import PreTrainedConfig, RobertaConfig
+
+# Accepted by `PreTrainedConfig` as keywords although they are not fields of it.
+_TRANSFORMERS_KEYS = frozenset(
+    {
+        "architectures",
+        "attn_implementation",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "torch_dtype",
+        "transformers_version",
+    }
+)
+
+
+def _check_keys(config: PreTrainedConfig, extra: dict[str, Any]) -> None:
+    """Raise on keywords that nothing would read: a misspelt option must not train for ten hours."""
+    known = sorted(field.name for field in fields(config))  # type: ignore[arg-type]
+    for key in extra:
+        if key in _TRANSFORMERS_KEYS or key.startswith("_"):
+            continue
+        nearest = difflib.get_close_matches(key, known, n=3)
+        hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
+        raise ValueError(f"{type(config).__name__} has no option {key!r}.{hint}")
+
+
+def _check_heads(name: str, hidden_size: int, num_heads: int) -> None:
+    if hidden_size % num_heads:
+        raise ValueError(
+            f"{name}: the width {hidden_size} must be a multiple of the number of attention heads, got {num_heads}."
+        )
+
+
+def _check_fraction(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}.")
+
+
+class M3AEImageConfig(PreTrainedConfig):
+    """A vision transformer over square patches, by default the published CLIP ViT-B/16 at 288 px.
+
+    Args:
+        image_size: Side of the square input in pixels, a multiple of `patch_size`.
+        patch_size: Side of a patch in pixels.
+        num_channels: Colour channels.
+        hidden_size: Width of the encoder.
+        num_hidden_layers: Number of blocks. The published model builds one fewer than CLIP: 11.
+        num_attention_heads: Attention heads of a block.
+        mlp_ratio: Width of a block's MLP over `hidden_size`.
+        hidden_act: timm name of the MLP's activation.
+        pre_norm: Normalise the embedded patches before the first block, as CLIP does.
+        dropout: Dropout after projections and MLPs.
+        layer_norm_eps: Epsilon of the layer normalisations.
+
+    Raises:
+        ValueError: Sizes that do not divide, or an option that does not exist.
+    """
+
+    model_type = "m3ae_image"
+    base_config_key = "image_config"
+
+    image_size: int = 288
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 11
+    num_attention_heads: int = 12
+    mlp_ratio: float = 4.0
+    hidden_act: str = "quick_gelu"
+    pre_norm: bool = True
+    dropout: float = 0.0
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _check_keys(self, kwargs)
+        if self.image_size % self.patch_size:
+            below = self.image_size // self.patch_size * self.patch_size
+            raise ValueError(
+                f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}: "
+                f"choose {below or self.patch_size} or {below + self.patch_size}."
+            )
+        _check_heads("image_config", self.hidden_size, self.num_attention_heads)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches N of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+class M3AEConfig(PreTrainedConfig):
+    """Encoders, co-attention fusion, decoders and objectives of an M3AE model.
+
+    The defaults are the published base model (Chen et al., MICCAI 2022, arXiv 2209.07098).
+
+    Args:
+        image_config: Options of `M3AEImageConfig`, or one.
+        text_config: Options of `transformers.RobertaConfig`, or one.
+        hidden_size: Width of the fusion.
+        num_hidden_layers: Fusion layers per stream.
+        num_attention_heads: Attention heads of a fusion layer.
+        intermediate_size: Width of a fusion layer's MLP.
+        hidden_dropout_prob: Dropout after the fusion's projections.
+        attention_probs_dropout_prob: Dropout of the fusion's attention weights.
+        layer_norm_eps: Epsilon of the fusion's layer normalisations.
+        initializer_range: Standard deviation of the initial weights.
+        mask_ratio: Share of patches hidden in the masked pass; int(N·(1 − mask_ratio)) stay visible.
+        mlm_probability: Share of a text's tokens to predict in the masked pass, at least one.
+        mim_layer: Fusion layer whose image input the pixel decoder reads; −1 reads the output of the last layer.
+        norm_pix_loss: Normalise each target patch by its mean and variance (He et al. 2022).
+        decoder_hidden_size: Width of the pixel decoder.
+        decoder_num_hidden_layers: Blocks of the pixel decoder.
+        decoder_num_attention_heads: Attention heads of the pixel decoder.
+        mim_weight: Weight of masked-image modelling; 0 leaves it out.
+        mlm_weight: Weight of masked-language modelling; 0 leaves it out.
+        itm_weight: Weight of image-text matching; 0 leaves it out.
+        schedule: `separate` masks one modality at a time and matches on unmasked inputs, as published;
+            `joint` masks both at once and computes everything in one fusion pass.
+
+    Raises:
+        ValueError: An option out of range, or one that does not exist.
+    """
+
+    model_type = "m3ae"
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
+        "image_config": M3AEImageConfig,
+        "text_config": RobertaConfig,
+    }
+
+    image_config: dict[str, Any] | M3AEImageConfig | None = None
+    text_config: dict[str, Any] | RobertaConfig | None = None
+    hidden_size: int = 768
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    mask_ratio: float = 0.75
+    mlm_probability: float = 0.15
+    mim_layer: int = 3
+    norm_pix_loss: bool = True
+    decoder_hidden_size: int = 384
+    decoder_num_hidden_layers: int = 4
+    decoder_num_attention_heads: int = 6
+    mim_weight: float = 1.0
+    mlm_weight: float = 1.0
+    itm_weight: float = 1.0
+    schedule: Literal["separate", "joint"] = "separate"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _check_keys(self, kwargs)
+        if not isinstance(self.image_config, M3AEImageConfig):
+            self.image_config = M3AEImageConfig(**(self.image_config or {}))
+        if not isinstance(self.text_config, RobertaConfig):
+            self.text_config = RobertaConfig(**{**ROBERTA_BASE, **(self.text_config or {})})
+        _check_heads("fusion", self.hidden_size, self.num_attention_heads)
+        _check_heads("pixel decoder", self.decoder_hidden_size, self.decoder_num_attention_heads)
+        if self.decoder_hidden_size % 4:
+            raise ValueError(
+                "decoder_hidden_size must be a multiple of 4 for sine-cosine positions, "
+                f"got {self.decoder_hidden_size}."
+            )
+        if not -1 <= self.mim_layer <= self.num_hidden_layers:
+            raise ValueError(
+                f"mim_layer must lie between -1 and num_hidden_layers ({self.num_hidden_layers}), "
+                f"got {self.mim_layer}."
+            )
+        _check_fraction("mask_ratio", self.mask_ratio, 0.0, 0.99)
+        _check_fraction("mlm_probability", self.mlm_probability, 0.0, 1.0)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def named(cls, size: str, **overrides: Any) -> M3AEConfig:
+        """Build the configuration of a named size, with some options replaced.
+
+        Args:
+            size: One of `SIZES`: `tiny` (tests), `small` (one CPU or GPU), `base` (the published model).
+            overrides: Options of `M3AEConfig`; the dictionaries `image_config` and `text_config` are merged into
+                those of the size.
+
+        Raises:
+            ValueError: An unknown size or option.
+        """
+        if size not in SIZES:
+            raise ValueError(f"Unknown model size {size!r}; the sizes are {', '.join(SIZES)}.")
+        options = dict(SIZES[size])
+        for key, value in overrides.items():
+            options[key] = {**options.get(key, {}), **value} if isinstance(value, dict) else value
+        return cls(**options)
+
+
+# Vocabulary, special tokens and position table of the published RoBERTa-base.
+ROBERTA_BASE: dict[str, Any] = {
+    "vocab_size": 50265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "image_config": {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2}
+        | {"num_attention_heads": 2},
+        "text_config": {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        | {"intermediate_size": 64, "max_position_embeddings": 66},
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "mim_layer": 1,
+        "decoder_hidden_size": 24,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+    },
+    "small": {
+        "image_config": {"image_size": 224, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6},
+        "text_config": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
+        | {"intermediate_size": 1536},
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+    },
+    "base": {},
+}

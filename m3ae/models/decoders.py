@@ -1,0 +1,106 @@
+"""Heads of the masked pass: fused tokens → pixels, words, match.
+
+Shapes: B batch, N patches, K visible patches, M masked tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.layers.create_act import get_act_layer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+
+
+def sincos_positions(side: int, width: int) -> Tensor:
+    """Two-dimensional sine-cosine positions (1, 1 + side², width), zero for the class token (He et al. 2022)."""
+    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency  # (side, width / 4)
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, width / 2)
+    columns = axis[None].expand(side, -1, -1)
+    rows = axis[:, None].expand(-1, side, -1)
+    grid = torch.cat([columns, rows], dim=-1).reshape(1, side * side, width)
+    return torch.cat([torch.zeros(1, 1, width, dtype=grid.dtype), grid], dim=1).float()
+
+
+class PixelDecoder(nn.Module):
+    """A transformer that fills in the masked patches from the fused visible ones (He et al. 2022)."""
+
+    positions: Tensor
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__()
+        image = config.image_config
+        assert isinstance(image, M3AEImageConfig)
+        width = config.decoder_hidden_size
+        norm = partial(nn.LayerNorm, eps=image.layer_norm_eps)
+        self.side = image.image_size // image.patch_size
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("positions", sincos_positions(self.side, width), persistent=False)
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    width,
+                    config.decoder_num_attention_heads,
+                    qkv_bias=True,
+                    act_layer=get_act_layer(image.hidden_act),
+                    norm_layer=norm,  # type: ignore[arg-type]  # timm calls it
+                )
+                for _ in range(config.decoder_num_hidden_layers)
+            )
+        )
+        self.norm = norm(width)
+        self.predict = nn.Linear(width, image.patch_size**2 * image.num_channels)
+
+    def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
+        """Predict all patches.
+
+        Args:
+            tokens: (B, 1 + K, D) the class token and the visible patches.
+            ids_restore: (B, N) position of each patch in the order [visible, masked].
+
+        Returns:
+            (B, N, P·P·C).
+        """
+        tokens = self.embed(tokens)
+        class_token, visible = tokens[:, :1], tokens[:, 1:]
+        num_masked = ids_restore.shape[1] - visible.shape[1]
+        hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), num_masked, -1)
+        index = ids_restore[..., None].expand(-1, -1, tokens.shape[-1])
+        patches = torch.cat([visible, hidden], dim=1).gather(1, index)
+        tokens = torch.cat([class_token, patches], dim=1) + self.positions
+        predicted: Tensor = self.predict(self.norm(self.blocks(tokens)[:, 1:]))
+        return predicted
+
+
+class TokenHead(nn.Module):
+    """BERT's language-modelling head: dense, GELU, normalisation, vocabulary."""
+
+    def __init__(self, config: M3AEConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map fused tokens (B, M, D) to logits (B, M, V)."""
+        logits: Tensor = self.decoder(self.norm(F.gelu(self.dense(tokens))))
+        return logits
+
+
+class Pooler(nn.Module):
+    """tanh(linear(first token))."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, S, D) to (B, D)."""
+        pooled: Tensor = self.dense(tokens[:, 0]).tanh()
+        return pooled

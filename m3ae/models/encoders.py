@@ -1,0 +1,73 @@
+"""Encoders of one modality each: timm's vision transformer over visible patches, transformers' RoBERTa over tokens.
+
+Shapes: B batch, N patches, K visible patches, D width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.models import checkpoint_seq
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from m3ae.models.configuration import M3AEImageConfig
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Select the tokens (B, K, D) that `index` (B, K) names from tokens (B, N, D)."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+class ImageEncoder(nn.Module):
+    """timm's `VisionTransformer`, run on the visible patches only."""
+
+    def __init__(self, config: M3AEImageConfig) -> None:
+        super().__init__()
+        self.image_size = config.image_size
+        self.vit = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            in_chans=config.num_channels,
+            embed_dim=config.hidden_size,
+            depth=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            mlp_ratio=config.mlp_ratio,
+            pre_norm=config.pre_norm,
+            proj_drop_rate=config.dropout,
+            act_layer=config.hidden_act,
+            norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
+            num_classes=0,
+            global_pool="",
+        )
+
+    def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Encode the class token, which is always kept, and the visible patches.
+
+        Args:
+            pixel_values: (B, C, H, W), normalised.
+            ids_keep: (B, K) visible patches; all of them if None.
+
+        Returns:
+            (B, 1 + K, D), the class token first.
+
+        Raises:
+            ValueError: The images have another size than the model's.
+        """
+        if pixel_values.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"The model takes images of {self.image_size}×{self.image_size} px, got "
+                f"{pixel_values.shape[-2]}×{pixel_values.shape[-1]}: prepare them with the model's own M3AEProcessor."
+            )
+        vit = self.vit
+        assert vit.pos_embed is not None and vit.cls_token is not None
+        tokens = vit.patch_embed(pixel_values) + vit.pos_embed[:, 1:]
+        if ids_keep is not None:
+            tokens = gather_tokens(tokens, ids_keep)
+        class_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        tokens = vit.norm_pre(torch.cat([class_token, tokens], dim=1))
+        recompute = vit.grad_checkpointing and self.training
+        tokens = checkpoint_seq(vit.blocks, tokens) if recompute else vit.blocks(tokens)
+        encoded: Tensor = vit.norm(tokens)
+        return encoded

@@ -1,0 +1,212 @@
+"""The co-attention transformer: every stream attends to itself, then to all other present streams.
+
+Shapes: B batch, T query tokens, S key tokens, R tokens read, D width, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from m3ae.models.encoders import gather_tokens
+
+
+class Stream(NamedTuple):
+    """The tokens of one modality.
+
+    Attributes:
+        tokens: (B, S, D).
+        mask: (B, S) bool, True = a real token; None = all are.
+        present: (B,) bool, True = the sample has this modality; None = all do.
+    """
+
+    tokens: Tensor
+    mask: Tensor | None = None
+    present: Tensor | None = None
+
+    def select(self, index: Tensor) -> Stream:
+        """Return the rows that `index` names."""
+        return Stream(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """softmax(QKᵀ·scaling)V with its weights materialised, for looking at them."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = F.dropout(scores.softmax(-1), dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class FusionAttention(nn.Module):
+    """Multi-head attention with the residual connection and post-norm of BERT."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.config = config
+        self.is_causal = False
+        self.head_dim = size // config.num_attention_heads
+        self.query = nn.Linear(size, size)
+        self.key = nn.Linear(size, size)
+        self.value = nn.Linear(size, size)
+        self.output = nn.Linear(size, size)
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+
+    def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None, gate: Tensor | None = None) -> Tensor:
+        """Attend from tokens (B, T, D) to context (B, S, D).
+
+        Args:
+            tokens: Queries and residual.
+            context: Keys and values.
+            mask: (B, 1, 1, S) bool, True = may be attended to.
+            gate: (B, 1, 1), 0 where a sample has no context at all.
+        """
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attended, _ = attend(
+            self,
+            self._heads(self.query(tokens)),
+            self._heads(self.key(context)),
+            self._heads(self.value(context)),
+            mask,
+            scaling=self.head_dim**-0.5,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+        )
+        update = F.dropout(self.output(attended.flatten(-2)), self.config.hidden_dropout_prob, self.training)
+        if gate is not None:
+            update = update * gate
+        normed: Tensor = self.norm(tokens + update)
+        return normed
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        return tokens.view(*tokens.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, H, T, D/H)
+
+
+class FusionLayer(GradientCheckpointingLayer):
+    """One stream's layer: self-attention, cross-attention, MLP, each post-norm."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.self_attention = FusionAttention(config)
+        self.cross_attention = FusionAttention(config)
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        context: Tensor | None,
+        context_mask: Tensor | None,
+        gate: Tensor | None,
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """Update the tokens (B, S, D), or only those (B, R, D) at the positions `read` (B, R)."""
+        queries = tokens if read is None else gather_tokens(tokens, read)
+        queries = self.self_attention(queries, tokens, mask)
+        if context is not None:
+            queries = self.cross_attention(queries, context, context_mask, gate)
+        update = self.output(F.gelu(self.intermediate(queries)))
+        normed: Tensor = self.norm(queries + F.dropout(update, self.config.hidden_dropout_prob, self.training))
+        return normed
+
+
+class Fusion(nn.Module):
+    """Layers that update all streams in parallel, each from the others' previous output."""
+
+    def __init__(self, config: PreTrainedConfig, streams: tuple[str, ...]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({name: FusionLayer(config) for name in streams}) for _ in range(config.num_hidden_layers)
+        )
+
+    def forward(
+        self,
+        streams: Mapping[str, Stream],
+        read: Mapping[str, Tensor | None] | None = None,
+        num_layers: int | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Fuse the streams.
+
+        Args:
+            streams: Name → tokens of a modality; any non-empty subset of the model's modalities.
+            read: What the caller reads of the last layer: name → positions (B, R), or None for all positions. A stream
+                that is not named is not computed there. None reads everything.
+            num_layers: Layers to run; all of them if None.
+
+        Returns:
+            The tokens entering each layer, then those leaving the last: entry i is the input of layer i. The last
+            entry has the streams and positions of `read` only.
+        """
+        layers = self.layers[:num_layers]
+        wanted = dict.fromkeys(streams) if read is None else dict(read)
+        masks = {name: _key_mask([stream]) for name, stream in streams.items()}
+        others = {name: [s for other, s in streams.items() if other != name] for name in streams}
+        context_masks = {name: _key_mask(context) for name, context in others.items()}
+        gates = {name: _gate(context) for name, context in others.items()}
+
+        states = [{name: stream.tokens for name, stream in streams.items()}]
+        for depth, layer in enumerate(layers, start=1):
+            tokens = states[-1]
+            names = wanted if depth == len(layers) else dict.fromkeys(streams)
+            states.append(
+                {
+                    name: layer[name](  # type: ignore[index]
+                        tokens[name],
+                        masks[name],
+                        _join([tokens[other] for other in streams if other != name]),
+                        context_masks[name],
+                        gates[name],
+                        read=positions,
+                    )
+                    for name, positions in names.items()
+                }
+            )
+        return states
+
+
+def _join(tokens: list[Tensor]) -> Tensor | None:
+    if len(tokens) < 2:
+        return tokens[0] if tokens else None
+    return torch.cat(tokens, dim=1)
+
+
+def _key_mask(streams: list[Stream]) -> Tensor | None:
+    """(B, 1, 1, S) bool, True = may be attended to; a sample that has nothing to attend to may attend to everything.
+
+    The result of the latter is finite and never read (see `_gate`), where an empty softmax would be NaN.
+    """
+    if all(stream.mask is None and stream.present is None for stream in streams):
+        return None
+    parts = []
+    for tokens, mask, present in streams:
+        part = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
+        parts.append(part if present is None else part & present[:, None])
+    keys = torch.cat(parts, dim=1)
+    return (keys | ~keys.any(1, keepdim=True))[:, None, None, :]
+
+
+def _gate(context: list[Stream]) -> Tensor | None:
+    """(B, 1, 1), 0 where no other modality is present."""
+    if not context or any(stream.present is None for stream in context):
+        return None
+    present = torch.stack([stream.present for stream in context if stream.present is not None]).any(0)
+    return present[:, None, None].to(context[0].tokens.dtype)

@@ -1,0 +1,143 @@
+"""Masking as pure functions of uniform noise: 1 (or True) always means masked.
+
+Shapes: B batch, N patches, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PatchMask(NamedTuple):
+    """Which patches are hidden.
+
+    Attributes:
+        ids_keep: (B, K) indices of the visible patches.
+        ids_restore: (B, N) position of each patch in the order [visible, masked].
+        mask: (B, N) bool, True = masked.
+    """
+
+    ids_keep: Tensor
+    ids_restore: Tensor
+    mask: Tensor
+
+
+class TokenMask(NamedTuple):
+    """A corrupted text and what to predict in it.
+
+    Attributes:
+        input_ids: (B, L) the text with its masked tokens replaced.
+        positions: (B, M) positions of the tokens to predict; spare slots repeat valid positions.
+        labels: (B, M) the original tokens there, −100 in spare slots.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    labels: Tensor
+
+
+def mask_patches(noise: Tensor, mask_ratio: float) -> PatchMask:
+    """Keep the int(N·(1 − mask_ratio)) patches with the lowest noise, at least one (He et al. 2022).
+
+    Args:
+        noise: (B, N) uniform in [0, 1).
+        mask_ratio: Share of patches to hide.
+    """
+    num_keep = max(1, int(noise.shape[1] * (1 - mask_ratio)))
+    ids_shuffle = noise.argsort(dim=1)
+    ids_restore = ids_shuffle.argsort(dim=1)
+    return PatchMask(ids_shuffle[:, :num_keep], ids_restore, ids_restore >= num_keep)
+
+
+def mask_tokens(
+    input_ids: Tensor, maskable: Tensor, noise: Tensor, probability: float, mask_token_id: int, vocab_size: int
+) -> TokenMask:
+    """Mask round(probability·n) of a text's n maskable tokens, at least one where there is any (Devlin et al. 2019).
+
+    Of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay. The number of slots M depends on the
+    shapes alone, so a compiled step never sees a new shape because of the data.
+
+    Args:
+        input_ids: (B, L).
+        maskable: (B, L) bool: neither special nor padding.
+        noise: (B, L, 2) uniform in [0, 1): the first channel ranks the tokens, the second one decides between the
+            mask token, a random token and the token itself.
+        probability: Share of the tokens to predict.
+        mask_token_id: Index of the mask token.
+        vocab_size: Random tokens are drawn from the whole vocabulary, as published.
+    """
+    length = input_ids.shape[1]
+    slots = max(1, round(probability * length))
+    rank_noise, fate = noise.unbind(-1)
+    positions = rank_noise.masked_fill(~maskable, 2.0).argsort(dim=1)[:, :slots]  # (B, M)
+    counts = maskable.sum(1)
+    wanted = (counts * probability).round().long().clamp(min=1).minimum(counts)
+    chosen = torch.arange(positions.shape[1], device=input_ids.device) < wanted[:, None]  # (B, M)
+
+    original = input_ids.gather(1, positions)
+    fate = fate.gather(1, positions)
+    random_ids = ((fate - 0.8) * 10 * vocab_size).long().clamp(0, vocab_size - 1)
+    corrupted = torch.where(fate < 0.8, mask_token_id, torch.where(fate < 0.9, random_ids, original))
+    corrupted = torch.where(chosen, corrupted, original)
+    return TokenMask(input_ids.scatter(1, positions, corrupted), positions, original.masked_fill(~chosen, -100))
+
+
+def collect_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn labels of a whole text into slots.
+
+    Args:
+        labels: (B, L), −100 where nothing is to be predicted.
+
+    Returns:
+        Positions (B, M) and labels (B, M), M being the largest number of labels in a text (at least 1).
+    """
+    is_label = labels != -100
+    slots = max(1, int(is_label.sum(1).max()))
+    positions = is_label.int().argsort(dim=1, descending=True, stable=True)[:, :slots]
+    return positions, labels.gather(1, positions)
+
+
+class MatchingPairs(NamedTuple):
+    """Pairs for image-text matching.
+
+    Attributes:
+        image_index: (B,) the image that each text is paired with.
+        labels: (B,) 1 = own image, 0 = another one.
+        valid: (B,) bool: the sample has both modalities.
+    """
+
+    image_index: Tensor
+    labels: Tensor
+    valid: Tensor
+
+
+def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Tensor) -> MatchingPairs:
+    """Give half of the texts another sample's image: the next one in a random cyclic order that may serve.
+
+    A negative never shares the image or the text of the sample it is given to. A text without any such partner in the
+    batch keeps its own image.
+
+    Args:
+        image_ids: (B,) or (B, F): equal entries are the same image.
+        text_ids: (B,) or (B, F): equal entries are the same text.
+        present: (B,) bool: the sample has both modalities.
+        noise: (B, 2) uniform in [0, 1): the first channel decides who gets a negative, the second one which.
+    """
+    size = len(noise)
+    same = _equal(image_ids) | _equal(text_ids)  # (B, B)
+    allowed = ~same & present[:, None] & present[None, :]
+    ahead = (noise[None, :, 1] - noise[:, None, 1]) % 1.0
+    partner = ahead.masked_fill(~allowed, 2.0).argmin(dim=1)
+    candidate = allowed.any(1)
+    rank = noise[:, 0].masked_fill(~candidate, 2.0).argsort().argsort()
+    mismatched = candidate & (rank < (present.sum() + 1) // 2)
+    own = torch.arange(size, device=noise.device)
+    return MatchingPairs(torch.where(mismatched, partner, own), (~mismatched).long(), present)
+
+
+def _equal(ids: Tensor) -> Tensor:
+    ids = ids.reshape(len(ids), -1)
+    return (ids[:, None] == ids[None]).all(-1)

@@ -1,0 +1,225 @@
+"""The M3AE trunk: encoders of one modality each and a co-attention fusion.
+
+Shapes: B batch, C channels, H×W pixels, N patches, K visible patches, L text tokens, D fusion width.
+Presence: True = the sample has this modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, RobertaConfig, RobertaModel
+from transformers import initialization as init
+from transformers.utils.generic import ModelOutput
+
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.decoders import PixelDecoder, Pooler, sincos_positions
+from m3ae.models.encoders import ImageEncoder
+from m3ae.models.fusion import Fusion, Stream
+
+STREAMS = ("text", "image")  # in this order poolers are concatenated and modality types are numbered
+
+
+@dataclass
+class M3AEModelOutput(ModelOutput):
+    """Fused features.
+
+    Attributes:
+        text_hidden_state: (B, L, D), or None without text.
+        image_hidden_state: (B, 1 + N, D), the class token first, or None without images.
+        pooler_output: (B, 2·D) pooled text then pooled image; zeros for an absent modality.
+    """
+
+    text_hidden_state: Tensor | None = None
+    image_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+
+
+class M3AEPreTrainedModel(PreTrainedModel):
+    """What all M3AE models share: configuration, initialisation, loading and saving."""
+
+    config_class = M3AEConfig
+    config: M3AEConfig
+    base_model_prefix = "m3ae"
+    main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]  # noqa: RUF012 (a list in the base class)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["FusionLayer", "RobertaLayer", "Block"]  # noqa: RUF012 (a list in the base class)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VisionTransformer):
+            assert module.cls_token is not None and module.pos_embed is not None
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            init.normal_(module.pos_embed, std=self.config.initializer_range)
+        elif isinstance(module, PixelDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+            init.copy_(module.positions, sincos_positions(module.side, module.positions.shape[-1]))
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Recompute activations in the backward pass, timm's encoder included."""
+        super().gradient_checkpointing_enable(*args, **kwargs)
+        self._set_image_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations for the backward pass."""
+        super().gradient_checkpointing_disable()
+        self._set_image_checkpointing(False)
+
+    def _set_image_checkpointing(self, enable: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, VisionTransformer):
+                module.set_grad_checkpointing(enable)
+
+    def parameter_group(self, name: str) -> str:
+        """Return the learning-rate group of the parameter called `name`: `encoder`, `fusion` or `heads`."""
+        path = name.removeprefix("m3ae.")
+        if path.startswith(("image_encoder.", "text_encoder.")):
+            return "encoder"
+        return "fusion" if path.startswith(("projections.", "modality_types.", "fusion.", "poolers.")) else "heads"
+
+
+class M3AEModel(M3AEPreTrainedModel):
+    """The trunk: image and text encoders, their projections, and the fusion."""
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.image_config, M3AEImageConfig) and isinstance(config.text_config, RobertaConfig)
+        size = config.hidden_size
+        self.image_encoder = ImageEncoder(config.image_config)
+        self.text_encoder = RobertaModel(config.text_config, add_pooling_layer=False)
+        self.projections = nn.ModuleDict(
+            {
+                "text": nn.Linear(config.text_config.hidden_size, size),
+                "image": nn.Linear(config.image_config.hidden_size, size),
+            }
+        )
+        self.modality_types = nn.Embedding(len(STREAMS), size)
+        self.fusion = Fusion(config, STREAMS)
+        self.poolers = nn.ModuleDict({name: Pooler(size) for name in STREAMS})
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embeddings."""
+        embeddings: nn.Module = self.text_encoder.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.text_encoder.set_input_embeddings(value)
+
+    def encode_image(
+        self, pixel_values: Tensor, ids_keep: Tensor | None = None, present: Tensor | None = None
+    ) -> Stream:
+        """Encode images alone, ready to be fused.
+
+        Args:
+            pixel_values: (B, C, H, W); whatever stands in the rows of absent images is ignored.
+            ids_keep: (B, K) visible patches; all of them if None.
+            present: (B,) bool; all present if None.
+
+        Returns:
+            Tokens (B, 1 + K, D), the class token first.
+        """
+        if present is not None:
+            pixel_values = torch.where(present[:, None, None, None], pixel_values, 0)
+        return self._stream("image", self.image_encoder(pixel_values, ids_keep), None, present)
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, present: Tensor | None = None
+    ) -> Stream:
+        """Encode texts alone, ready to be fused.
+
+        Args:
+            input_ids: (B, L).
+            attention_mask: (B, L), 0 = padding; no padding if None.
+            present: (B,) bool; all present if None.
+
+        Returns:
+            Tokens (B, L, D).
+        """
+        visible = attention_mask
+        if attention_mask is not None and present is not None:
+            visible = attention_mask.masked_fill(~present[:, None], 1)  # an empty softmax would be NaN
+        encoded = self.text_encoder(input_ids, attention_mask=visible).last_hidden_state
+        mask = None if attention_mask is None else attention_mask.bool()
+        return self._stream("text", encoded, mask, present)
+
+    def _stream(self, name: str, encoded: Tensor, mask: Tensor | None, present: Tensor | None) -> Stream:
+        projected = self.projections[name](encoded)
+        return Stream(projected + self.modality_types.weight[STREAMS.index(name)], mask, present)
+
+    def fuse(
+        self,
+        streams: Mapping[str, Stream],
+        read: Mapping[str, Tensor | None] | None = None,
+        num_layers: int | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Fuse encoded streams; see `Fusion.forward`."""
+        states: list[dict[str, Tensor]] = self.fusion(streams, read, num_layers)
+        return states
+
+    def pool(self, fused: Mapping[str, Tensor], present: Mapping[str, Tensor | None] | None = None) -> Tensor:
+        """Concatenate the pooled text and the pooled image.
+
+        Args:
+            fused: Name → fused tokens (B, S, D) whose first is the class token.
+            present: Name → (B,) bool; an absent modality pools to zeros.
+
+        Returns:
+            (B, 2·D).
+        """
+        like = next(iter(fused.values()))
+        pooled = []
+        for name in STREAMS:
+            if name not in fused:
+                pooled.append(like.new_zeros(len(like), self.config.hidden_size))
+                continue
+            vector = self.poolers[name](fused[name])
+            there = None if present is None else present.get(name)
+            pooled.append(vector if there is None else vector * there[:, None])
+        return torch.cat(pooled, dim=-1)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_present: Tensor | None = None,
+        text_present: Tensor | None = None,
+        **kwargs: Any,
+    ) -> M3AEModelOutput:
+        """Encode and fuse unmasked inputs, any of them missing.
+
+        Args:
+            pixel_values: (B, C, H, W), or None without images.
+            input_ids: (B, L), or None without text.
+            attention_mask: (B, L), 0 = padding.
+            image_present: (B,) bool, False where a sample has no image.
+            text_present: (B,) bool, False where a sample has no text.
+            kwargs: Not used; accepted for the Hugging Face pipelines.
+
+        Raises:
+            ValueError: Neither images nor text given.
+        """
+        streams = {}
+        if input_ids is not None:
+            streams["text"] = self.encode_text(input_ids, attention_mask, text_present)
+        if pixel_values is not None:
+            streams["image"] = self.encode_image(pixel_values, None, image_present)
+        if not streams:
+            raise ValueError("M3AEModel needs pixel_values, input_ids, or both; got neither.")
+        fused = self.fuse(streams)[-1]
+        present = {name: stream.present for name, stream in streams.items()}
+        return M3AEModelOutput(
+            text_hidden_state=fused.get("text"),
+            image_hidden_state=fused.get("image"),
+            pooler_output=self.pool(fused, present),
+        )

@@ -1,0 +1,300 @@
+"""M3AE pre-training: the masked pass and its objectives.
+
+Shapes: B batch, C channels, H×W pixels, N patches, K visible patches, L text tokens, M masked tokens, D fusion width,
+P patch side, V vocabulary. Masks: 1 = masked. Presence: True = the sample has this modality.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import RobertaConfig
+from transformers.utils.generic import ModelOutput
+
+from m3ae.models import losses, masking
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.decoders import PixelDecoder, TokenHead
+from m3ae.models.fusion import Stream
+from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
+
+
+@dataclass
+class M3AEForPreTrainingOutput(ModelOutput):
+    """Losses and predictions of the masked pass; what was not computed is None.
+
+    Attributes:
+        loss: () weighted sum of `losses`.
+        losses: Name (`mim`, `mlm`, `itm`) → unweighted loss ().
+        mim_logits: (B, N, P·P·C) predicted patches, normalised per patch if `config.norm_pix_loss`.
+        mim_mask: (B, N) bool, True = masked, and the image is present.
+        mlm_logits: (B, M, V) predictions at `mlm_positions`.
+        mlm_positions: (B, M) positions in the text.
+        mlm_labels: (B, M) the tokens there, −100 in spare slots.
+        itm_logits: (B, 2), row 1 = matched.
+        itm_labels: (B,) 1 = matched, −100 where the sample lacks a modality.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    mim_logits: Tensor | None = None
+    mim_mask: Tensor | None = None
+    mlm_logits: Tensor | None = None
+    mlm_positions: Tensor | None = None
+    mlm_labels: Tensor | None = None
+    itm_logits: Tensor | None = None
+    itm_labels: Tensor | None = None
+
+
+class M3AEForPreTraining(M3AEPreTrainedModel):
+    """Masked-image modelling, masked-language modelling and image-text matching over one trunk."""
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.text_config, RobertaConfig)
+        self.m3ae = M3AEModel(config)
+        self.mim_head = PixelDecoder(config)
+        self.mlm_head = TokenHead(config, config.text_config.vocab_size)
+        self.itm_head = nn.Linear(2 * config.hidden_size, 2)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the layer that maps to the vocabulary; not tied to the word embeddings, as published."""
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the layer that maps to the vocabulary."""
+        self.mlm_head.decoder = new_embeddings  # type: ignore[assignment]
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_present: Tensor | None = None,
+        text_present: Tensor | None = None,
+        special_tokens_mask: Tensor | None = None,
+        mask_token_id: int | None = None,
+        mlm_input_ids: Tensor | None = None,
+        mlm_labels: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        image_noise: Tensor | None = None,
+        text_noise: Tensor | None = None,
+        match_noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> M3AEForPreTrainingOutput:
+        """Mask, encode each distinct input once, fuse, decode, and compute the losses whose weight is not 0.
+
+        Args:
+            pixel_values: (B, C, H, W); rows of absent images are ignored.
+            input_ids: (B, L) the unmasked text; rows of absent texts are ignored.
+            attention_mask: (B, L), 0 = padding.
+            image_present: (B,) bool.
+            text_present: (B,) bool.
+            special_tokens_mask: (B, L), 1 = never masked. Only `bos`, `eos` and `pad` of the config if None.
+            mask_token_id: Index of the mask token; the last of the vocabulary if None, as RoBERTa has it.
+            mlm_input_ids: (B, L) an already masked text; then `mlm_labels` is needed and `text_noise` is not used.
+            mlm_labels: (B, L) tokens to predict, −100 elsewhere.
+            image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
+            text_ids: (B,) equal numbers name the same text; compared token by token if None.
+            image_noise: (B, N) uniform noise that chooses the visible patches.
+            text_noise: (B, L, 2) uniform noise that chooses and replaces tokens.
+            match_noise: (B, 2) uniform noise that chooses the mismatched pairs.
+            generator: Draws the noise that is not given.
+
+        Raises:
+            ValueError: `mlm_input_ids` without `mlm_labels`, or images of another size than the model's.
+        """
+        config, size = self.config, len(pixel_values)
+
+        def draw(given: Tensor | None, *shape: int) -> Tensor:
+            if given is not None:
+                return given
+            return torch.rand(shape, generator=generator, device=pixel_values.device)
+
+        patches = masking.mask_patches(draw(image_noise, size, self._image.num_patches), config.mask_ratio)
+        if mlm_input_ids is None:
+            maskable = self._maskable(input_ids, attention_mask, text_present, special_tokens_mask)
+            noise = draw(text_noise, *input_ids.shape, 2)
+            vocab_size = self.mlm_head.decoder.out_features
+            mask_id = vocab_size - 1 if mask_token_id is None else mask_token_id
+            words = masking.mask_tokens(input_ids, maskable, noise, config.mlm_probability, mask_id, vocab_size)
+        elif mlm_labels is None:
+            raise ValueError("mlm_input_ids needs mlm_labels beside it; got none.")
+        else:
+            words = masking.TokenMask(mlm_input_ids, *masking.collect_labels(mlm_labels))
+        pairs = masking.match_pairs(
+            _image_fingerprint(pixel_values) if image_ids is None else image_ids,
+            input_ids if text_ids is None else text_ids,
+            _both(image_present, text_present, size, pixel_values.device),
+            draw(match_noise, size, 2),
+        )
+        inputs = _Inputs(pixel_values, input_ids, attention_mask, image_present, text_present)
+        run = self._separate if config.schedule == "separate" else self._joint
+        read = run(inputs, patches, words, pairs)
+        return self._decode(inputs, patches, words, pairs, read)
+
+    @property
+    def _image(self) -> M3AEImageConfig:
+        assert isinstance(self.config.image_config, M3AEImageConfig)
+        return self.config.image_config
+
+    def _maskable(
+        self, input_ids: Tensor, attention_mask: Tensor | None, present: Tensor | None, special: Tensor | None
+    ) -> Tensor:
+        if special is None:
+            text = self.config.text_config
+            assert isinstance(text, RobertaConfig)
+            tokens = [i for i in (text.pad_token_id, text.bos_token_id, text.eos_token_id) if i is not None]
+            special = torch.isin(input_ids, torch.tensor(tokens, device=input_ids.device))
+        maskable = ~special.bool()
+        if attention_mask is not None:
+            maskable = maskable & attention_mask.bool()
+        return maskable if present is None else maskable & present[:, None]
+
+    def _separate(
+        self, inputs: _Inputs, patches: masking.PatchMask, words: masking.TokenMask, pairs: masking.MatchingPairs
+    ) -> _Fused:
+        """Mask one modality at a time and match on unmasked inputs (Chen et al. 2022)."""
+        config, trunk, fused = self.config, self.m3ae, _Fused()
+        if config.mlm_weight or config.itm_weight:
+            full_image = trunk.encode_image(inputs.pixel_values, None, inputs.image_present)
+        if config.mim_weight or config.itm_weight:
+            full_text = trunk.encode_text(inputs.input_ids, inputs.attention_mask, inputs.text_present)
+        if config.mlm_weight:
+            masked = trunk.encode_text(words.input_ids, inputs.attention_mask, inputs.text_present)
+            states = trunk.fuse({"text": masked, "image": full_image}, read={"text": words.positions})
+            fused.text = states[-1]["text"]
+        if config.mim_weight:
+            visible = trunk.encode_image(inputs.pixel_values, patches.ids_keep, inputs.image_present)
+            depth = None if config.mim_layer < 0 else config.mim_layer
+            states = trunk.fuse({"text": full_text, "image": visible}, read={"image": None}, num_layers=depth)
+            fused.image = states[-1]["image"]
+        if config.itm_weight:
+            streams = {"text": full_text, "image": full_image.select(pairs.image_index)}
+            fused.pair = trunk.fuse(streams, read=_first_tokens(pairs.labels))[-1]
+        return fused
+
+    def _joint(
+        self, inputs: _Inputs, patches: masking.PatchMask, words: masking.TokenMask, pairs: masking.MatchingPairs
+    ) -> _Fused:
+        """Mask both modalities at once and fuse once, the mismatched pairs as further rows of the batch."""
+        config, trunk, fused = self.config, self.m3ae, _Fused()
+        text = trunk.encode_text(words.input_ids, inputs.attention_mask, inputs.text_present)
+        image = trunk.encode_image(inputs.pixel_values, patches.ids_keep, inputs.image_present)
+        size = len(inputs.input_ids)
+        own = torch.arange(size, device=inputs.input_ids.device)
+        mismatched = (1 - pairs.labels).argsort(descending=True)[: (size + 1) // 2]  # all of them, and perhaps others
+        if not config.itm_weight:
+            mismatched = mismatched[:0]
+        texts = torch.cat([own, mismatched])
+        images = torch.cat([own, pairs.image_index[mismatched]])
+        first = torch.zeros_like(texts[:, None])
+        reads_last = config.mim_layer in (-1, config.num_hidden_layers)
+        read = {
+            "text": torch.cat([first, words.positions[texts]], dim=1),
+            "image": None if reads_last else first,
+        }
+        states = trunk.fuse({"text": text.select(texts), "image": image.select(images)}, read)
+        fused.text = states[-1]["text"][:size, 1:]
+        fused.image = states[config.mim_layer]["image"][:size]
+        if config.itm_weight:
+            extra_row = torch.zeros_like(own).scatter(
+                0, mismatched, size + torch.arange(len(mismatched), device=own.device)
+            )
+            row = torch.where(pairs.labels == 1, own, extra_row)
+            fused.pair = {name: states[-1][name][row, :1] for name in STREAMS}
+        return fused
+
+    def _decode(
+        self,
+        inputs: _Inputs,
+        patches: masking.PatchMask,
+        words: masking.TokenMask,
+        pairs: masking.MatchingPairs,
+        fused: _Fused,
+    ) -> M3AEForPreTrainingOutput:
+        config, output = self.config, M3AEForPreTrainingOutput()
+        computed: dict[str, Tensor] = {}
+        if config.mim_weight and fused.image is not None:
+            mask = patches.mask if inputs.image_present is None else patches.mask & inputs.image_present[:, None]
+            prediction = self.mim_head(fused.image, patches.ids_restore)
+            computed["mim"] = losses.masked_image_loss(prediction, self.mim_target(inputs.pixels()), mask)
+            output.mim_logits, output.mim_mask = prediction, mask
+        if config.mlm_weight and fused.text is not None:
+            logits = self.mlm_head(fused.text)
+            computed["mlm"] = losses.masked_language_loss(logits, words.labels)
+            output.mlm_logits, output.mlm_positions, output.mlm_labels = logits, words.positions, words.labels
+        if config.itm_weight and fused.pair is not None:
+            logits = self.itm_head(self.m3ae.pool(fused.pair))
+            computed["itm"] = losses.matching_loss(logits, pairs.labels, pairs.valid)
+            output.itm_logits, output.itm_labels = logits, pairs.labels.masked_fill(~pairs.valid, -100)
+        output.losses = computed
+        if computed:
+            output.loss = torch.stack(
+                [getattr(config, f"{name}_weight") * loss for name, loss in computed.items()]
+            ).sum()
+        return output
+
+    def mim_target(self, pixel_values: Tensor) -> Tensor:
+        """Patches (B, N, P·P·C) that masked-image modelling predicts, normalised if the config says so."""
+        target = losses.patchify(pixel_values, self._image.patch_size)
+        return losses.normalize_patches(target) if self.config.norm_pix_loss else target
+
+    def match(self, text: Stream, image: Stream) -> Tensor:
+        """Score how well encoded texts and images (row by row) belong together.
+
+        Args:
+            text: Tokens (B, L, D) of `encode_text`.
+            image: Tokens (B, 1 + N, D) of `encode_image`.
+
+        Returns:
+            (B,) log-odds of being a matched pair.
+        """
+        fused = self.m3ae.fuse({"text": text, "image": image}, read=_first_tokens(text.tokens[:, 0, 0]))[-1]
+        logits: Tensor = self.itm_head(self.m3ae.pool(fused))
+        return logits[:, 1] - logits[:, 0]
+
+
+@dataclass
+class _Inputs:
+    pixel_values: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    image_present: Tensor | None
+    text_present: Tensor | None
+
+    def pixels(self) -> Tensor:
+        """The images, zero where absent, so that no NaN of an absent one reaches a loss."""
+        if self.image_present is None:
+            return self.pixel_values
+        return torch.where(self.image_present[:, None, None, None], self.pixel_values, 0)
+
+
+@dataclass
+class _Fused:
+    """What the heads read."""
+
+    text: Tensor | None = None
+    image: Tensor | None = None
+    pair: dict[str, Tensor] | None = None
+
+
+def _first_tokens(rows: Tensor) -> dict[str, Tensor | None]:
+    first = torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
+    return dict.fromkeys(STREAMS, first)
+
+
+def _both(image: Tensor | None, text: Tensor | None, size: int, device: torch.device) -> Tensor:
+    present = torch.ones(size, dtype=torch.bool, device=device)
+    for mask in (image, text):
+        present = present if mask is None else present & mask
+    return present
+
+
+def _image_fingerprint(pixel_values: Tensor) -> Tensor:
+    """(B, 2) mean and deviation: equal for equal images, and for hardly any others."""
+    flat = pixel_values.flatten(1)
+    return torch.stack([flat.mean(1), flat.std(1)], dim=1)

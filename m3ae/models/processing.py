@@ -1,0 +1,63 @@
+"""Turning images and texts into what the models take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+
+
+class M3AEImageProcessor(PilBackend):
+    """Resize the shorter side to the model's size, crop the centre, scale and normalise as CLIP does.
+
+    Only the Pillow backend exists: torchvision's resampling differs by up to 0.015, and a model should see the same
+    pixels wherever it runs.
+    """
+
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    resample = PILImageResampling.BICUBIC
+    size = {"shortest_edge": 288}  # noqa: RUF012 (plain attributes in the base class)
+    crop_size = {"height": 288, "width": 288}  # noqa: RUF012
+    image_mean = [0.48145466, 0.4578275, 0.40821073]  # noqa: RUF012
+    image_std = [0.26862954, 0.26130258, 0.27577711]  # noqa: RUF012
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    @classmethod
+    def for_size(cls, image_size: int) -> M3AEImageProcessor:
+        """Build the processor of a model whose images have `image_size` pixels a side."""
+        return cls(size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size})
+
+
+class M3AEProcessor(ProcessorMixin):
+    """An image processor and a tokenizer: `processor(images=..., text=...)` gives a model's keyword arguments.
+
+    Args:
+        image_processor: Usually `M3AEImageProcessor`.
+        tokenizer: Any Hugging Face tokenizer with a mask and a padding token.
+
+    Raises:
+        ValueError: The tokenizer lacks a special token that masked-language modelling needs.
+    """
+
+    def __init__(
+        self,
+        image_processor: M3AEImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if tokenizer is not None:
+            for name in ("mask_token", "pad_token"):
+                if getattr(tokenizer, name) is None:
+                    raise ValueError(
+                        f"M3AE predicts masked words and needs a tokenizer with a {name}; "
+                        f"{type(tokenizer).__name__} from {tokenizer.name_or_path or 'memory'!r} has none. "
+                        f"Use a RoBERTa- or BERT-like tokenizer, or add one: tokenizer.add_special_tokens("
+                        f"{{{name!r}: '<{name.removesuffix('_token')}>'}})."
+                    )
+        super().__init__(image_processor, tokenizer, **kwargs)
