@@ -1,1 +1,1 @@
-
+"""Metrics of the tasks, usable offline."""

@@ -26,7 +26,7 @@ _TRANSFORMERS_KEYS = frozenset(
 
 def _check_keys(config: PreTrainedConfig, extra: dict[str, Any]) -> None:
     """Raise on keywords that nothing would read: a misspelt option must not train for ten hours."""
-    known = sorted(field.name for field in fields(config))  # type: ignore[arg-type]
+    known = sorted(field.name for field in fields(config))
     for key in extra:
         if key in _TRANSFORMERS_KEYS or key.startswith("_"):
             continue
@@ -127,6 +127,7 @@ class M3AEConfig(PreTrainedConfig):
         itm_weight: Weight of image-text matching; 0 leaves it out.
         schedule: `separate` masks one modality at a time and matches on unmasked inputs, as published;
             `joint` masks both at once and computes everything in one fusion pass.
+        mask_token_id: Index of the mask token; the last of the vocabulary if None, as RoBERTa has it.
 
     Raises:
         ValueError: An option out of range, or one that does not exist.
@@ -159,6 +160,7 @@ class M3AEConfig(PreTrainedConfig):
     mlm_weight: float = 1.0
     itm_weight: float = 1.0
     schedule: Literal["separate", "joint"] = "separate"
+    mask_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         _check_keys(self, kwargs)
@@ -178,6 +180,8 @@ class M3AEConfig(PreTrainedConfig):
                 f"mim_layer must lie between -1 and num_hidden_layers ({self.num_hidden_layers}), "
                 f"got {self.mim_layer}."
             )
+        if self.schedule not in ("separate", "joint"):
+            raise ValueError(f"schedule must be 'separate' or 'joint', got {self.schedule!r}.")
         _check_fraction("mask_ratio", self.mask_ratio, 0.0, 0.99)
         _check_fraction("mlm_probability", self.mlm_probability, 0.0, 1.0)
         super().__post_init__(**kwargs)

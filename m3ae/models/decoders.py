@@ -73,7 +73,7 @@ class PixelDecoder(nn.Module):
         hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), num_masked, -1)
         index = ids_restore[..., None].expand(-1, -1, tokens.shape[-1])
         patches = torch.cat([visible, hidden], dim=1).gather(1, index)
-        tokens = torch.cat([class_token, patches], dim=1) + self.positions
+        tokens = torch.cat([class_token, patches], dim=1) + self.positions.to(tokens.dtype)
         predicted: Tensor = self.predict(self.norm(self.blocks(tokens)[:, 1:]))
         return predicted
 

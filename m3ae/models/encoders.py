@@ -5,10 +5,10 @@ Shapes: B batch, N patches, K visible patches, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -22,6 +22,10 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 class ImageEncoder(nn.Module):
     """timm's `VisionTransformer`, run on the visible patches only."""
+
+    # Both are set by `PreTrainedModel.activation_checkpointing_enable`.
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
 
     def __init__(self, config: M3AEImageConfig) -> None:
         super().__init__()
@@ -67,7 +71,8 @@ class ImageEncoder(nn.Module):
             tokens = gather_tokens(tokens, ids_keep)
         class_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         tokens = vit.norm_pre(torch.cat([class_token, tokens], dim=1))
-        recompute = vit.grad_checkpointing and self.training
-        tokens = checkpoint_seq(vit.blocks, tokens) if recompute else vit.blocks(tokens)
+        for block in vit.blocks:
+            recompute = self.gradient_checkpointing and self.training
+            tokens = self._gradient_checkpointing_func(block, tokens) if recompute else block(tokens)
         encoded: Tensor = vit.norm(tokens)
         return encoded

@@ -63,21 +63,6 @@ class M3AEPreTrainedModel(PreTrainedModel):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             init.copy_(module.positions, sincos_positions(module.side, module.positions.shape[-1]))
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Recompute activations in the backward pass, timm's encoder included."""
-        super().gradient_checkpointing_enable(*args, **kwargs)
-        self._set_image_checkpointing(True)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations for the backward pass."""
-        super().gradient_checkpointing_disable()
-        self._set_image_checkpointing(False)
-
-    def _set_image_checkpointing(self, enable: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, VisionTransformer):
-                module.set_grad_checkpointing(enable)
-
     def parameter_group(self, name: str) -> str:
         """Return the learning-rate group of the parameter called `name`: `encoder`, `fusion` or `heads`."""
         path = name.removeprefix("m3ae.")

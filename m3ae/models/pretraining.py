@@ -75,7 +75,6 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
         special_tokens_mask: Tensor | None = None,
-        mask_token_id: int | None = None,
         mlm_input_ids: Tensor | None = None,
         mlm_labels: Tensor | None = None,
         image_ids: Tensor | None = None,
@@ -94,7 +93,6 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             image_present: (B,) bool.
             text_present: (B,) bool.
             special_tokens_mask: (B, L), 1 = never masked. Only `bos`, `eos` and `pad` of the config if None.
-            mask_token_id: Index of the mask token; the last of the vocabulary if None, as RoBERTa has it.
             mlm_input_ids: (B, L) an already masked text; then `mlm_labels` is needed and `text_noise` is not used.
             mlm_labels: (B, L) tokens to predict, −100 elsewhere.
             image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
@@ -119,7 +117,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             maskable = self._maskable(input_ids, attention_mask, text_present, special_tokens_mask)
             noise = draw(text_noise, *input_ids.shape, 2)
             vocab_size = self.mlm_head.decoder.out_features
-            mask_id = vocab_size - 1 if mask_token_id is None else mask_token_id
+            mask_id = vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
             words = masking.mask_tokens(input_ids, maskable, noise, config.mlm_probability, mask_id, vocab_size)
         elif mlm_labels is None:
             raise ValueError("mlm_input_ids needs mlm_labels beside it; got none.")
@@ -135,6 +133,11 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         run = self._separate if config.schedule == "separate" else self._joint
         read = run(inputs, patches, words, pairs)
         return self._decode(inputs, patches, words, pairs, read)
+
+    @property
+    def patch_size(self) -> int:
+        """Side P of a patch in pixels."""
+        return self._image.patch_size
 
     @property
     def _image(self) -> M3AEImageConfig:
@@ -240,7 +243,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
 
     def mim_target(self, pixel_values: Tensor) -> Tensor:
         """Patches (B, N, P·P·C) that masked-image modelling predicts, normalised if the config says so."""
-        target = losses.patchify(pixel_values, self._image.patch_size)
+        target = losses.patchify(pixel_values, self.patch_size)
         return losses.normalize_patches(target) if self.config.norm_pix_loss else target
 
     def match(self, text: Stream, image: Stream) -> Tensor:

@@ -1,1 +1,1 @@
-
+"""Training: typed configuration, the only loop, optimiser groups, sample order, checkpoints."""

@@ -1,0 +1,113 @@
+"""Image files to verified 8-bit images and on to compact JPEG bytes."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
+
+MAX_SIDE = 65_500  # the longest side that libjpeg writes
+WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+
+
+class UnreadableImageError(ValueError):
+    """An image file that cannot be used.
+
+    Attributes:
+        reason: a short fixed phrase, so that equal reasons can be counted.
+        detail: which file, and what the decoder said.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)  # both in `args`: an exception that crosses processes is rebuilt from them
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+def load_image(path: Path) -> Image.Image:
+    """Decode a whole image file, upright, as 8-bit grey ("L") or colour ("RGB").
+
+    16-bit and float images are stretched from their own range to 0–255, because a PNG does not say how many of its 16
+    bits the detector used. Transparent pixels become white; of several frames the first is read.
+
+    Raises:
+        UnreadableImageError: the file is missing, empty, truncated, corrupt or no image, or its header announces more
+            than `PIL.Image.MAX_IMAGE_PIXELS` (89 million) pixels or 65,500 on a side.
+    """
+    if not path.is_file():
+        raise UnreadableImageError("image missing", path.name)
+    if path.stat().st_size == 0:
+        raise UnreadableImageError("image file empty", path.name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened as image:
+            if max(image.size) > MAX_SIDE:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, limit {MAX_SIDE} on a side")
+            image.load()
+            return _to_8bit(ImageOps.exif_transpose(image) if _orientation(image) != 1 else image)
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("not an image", path.name) from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UnreadableImageError("image too large", f"{path.name}: {error}") from error
+    except (
+        Exception
+    ) as error:  # a decoder raises whatever its parser trips over: OSError, SyntaxError, struct.error, …
+        raise UnreadableImageError("image truncated or corrupt", f"{path.name}: {error}") from error
+
+
+def encode_image(image: Image.Image, shorter_side: int = 384, quality: int = 95) -> bytes:
+    """Encode an image as JPEG, shrunk (never enlarged) so that its shorter side is at most `shorter_side` pixels.
+
+    An upright JPEG that is small enough, opened from a file and untouched since, keeps the bytes of that file, so that
+    nothing is compressed twice.
+
+    Args:
+        image: of mode "L" or "RGB", as `load_image` returns it.
+        shorter_side: in pixels.
+        quality: of the JPEG, 1–95.
+    """
+    scale = shorter_side / min(image.size)
+    filename = getattr(image, "filename", "")
+    if scale >= 1 and filename and image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1:
+        return Path(filename).read_bytes()
+    if scale < 1:
+        width, height = (round(side * scale) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation: 1 is upright, 2–8 are flips and turns."""
+    return int(image.getexif().get(Base.Orientation, 1))
+
+
+def _to_8bit(image: Image.Image) -> Image.Image:
+    if image.mode in WIDE_MODES:
+        return _stretch(image)
+    if image.has_transparency_data:
+        return _flatten(image)
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _stretch(image: Image.Image) -> Image.Image:
+    pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    low, high = pixels.min(), pixels.max()
+    grey = (pixels - low) * (255 / max(high - low, 1e-12))
+    return Image.fromarray(grey.round().astype(np.uint8))
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")

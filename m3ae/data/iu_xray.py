@@ -1,0 +1,128 @@
+"""Indiana University chest X-rays (Open-i): frontal and lateral views, report, and problems as labels.
+
+Layout, as on Kaggle: `indiana_reports.csv`, `indiana_projections.csv`, the images under `images/` or
+`images/images_normalized/`; an optional `splits.csv` (uid,split) decides which studies are used and for what.
+"""
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from m3ae.data.prepared import Rejected
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "split": datasets.Value("string"),
+        "study": datasets.Value("string"),
+        "frontal": datasets.Image(),
+        "lateral": datasets.Image(),
+        "text": datasets.List(datasets.Value("string")),
+        "labels": datasets.List(datasets.Value("string")),
+    }
+)
+
+REPORT_COLUMNS = ("uid", "Problems", "findings", "impression")
+PROJECTION_COLUMNS = ("uid", "filename", "projection")
+SPLIT_NAMES = {"train": "train", "validate": "validation", "validation": "validation", "test": "test"}
+
+
+def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
+    """Yield one row per frontal–lateral pair; a study with more than two images gives rows `uid`, `uid-2`, ….
+
+    A study without a report, or without images, is a row that lacks that modality.
+
+    Raises:
+        FileNotFoundError: the folder, a CSV file or the image folder is missing.
+        ValueError: a CSV file is empty, lacks a column, or names an unknown split.
+    """
+    if not source.is_dir():
+        raise FileNotFoundError(f"source folder {source} does not exist: pass the unpacked IU X-ray folder")
+    reports = _read_csv(source / "indiana_reports.csv", REPORT_COLUMNS)
+    projections = _read_csv(source / "indiana_projections.csv", PROJECTION_COLUMNS)
+    files = _image_files(source)
+    views: dict[str, dict[str, list[Path]]] = defaultdict(lambda: {"frontal": [], "lateral": []})
+    for projection in projections:
+        uid, filename, view = (projection[column] for column in PROJECTION_COLUMNS)
+        if view.lower() in views[uid]:
+            views[uid][view.lower()].append(files.get(_stem(filename), source / "images" / Path(filename).name))
+        else:
+            yield Rejected(filename, "projection neither frontal nor lateral", detail=view)
+
+    known = {report["uid"] for report in reports}
+    reports += [dict.fromkeys(REPORT_COLUMNS, "") | {"uid": uid} for uid in views if uid not in known]
+    split_of = _splits(source / "splits.csv") or {report["uid"]: _hash_split(report["uid"]) for report in reports}
+    for report in reports:
+        if report["uid"] in split_of:
+            yield from _study_rows(report, split_of[report["uid"]], **views[report["uid"]])
+        else:
+            yield Rejected(report["uid"], "study not in splits.csv")
+    studies = {report["uid"] for report in reports}
+    yield from (Rejected(uid, "study only in splits.csv", split_of[uid]) for uid in split_of if uid not in studies)
+
+
+def _study_rows(
+    report: dict[str, str], split: str, frontal: list[Path], lateral: list[Path]
+) -> Iterator[dict[str, Any]]:
+    text = f"{report['findings']} {report['impression']}"
+    labels = [label.strip() for label in report["Problems"].split(";") if label.strip()]
+    pairs = list(zip_longest(frontal, lateral)) or [(None, None)]
+    for number, (front, side) in enumerate(pairs, start=1):
+        yield {
+            "id": report["uid"] if number == 1 else f"{report['uid']}-{number}",
+            "split": split,
+            "study": report["uid"],
+            "frontal": front,
+            "lateral": side,
+            "text": [text],
+            "labels": labels,
+        }
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: expected the unpacked IU X-ray folder with its CSV files")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        missing = [column for column in columns if column not in (reader.fieldnames or [])]
+        if reader.fieldnames and missing:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it has {', '.join(reader.fieldnames)}")
+        records = list(reader)
+    if not records:
+        raise ValueError(f"{path} is empty: expected a header and at least one row")
+    return records
+
+
+def _image_files(source: Path) -> dict[str, Path]:
+    """Find the image files by stem, because the CSV says `.dcm.png` where copies hold `.dcm.jpg`."""
+    folder = source / "images"
+    nested = folder / "images_normalized"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing: the images belong there or in {nested}")
+    paths = sorted((nested if nested.is_dir() else folder).iterdir())
+    return {_stem(path.name): path for path in paths}
+
+
+def _stem(filename: str) -> str:
+    return filename.partition(".")[0]
+
+
+def _splits(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    records = _read_csv(path, ("uid", "split"))
+    if unknown := {record["split"] for record in records} - SPLIT_NAMES.keys():
+        raise ValueError(f"{path} names the unknown splits {sorted(unknown)}: expected {', '.join(SPLIT_NAMES)}")
+    return {record["uid"]: SPLIT_NAMES[record["split"]] for record in records}
+
+
+def _hash_split(uid: str) -> str:
+    """Choose train, validation or test with odds 8:1:1, the same for a study on every machine and subset."""
+    bucket = int(hashlib.sha256(uid.encode()).hexdigest(), 16) % 10
+    return {8: "validation", 9: "test"}.get(bucket, "train")

@@ -1,0 +1,139 @@
+"""The prepared folder: what `m3ae.data.prepare` writes and everything downstream reads.
+
+```
+train-00000-of-00002.parquet   rows of a split: images as encoded bytes, null for what is missing
+rejected.jsonl                 one line per source row, image or text that was left out, with its reason
+manifest.json                  source, options, counts, checksums; written last, so where it is the folder is complete
+```
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+REJECTED = "rejected.jsonl"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A source row that was left out, or, where `column` is set, one cell of a row that was kept.
+
+    Attributes:
+        id: of the row, as the source calls it.
+        reason: a short fixed phrase, so that equal reasons can be counted.
+        split: where the row would have gone, if that is known.
+        column: the cell that became null (or, of several texts, lost one).
+        detail: the file, the decoder's message and the like.
+    """
+
+    id: str
+    reason: str
+    split: str | None = None
+    column: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """One split: rows, non-null images by column, rows with a text, rows rejected, SHA-256 by shard name."""
+
+    rows: int
+    images: dict[str, int]
+    texts: int
+    rejected: int
+    shards: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Description of a prepared folder; the same input gives the same manifest.
+
+    Attributes:
+        source: name of the source.
+        options: all options that shape the result.
+        rows_sha256: digest of the source's rows, image contents excepted.
+        splits: counts and shards by split.
+        rejected: number of source rows left out, by reason.
+        dropped: number of cells left out of rows that were kept, by column and reason.
+        format_version: of the folder's layout.
+    """
+
+    source: str
+    options: dict[str, Any]
+    rows_sha256: str
+    splits: dict[str, SplitInfo]
+    rejected: dict[str, int]
+    dropped: dict[str, int]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Return the text of `manifest.json`."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def __str__(self) -> str:
+        columns = list(next(iter(self.splits.values())).images) if self.splits else []
+        lines = [["split", "rows", *columns, "texts", "rejected"]]
+        for name, info in self.splits.items():
+            lines.append([name, *map(str, (info.rows, *info.images.values(), info.texts, info.rejected))])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in lines]
+        for title, counts in (("rejected rows", self.rejected), ("dropped cells", self.dropped)):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+            table.append(f"{title}: {sum(counts.values())}" + (f" ({reasons})" if reasons else ""))
+        return "\n".join(table)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a prepared folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no manifest.
+        ValueError: the manifest is damaged or of another format version.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"prepared folder {folder} does not exist: make it with scripts/prepare.py")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {MANIFEST}: prepare it, or finish preparing it, with scripts/prepare.py"
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        version = fields["format_version"]
+        if version == FORMAT_VERSION:
+            splits = {name: SplitInfo(**info) for name, info in fields.pop("splits").items()}
+            return Manifest(splits=splits, **fields)
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): prepare the folder again with --overwrite") from error
+    raise ValueError(
+        f"{path} has format version {version}, expected {FORMAT_VERSION}: prepare the folder again with --overwrite"
+    )
+
+
+def load_split(folder: Path, split: str) -> datasets.Dataset:
+    """Open one split of a prepared folder, memory-mapped, for reading by index; images decode to PIL images.
+
+    `datasets` keeps an Arrow copy in its cache (`HF_DATASETS_CACHE`), keyed by the paths and times of the shards.
+
+    Raises:
+        FileNotFoundError: the folder, its manifest or a shard is missing.
+        ValueError: the manifest is damaged, there is no such split, or the split has no rows.
+    """
+    manifest = load_manifest(folder)
+    if split not in manifest.splits:
+        raise ValueError(f"{folder} has no split {split!r}: it has {', '.join(manifest.splits) or 'none'}")
+    info = manifest.splits[split]
+    if info.rows == 0:
+        raise ValueError(f"split {split!r} of {folder} is empty: all its {info.rejected} rows are in {REJECTED}")
+    shards = [folder / name for name in info.shards]
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: prepare it again with --overwrite")
+    dataset = datasets.Dataset.from_parquet([str(shard) for shard in shards], split=split)
+    if len(dataset) != info.rows:
+        raise ValueError(f"{folder}: {split} has {len(dataset)} rows, {MANIFEST} says {info.rows}: use --overwrite")
+    return dataset

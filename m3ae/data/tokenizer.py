@@ -1,0 +1,69 @@
+"""Tokenizers: any of the Hugging Face hub, or byte-level BPE trained on the texts at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the Hugging Face hub.
+
+    Raises:
+        ValueError: Nothing usable there.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"No tokenizer in {path!r} ({reason}). Name a folder with tokenizer.json or a model of the hub, or leave "
+            "tokenizer.path out: a byte-level BPE is then trained on the training texts."
+        ) from error
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE with RoBERTa's special tokens and template `<s> text </s>`.
+
+    Args:
+        texts: The training texts.
+        vocab_size: Upper limit of the vocabulary, the 5 special tokens and 256 bytes included.
+
+    Raises:
+        ValueError: There is no text, or the vocabulary cannot hold the bytes.
+    """
+    texts = [text for text in texts if text]
+    if not texts:
+        raise ValueError(
+            "A tokenizer needs at least one non-empty training text; got none. Set tokenizer.path instead."
+        )
+    smallest = len(SPECIAL_TOKENS) + 256
+    if vocab_size < smallest:
+        raise ValueError(f"tokenizer.vocab_size must be at least {smallest} (all bytes), got {vocab_size}.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_max_length=512,
+    )

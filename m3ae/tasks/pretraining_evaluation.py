@@ -1,0 +1,212 @@
+"""What a pre-trained model has learnt, and how much of it comes from the other modality.
+
+Everything is measured on the pairs as they are (`own`) and with each text given another sample's image (`shuffled`),
+under the same masks: the difference is what the model reads across modalities.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from m3ae.data.pairs import Pair, PairCollator, PairDataset
+from m3ae.metrics.retrieval import recall_at_k
+from m3ae.metrics.sums import MeanMetrics
+from m3ae.models.fusion import Stream
+from m3ae.models.losses import patchify
+from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
+from m3ae.tasks.reconstruction import predicted_patches
+
+
+class PreTrainingEvaluator:
+    """Measures a model on one split.
+
+    Args:
+        dataset: The split.
+        collator: Without random crops.
+        accelerator: Gives device, autocast and the other processes; each process takes every P-th sample.
+        batch_size: Pairs at once.
+
+    The masks of a sample depend on its index alone: every model is asked the same questions.
+    """
+
+    def __init__(
+        self, dataset: PairDataset, collator: PairCollator, accelerator: Accelerator, batch_size: int
+    ) -> None:
+        self.dataset, self.collator, self.accelerator = dataset, collator, accelerator
+        self.batch_size = batch_size
+
+    def masked_metrics(self, model: M3AEForPreTraining, *, shuffled: bool) -> dict[str, float]:
+        """Losses, PSNR of the masked patches in dB, and accuracies of words and matches."""
+        sums = MeanMetrics()
+        deviation = torch.tensor(self.collator.processor.image_processor.image_std)
+        image_std = deviation.repeat(model.patch_size**2).to(self.accelerator.device)  # (P·P·C,), channels last
+        for pairs in self._batches(shuffled=shuffled):
+            batch = self._to_device(self.collator(pairs))
+            _add_masked_metrics(sums, model, batch, model(**batch), image_std)
+        metrics = sums.compute(self.accelerator)
+        weights = {name: getattr(model.config, f"{name}_weight") for name in ("mim", "mlm", "itm")}
+        found = [weight * metrics[f"{name}_loss"] for name, weight in weights.items() if f"{name}_loss" in metrics]
+        return {"loss": sum(found), **metrics}
+
+    def word_accuracy(
+        self, model: M3AEForPreTraining, word_groups: Mapping[str, Sequence[str]], *, shuffled: bool
+    ) -> dict[str, float]:
+        """Share of the words of each group that the model fills in when all words of all groups are hidden.
+
+        A word counts as right when all its tokens are. Names are `<group>_word_accuracy`; `<group>_word_chance` is the
+        share of the group's most frequent word.
+        """
+        sums = MeanMetrics()
+        names = {word: group for group, words in word_groups.items() for word in words}
+        pattern = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b", re.IGNORECASE)
+        counts: dict[str, Counter[str]] = {group: Counter() for group in word_groups}
+        for pairs in self._batches(shuffled=shuffled):
+            batch = self.collator(pairs)
+            masked, labels, words = self._hide_words(pairs, batch["input_ids"], pattern)
+            if not words:
+                continue
+            output = model(**self._to_device(batch | {"mlm_input_ids": masked, "mlm_labels": labels}))
+            right = torch.ones_like(labels, dtype=torch.bool, device=self.accelerator.device)
+            right.scatter_(1, output.mlm_positions, output.mlm_logits.argmax(-1) == output.mlm_labels)
+            for row, tokens, word in words:
+                group = names[word.lower()]
+                counts[group][word.lower()] += 1
+                sums.add(f"{group}_word_accuracy", right[row, tokens].all().float()[None])
+        chance = {f"{g}_word_chance": max(c.values()) / c.total() for g, c in counts.items() if c}
+        return sums.compute(self.accelerator) | chance
+
+    def retrieval(self, model: M3AEForPreTraining, limit: int) -> dict[str, float]:
+        """Zero-shot retrieval both ways among `limit` pairs through the matching head, each input encoded once.
+
+        All pairs with the same image or the same text count as right. `shuffled_…` scores the same matrix as if each
+        text belonged to another image.
+        """
+        pairs = self._complete_pairs(limit)
+        texts, images = self._encode_all(model, pairs)
+        scores = torch.zeros(len(pairs), len(pairs), device=self.accelerator.device)
+        for row in range(self.accelerator.process_index, len(pairs), self.accelerator.num_processes):
+            scores[row] = self._score_row(model, texts.select(torch.tensor([row])), images)
+        scores = self.accelerator.reduce(scores, reduction="sum").cpu()
+        image_ids = torch.tensor([pair.image_id for pair in pairs])
+        text_ids = torch.tensor([pair.text_id for pair in pairs])
+        same = (image_ids[:, None] == image_ids) | (text_ids[:, None] == text_ids)
+        other = same.roll(_shift(len(pairs)), dims=1)
+        metrics = {"retrieval_pairs": float(len(pairs))}
+        for prefix, relevant in (("", same), ("shuffled_", other)):
+            for name, matrix, right in (("text_to_image", scores, relevant), ("image_to_text", scores.T, relevant.T)):
+                metrics |= {f"{prefix}{name}_{key}": value for key, value in recall_at_k(matrix, right).items()}
+        return metrics
+
+    def _batches(self, *, shuffled: bool) -> Iterator[list[Pair]]:
+        """Yield this process's samples; every sample is yielded by exactly one process."""
+        size = len(self.dataset)
+        own = range(self.accelerator.process_index, size, self.accelerator.num_processes)
+        for start in range(0, len(own), self.batch_size):
+            indices = own[start : start + self.batch_size]
+            pairs = [self.dataset.first(index, index) for index in indices]
+            if shuffled:
+                others = (self.dataset.first((index + _shift(size)) % size, index) for index in indices)
+                pairs = [
+                    pair._replace(image=other.image, image_id=other.image_id)
+                    for pair, other in zip(pairs, others, strict=True)
+                ]
+            yield pairs
+
+    def _complete_pairs(self, limit: int) -> list[Pair]:
+        pairs = (self.dataset.first(index, index) for index in range(len(self.dataset)))
+        complete = [pair for pair in pairs if pair.image is not None and pair.text is not None]
+        return [complete[i * len(complete) // limit] for i in range(limit)] if limit < len(complete) else complete
+
+    def _hide_words(
+        self, pairs: Sequence[Pair], input_ids: Tensor, pattern: re.Pattern[str]
+    ) -> tuple[Tensor, Tensor, list[tuple[int, list[int], str]]]:
+        """Return masked ids (B, L), labels (B, L), and row, tokens and spelling of each hidden word."""
+        tokenizer = self.collator.processor.tokenizer
+        encoded = tokenizer(
+            [pair.text or "" for pair in pairs],
+            truncation=True,
+            max_length=self.collator.max_text_length,
+            return_offsets_mapping=True,
+        )
+        masked, labels = input_ids.clone(), torch.full_like(input_ids, -100)
+        words = []
+        for row, (pair, offsets) in enumerate(zip(pairs, encoded["offset_mapping"], strict=True)):
+            for match in pattern.finditer(pair.text or ""):
+                tokens = [i for i, (start, end) in enumerate(offsets) if start < match.end() and end > match.start()]
+                if not tokens or offsets[tokens[-1]][1] < match.end():  # cut off
+                    continue
+                labels[row, tokens] = input_ids[row, tokens]
+                masked[row, tokens] = tokenizer.mask_token_id
+                words.append((row, tokens, match.group()))
+        return masked, labels, words
+
+    def _encode_all(self, model: M3AEForPreTraining, pairs: Sequence[Pair]) -> tuple[Stream, Stream]:
+        texts, images = [], []
+        length = 0
+        for start in range(0, len(pairs), self.batch_size):
+            batch = self._to_device(self.collator(pairs[start : start + self.batch_size]))
+            with self.accelerator.autocast():
+                texts.append(model.m3ae.encode_text(batch["input_ids"], batch["attention_mask"]))
+                images.append(model.m3ae.encode_image(batch["pixel_values"]))
+            length = max(length, batch["input_ids"].shape[1])
+        tokens = torch.cat([torch.nn.functional.pad(t.tokens, (0, 0, 0, length - t.tokens.shape[1])) for t in texts])
+        masks = [torch.nn.functional.pad(t.mask, (0, length - t.mask.shape[1])) for t in texts if t.mask is not None]
+        return Stream(tokens, torch.cat(masks)), Stream(torch.cat([image.tokens for image in images]))
+
+    def _score_row(self, model: M3AEForPreTraining, text: Stream, images: Stream) -> Tensor:
+        scores = []
+        for start in range(0, len(images.tokens), self.batch_size):
+            part = Stream(images.tokens[start : start + self.batch_size])
+            repeated = text.select(torch.zeros(len(part.tokens), dtype=torch.long))
+            with self.accelerator.autocast():
+                scores.append(model.match(repeated, part).float())
+        return torch.cat(scores)
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        moved: dict[str, Tensor] = send_to_device(batch, self.accelerator.device)
+        return moved
+
+
+def _shift(size: int) -> int:
+    """How far images move when they are shuffled: half the split, so that neighbours of one study stay apart."""
+    return max(1, size // 2)
+
+
+def _add_masked_metrics(
+    sums: MeanMetrics,
+    model: M3AEForPreTraining,
+    batch: Mapping[str, Tensor],
+    output: M3AEForPreTrainingOutput,
+    image_std: Tensor,
+) -> None:
+    if output.mim_logits is not None and output.mim_mask is not None:
+        target = model.mim_target(batch["pixel_values"])
+        error = (output.mim_logits.float() - target).square().mean(-1)
+        sums.add("mim_loss", error, output.mim_mask)
+        predicted = predicted_patches(model, batch["pixel_values"], output.mim_logits)
+        difference = predicted - patchify(batch["pixel_values"], model.patch_size)
+        mse = ((difference * image_std).square().mean(-1) * output.mim_mask).sum(1) / output.mim_mask.sum(1).clamp(
+            min=1
+        )
+        sums.add("mim_psnr", -10 * mse.clamp(min=1e-10).log10(), output.mim_mask.any(1))
+    if output.mlm_logits is not None and output.mlm_labels is not None:
+        labels, valid = output.mlm_labels, output.mlm_labels != -100
+        loss = torch.nn.functional.cross_entropy(
+            output.mlm_logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none"
+        )
+        sums.add("mlm_loss", loss, valid)
+        sums.add("mlm_accuracy", output.mlm_logits.argmax(-1) == labels, valid)
+    if output.itm_logits is not None and output.itm_labels is not None:
+        labels, valid = output.itm_labels, output.itm_labels != -100
+        loss = torch.nn.functional.cross_entropy(
+            output.itm_logits.float(), labels, ignore_index=-100, reduction="none"
+        )
+        sums.add("itm_loss", loss, valid)
+        sums.add("itm_accuracy", output.itm_logits.argmax(-1) == labels, valid)

@@ -1,0 +1,285 @@
+"""The typed configuration of a run: one YAML file plus dotted overrides, checked before anything is loaded.
+
+An unknown key, a value of the wrong type or a value out of range stops the run with one message that lists every
+problem, so that a typo never trains for ten hours.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message lists all its problems, one a line."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """Where the samples come from and how they are shaped.
+
+    Attributes:
+        path: Folder of prepared shards.
+        prepare: Source prepared into `path` on first use, with its options: `{name: phantom, num_studies: 2000}`.
+        image_columns: Columns an image is drawn from; one of those present in a sample is chosen at each visit.
+        text_column: Column of the text; `null` for image-only data.
+        max_text_length: Tokens a text is cut to, special tokens included.
+        crop_scale: Range of the area of the random resized crop in training; `[1, 1]` is a centre crop.
+        num_workers: Processes that load samples beside the training process.
+        max_validation_samples: Validation samples used; `null` for all.
+    """
+
+    path: Path
+    prepare: dict[str, Any] | None = None
+    image_columns: list[str] = ["image"]
+    text_column: str | None = "text"
+    max_text_length: PositiveInt = 64
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    num_workers: NonNegativeInt = 0
+    max_validation_samples: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _crop_scale_is_a_range_of_areas(self) -> "DataConfig":
+        smallest, largest = self.crop_scale
+        if not 0 < smallest <= largest <= 1:
+            raise ValueError(f"crop_scale: got {list(self.crop_scale)}, expected 0 < smallest <= largest <= 1")
+        return self
+
+
+class TokenizerConfig(_Section):
+    """The tokenizer: `path` (hub name or folder), or byte-level BPE of `vocab_size` trained on the training texts."""
+
+    path: str | None = None
+    vocab_size: PositiveInt = 4096
+
+
+class ModelConfig(_Section):
+    """The model: a named `size` with nested `overrides`, or a saved model folder in `path` to continue from."""
+
+    size: Literal["tiny", "small", "base"] = "small"
+    path: str | None = None
+    overrides: dict[str, Any] = {}
+
+
+class OptimizerConfig(_Section):
+    """AdamW and its schedule.
+
+    Attributes:
+        lr: Learning rate after warm-up of parameters without a multiplier.
+        betas: Decay rates of the two moments.
+        eps: Term added to the denominator.
+        weight_decay: Decoupled weight decay; never applied to norms, biases and single vectors.
+        lr_multipliers: Factor on `lr` by parameter group of the model.
+        schedule: Course of the learning rate after warm-up.
+        warmup: Steps of linear warm-up; below 1, a fraction of `training.max_steps`.
+        max_grad_norm: Gradients are scaled down to this norm; `null` for never.
+    """
+
+    lr: NonNegativeFloat = 1e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.01
+    lr_multipliers: dict[str, NonNegativeFloat] = {"heads": 5.0, "fusion": 5.0}
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: NonNegativeFloat = 0.1
+    max_grad_norm: PositiveFloat | None = 1.0
+
+
+class TrainingConfig(_Section):
+    """The loop. Every count of steps is a count of optimiser steps.
+
+    Attributes:
+        max_steps: Length of the run.
+        batch_size: Samples of one micro-batch of one process.
+        gradient_accumulation_steps: Micro-batches of one process that make one optimiser step.
+        mixed_precision: Autocast type; parameters stay in float32.
+        seed: Decides sample order, augmentation, masking and dropout.
+        validate_every: Steps between validations; one more comes at the end.
+        checkpoint_every: Steps between checkpoints; one more comes at the end.
+        keep_checkpoints: How many of the last checkpoints stay.
+        log_every: Steps between lines of `metrics.jsonl`.
+        max_skipped_steps: Non-finite steps in a row that stop the run.
+        compile: Whether `torch.compile` is applied to the model.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass.
+        tracker: Where metrics go besides `metrics.jsonl`.
+        best_metric: Metric that chooses the model kept in `best/`.
+        best_mode: Whether a lower (`min`) or a higher (`max`) value of it is better.
+    """
+
+    max_steps: PositiveInt
+    batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: NonNegativeInt = 0
+    validate_every: PositiveInt = 500
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 10
+    max_skipped_steps: PositiveInt = 10
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    best_metric: str = Field(default="validation/loss", pattern="^validation/")
+    best_mode: Literal["min", "max"] = "min"
+
+
+class EvaluationConfig(_Section):
+    """What is measured beside the losses.
+
+    Attributes:
+        batch_size: Samples at once in one process; `null` for `training.batch_size`.
+        retrieval_pairs: Pairs ranked against each other in the final report; 0 for no retrieval.
+        word_groups: Words whose share of correct fillings is reported, by name of the group.
+    """
+
+    batch_size: PositiveInt | None = None
+    retrieval_pairs: NonNegativeInt = 100
+    word_groups: dict[str, list[str]] = {}
+
+
+class RunConfig(_Section):
+    """Everything that decides a run; written to `output_dir/config.yaml`."""
+
+    task: Literal["pretraining"]
+    output_dir: Path
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _warmup_fits_into_the_run(self) -> "RunConfig":
+        if self.optimizer.warmup > self.training.max_steps:
+            raise ValueError(
+                f"optimizer.warmup: got {self.optimizer.warmup:g} steps, expected at most training.max_steps "
+                f"({self.training.max_steps})"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply dotted overrides.
+
+    Args:
+        path: The YAML file.
+        overrides: Assignments such as `training.max_steps=10`; the values are read as YAML.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, an override is malformed, a key is unknown or missing, or
+            a value has the wrong type or range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no configuration file at {path}; expected a YAML file")
+    values = _parse_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: got {_describe(values)}, expected a mapping with keys {list(RunConfig.model_fields)}"
+        )
+    for override in overrides:
+        _assign(values, override)
+    try:
+        # As JSON a list may become a tuple and a string a path; `strict` still refuses "10" or true for a number.
+        return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        raise ConfigError("\n".join([f"{path}:", *(f"  {problem}" for problem in problems)])) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the configuration, defaults included, as YAML that `load_config` reads."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with the scalars of YAML 1.2: `1e-4` is a number and `no` is a word."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    *sections, name = key.split(".")
+    if not separator or not all([*sections, name]):
+        raise ConfigError(f"override {override!r}: expected key=value with a dotted key, e.g. training.max_steps=10")
+    for depth, section in enumerate(sections, start=1):
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            parent = ".".join(sections[:depth])
+            raise ConfigError(f"override {override!r}: {parent} is {_describe(values)}, which has no keys of its own")
+    values[name] = _parse_yaml(text, source=f"override {override!r}")
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {_nearest(key)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; expected a value"
+    if problem["type"] == "value_error":
+        return ".".join(filter(None, [key, str(problem["ctx"]["error"])]))  # a validator names keys of its section
+    expected = problem["msg"].removeprefix("Input should be ")
+    return f"{key}: got {_describe(problem['input'])}, expected {expected}"
+
+
+def _nearest(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    valid = [candidate.rpartition(".") for candidate in _dotted_keys(RunConfig)]
+    similar = difflib.get_close_matches(name, {candidate[2] for candidate in valid})
+    siblings = [candidate for candidate in valid if candidate[0] == section]
+    # A misspelt key of this section is likelier than one of another section, which in turn beats a full list.
+    for candidates in (siblings, valid):
+        if names := ["".join(candidate) for candidate in candidates if candidate[2] in similar]:
+            return f"did you mean {' or '.join(names)}?"
+    return f"expected one of {[''.join(candidate) for candidate in siblings]}"
+
+
+def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _dotted_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _describe(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"

@@ -1,0 +1,381 @@
+"""The one training loop, for every task. It knows nothing of modalities: a task brings model, samples and metrics."""
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration, gather_object, send_to_device, set_seed
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from m3ae.training.checkpoint import (
+    TrainingState,
+    complete_folder,
+    keep_plain_names,
+    load_checkpoint,
+    save_checkpoint,
+)
+from m3ae.training.config import RunConfig
+from m3ae.training.curves import plot_losses
+from m3ae.training.metrics_log import LossMeter, MetricsLog, format_metrics, read_metrics
+from m3ae.training.optim import learning_rate_factor, parameter_groups, warmup_steps
+from m3ae.training.randomness import fixed_randomness
+from m3ae.training.run_folder import RunFolder
+from m3ae.training.sampler import MicroBatchSampler, Visit
+
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or the gradient was not finite for `training.max_skipped_steps` steps in a row."""
+
+
+class TrainingSamples(Protocol):
+    """A map-style dataset of visits: all randomness of a sample comes from `Visit.seed`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, visit: Visit, /) -> Any: ...
+
+
+class Task(Protocol[ModelT]):
+    """What the loop needs of a task."""
+
+    @property
+    def model(self) -> ModelT:
+        """The model: `model(**batch)` has a scalar `.loss` and `.losses`, its named scalar parts."""
+
+    @property
+    def train_dataset(self) -> TrainingSamples:
+        """The training samples."""
+
+    def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
+        """Join samples into the keyword arguments of the model."""
+
+    def evaluate(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
+        """Return the metrics on a split, the same in every process; the model is in evaluation mode, without grad."""
+
+    def report(self, model: ModelT, accelerator: Accelerator) -> dict[str, float]:
+        """Return the final metrics, named `<split>/<metric>`; called like `evaluate`, once at the end."""
+
+    def save(self, model: ModelT, folder: Path, metrics: dict[str, float]) -> None:
+        """Write the model in hub format into an existing folder, with what it needs to be used, and a model card."""
+
+    def illustrate(self, model: ModelT, folder: Path) -> list[Path]:
+        """Write pictures of what the model does into an existing folder; return their paths."""
+
+
+def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) -> dict[str, Any]:
+    """Train a task's model and leave everything about the run in `config.output_dir`.
+
+    Args:
+        config: The run.
+        task: Model, samples and metrics. In every process the same model, built from the same seed.
+        resume: True continues from the newest checkpoint in the output folder, if there is one; a path from that
+            checkpoint or run folder. The continuation is exact: same weights, bit for bit, on a CPU.
+
+    Returns:
+        `step`, `skipped_steps`, `best` (value of the best metric), and the task's report, named `<split>/<metric>`.
+
+    Raises:
+        FileExistsError: The output folder holds another run.
+        FileNotFoundError: `resume` names no checkpoint.
+        NonFiniteLossError: Too many steps in a row had a non-finite loss or gradient.
+        ValueError: Configuration, data, model or checkpoint do not fit together.
+    """
+    folder = RunFolder(config.output_dir)
+    checkpoint = folder.starting_point(resume)
+    accelerator = _build_accelerator(config, folder)
+    try:
+        loop = _TrainingLoop(config, task, accelerator, folder)
+        loop.start(checkpoint, looked_for=bool(resume))
+        loop.run()
+        return loop.finish()
+    finally:
+        accelerator.end_training()
+
+
+class _TrainingLoop:
+    """State and steps of `train`."""
+
+    def __init__(self, config: RunConfig, task: Task[Any], accelerator: Accelerator, folder: RunFolder) -> None:
+        self.config, self.task, self.accelerator, self.folder = config, task, accelerator, folder
+        set_seed(config.training.seed, device_specific=True)
+        if config.training.gradient_checkpointing:
+            _enable_gradient_checkpointing(task.model)
+        if config.training.compile:
+            task.model.compile()  # in place: parameter names, and so checkpoints, stay as they are
+        groups = parameter_groups(
+            task.model,
+            lr=config.optimizer.lr,
+            weight_decay=config.optimizer.weight_decay,
+            lr_multipliers=config.optimizer.lr_multipliers,
+        )
+        self.learning_rates = [group["lr"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps)
+        # The data loader stays as it is: its sampler knows the processes, and its position is a pure function of the
+        # step. So is the learning rate, set by `set_learning_rate`, which leaves no scheduler to prepare or to save.
+        self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
+        keep_plain_names(accelerator)
+        self.state = TrainingState()
+        self.meter = LossMeter()
+        self.seconds = 0.0
+        self.steps_since_log = 0
+        self.last_finite: dict[str, torch.Tensor] = {}
+
+    def start(self, checkpoint: Path | None, *, looked_for: bool) -> None:
+        """Load the checkpoint, if any, and open the records of the run."""
+        remarks: list[str] = []
+        if checkpoint:
+            self.state, remarks = load_checkpoint(self.accelerator, checkpoint, self.task.model, self.config)
+            self.announce(f"resuming from {checkpoint}")
+        elif looked_for:
+            self.announce(f"no checkpoint in {self.folder.root}: starting afresh")
+        for remark in remarks:
+            self.announce(f"  {remark}")
+        if self.accelerator.is_main_process:
+            self.folder.describe_run(
+                self.config,
+                step=self.state.step,
+                device=_device_name(self.accelerator.device),
+                num_processes=self.accelerator.num_processes,
+            )
+            self.log_file = MetricsLog(self.folder.metrics, self.state.step)
+        self.accelerator.init_trackers(
+            self.config.task,
+            init_kwargs={"wandb": {"dir": str(self.folder.root), "name": self.folder.root.name}},
+        )
+
+    def run(self) -> None:
+        """Take the optimiser steps that are left, with logs, validations and checkpoints in between."""
+        settings = self.config.training
+        batches = self.micro_batches()
+        self.model.train()
+        self.progress = tqdm(
+            total=settings.max_steps,
+            initial=self.state.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.accelerator.is_main_process,
+        )
+        with self.progress:
+            while self.state.step < settings.max_steps:
+                started = time.perf_counter()
+                losses, grad_norm = self.accumulate_gradients(batches)
+                self.update_parameters(losses, grad_norm)
+                self.seconds += time.perf_counter() - started
+                self.progress.update()
+                checkpoint_due = self.is_due(settings.checkpoint_every)
+                # A checkpoint closes the running means, so that a resumed run logs what an uninterrupted one does.
+                if checkpoint_due or self.is_due(settings.log_every):
+                    self.log()
+                if self.is_due(settings.validate_every):
+                    self.validate()
+                if checkpoint_due:
+                    self.checkpoint()
+
+    def finish(self) -> dict[str, Any]:
+        """Measure the last model, write it and the figures, and print the report."""
+        metrics = self.measure(self.task.report)
+        self.record(metrics)
+        if self.accelerator.is_main_process:
+            with complete_folder(self.folder.model) as folder:
+                self.task.save(self.task.model, folder, metrics)
+            plot_losses(read_metrics(self.folder.metrics), self.folder.figures / "losses.png")
+            with fixed_randomness(self.config.training.seed), torch.no_grad():
+                self.task.illustrate(self.task.model.eval(), self.folder.figures)
+            self.announce(format_metrics(f"step {self.state.step}", metrics))
+        self.accelerator.wait_for_everyone()
+        return {
+            "step": self.state.step,
+            "skipped_steps": self.state.skipped_steps,
+            "best": self.state.best,
+            **metrics,
+        }
+
+    def micro_batches(self) -> Iterator[dict[str, Any]]:
+        """Return this process's micro-batches from the present step to the end of the run."""
+        settings, accelerator = self.config.training, self.accelerator
+        sampler = MicroBatchSampler(
+            len(self.task.train_dataset),
+            settings.batch_size,
+            seed=settings.seed,
+            first_step=self.state.step,
+            last_step=settings.max_steps,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.task.train_dataset,  # type: ignore[arg-type]  # indexed by visits rather than by numbers
+            batch_sampler=sampler,
+            collate_fn=self.task.collate,
+            num_workers=self.config.data.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            # A generator of its own: the loader would otherwise draw from the one of dropout when it starts.
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+        return iter(loader)
+
+    def accumulate_gradients(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Leave the clipped gradient of one optimiser step; return its mean losses and the norm before clipping."""
+        losses = []
+        for _ in range(self.config.training.gradient_accumulation_steps):
+            batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
+            with self.accelerator.accumulate(self.model):
+                output = self.model(**batch)
+                self.accelerator.backward(output.loss)
+            losses.append({"loss": output.loss, **output.losses})
+        limit = self.config.optimizer.max_grad_norm or float("inf")
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        return _mean(losses), grad_norm
+
+    def update_parameters(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> None:
+        """Take the optimiser step, or skip it in all processes if the loss or the gradient is not finite in one."""
+        self.set_learning_rate()
+        broken = ~(losses["loss"].isfinite() & grad_norm.isfinite())
+        skipped = bool(self.accelerator.reduce(broken.float(), reduction="sum") > 0)
+        if not skipped:
+            self.optimizer.step()
+            self.last_finite = {**losses, "grad_norm": grad_norm}
+            self.meter.add(self.last_finite)
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()  # overflow is how fp16 finds its loss scale
+        self.optimizer.zero_grad()
+        self.state.step += 1
+        self.steps_since_log += 1
+        self.state.skipped_steps += skipped
+        self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if skipped else 0
+        if skipped:
+            self.report_skip({**losses, "grad_norm": grad_norm})
+
+    def set_learning_rate(self) -> None:
+        settings = self.config.optimizer
+        factor = learning_rate_factor(
+            self.state.step,
+            max_steps=self.config.training.max_steps,
+            warmup_steps=warmup_steps(settings.warmup, self.config.training.max_steps),
+            schedule=settings.schedule,
+        )
+        self.learning_rate = settings.lr * factor
+        for group, learning_rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = learning_rate * factor
+
+    def report_skip(self, values: dict[str, torch.Tensor]) -> None:
+        """Say which values of which process were not finite; raise if it has happened too often in a row."""
+        own = [f"{name} = {value.item()}" for name, value in values.items() if not value.isfinite()]
+        found = "; ".join(
+            f"process {index}: {', '.join(names)}" for index, names in enumerate(gather_object([own])) if names
+        )
+        self.announce(f"step {self.state.step} skipped, not finite: {found}")
+        if self.state.skipped_in_a_row >= self.config.training.max_skipped_steps:
+            last = ", ".join(f"{name} = {value.item():.4g}" for name, value in self.last_finite.items()) or "none"
+            raise NonFiniteLossError(
+                f"loss or gradient not finite in {self.state.skipped_in_a_row} steps in a row, up to step "
+                f"{self.state.step} ({found}); last finite values: {last}. Try a lower optimizer.lr, a longer "
+                f"optimizer.warmup, a smaller optimizer.max_grad_norm, or training.mixed_precision=bf16 or no; if it "
+                f"happens from the first step on, look for non-finite values in the data"
+            )
+
+    def log(self) -> None:
+        """Record the means since the last log."""
+        means = self.meter.pop_means()
+        settings = self.config.training
+        samples = settings.batch_size * settings.gradient_accumulation_steps * self.accelerator.num_processes
+        speed = samples * self.steps_since_log / self.seconds
+        self.seconds, self.steps_since_log = 0.0, 0
+        losses = {name: value for name, value in means.items() if name != "grad_norm"}
+        self.progress.set_postfix(
+            {name: f"{value:.4g}" for name, value in losses.items()} | {"samples/s": f"{speed:.1f}"}
+        )
+        record = {f"training/{name}": value for name, value in losses.items()}
+        if "grad_norm" in means:
+            record["grad_norm"] = means["grad_norm"]
+        self.record(
+            record | {"lr": self.learning_rate, "samples_per_second": speed, "skipped_steps": self.state.skipped_steps}
+        )
+
+    def validate(self) -> None:
+        """Measure the model on the validation split and keep it if it is the best so far."""
+        settings = self.config.training
+        found = self.measure(self.task.evaluate, "validation")
+        metrics = {f"validation/{name}": float(value) for name, value in found.items()}
+        self.record(metrics)
+        if settings.best_metric not in metrics:
+            raise ValueError(f"training.best_metric: got {settings.best_metric}, expected one of {list(metrics)}")
+        value = metrics[settings.best_metric]
+        if _is_better(value, self.state.best, settings.best_mode):
+            self.state.best = value
+            if self.accelerator.is_main_process:
+                with complete_folder(self.folder.best) as folder:
+                    self.task.save(self.task.model, folder, metrics)
+        self.accelerator.wait_for_everyone()
+
+    def measure(self, measurement: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+        """Return what a method of the task measures, the course of training left as it was."""
+        self.model.eval()
+        with fixed_randomness(self.config.training.seed), torch.no_grad():
+            metrics = measurement(self.task.model, self.accelerator, *arguments)
+        self.model.train()
+        return metrics
+
+    def checkpoint(self) -> None:
+        save_checkpoint(
+            self.accelerator,
+            self.folder.checkpoints,
+            self.state,
+            self.config,
+            keep=self.config.training.keep_checkpoints,
+        )
+
+    def is_due(self, every: int) -> bool:
+        return self.state.step % every == 0 or self.state.step == self.config.training.max_steps
+
+    def record(self, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.log_file.write(self.state.step, values)
+        self.accelerator.log(values, step=self.state.step)
+
+    def announce(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(message)
+
+
+def _build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
+    tracker = config.training.tracker
+    if tracker == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise ValueError("training.tracker: got wandb, which is not installed; pip install 'm3ae[wandb]'")
+    return Accelerator(
+        mixed_precision=config.training.mixed_precision,
+        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
+        log_with=None if tracker == "none" else tracker,
+        project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.tensorboard)),
+        # A batch without any image or text leaves that branch without gradient, and DDP would wait for it for ever.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def _mean(losses: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    names = list(dict.fromkeys(name for part in losses for name in part))
+    return {name: torch.stack([part[name].detach() for part in losses if name in part]).mean() for name in names}
+
+
+def _is_better(value: float, best: float | None, mode: str) -> bool:
+    if value != value:  # NaN is never better
+        return False
+    return best is None or (value < best if mode == "min" else value > best)
+
+
+def _enable_gradient_checkpointing(model: torch.nn.Module) -> None:
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    if not callable(enable):
+        raise ValueError(f"training.gradient_checkpointing: got true, but {type(model).__name__} does not support it")
+    enable()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,74 @@
+"""Metrics of a run: means over the steps and processes, and the file `metrics.jsonl` that keeps them."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+
+class LossMeter:
+    """Sums of named scalars, kept on the device until they are asked for: reading one waits for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Add one step's scalars; a name may be absent in some steps."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
+            self._counts[name] += 1
+
+    def pop_means(self) -> dict[str, float]:
+        """Return the means over the added steps and all processes, and start again; every process has to call it."""
+        read = torch.stack(list(self._sums.values())).tolist() if self._sums else []
+        own = [(name, total, self._counts[name]) for name, total in zip(self._sums, read, strict=True)]
+        self._sums.clear()
+        self._counts.clear()
+        totals: dict[str, float] = {}
+        counts: Counter[str] = Counter()
+        # As objects, because processes may have met different losses and a tensor reduction would then hang.
+        for name, total, count in gather_object(own):
+            totals[name] = totals.get(name, 0.0) + total
+            counts[name] += count
+        return {name: total / counts[name] for name, total in totals.items()}
+
+
+class MetricsLog:
+    """The file `metrics.jsonl`: one JSON object a line, each with its `step`; non-finite numbers become null.
+
+    Args:
+        path: The file; what a killed run wrote after `step` is dropped from it.
+        step: The step to continue from; 0 starts the file afresh.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [record for record in read_metrics(path) if record["step"] <= step] if step else []
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in kept), encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps({'step': step, **finite})}\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a `metrics.jsonl`, without a last one that a kill cut short; none of a missing file."""
+    if not path.exists():
+        return []
+    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
+
+
+def format_metrics(title: str, metrics: Mapping[str, float]) -> str:
+    """Return a table of one metric a line, to be printed."""
+    width = max(map(len, [title, *metrics]))
+    rows = [f"{name:<{width}}  {value:>10.4f}" for name, value in metrics.items()]
+    return "\n".join([title, "-" * (width + 12), *rows])

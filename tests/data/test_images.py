@@ -1,0 +1,130 @@
+"""Hostile and unusual image files, each generated here."""
+
+import io
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m3ae.data.images import UnreadableImageError, encode_image, load_image
+
+
+def gradient(width: int = 32, height: int = 16) -> Image.Image:
+    return Image.fromarray(np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1)))
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("absent.jpg", None, "image missing"),
+        ("empty.jpg", b"", "image file empty"),
+        ("text.jpg", b"no image at all, only text", "not an image"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_its_reason(
+    tmp_path: Path, name: str, content: bytes | None, reason: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableImageError) as caught:
+        load_image(tmp_path / name)
+    assert (caught.value.reason, caught.value.detail) == (reason, name)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = saved(gradient(256, 256).convert("RGB"), tmp_path / f"cut.{suffix}")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnreadableImageError, match=rf"^image truncated or corrupt: cut\.{suffix}: "):
+        load_image(path)
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImageError, match="image missing"):
+        load_image(tmp_path)
+
+
+@pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (10_000, 10_000), (70_000, 1)])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path, width: int, height: int) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    with pytest.raises(UnreadableImageError, match=r"^image too large: bomb\.png"):
+        load_image(path)
+
+
+def test_a_reason_survives_the_way_back_from_a_worker() -> None:
+    error = pickle.loads(pickle.dumps(UnreadableImageError("not an image", "a.jpg")))
+    assert (error.reason, error.detail, str(error)) == ("not an image", "a.jpg", "not an image: a.jpg")
+
+
+def test_16_bits_are_stretched_to_8_from_the_range_in_use(tmp_path: Path) -> None:
+    twelve_bits = np.array([[0, 1000, 2000, 4000]], dtype=np.uint16)
+    image = load_image(saved(Image.fromarray(twelve_bits), tmp_path / "12_in_16.png"))
+    assert image.mode == "L"
+    assert np.asarray(image).tolist() == [[0, 64, 128, 255]]
+
+
+def test_a_constant_16_bit_image_is_black(tmp_path: Path) -> None:
+    image = load_image(saved(Image.fromarray(np.full((2, 2), 700, dtype=np.uint16)), tmp_path / "constant.png"))
+    assert np.asarray(image).tolist() == [[0, 0], [0, 0]]
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    image = load_image(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), tmp_path / "cmyk.jpg"))
+    assert image.mode == "RGB"
+    red, green, blue = image.getpixel((4, 4))
+    assert red > 240 and green < 16 and blue < 16
+
+
+def test_transparency_is_flattened_onto_white(tmp_path: Path) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    palette.putpixel((1, 0), 1)
+    path = saved(palette, tmp_path / "palette.png", transparency=0)
+    assert [load_image(path).getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 0, 0)]
+
+    grey = load_image(saved(Image.new("LA", (2, 2), (10, 0)), tmp_path / "grey_alpha.png"))
+    assert (grey.mode, grey.getpixel((0, 0))) == ("L", 255)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    path = saved(gradient(32, 16), tmp_path / "rotated.jpg", exif=exif)
+    image = load_image(path)
+    assert image.size == (16, 32)
+    assert image.getpixel((8, 0)) < 20 and image.getpixel((8, 31)) > 235
+
+    encoded = encode_image(image)
+    assert encoded != path.read_bytes()
+    assert Image.open(io.BytesIO(encoded)).size == (16, 32)
+    assert encode_image(Image.open(path)) != path.read_bytes(), "the bytes of a rotated file would lie on their side"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_small_jpeg_keeps_its_bytes(tmp_path: Path, mode: str) -> None:
+    path = saved(gradient().convert(mode), tmp_path / "small.jpg", quality=40)
+    image = load_image(path)
+    assert image.mode == mode
+    assert encode_image(image, shorter_side=16) == path.read_bytes()
+
+
+def test_a_larger_image_is_shrunk_to_the_shorter_side_and_never_enlarged(tmp_path: Path) -> None:
+    path = saved(gradient(90, 40), tmp_path / "large.jpg")
+    shrunk = Image.open(io.BytesIO(encode_image(load_image(path), shorter_side=20)))
+    assert (shrunk.size, shrunk.mode, shrunk.format) == ((45, 20), "L", "JPEG")
+    png = saved(gradient(30, 10), tmp_path / "small.png")
+    assert Image.open(io.BytesIO(encode_image(load_image(png), shorter_side=20))).size == (30, 10)

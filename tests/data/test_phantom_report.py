@@ -1,0 +1,98 @@
+"""Factors and reports of the built-in data."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from m3ae.data.phantom_report import (
+    APPLICABLE,
+    DEVICE_SENTENCES,
+    FACTOR_WORDS,
+    FIXED_ZONE,
+    HEALTHY_SENTENCES,
+    HEART_SENTENCES,
+    LUNG_SENTENCES,
+    OTHER_SENTENCES,
+    Factors,
+    sample_factors,
+    write_report,
+)
+
+DRAWN = [sample_factors(np.random.default_rng(seed)) for seed in range(600)]
+LUNG_FINDINGS = ("nodule", "opacity", "effusion", "pneumothorax")
+
+
+def expected_words(factors: Factors) -> set[str]:
+    finding = {"none": None, "device": "pacemaker"}.get(factors.finding, factors.finding)
+    return {word for word in (finding, factors.side, factors.zone, factors.size) if word}
+
+
+def test_the_vocabulary() -> None:
+    assert FACTOR_WORDS == {
+        "finding": ("nodule", "opacity", "effusion", "pneumothorax", "cardiomegaly", "pacemaker"),
+        "side": ("left", "right"),
+        "zone": ("upper", "middle", "lower"),
+        "size": ("small", "moderate", "large"),
+    }
+
+
+def test_each_word_of_an_applicable_factor_stands_in_the_report_once_and_no_other_does() -> None:
+    for seed, factors in enumerate(DRAWN):
+        report = write_report(factors, np.random.default_rng(seed))
+        # Substrings count too ("enlarged", "upright"), and a capital would make another token of the same word.
+        found = {word: report.lower().count(word) for word in itertools.chain(*FACTOR_WORDS.values())}
+        assert {word: count for word, count in found.items() if count} == dict.fromkeys(expected_words(factors), 1)
+        assert all(f" {word}" in report for word in expected_words(factors))
+        assert 2 <= report.count(".") <= 4
+
+
+def test_every_template_states_each_of_its_factors_once() -> None:
+    for templates, fields in (
+        (LUNG_SENTENCES, ("finding", "side", "zone", "size")),
+        (HEART_SENTENCES, ("finding", "size")),
+        (DEVICE_SENTENCES, ("finding", "side")),
+        (HEALTHY_SENTENCES + OTHER_SENTENCES, ()),
+    ):
+        assert len(set(templates)) == len(templates) >= 6
+        for template in templates:
+            assert sorted(part.split("}")[0] for part in template.split("{")[1:]) == sorted(fields)
+
+
+def test_with_its_word_masked_a_report_does_not_tell_the_finding() -> None:
+    def masked(finding: str, seed: int) -> str:
+        factors = Factors(finding, "left", FIXED_ZONE.get(finding, "middle"), "small")
+        report = write_report(factors, np.random.default_rng(seed))
+        return report.replace(finding, "_").replace(f"{factors.zone}", "_")
+
+    for seed in range(60):
+        assert len({masked(finding, seed) for finding in LUNG_FINDINGS}) == 1
+
+
+def test_reports_vary() -> None:
+    factors = Factors("nodule", "left", "upper", "small")
+    assert len({write_report(factors, np.random.default_rng(seed)) for seed in range(100)}) > 90
+
+
+def test_only_applicable_factors_are_set() -> None:
+    for factors in DRAWN:
+        present = tuple(name for name in ("side", "zone", "size") if getattr(factors, name) is not None)
+        assert present == APPLICABLE[factors.finding]
+    zones = {finding: {factors.zone for factors in DRAWN if factors.finding == finding} for finding in FIXED_ZONE}
+    assert zones == {"effusion": {"lower"}, "pneumothorax": {"upper"}}
+    assert len(Counter(DRAWN)) == 1 + 2 * 18 + 2 * 6 + 3 + 2  # every combination there is
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("fracture",), "unknown finding 'fracture': expected one of none, nodule"),
+        (("nodule", "left", "upper", None), "size of nodule is None: expected 'small' or 'moderate' or 'large'"),
+        (("none", "left"), "side of none is 'left': expected None"),
+        (("effusion", "left", "upper", "small"), "zone of effusion is 'upper': expected 'lower'"),
+    ],
+)
+def test_factors_that_do_not_fit_the_finding_are_refused(values: tuple[str | None, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Factors(*values)

@@ -1,0 +1,126 @@
+"""Reading prepared folders: exact contents, never a stale cache, clear errors."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from m3ae.data.prepare import SOURCES, prepare
+from m3ae.data.prepared import Manifest, SplitInfo, load_manifest, load_split
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "split": datasets.Value("string"),
+        "image": datasets.Image(),
+        "text": datasets.List(datasets.Value("string")),
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The rows of a source named `toy`, two for training to begin with."""
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "split": "train", "image": lambda: Image.new("L", (6, 4), 90), "text": ["one two three"]},
+        {"id": "b", "split": "train", "image": None, "text": ["four five six"]},
+    ]
+    monkeypatch.setitem(SOURCES, "toy", SimpleNamespace(FEATURES=FEATURES, rows=lambda: iter(rows)))
+    return rows
+
+
+def test_a_split_reads_back_with_decoded_images(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    manifest = prepare("toy", tmp_path / "out")
+    assert load_manifest(tmp_path / "out") == manifest
+    dataset = load_split(tmp_path / "out", "train")
+    assert dataset.features == FEATURES
+    assert (dataset[0]["image"].size, dataset[0]["image"].mode, dataset[0]["image"].getpixel((3, 2))) == (
+        (6, 4),
+        "L",
+        90,
+    )
+    assert dataset[1] == {"id": "b", "split": "train", "image": None, "text": ["four five six"]}
+
+
+def test_data_loader_workers_read_any_order(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    prepare("toy", tmp_path / "out", num_shards=2)
+    dataset = load_split(tmp_path / "out", "train")
+    loader = DataLoader(dataset, sampler=[1, 0], num_workers=1, batch_size=None, multiprocessing_context="forkserver")
+    assert [row["id"] for row in loader] == ["b", "a"]
+
+
+def test_what_is_prepared_again_is_never_read_from_a_stale_cache(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    prepare("toy", tmp_path / "out")
+    assert load_split(tmp_path / "out", "train")["text"][1] == ["four five six"]
+    rows[1]["text"] = ["six five four"]
+    prepare("toy", tmp_path / "out", overwrite=True)
+    assert load_split(tmp_path / "out", "train")["text"][1] == ["six five four"]
+
+
+def test_the_summary_is_an_aligned_table() -> None:
+    splits = {
+        "train": SplitInfo(rows=1478, images={"frontal": 1412}, texts=1478, rejected=2, shards={}),
+        "test": SplitInfo(rows=9, images={"frontal": 8}, texts=9, rejected=0, shards={}),
+    }
+    manifest = Manifest("toy", {}, "", splits, rejected={"image missing": 2}, dropped={})
+    assert str(manifest).splitlines() == [
+        "split  rows  frontal  texts  rejected",
+        "train  1478     1412   1478         2",
+        "test      9        8      9         0",
+        "rejected rows: 2 (2 image missing)",
+        "dropped cells: 0",
+    ]
+
+
+def test_a_folder_that_is_not_prepared_says_how_to_prepare_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent does not exist: make it with scripts/prepare\.py"):
+        load_split(tmp_path / "absent", "train")
+    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json: .*scripts/prepare\.py"):
+        load_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"format_version": 1}', "is damaged"),
+        ('{"format_version": 99}', "has format version 99, expected 1"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"manifest\.json {message}.*--overwrite"):
+        load_manifest(tmp_path)
+
+
+def test_wrong_splits_are_named(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    rows.append({"id": "c", "split": "test", "image": tmp_path / "absent.jpg", "text": None})
+    prepare("toy", tmp_path / "out")
+    with pytest.raises(ValueError, match="has no split 'validation': it has train, test"):
+        load_split(tmp_path / "out", "validation")
+    with pytest.raises(ValueError, match=r"split 'test' of .* is empty: all its 1 rows are in rejected\.jsonl"):
+        load_split(tmp_path / "out", "test")
+
+
+def test_a_missing_or_foreign_shard_is_noticed(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    prepare("toy", tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    fields = json.loads(path.read_text())
+    fields["splits"]["train"]["rows"] = 3
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"train has 2 rows, manifest\.json says 3"):
+        load_split(tmp_path / "out", "train")
+    (tmp_path / "out" / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks train-00000-of-00001\.parquet"):
+        load_split(tmp_path / "out", "train")

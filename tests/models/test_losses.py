@@ -1,0 +1,39 @@
+import math
+
+import torch
+
+from m3ae.models import losses
+
+
+def test_patchify_and_back() -> None:
+    images = torch.arange(2 * 3 * 4 * 4).float().reshape(2, 3, 4, 4)
+    patches = losses.patchify(images, 2)
+    assert patches.shape == (2, 4, 12)
+    assert patches[0, 1, :6].tolist() == [images[0, c, 0, x].item() for x in (2, 3) for c in range(3)]
+    assert torch.equal(losses.unpatchify(patches, 2, 3), images)
+
+
+def test_normalize_patches() -> None:
+    normalized = losses.normalize_patches(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+    torch.testing.assert_close(normalized, torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), atol=1e-5, rtol=0)
+
+
+def test_masked_image_loss_counts_masked_patches_only() -> None:
+    prediction, target = torch.zeros(1, 3, 2), torch.tensor([[[1.0, 1.0], [3.0, 1.0], [100.0, 100.0]]])
+    loss = losses.masked_image_loss(prediction, target, torch.tensor([[True, True, False]]))
+    assert loss.item() == (1 + 5) / 2
+    assert losses.masked_image_loss(prediction, target, torch.zeros(1, 3, dtype=torch.bool)).item() == 0
+
+
+def test_masked_language_loss_is_the_mean_over_labels() -> None:
+    logits = torch.zeros(2, 2, 8)
+    assert losses.masked_language_loss(logits, torch.tensor([[1, -100], [3, -100]])).item() == torch.tensor(8.0).log()
+    none = losses.masked_language_loss(logits.requires_grad_(), torch.full((2, 2), -100))
+    none.backward()
+    assert none.item() == 0 and logits.grad is not None and logits.grad.abs().sum() == 0
+
+
+def test_matching_loss_leaves_out_incomplete_pairs() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [50.0, -50.0]])
+    loss = losses.matching_loss(logits, torch.tensor([1, 1]), torch.tensor([True, False]))
+    torch.testing.assert_close(loss, torch.tensor(-math.log(0.75)))

@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from m3ae.models import masking
+
+
+def test_mask_patches_keeps_the_lowest_noise() -> None:
+    mask = masking.mask_patches(torch.tensor([[0.3, 0.1, 0.9, 0.2]]), mask_ratio=0.5)
+    assert mask.ids_keep.tolist() == [[1, 3]]
+    assert mask.mask.tolist() == [[True, False, True, False]]
+    assert mask.ids_restore.tolist() == [[2, 0, 3, 1]]
+
+
+@pytest.mark.parametrize(("patches", "ratio", "kept"), [(16, 0.75, 4), (9, 0.75, 2), (4, 0.99, 1), (4, 0.0, 4)])
+def test_mask_patches_keeps_the_published_number(patches: int, ratio: float, kept: int) -> None:
+    mask = masking.mask_patches(torch.rand(3, patches), ratio)
+    assert mask.ids_keep.shape == (3, kept)
+    assert mask.mask.sum(1).tolist() == [patches - kept] * 3
+
+
+def mask_tokens(maskable: list[list[bool]], noise: torch.Tensor, probability: float = 0.5) -> masking.TokenMask:
+    input_ids = torch.arange(10, 10 + noise.shape[1]).repeat(noise.shape[0], 1)
+    return masking.mask_tokens(
+        input_ids, torch.tensor(maskable), noise, probability, mask_token_id=99, vocab_size=1000
+    )
+
+
+def test_mask_tokens_replaces_by_mask_random_word_or_itself() -> None:
+    rank = torch.tensor([0.1, 0.2, 0.3, 0.9, 0.8, 0.7])
+    fate = torch.tensor([0.5, 0.85, 0.95, 0.0, 0.0, 0.0])
+    masked = mask_tokens([[True] * 6], torch.stack([rank, fate], -1)[None])
+    assert masked.positions.tolist() == [[0, 1, 2]]
+    assert masked.labels.tolist() == [[10, 11, 12]]
+    assert masked.input_ids.tolist() == [[99, 500, 12, 13, 14, 15]]
+
+
+def test_mask_tokens_masks_at_least_one_token_and_never_a_special_one() -> None:
+    noise = torch.zeros(2, 6, 2)
+    noise[..., 0] = torch.linspace(0, 0.5, 6)
+    masked = mask_tokens([[False, True, False, False, False, False], [False] * 6], noise, probability=0.15)
+    assert masked.input_ids.tolist() == [[10, 99, 12, 13, 14, 15], [10, 11, 12, 13, 14, 15]]
+    assert masked.labels.tolist() == [[11], [-100]]
+
+
+def test_mask_tokens_follows_the_probabilities() -> None:
+    noise = torch.rand(2000, 20, 2, generator=torch.Generator().manual_seed(0))
+    masked = mask_tokens([[True] * 20] * 2000, noise, probability=0.15)
+    assert (masked.labels != -100).sum(1).unique().tolist() == [3]
+    at = masked.input_ids.gather(1, masked.positions)
+    assert (at == 99).float().mean().item() == pytest.approx(0.8, abs=0.02)
+    assert (at == masked.labels).float().mean().item() == pytest.approx(0.1, abs=0.02)
+
+
+def test_mask_tokens_of_a_sample_do_not_depend_on_padding() -> None:
+    noise = torch.rand(1, 16, 2, generator=torch.Generator().manual_seed(1))
+    short = mask_tokens([[True] * 10], noise[:, :10])
+    padded = mask_tokens([[True] * 10 + [False] * 6], noise)
+    assert torch.equal(padded.input_ids[:, :10], short.input_ids)
+    assert padded.labels[padded.labels != -100].tolist() == short.labels[short.labels != -100].tolist()
+
+
+def test_collect_labels() -> None:
+    labels = torch.tensor([[-100, 7, -100, 8], [-100, -100, 9, -100]])
+    positions, collected = masking.collect_labels(labels)
+    assert positions[0].tolist() == [1, 3] and positions[1, 0] == 2
+    assert collected.tolist() == [[7, 8], [9, -100]]
+
+
+def test_match_pairs_gives_half_of_the_texts_another_image() -> None:
+    noise = torch.rand(8, 2, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(8)
+    pairs = masking.match_pairs(ids, ids, torch.ones(8, dtype=torch.bool), noise)
+    assert pairs.labels.sum() == 4
+    assert torch.equal(pairs.image_index == ids, pairs.labels == 1)
+    assert len(pairs.image_index[pairs.labels == 0].unique()) == 4
+
+
+def test_match_pairs_never_takes_a_negative_with_the_same_image_or_text() -> None:
+    image_ids, text_ids = torch.tensor([1, 1, 2, 3, 4, 5]), torch.tensor([1, 2, 2, 3, 3, 3])
+    for seed in range(50):
+        noise = torch.rand(6, 2, generator=torch.Generator().manual_seed(seed))
+        pairs = masking.match_pairs(image_ids, text_ids, torch.ones(6, dtype=torch.bool), noise)
+        wrong = (pairs.labels == 0).nonzero()[:, 0]
+        assert len(wrong) == 3
+        assert (image_ids[pairs.image_index[wrong]] != image_ids[wrong]).all()
+        assert (text_ids[pairs.image_index[wrong]] != text_ids[wrong]).all()
+
+
+def test_match_pairs_without_a_partner_keeps_its_own_image() -> None:
+    present = torch.tensor([True, False, True])
+    same = torch.zeros(3, dtype=torch.long)
+    pairs = masking.match_pairs(torch.arange(3), same, present, torch.rand(3, 2))
+    assert pairs.labels.tolist() == [1, 1, 1]
+    assert pairs.valid.tolist() == [True, False, True]
+    ids = torch.arange(3)
+    for seed in range(20):
+        noise = torch.rand(3, 2, generator=torch.Generator().manual_seed(seed))
+        pairs = masking.match_pairs(ids, ids, present, noise)
+        assert pairs.labels[present].sum() == 1 and pairs.image_index[1] == 1
+        assert 1 not in pairs.image_index[present].tolist()

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from m3ae.training.optim import learning_rate_factor, parameter_groups, warmup_steps
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.positions = nn.Parameter(torch.zeros(1, 5, 4))
+        self.norm = nn.LayerNorm(4)
+        self.frozen = nn.Parameter(torch.zeros(4, 4), requires_grad=False)
+        self.head = nn.Linear(4, 1)
+
+    def parameter_group(self, name: str) -> str:
+        return "heads" if name.startswith("head.") else "encoder"
+
+
+def test_groups_split_by_name_and_decay():
+    model = Model()
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.01, lr_multipliers={"heads": 5})
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {g["name"]: (g["lr"], g["weight_decay"], [names[id(p)] for p in g["params"]]) for g in groups}
+    assert found == {
+        "encoder without decay": (0.1, 0.0, ["token", "norm.weight", "norm.bias"]),
+        "encoder": (0.1, 0.01, ["positions"]),
+        "heads without decay": (0.5, 0.0, ["head.bias"]),
+        "heads": (0.5, 0.01, ["head.weight"]),
+    }
+
+
+def test_without_grouping_all_parameters_are_the_encoder():
+    (decayed, vectors) = sorted(
+        parameter_groups(nn.Linear(2, 2), lr=1.0, weight_decay=1.0, lr_multipliers={}), key=lambda g: g["name"]
+    )
+    assert (decayed["name"], vectors["name"]) == ("encoder", "encoder without decay")
+
+
+def test_unknown_multiplier_lists_the_groups():
+    with pytest.raises(ValueError, match=r"got groups \['fusion'\], expected some of \['encoder', 'heads'\]"):
+        parameter_groups(Model(), lr=0.1, weight_decay=0.01, lr_multipliers={"fusion": 5})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]),
+        ("cosine", [0.5, 1.0, 1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.0, 0.0]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_learning_rate_factor(schedule, expected):
+    factors = [learning_rate_factor(step, max_steps=6, warmup_steps=2, schedule=schedule) for step in range(8)]
+    assert factors == pytest.approx(expected)
+
+
+def test_no_warmup_starts_at_the_full_rate():
+    assert learning_rate_factor(0, max_steps=4, warmup_steps=0, schedule="linear") == 1.0
+
+
+def test_warmup_in_steps_or_as_a_fraction():
+    assert [warmup_steps(warmup, 250) for warmup in (0, 0.1, 1, 40)] == [0, 25, 1, 40]
