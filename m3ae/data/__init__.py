@@ -1,1 +1,1 @@
-
+"""From a published data set to batches: sources, prepared shards, collation."""

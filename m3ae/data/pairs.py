@@ -186,7 +186,7 @@ class PairCollator:
             padding=True,
             truncation=True,
             max_length=self.max_text_length,
-            pad_to_multiple_of=8,  # compiled shapes recur
+            pad_to_multiple_of=None if self.max_text_length % 8 else 8,  # few lengths, so compiled shapes recur
             return_special_tokens_mask=True,
             return_tensors="pt",
         )

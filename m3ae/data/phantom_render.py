@@ -73,16 +73,15 @@ VIEWS = {
 def _finding(
     p: Patient, f: Factors, view: _View, a: Field, y: Field, lung: Lung, mottle: Field
 ) -> tuple[Field, Field]:
-    """The attenuation that a finding adds to ``lung``, and the air in which vessels still show."""
+    """The attenuation that a finding adds to `lung`, and the air in which vessels still show."""
     if f.finding == "effusion":
         fluid = inside(y - lung.meniscus + FLUID_HEIGHT[f.size], 0.03)
         return view.filled * lung.air * fluid, lung.air * (1 - fluid)
     if f.finding == "pneumothorax":
         gap = inside(lung.pleura - 1, 0.05)
         line = np.exp(-np.square((lung.pleura - 1) / 0.1))
-        return lung.air * (view.air * (0.3 * COLLAPSE[f.size] * (1 - gap) - 0.24 * gap) + 0.45 * line), lung.air * (
-            1 - gap
-        )
+        density = 0.3 * COLLAPSE[f.size] * (1 - gap) - 0.24 * gap  # the smaller the lung, the denser
+        return lung.air * (view.air * density + 0.45 * line), lung.air * (1 - gap)
     height = p.apex + ZONE_DEPTH[f.zone] * (p.dome - p.apex) + p.lesion_y
     centre = ZONE_OUTWARDS[f.zone] + p.lesion_x if view.mirrored else p.lesion_z
     if f.finding == "nodule":
@@ -122,12 +121,11 @@ def _pacemaker(p: Patient, f: Factors, view: _View, a: Field, y: Field) -> Field
 
 
 def _chest(p: Patient, f: Factors, view: _View, a: Field, y: Field, rng: np.random.Generator) -> Field:
-    """Attenuation of the whole chest; ``a`` is the horizontal axis of the view."""
+    """Attenuation of the whole chest; `a` is the horizontal axis of the view."""
     heart = p.heart * (HEART_SCALE[f.size] if f.finding == "cardiomegaly" else 1.0)
     mediastinum = view.mediastinum(p, a, y, heart)
-    attenuation = (
-        view.body(p, a, y) + view.bones(p, a, y) + 0.25 * mediastinum - anatomy.stomach_bubble(p, a, y, view.stomach)
-    )
+    attenuation = view.body(p, a, y) + view.bones(p, a, y) + 0.25 * mediastinum
+    attenuation -= anatomy.stomach_bubble(p, a, y, view.stomach)
     strokes = [stroke for root, fan in view.trees for stroke in anatomy.vessels(rng, root, fan)]
     vessels, mottle = draw(p, strokes, len(a)), cloud(rng, 20, len(a))
     for side in (-1, 1):

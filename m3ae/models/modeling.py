@@ -58,7 +58,8 @@ class M3AEPreTrainedModel(PreTrainedModel):
         if isinstance(module, VisionTransformer):
             assert module.cls_token is not None and module.pos_embed is not None
             init.normal_(module.cls_token, std=self.config.initializer_range)
-            init.normal_(module.pos_embed, std=self.config.initializer_range)
+            side, width = round((module.pos_embed.shape[1] - 1) ** 0.5), module.pos_embed.shape[-1]
+            init.copy_(module.pos_embed, sincos_positions(side, width))  # learned, but places are apart from the start
         elif isinstance(module, PixelDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             init.copy_(module.positions, sincos_positions(module.side, module.positions.shape[-1]))

@@ -83,6 +83,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         text_noise: Tensor | None = None,
         match_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        schedule: str | None = None,
     ) -> M3AEForPreTrainingOutput:
         """Mask, encode each distinct input once, fuse, decode, and compute the losses whose weight is not 0.
 
@@ -101,6 +102,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             text_noise: (B, L, 2) uniform noise that chooses and replaces tokens.
             match_noise: (B, 2) uniform noise that chooses the mismatched pairs.
             generator: Draws the noise that is not given.
+            schedule: `separate` or `joint`; the config's if None.
 
         Raises:
             ValueError: `mlm_input_ids` without `mlm_labels`, or images of another size than the model's.
@@ -130,7 +132,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             draw(match_noise, size, 2),
         )
         inputs = _Inputs(pixel_values, input_ids, attention_mask, image_present, text_present)
-        run = self._separate if config.schedule == "separate" else self._joint
+        run = {"separate": self._separate, "joint": self._joint}[schedule or config.schedule]
         read = run(inputs, patches, words, pairs)
         return self._decode(inputs, patches, words, pairs, read)
 

@@ -18,9 +18,9 @@ tags: [m3ae, medical, multimodal, masked-autoencoder]
 
 # {title}
 
-A masked multimodal autoencoder (M3AE) of {parameters:.1f} M parameters: a ViT over {image_size} px images and a RoBERTa,
-fused by {layers} co-attention layers; pre-trained by masked-image modelling, masked-language modelling and image-text
-matching ({schedule} schedule, {steps} steps of {batch} pairs).
+A masked multimodal autoencoder (M3AE) of {parameters:.1f} M parameters: a ViT over {image_size} px images and a
+RoBERTa, fused by {layers} co-attention layers; pre-trained by masked-image modelling, masked-language modelling and
+image-text matching ({schedule} schedule, {steps} steps of {batch} pairs per process).
 
 ```python
 import m3ae  # registers the model; must come before AutoModel

@@ -70,7 +70,7 @@ class PreTraining:
 
         `shuffled_<metric>` is measured with each text given another sample's image.
         """
-        metrics = {}
+        metrics: dict[str, float] = {}
         for split in ("validation", "test"):
             if split not in self.splits:
                 continue

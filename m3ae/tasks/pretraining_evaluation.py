@@ -1,7 +1,8 @@
 """What a pre-trained model has learnt, and how much of it comes from the other modality.
 
 Everything is measured on the pairs as they are (`own`) and with each text given another sample's image (`shuffled`),
-under the same masks: the difference is what the model reads across modalities.
+under the same masks: the difference is what the model reads across modalities. Words are predicted from whole images
+and patches from whole texts (the `separate` schedule), however the model was trained, so that models compare.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from m3ae.metrics.retrieval import recall_at_k
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.fusion import Stream
 from m3ae.models.losses import patchify
+from m3ae.models.masking import collect_labels
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.tasks.reconstruction import predicted_patches
 
@@ -49,7 +51,7 @@ class PreTrainingEvaluator:
         image_std = deviation.repeat(model.patch_size**2).to(self.accelerator.device)  # (P·P·C,), channels last
         for pairs in self._batches(shuffled=shuffled):
             batch = self._to_device(self.collator(pairs))
-            _add_masked_metrics(sums, model, batch, model(**batch), image_std)
+            _add_masked_metrics(sums, model, batch, model(**batch, schedule="separate"), image_std)
         metrics = sums.compute(self.accelerator)
         weights = {name: getattr(model.config, f"{name}_weight") for name in ("mim", "mlm", "itm")}
         found = [weight * metrics[f"{name}_loss"] for name, weight in weights.items() if f"{name}_loss" in metrics]
@@ -72,9 +74,10 @@ class PreTrainingEvaluator:
             masked, labels, words = self._hide_words(pairs, batch["input_ids"], pattern)
             if not words:
                 continue
-            output = model(**self._to_device(batch | {"mlm_input_ids": masked, "mlm_labels": labels}))
+            positions, wanted = collect_labels(labels.to(self.accelerator.device))
+            predicted = self._fill_in(model, batch | {"input_ids": masked}, positions)
             right = torch.ones_like(labels, dtype=torch.bool, device=self.accelerator.device)
-            right.scatter_(1, output.mlm_positions, output.mlm_logits.argmax(-1) == output.mlm_labels)
+            right.scatter_(1, positions, predicted == wanted)
             for row, tokens, word in words:
                 group = names[word.lower()]
                 counts[group][word.lower()] += 1
@@ -146,6 +149,16 @@ class PreTrainingEvaluator:
                 masked[row, tokens] = tokenizer.mask_token_id
                 words.append((row, tokens, match.group()))
         return masked, labels, words
+
+    def _fill_in(self, model: M3AEForPreTraining, batch: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """Return the most likely token (B, M) at each position of masked texts, given whole images."""
+        batch, trunk = self._to_device(batch), model.m3ae
+        with self.accelerator.autocast():
+            text = trunk.encode_text(batch["input_ids"], batch["attention_mask"], batch.get("text_present"))
+            image = trunk.encode_image(batch["pixel_values"], None, batch.get("image_present"))
+            fused = trunk.fuse({"text": text, "image": image}, read={"text": positions})[-1]
+            logits: Tensor = model.mlm_head(fused["text"])
+        return logits.argmax(-1)
 
     def _encode_all(self, model: M3AEForPreTraining, pairs: Sequence[Pair]) -> tuple[Stream, Stream]:
         texts, images = [], []

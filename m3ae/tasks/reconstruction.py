@@ -63,7 +63,7 @@ def plot_reconstructions(
     for row, (name, images) in enumerate(rows.items()):
         for column, image in enumerate(images.float().cpu()):
             panel = axes[row, column]
-            panel.imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0))
+            panel.imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy())
             panel.set_xticks([])
             panel.set_yticks([])
             if column == 0:

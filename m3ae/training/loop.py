@@ -20,6 +20,7 @@ from m3ae.training.checkpoint import (
     save_checkpoint,
 )
 from m3ae.training.config import RunConfig
+from m3ae.training.cpu import attention_kernel, share_cores
 from m3ae.training.curves import plot_losses
 from m3ae.training.metrics_log import LossMeter, MetricsLog, format_metrics, read_metrics
 from m3ae.training.optim import learning_rate_factor, parameter_groups, warmup_steps
@@ -90,6 +91,7 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
     folder = RunFolder(config.output_dir)
     checkpoint = folder.starting_point(resume)
     accelerator = _build_accelerator(config, folder)
+    share_cores(accelerator)
     try:
         loop = _TrainingLoop(config, task, accelerator, folder)
         loop.start(checkpoint, looked_for=bool(resume))
@@ -227,7 +229,8 @@ class _TrainingLoop:
         for _ in range(self.config.training.gradient_accumulation_steps):
             batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
             with self.accelerator.accumulate(self.model):
-                output = self.model(**batch)
+                with attention_kernel(self.accelerator):
+                    output = self.model(**batch)
                 self.accelerator.backward(output.loss)
             losses.append({"loss": output.loss, **output.losses})
         limit = self.config.optimizer.max_grad_norm or float("inf")

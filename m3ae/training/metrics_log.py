@@ -68,7 +68,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def format_metrics(title: str, metrics: Mapping[str, float]) -> str:
-    """Return a table of one metric a line, to be printed."""
-    width = max(map(len, [title, *metrics]))
-    rows = [f"{name:<{width}}  {value:>10.4f}" for name, value in metrics.items()]
-    return "\n".join([title, "-" * (width + 12), *rows])
+    """Lay out one metric a line, to be printed; `<split>/shuffled_<metric>` stands beside its counterpart."""
+    own = {name: value for name, value in metrics.items() if "/shuffled_" not in name}
+    width = max(map(len, [title, *own]))
+    header = f"{title:<{width}}  {'own':>10}  {'shuffled':>10}"
+    rows = []
+    for name, value in own.items():
+        shuffled = metrics.get(name.replace("/", "/shuffled_", 1))
+        rows.append(f"{name:<{width}}  {value:>10.4f}" + ("" if shuffled is None else f"  {shuffled:>10.4f}"))
+    return "\n".join([header if len(own) < len(metrics) else title, "-" * len(header), *rows])

@@ -1,0 +1,44 @@
+import pytest
+
+from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
+
+TEXTS = ["A small nodule projects over the left upper zone.", "Clear lungs; no effusion.", "Œdème — 3×4 cm"] * 3
+
+
+def test_trained_tokenizer_has_the_layout_of_roberta() -> None:
+    tokenizer = train_tokenizer(TEXTS, 400)
+    assert [tokenizer.convert_tokens_to_ids(t) for t in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")] == [0, 1, 2, 3, 4]
+    ids = tokenizer("Clear lungs")["input_ids"]
+    assert ids[0] == 0 and ids[-1] == 2
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "Clear lungs"
+
+
+def test_any_text_survives_encoding() -> None:
+    tokenizer = train_tokenizer(TEXTS, 300)
+    for text in ("Ödem – 5 µm ≈ 0.2″", "日本語", TEXTS[2]):
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
+
+
+def test_training_is_deterministic() -> None:
+    first, second = (train_tokenizer(TEXTS, 350).backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
+
+
+def test_save_and_load(tmp_path) -> None:
+    tokenizer = train_tokenizer(TEXTS, 350)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path))(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "message"),
+    [([""], 400, "at least one non-empty training text"), (TEXTS, 100, r"at least 261 \(all bytes\), got 100")],
+)
+def test_bad_input(texts, size, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(texts, size)
+
+
+def test_a_missing_tokenizer_is_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match="No tokenizer in .*leave tokenizer.path out"):
+        load_tokenizer(str(tmp_path / "nowhere"))

@@ -1,0 +1,194 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from m3ae import M3AEForPreTraining, M3AEModel
+from m3ae.data.tokenizer import train_tokenizer
+from m3ae.tasks.pretraining import PreTraining, build_model
+from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
+from m3ae.training.loop import train
+from m3ae.training.metrics_log import read_metrics
+from tests.tasks.tiny import tiny_run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data") / "phantoms"
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    config = tiny_run(data, tmp_path_factory.mktemp("runs") / "finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        train(config, PreTraining.from_config(config))
+    return config.output_dir
+
+
+def test_a_run_leaves_model_pictures_and_metrics(finished: Path) -> None:
+    for name in ("config.yaml", "environment.json", "figures/losses.png", "figures/reconstructions.png"):
+        assert (finished / name).stat().st_size > 0
+    card = (finished / "model" / "README.md").read_text()
+    assert "| validation | mlm_accuracy |" in card and "import m3ae" in card and "Not a medical device" in card
+    final = read_metrics(finished / "metrics.jsonl")[-1]
+    for split in ("validation", "test"):
+        for name in ("mim_psnr", "mlm_accuracy", "itm_accuracy", "side_word_accuracy"):
+            assert f"{split}/{name}" in final and f"{split}/shuffled_{name}" in final
+        assert final[f"{split}/retrieval_pairs"] == 4
+        assert 0 <= final[f"{split}/text_to_image_recall@1"] <= final[f"{split}/text_to_image_recall@5"] == 1
+
+
+def test_the_saved_model_reproduces_the_stored_loss_in_a_fresh_process(finished: Path, data: Path) -> None:
+    stored = read_metrics(finished / "metrics.jsonl")[-1]["validation/loss"]
+    code = f"""
+import m3ae, torch
+from pathlib import Path
+from accelerate import Accelerator
+from transformers import AutoModelForPreTraining, AutoProcessor
+from m3ae.data.pairs import PairCollator, PairDataset
+from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
+model = AutoModelForPreTraining.from_pretrained({str(finished / "model")!r}).eval()
+processor = AutoProcessor.from_pretrained({str(finished / "model")!r})
+dataset = PairDataset(Path({str(data)!r}), "validation", ["frontal", "lateral"], "text")
+evaluator = PreTrainingEvaluator(dataset, PairCollator(processor, 16, 64), Accelerator(cpu=True), batch_size=4)
+with torch.no_grad():
+    print(evaluator.masked_metrics(model, shuffled=False)["loss"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(stored, abs=1e-6)
+
+
+def test_the_trunk_and_the_processor_load_by_auto_classes(finished: Path) -> None:
+    model, processor = AutoModel.from_pretrained(finished / "model"), AutoProcessor.from_pretrained(finished / "model")
+    assert isinstance(model, M3AEModel)
+    inputs = processor(text=["Clear lungs."], return_tensors="pt")
+    assert model(**inputs).pooler_output.shape == (1, 64)
+
+
+class Killed(BaseException):
+    """Nothing may catch it."""
+
+
+@pytest.mark.parametrize("kill_at", [3, 6])
+def test_resuming_after_a_kill_is_bit_identical(finished: Path, data: Path, tmp_path: Path, kill_at: int) -> None:
+    config = tiny_run(data, tmp_path / "run")
+    task = PreTraining.from_config(config)
+    collate, calls = task.collate, []
+
+    def killing_collate(samples):
+        calls.append(len(samples))
+        if len(calls) == kill_at:
+            raise Killed
+        return collate(samples)
+
+    task.collate = killing_collate
+    with pytest.raises(Killed):
+        train(config, task)
+    train(config, PreTraining.from_config(config), resume=True)
+    expected = load_file(finished / "model" / "model.safetensors")
+    resumed = load_file(config.output_dir / "model" / "model.safetensors")
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_continuing_from_a_saved_model(finished: Path, data: Path, tmp_path: Path) -> None:
+    config = tiny_run(data, tmp_path, model={"path": str(finished / "model"), "overrides": {"mask_ratio": 0.5}})
+    task = PreTraining.from_config(config)
+    assert task.model.config.mask_ratio == 0.5
+    expected = load_file(finished / "model" / "model.safetensors")
+    assert torch.equal(task.model.mlm_head.decoder.weight, expected["mlm_head.decoder.weight"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"prepare": None, "path": "nowhere"}}, "nowhere does not exist: make it with scripts/prepare.py"),
+        ({"data": {"image_columns": ["image"]}}, "no column 'image'; it has id, frontal, lateral"),
+        ({"data": {"max_text_length": 80}}, "max_text_length must be at most 64, got 80"),
+        ({"tokenizer": {"path": "nowhere"}}, "No tokenizer in 'nowhere'"),
+        ({"model": {"path": "nowhere"}}, "no saved M3AE model in 'nowhere'"),
+        ({"model": {"overrides": {"image_config": {"image_size": 30}}}}, "multiple of patch_size"),
+        ({"model": {"overrides": {"hiden_size": 30}}}, "no option 'hiden_size'. Did you mean hidden_size"),
+    ],
+)
+def test_bad_input_is_explained(data: Path, tmp_path: Path, sections: dict, message: str) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        PreTraining.from_config(tiny_run(data, tmp_path, **sections))
+
+
+def test_a_checkpoint_of_another_size_is_explained(finished: Path, data: Path, tmp_path: Path) -> None:
+    overrides = {"image_config": {"image_size": 64}}
+    with pytest.raises(ValueError, match=r"have other sizes than the configuration asks for.*start a new model"):
+        PreTraining.from_config(
+            tiny_run(data, tmp_path, model={"path": str(finished / "model"), "overrides": overrides})
+        )
+
+
+def test_tokenizer_without_mask_token_is_explained(data: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["some text"], 300)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="needs a tokenizer with a mask_token"):
+        PreTraining.from_config(tiny_run(data, tmp_path, tokenizer={"path": str(tmp_path / "tokenizer")}))
+
+
+def test_the_model_has_the_vocabulary_of_the_tokenizer(data: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["some text"], 270)
+    model = build_model(tiny_run(data, tmp_path), tokenizer)
+    assert model.mlm_head.decoder.out_features == len(tokenizer)
+    assert model.config.mask_token_id == tokenizer.mask_token_id == 4
+
+
+def evaluator(data: Path, tmp_path: Path, batch_size: int = 3) -> tuple[PreTraining, PreTrainingEvaluator]:
+    task = PreTraining.from_config(tiny_run(data, tmp_path))
+    return task, PreTrainingEvaluator(
+        task._dataset("validation"), task.evaluation_collate, Accelerator(cpu=True), batch_size
+    )
+
+
+def test_word_accuracy_hides_all_words_of_all_groups(data: Path, tmp_path: Path) -> None:
+    task, measure = evaluator(data, tmp_path)
+    pairs = [measure.dataset.first(index, index) for index in range(len(measure.dataset))]
+    seen: list[str] = []
+
+    def fill_in(model, batch, positions):
+        for row in batch["input_ids"]:
+            seen.append(task.processor.tokenizer.decode(row[row != 1]))
+        return torch.full_like(positions, -1)
+
+    measure._fill_in = fill_in  # type: ignore[method-assign]
+    groups = {"side": ["left", "right"], "size": ["small", "moderate", "large"]}
+    accuracy = measure.word_accuracy(task.model, groups, shuffled=False)
+    assert accuracy["side_word_accuracy"] == accuracy["size_word_accuracy"] == 0
+    assert any("left" in pair.text or "right" in pair.text for pair in pairs)
+    assert not any(word in text.lower().split() for text in seen for words in groups.values() for word in words)
+    sides = [word for pair in pairs for word in pair.text.lower().replace(".", "").split() if word in groups["side"]]
+    most = max(sides.count("left"), sides.count("right"))
+    assert accuracy["side_word_chance"] == pytest.approx(most / len(sides))
+
+
+def test_metrics_do_not_depend_on_the_batch_size(data: Path, tmp_path: Path) -> None:
+    found = []
+    for batch_size in (2, 6):
+        task, measure = evaluator(data, tmp_path, batch_size)
+        with torch.no_grad():
+            metrics = measure.masked_metrics(task.model.eval(), shuffled=False) | measure.retrieval(task.model, 5)
+        found.append({name: value for name, value in metrics.items() if "itm" not in name and name != "loss"})
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    json.dumps(found[0])
+
+
+def test_shuffling_changes_the_image_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    _, measure = evaluator(data, tmp_path)
+    own = [pair for batch in measure._batches(shuffled=False) for pair in batch]
+    shuffled = [pair for batch in measure._batches(shuffled=True) for pair in batch]
+    assert [pair.text for pair in own] == [pair.text for pair in shuffled]
+    assert all(a.image_id != b.image_id for a, b in zip(own, shuffled, strict=True))
+    assert {pair.image_id for pair in own} == {pair.image_id for pair in shuffled}
