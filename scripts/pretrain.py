@@ -9,12 +9,13 @@ from m3ae.training.loop import train
 
 
 def main() -> int:
+    """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(
         description="Pre-train a masked multimodal autoencoder on a prepared folder of images and texts.",
-        epilog="example: accelerate launch scripts/pretrain.py configs/pretrain/quickstart.yaml training.max_steps=100",
+        epilog="example: accelerate launch scripts/pretrain.py configs/pretrain/quickstart.yaml training.max_steps=9",
     )
     parser.add_argument("config", help="YAML file, e.g. configs/pretrain/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces an option, e.g. optimizer.lr=3e-4")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="an option, e.g. optimizer.lr=3e-4")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     parser.add_argument("--print-config", action="store_true", help="print all options and stop")
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 
@@ -21,11 +21,14 @@ class MeanMetrics:
         before = self._sums.get(name, (0.0, 0))
         self._sums[name] = (before[0] + total, before[1] + count)
 
-    def compute(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the means over all processes; a name without any value is left out."""
+    def compute(self) -> dict[str, float]:
+        """Return the means over all processes, each of which has to call this; a mean of nothing is left out."""
+        own = {name: (float(total), int(count)) for name, (total, count) in self._sums.items()}
+        everywhere = gather_object([own])
         means = {}
-        for name, (total, count) in sorted(self._sums.items()):
-            both = accelerator.reduce(torch.stack([total, count.double()]).to(accelerator.device), reduction="sum")
-            if both[1] > 0:
-                means[name] = float(both[0] / both[1])
+        for name in sorted({name for part in everywhere for name in part}):
+            parts = [part[name] for part in everywhere if name in part]
+            count = sum(count for _, count in parts)
+            if count:
+                means[name] = sum(total for total, _ in parts) / count
         return means

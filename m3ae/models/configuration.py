@@ -42,6 +42,11 @@ def _check_heads(name: str, hidden_size: int, num_heads: int) -> None:
         )
 
 
+def _check_width(name: str, width: int) -> None:
+    if width % 4:
+        raise ValueError(f"{name} must be a multiple of 4 for sine-cosine positions, got {width}.")
+
+
 def _check_fraction(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}.")
@@ -90,6 +95,7 @@ class M3AEImageConfig(PreTrainedConfig):
                 f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}: "
                 f"choose {below or self.patch_size} or {below + self.patch_size}."
             )
+        _check_width("image_config.hidden_size", self.hidden_size)
         _check_heads("image_config", self.hidden_size, self.num_attention_heads)
         super().__post_init__(**kwargs)
 
@@ -125,6 +131,8 @@ class M3AEConfig(PreTrainedConfig):
         mim_weight: Weight of masked-image modelling; 0 leaves it out.
         mlm_weight: Weight of masked-language modelling; 0 leaves it out.
         itm_weight: Weight of image-text matching; 0 leaves it out.
+        itc_weight: Weight of image-text contrast between the encoders; 0, as published, leaves it and its head out.
+        itc_size: Width of the space in which images and texts are contrasted.
         schedule: `separate` masks one modality at a time and matches on unmasked inputs, as published;
             `joint` masks both at once and computes everything in one fusion pass.
         mask_token_id: Index of the mask token; the last of the vocabulary if None, as RoBERTa has it.
@@ -159,6 +167,8 @@ class M3AEConfig(PreTrainedConfig):
     mim_weight: float = 1.0
     mlm_weight: float = 1.0
     itm_weight: float = 1.0
+    itc_weight: float = 0.0
+    itc_size: int = 256
     schedule: Literal["separate", "joint"] = "separate"
     mask_token_id: int | None = None
 
@@ -170,11 +180,7 @@ class M3AEConfig(PreTrainedConfig):
             self.text_config = RobertaConfig(**{**ROBERTA_BASE, **(self.text_config or {})})
         _check_heads("fusion", self.hidden_size, self.num_attention_heads)
         _check_heads("pixel decoder", self.decoder_hidden_size, self.decoder_num_attention_heads)
-        if self.decoder_hidden_size % 4:
-            raise ValueError(
-                "decoder_hidden_size must be a multiple of 4 for sine-cosine positions, "
-                f"got {self.decoder_hidden_size}."
-            )
+        _check_width("decoder_hidden_size", self.decoder_hidden_size)
         if not -1 <= self.mim_layer <= self.num_hidden_layers:
             raise ValueError(
                 f"mim_layer must lie between -1 and num_hidden_layers ({self.num_hidden_layers}), "

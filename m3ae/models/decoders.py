@@ -1,10 +1,11 @@
-"""Heads of the masked pass: fused tokens → pixels, words, match.
+"""Heads: fused tokens → pixels, words, pooled vectors; encoded tokens → the contrastive space.
 
 Shapes: B batch, N patches, K visible patches, M masked tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.fusion import Stream
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
@@ -104,3 +106,26 @@ class Pooler(nn.Module):
         """Map tokens (B, S, D) to (B, D)."""
         pooled: Tensor = self.dense(tokens[:, 0]).tanh()
         return pooled
+
+
+class ContrastiveHead(nn.Module):
+    """Projects each modality, encoded alone, onto the unit sphere that both share (Radford et al. 2021)."""
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__()
+        self.text = nn.Linear(config.hidden_size, config.itc_size)
+        self.image = nn.Linear(config.hidden_size, config.itc_size)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def embed(self, name: str, stream: Stream) -> Tensor:
+        """Average the tokens (B, S, D) of the stream called `name` and project them to unit vectors (B, E)."""
+        tokens, mask, _ = stream
+        weights = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.to(tokens.dtype)
+        mean = (tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+        return F.normalize(getattr(self, name)(mean).float(), dim=-1)
+
+    def forward(self, text: Stream, image: Stream) -> Tensor:
+        """Return the similarity of each text and each image over the temperature, (B, B)."""
+        return self.log_scale.clamp(max=math.log(100)).exp() * (
+            self.embed("text", text) @ self.embed("image", image).T
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,3 +61,17 @@ def matching_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         valid: (B,) bool.
     """
     return masked_language_loss(logits, labels.masked_fill(~valid, -100))
+
+
+def contrastive_loss(logits: Tensor, same: Tensor, valid: Tensor) -> Tensor:
+    """Symmetric InfoNCE: each text finds its image among the batch's, and each image its text (Radford et al. 2021).
+
+    Args:
+        logits: (B, B) similarity of text i and image j over the temperature.
+        same: (B, B) bool: i and j share the image or the text; such a pair is no negative.
+        valid: (B,) bool: the sample has both modalities.
+    """
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    masked = logits.float().masked_fill((same & ~own) | ~(valid[:, None] & valid[None]) & ~own, -torch.inf)
+    log_odds = masked.log_softmax(1).diagonal() + masked.log_softmax(0).diagonal()
+    return -(log_odds * valid).sum() / (2 * valid.sum().clamp(min=1))

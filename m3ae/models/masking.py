@@ -107,11 +107,13 @@ class MatchingPairs(NamedTuple):
         image_index: (B,) the image that each text is paired with.
         labels: (B,) 1 = own image, 0 = another one.
         valid: (B,) bool: the sample has both modalities.
+        same: (B, B) bool: the two samples share the image or the text.
     """
 
     image_index: Tensor
     labels: Tensor
     valid: Tensor
+    same: Tensor
 
 
 def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Tensor) -> MatchingPairs:
@@ -135,7 +137,7 @@ def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Ten
     rank = noise[:, 0].masked_fill(~candidate, 2.0).argsort().argsort()
     mismatched = candidate & (rank < (present.sum() + 1) // 2)
     own = torch.arange(size, device=noise.device)
-    return MatchingPairs(torch.where(mismatched, partner, own), (~mismatched).long(), present)
+    return MatchingPairs(torch.where(mismatched, partner, own), (~mismatched).long(), present, same)
 
 
 def _equal(ids: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Presence: True = the sample has this modality.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.decoders import PixelDecoder, Pooler, sincos_positions
+from m3ae.models.decoders import ContrastiveHead, PixelDecoder, Pooler, sincos_positions
 from m3ae.models.encoders import ImageEncoder
 from m3ae.models.fusion import Fusion, Stream
 
@@ -60,6 +61,8 @@ class M3AEPreTrainedModel(PreTrainedModel):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             side, width = round((module.pos_embed.shape[1] - 1) ** 0.5), module.pos_embed.shape[-1]
             init.copy_(module.pos_embed, sincos_positions(side, width))  # learned, but places are apart from the start
+        elif isinstance(module, ContrastiveHead):
+            init.constant_(module.log_scale, math.log(1 / 0.07))
         elif isinstance(module, PixelDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             init.copy_(module.positions, sincos_positions(module.side, module.positions.shape[-1]))

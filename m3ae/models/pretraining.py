@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 
 from m3ae.models import losses, masking
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.decoders import PixelDecoder, TokenHead
+from m3ae.models.decoders import ContrastiveHead, PixelDecoder, TokenHead
 from m3ae.models.fusion import Stream
 from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
 
@@ -26,7 +26,7 @@ class M3AEForPreTrainingOutput(ModelOutput):
 
     Attributes:
         loss: () weighted sum of `losses`.
-        losses: Name (`mim`, `mlm`, `itm`) → unweighted loss ().
+        losses: Name (`mim`, `mlm`, `itm`, `itc`) → unweighted loss ().
         mim_logits: (B, N, P·P·C) predicted patches, normalised per patch if `config.norm_pix_loss`.
         mim_mask: (B, N) bool, True = masked, and the image is present.
         mlm_logits: (B, M, V) predictions at `mlm_positions`.
@@ -48,7 +48,7 @@ class M3AEForPreTrainingOutput(ModelOutput):
 
 
 class M3AEForPreTraining(M3AEPreTrainedModel):
-    """Masked-image modelling, masked-language modelling and image-text matching over one trunk."""
+    """Masked-image modelling, masked-language modelling, image-text matching and contrast over one trunk."""
 
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__(config)
@@ -57,6 +57,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         self.mim_head = PixelDecoder(config)
         self.mlm_head = TokenHead(config, config.text_config.vocab_size)
         self.itm_head = nn.Linear(2 * config.hidden_size, 2)
+        self.itc_head = ContrastiveHead(config) if config.itc_weight else None
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -164,9 +165,9 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
     ) -> _Fused:
         """Mask one modality at a time and match on unmasked inputs (Chen et al. 2022)."""
         config, trunk, fused = self.config, self.m3ae, _Fused()
-        if config.mlm_weight or config.itm_weight:
+        if config.mlm_weight or config.itm_weight or self.itc_head:
             full_image = trunk.encode_image(inputs.pixel_values, None, inputs.image_present)
-        if config.mim_weight or config.itm_weight:
+        if config.mim_weight or config.itm_weight or self.itc_head:
             full_text = trunk.encode_text(inputs.input_ids, inputs.attention_mask, inputs.text_present)
         if config.mlm_weight:
             masked = trunk.encode_text(words.input_ids, inputs.attention_mask, inputs.text_present)
@@ -180,6 +181,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         if config.itm_weight:
             streams = {"text": full_text, "image": full_image.select(pairs.image_index)}
             fused.pair = trunk.fuse(streams, read=_first_tokens(pairs.labels))[-1]
+        if self.itc_head is not None:
+            fused.similarity = self.itc_head(full_text, full_image)
         return fused
 
     def _joint(
@@ -211,6 +214,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             )
             row = torch.where(pairs.labels == 1, own, extra_row)
             fused.pair = {name: states[-1][name][row, :1] for name in STREAMS}
+        if self.itc_head is not None:
+            fused.similarity = self.itc_head(text, image)
         return fused
 
     def _decode(
@@ -236,6 +241,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             logits = self.itm_head(self.m3ae.pool(fused.pair))
             computed["itm"] = losses.matching_loss(logits, pairs.labels, pairs.valid)
             output.itm_logits, output.itm_labels = logits, pairs.labels.masked_fill(~pairs.valid, -100)
+        if fused.similarity is not None:
+            computed["itc"] = losses.contrastive_loss(fused.similarity, pairs.same, pairs.valid)
         output.losses = computed
         if computed:
             output.loss = torch.stack(
@@ -285,6 +292,7 @@ class _Fused:
     text: Tensor | None = None
     image: Tensor | None = None
     pair: dict[str, Tensor] | None = None
+    similarity: Tensor | None = None
 
 
 def _first_tokens(rows: Tensor) -> dict[str, Tensor | None]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
 from m3ae.data.pairs import Pair, PairCollator, PairDataset
@@ -52,7 +52,7 @@ class PreTrainingEvaluator:
         for pairs in self._batches(shuffled=shuffled):
             batch = self._to_device(self.collator(pairs))
             _add_masked_metrics(sums, model, batch, model(**batch, schedule="separate"), image_std)
-        metrics = sums.compute(self.accelerator)
+        metrics = sums.compute()
         weights = {name: getattr(model.config, f"{name}_weight") for name in ("mim", "mlm", "itm")}
         found = [weight * metrics[f"{name}_loss"] for name, weight in weights.items() if f"{name}_loss" in metrics]
         return {"loss": sum(found), **metrics}
@@ -82,8 +82,10 @@ class PreTrainingEvaluator:
                 group = names[word.lower()]
                 counts[group][word.lower()] += 1
                 sums.add(f"{group}_word_accuracy", right[row, tokens].all().float()[None])
-        chance = {f"{g}_word_chance": max(c.values()) / c.total() for g, c in counts.items() if c}
-        return sums.compute(self.accelerator) | chance
+        everywhere = gather_object([counts])
+        totals = {group: sum((part[group] for part in everywhere), Counter[str]()) for group in counts}
+        chance = {f"{group}_word_chance": max(c.values()) / c.total() for group, c in totals.items() if c}
+        return sums.compute() | chance
 
     def retrieval(self, model: M3AEForPreTraining, limit: int) -> dict[str, float]:
         """Zero-shot retrieval both ways among `limit` pairs through the matching head, each input encoded once.

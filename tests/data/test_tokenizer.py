@@ -40,5 +40,5 @@ def test_bad_input(texts, size, message) -> None:
 
 
 def test_a_missing_tokenizer_is_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match="No tokenizer in .*leave tokenizer.path out"):
+    with pytest.raises(ValueError, match=r"No tokenizer in .*leave tokenizer\.path out"):
         load_tokenizer(str(tmp_path / "nowhere"))

@@ -1,6 +1,5 @@
 import pytest
 
-
 from m3ae import M3AEConfig, M3AEImageConfig
 from m3ae.models.configuration import SIZES
 
@@ -34,6 +33,7 @@ def test_configs_survive_saving(size: str, tmp_path) -> None:
         ({"image_config": {"patchsize": 8}}, "no option 'patchsize'. Did you mean patch_size"),
         ({"mask_ratio": 1.5}, "mask_ratio must lie between 0 and 0.99, got 1.5"),
         ({"mim_layer": 9}, r"mim_layer must lie between -1 and num_hidden_layers \(6\), got 9"),
+        ({"decoder_hidden_size": 90}, "decoder_hidden_size must be a multiple of 4 .*, got 90"),
         ({"schedule": "both"}, "schedule must be 'separate' or 'joint', got 'both'"),
         ({"num_attention_heads": 7}, "the width 768 must be a multiple of the number of attention heads, got 7"),
     ],

@@ -37,3 +37,17 @@ def test_matching_loss_leaves_out_incomplete_pairs() -> None:
     logits = torch.tensor([[0.0, math.log(3.0)], [50.0, -50.0]])
     loss = losses.matching_loss(logits, torch.tensor([1, 1]), torch.tensor([True, False]))
     torch.testing.assert_close(loss, torch.tensor(-math.log(0.75)))
+
+
+def test_contrastive_loss_leaves_out_pairs_that_share_something_and_incomplete_ones() -> None:
+    logits = torch.tensor([[2.0, 1.0, 9.0, 0.0], [0.0, 3.0, 9.0, 9.0], [9.0, 9.0, 9.0, 9.0], [1.0, 9.0, 9.0, 4.0]])
+    same = torch.eye(4, dtype=torch.bool)
+    same[1, 3] = same[3, 1] = True
+    loss = losses.contrastive_loss(logits, same, torch.tensor([True, True, False, True]))
+
+    def log_odds(own: float, *others: float) -> float:
+        return own - math.log(sum(map(math.exp, (own, *others))))
+
+    rows = log_odds(2, 1, 0) + log_odds(3, 0) + log_odds(4, 1)
+    columns = log_odds(2, 0, 1) + log_odds(3, 1) + log_odds(4, 0)
+    torch.testing.assert_close(loss, torch.tensor(-(rows + columns) / 6))

@@ -41,6 +41,27 @@ def test_one_objective_alone_equals_its_part_of_all(name: str, schedule: str, mi
     torch.testing.assert_close(output.losses[name], both(**tiny_batch()).losses[name], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_contrast_is_an_option_that_leaves_the_rest_alone(schedule: str) -> None:
+    plain, contrast = tiny_model(schedule=schedule), tiny_model(schedule=schedule, itc_weight=0.5)
+    contrast.load_state_dict(plain.state_dict(), strict=False)
+    before, after = plain(**tiny_batch()), contrast(**tiny_batch())
+    assert set(after.losses) == {"mim", "mlm", "itm", "itc"} and plain.itc_head is None
+    for name, loss in before.losses.items():
+        torch.testing.assert_close(after.losses[name], loss)
+    torch.testing.assert_close(after.loss, before.loss + 0.5 * after.losses["itc"])
+
+
+def test_embeddings_are_unit_vectors_that_ignore_padding() -> None:
+    model, batch = tiny_model(itc_weight=1.0), tiny_batch()
+    head, trunk = model.itc_head, model.m3ae
+    text = head.embed("text", trunk.encode_text(batch["input_ids"], batch["attention_mask"]))
+    assert text.shape == (4, 256)
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(4))
+    short = trunk.encode_text(batch["input_ids"][2:3, :8], batch["attention_mask"][2:3, :8])
+    torch.testing.assert_close(head.embed("text", short)[0], text[2], atol=1e-6, rtol=0)
+
+
 def test_separate_passes_equal_the_plain_procedure() -> None:
     model, batch = tiny_model(), tiny_batch()
     output = model(**batch, image_ids=torch.arange(4), text_ids=torch.arange(4))

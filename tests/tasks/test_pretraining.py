@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from m3ae import M3AEForPreTraining, M3AEModel
+from m3ae import M3AEModel
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.tasks.pretraining import PreTraining, build_model
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
