@@ -7,6 +7,7 @@ P patch side, V vocabulary. Masks: 1 = masked. Presence: True = the sample has t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -108,20 +109,13 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         Raises:
             ValueError: `mlm_input_ids` without `mlm_labels`, or images of another size than the model's.
         """
-        config, size = self.config, len(pixel_values)
-
-        def draw(given: Tensor | None, *shape: int) -> Tensor:
-            if given is not None:
-                return given
-            return torch.rand(shape, generator=generator, device=pixel_values.device)
-
-        patches = masking.mask_patches(draw(image_noise, size, self._image.num_patches), config.mask_ratio)
+        inputs = _Inputs(pixel_values, input_ids, attention_mask, image_present, text_present)
+        draw = partial(_draw, generator=generator, device=pixel_values.device)
+        size = len(pixel_values)
+        image_noise = draw(image_noise, size, self._image.num_patches)
+        patches = masking.mask_patches(image_noise, self.config.mask_ratio)
         if mlm_input_ids is None:
-            maskable = self._maskable(input_ids, attention_mask, text_present, special_tokens_mask)
-            noise = draw(text_noise, *input_ids.shape, 2)
-            vocab_size = self.mlm_head.decoder.out_features
-            mask_id = vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
-            words = masking.mask_tokens(input_ids, maskable, noise, config.mlm_probability, mask_id, vocab_size)
+            words = self._mask_words(inputs, special_tokens_mask, draw(text_noise, *input_ids.shape, 2))
         elif mlm_labels is None:
             raise ValueError("mlm_input_ids needs mlm_labels beside it; got none.")
         else:
@@ -129,13 +123,11 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         pairs = masking.match_pairs(
             _image_fingerprint(pixel_values) if image_ids is None else image_ids,
             input_ids if text_ids is None else text_ids,
-            _both(image_present, text_present, size, pixel_values.device),
+            inputs.complete(),
             draw(match_noise, size, 2),
         )
-        inputs = _Inputs(pixel_values, input_ids, attention_mask, image_present, text_present)
-        run = {"separate": self._separate, "joint": self._joint}[schedule or config.schedule]
-        read = run(inputs, patches, words, pairs)
-        return self._decode(inputs, patches, words, pairs, read)
+        run = {"separate": self._separate, "joint": self._joint}[schedule or self.config.schedule]
+        return self._decode(inputs, patches, words, pairs, run(inputs, patches, words, pairs))
 
     @property
     def patch_size(self) -> int:
@@ -147,18 +139,17 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         assert isinstance(self.config.image_config, M3AEImageConfig)
         return self.config.image_config
 
-    def _maskable(
-        self, input_ids: Tensor, attention_mask: Tensor | None, present: Tensor | None, special: Tensor | None
-    ) -> Tensor:
+    def _mask_words(self, inputs: _Inputs, special: Tensor | None, noise: Tensor) -> masking.TokenMask:
+        config, text = self.config, self.config.text_config
+        assert isinstance(text, RobertaConfig)
         if special is None:
-            text = self.config.text_config
-            assert isinstance(text, RobertaConfig)
             tokens = [i for i in (text.pad_token_id, text.bos_token_id, text.eos_token_id) if i is not None]
-            special = torch.isin(input_ids, torch.tensor(tokens, device=input_ids.device))
+            special = torch.isin(inputs.input_ids, torch.tensor(tokens, device=inputs.input_ids.device))
         maskable = ~special.bool()
-        if attention_mask is not None:
-            maskable = maskable & attention_mask.bool()
-        return maskable if present is None else maskable & present[:, None]
+        for mask in (inputs.attention_mask, None if inputs.text_present is None else inputs.text_present[:, None]):
+            maskable = maskable if mask is None else maskable & mask.bool()
+        mask_id = text.vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
+        return masking.mask_tokens(inputs.input_ids, maskable, noise, config.mlm_probability, mask_id, text.vocab_size)
 
     def _separate(
         self, inputs: _Inputs, patches: masking.PatchMask, words: masking.TokenMask, pairs: masking.MatchingPairs
@@ -279,10 +270,17 @@ class _Inputs:
     text_present: Tensor | None
 
     def pixels(self) -> Tensor:
-        """The images, zero where absent, so that no NaN of an absent one reaches a loss."""
+        """Return the images, zero where absent, so that no NaN of an absent one reaches a loss."""
         if self.image_present is None:
             return self.pixel_values
         return torch.where(self.image_present[:, None, None, None], self.pixel_values, 0)
+
+    def complete(self) -> Tensor:
+        """Return which samples (B,) have both modalities."""
+        present = torch.ones(len(self.input_ids), dtype=torch.bool, device=self.input_ids.device)
+        for mask in (self.image_present, self.text_present):
+            present = present if mask is None else present & mask
+        return present
 
 
 @dataclass
@@ -300,11 +298,8 @@ def _first_tokens(rows: Tensor) -> dict[str, Tensor | None]:
     return dict.fromkeys(STREAMS, first)
 
 
-def _both(image: Tensor | None, text: Tensor | None, size: int, device: torch.device) -> Tensor:
-    present = torch.ones(size, dtype=torch.bool, device=device)
-    for mask in (image, text):
-        present = present if mask is None else present & mask
-    return present
+def _draw(given: Tensor | None, *shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    return torch.rand(shape, generator=generator, device=device) if given is None else given
 
 
 def _image_fingerprint(pixel_values: Tensor) -> Tensor:
