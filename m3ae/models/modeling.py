@@ -78,6 +78,9 @@ class M3AEPreTrainedModel(PreTrainedModel):
 class M3AEModel(M3AEPreTrainedModel):
     """The trunk: image and text encoders, their projections, and the fusion."""
 
+    # The trunk of a pre-trained model is loaded without its heads, and nobody needs to be told.
+    _keys_to_ignore_on_load_unexpected = [r"^(mim|mlm|itm|itc)_head\."]  # noqa: RUF012 (a list in the base class)
+
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__(config)
         assert isinstance(config.image_config, M3AEImageConfig) and isinstance(config.text_config, RobertaConfig)

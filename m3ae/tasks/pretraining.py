@@ -49,8 +49,10 @@ class PreTraining:
             ValueError: Data, tokenizer and model do not fit together.
         """
         if config.data.prepare is not None:
-            with PartialState().local_main_process_first():
+            state = PartialState()
+            if state.is_local_main_process:
                 prepare(output=config.data.path, **config.data.prepare)
+            state.wait_for_everyone()
         if config.model.path is not None:
             model, processor = load_pretrained(config.model.path, config.model.overrides)
             return cls(config, model, processor)

@@ -32,8 +32,7 @@ def test_save_and_load_gives_equal_outputs(saved) -> None:
 def test_the_trunk_loads_from_a_pretraining_checkpoint(saved) -> None:
     trunk, info = M3AEModel.from_pretrained(saved, output_loading_info=True)
     assert isinstance(AutoModel.from_pretrained(saved), M3AEModel)
-    assert not info["missing_keys"]
-    assert {name.split(".")[0] for name in info["unexpected_keys"]} == {"mim_head", "mlm_head", "itm_head"}
+    assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(trunk.modality_types.weight, tiny_model().m3ae.modality_types.weight)
 
 
