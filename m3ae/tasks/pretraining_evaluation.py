@@ -53,7 +53,7 @@ class PreTrainingEvaluator:
             batch = self._to_device(self.collator(pairs))
             _add_masked_metrics(sums, model, batch, model(**batch, schedule="separate"), image_std)
         metrics = sums.compute()
-        weights = {name: getattr(model.config, f"{name}_weight") for name in ("mim", "mlm", "itm")}
+        weights = {name: getattr(model.config, f"{name}_weight") for name in ("mim", "mlm", "itm", "itc")}
         found = [weight * metrics[f"{name}_loss"] for name, weight in weights.items() if f"{name}_loss" in metrics]
         return {"loss": sum(found), **metrics}
 
@@ -225,3 +225,5 @@ def _add_masked_metrics(
         )
         sums.add("itm_loss", loss, valid)
         sums.add("itm_accuracy", output.itm_logits.argmax(-1) == labels, valid)
+    if output.losses and "itc" in output.losses:  # depends on the size of the batch, which is what it contrasts
+        sums.add("itc_loss", output.losses["itc"].expand(len(batch["input_ids"])))

@@ -30,12 +30,22 @@ def plot_losses(records: Sequence[dict[str, Any]], path: Path) -> Path:
     FigureCanvasAgg(figure)
     for number, loss in enumerate(losses, start=1):
         axes = figure.add_subplot(rows, columns, number, title=loss, xlabel="optimiser step")
+        lowest = math.inf
         for split, style in _STYLES.items():
-            points = [(r["step"], r[f"{split}/{loss}"]) for r in records if r.get(f"{split}/{loss}") is not None]
+            points = _points(records, split, loss)
             if points:
                 axes.plot(*zip(*points, strict=True), label=split, **style)
-        axes.grid(alpha=0.3)
+                lowest = min(lowest, *(value for _, value in points))
+        if lowest > 0:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3, which="both")
         axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
+
+
+def _points(records: Sequence[dict[str, Any]], split: str, loss: str) -> list[tuple[int, float]]:
+    """Return the steps and values of a loss, which a task's metrics may call `<loss>_loss`."""
+    names = (f"{split}/{loss}", f"{split}/{loss}_loss")
+    return [(record["step"], record[name]) for record in records for name in names if record.get(name) is not None]
