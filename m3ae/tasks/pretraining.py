@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import parse_flag_from_env, send_to_device, set_seed
 from transformers import PreTrainedTokenizerBase, RobertaConfig
 
 from m3ae.data.pairs import PairCollator, PairDataset
@@ -49,7 +49,8 @@ class PreTraining:
             ValueError: Data, tokenizer and model do not fit together.
         """
         if config.data.prepare is not None:
-            state = PartialState()
+            # `PartialState`, unlike `Accelerator`, does not read this, and would take each process for the only one.
+            state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
             if state.is_local_main_process:
                 prepare(output=config.data.path, **config.data.prepare)
             state.wait_for_everyone()
