@@ -20,7 +20,7 @@ tags: [m3ae, medical, multimodal, masked-autoencoder]
 
 A masked multimodal autoencoder (M3AE) of {parameters:.1f} M parameters: a ViT over {image_size} px images and a
 RoBERTa, fused by {layers} co-attention layers; pre-trained by masked-image modelling, masked-language modelling and
-image-text matching ({schedule} schedule, {steps} steps of {batch} pairs per process).
+image-text matching{contrast} ({schedule} schedule, {steps} steps of {batch} pairs per process).
 
 ```python
 import m3ae  # registers the model; must come before AutoModel
@@ -57,6 +57,7 @@ def write_model_card(
         parameters=model.num_parameters() / 1e6,
         image_size=model.config.image_config.image_size,
         layers=model.config.num_hidden_layers,
+        contrast=", with image-text contrast" if model.config.itc_weight else "",
         schedule=model.config.schedule,
         steps=training.max_steps,
         batch=training.batch_size * training.gradient_accumulation_steps,
