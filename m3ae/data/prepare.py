@@ -1,6 +1,6 @@
 """One path from the rows of any source to a prepared folder (see `m3ae.data.prepared`).
 
-A source is a module with `FEATURES` and `rows(...)`, an iterator of rows and of `Rejected`. A row has a unique `id`, a
+A source is a module of `SOURCES` with `FEATURES` and `rows(...)`, an iterator of rows and of `Rejected`. A row has a unique `id`, a
 `split`, `text` (a list of strings, or None) and one cell for every other column of `FEATURES`. An image cell is None,
 the path of a file still to be decoded, or a picklable function without arguments that returns a PIL image.
 """
@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from math import ceil
 from multiprocessing import get_all_start_methods, get_context, parent_process
@@ -30,14 +31,25 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.data import iu_xray, phantom
 from m3ae.data.images import UnreadableImageError, encode_image, load_image
 from m3ae.data.prepared import MANIFEST, REJECTED, Manifest, Rejected, SplitInfo, load_manifest
 
 Row = dict[str, Any]
 Outcome = tuple[Row | None, list[Rejected]]  # the finished row, if it is kept, and everything that was left out of it
 
-SOURCES: dict[str, ModuleType] = {"iu_xray": iu_xray, "phantom": phantom}
+SOURCES = {
+    "folder": "m3ae.data.sources.folder",
+    "iu_xray": "m3ae.data.sources.iu_xray",
+    "medicat": "m3ae.data.sources.medicat",
+    "melinda": "m3ae.data.sources.melinda",
+    "mimic_cxr": "m3ae.data.sources.mimic_cxr",
+    "phantom": "m3ae.data.phantom",
+    "roco": "m3ae.data.sources.roco",
+    "rocov2": "m3ae.data.sources.rocov2",
+    "slake": "m3ae.data.sources.slake",
+    "vqa_med_2019": "m3ae.data.sources.vqa_med_2019",
+    "vqa_rad": "m3ae.data.sources.vqa_rad",
+}
 UNFINISHED = "manifest.unfinished.json"  # marks a folder as ours until the manifest is there
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 100  # the unit in which Parquet is read: small, because images are large
@@ -82,9 +94,7 @@ def prepare(
     for option, value in (("shorter_side", shorter_side), ("num_shards", num_shards), ("num_workers", num_workers)):
         if value is not None and value < 1:
             raise ValueError(f"{option} is {value}, expected at least 1")
-    if name not in SOURCES:
-        raise ValueError(f"unknown source {name!r}: expected one of {', '.join(SOURCES)}")
-    module, output = SOURCES[name], Path(output)
+    module, output = load_source(name), Path(output)
     arguments = _bind(name, module.rows, options if source is None else {"source": Path(source), **options})
     shape = {"shorter_side": shorter_side, "min_words": min_words, "num_shards": num_shards}
     recorded = shape | {option: value for option, value in arguments.items() if option != "source"}
@@ -97,6 +107,17 @@ def prepare(
     manifest = _write_folder(output, planned, module.FEATURES, rows, rejected, num_workers)
     print(manifest)
     return manifest
+
+
+def load_source(name: str) -> ModuleType:
+    """Import the module of a source.
+
+    Raises:
+        ValueError: there is no such source.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"unknown source {name!r}: expected one of {', '.join(SOURCES)}")
+    return import_module(SOURCES[name])
 
 
 def finish_rows(rows: list[Row], images: list[str], shorter_side: int, min_words: int) -> list[Outcome]:

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,8 @@ def source(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
     def rows(*, factor: int = 1) -> Iterator[Entry]:
         return iter(entries * factor)
 
-    monkeypatch.setitem(SOURCES, "toy", SimpleNamespace(FEATURES=FEATURES, rows=rows))
+    monkeypatch.setitem(SOURCES, "toy", "toy")
+    monkeypatch.setitem(sys.modules, "toy", SimpleNamespace(FEATURES=FEATURES, rows=rows))
     return entries
 
 

@@ -1,6 +1,7 @@
 """Reading prepared folders: exact contents, never a stale cache, clear errors."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,8 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         {"id": "a", "split": "train", "image": lambda: Image.new("L", (6, 4), 90), "text": ["one two three"]},
         {"id": "b", "split": "train", "image": None, "text": ["four five six"]},
     ]
-    monkeypatch.setitem(SOURCES, "toy", SimpleNamespace(FEATURES=FEATURES, rows=lambda: iter(rows)))
+    monkeypatch.setitem(SOURCES, "toy", "toy")
+    monkeypatch.setitem(sys.modules, "toy", SimpleNamespace(FEATURES=FEATURES, rows=lambda: iter(rows)))
     return rows
 
 

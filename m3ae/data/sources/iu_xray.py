@@ -4,7 +4,6 @@ Layout, as on Kaggle: `indiana_reports.csv`, `indiana_projections.csv`, the imag
 `images/images_normalized/`; an optional `splits.csv` (uid,split) decides which studies are used and for what.
 """
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import datasets
 
 from m3ae.data.prepared import Rejected
+from m3ae.data.tables import read_csv, require_folder
 
 FEATURES = datasets.Features(
     {
@@ -42,10 +42,9 @@ def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
         FileNotFoundError: the folder, a CSV file or the image folder is missing.
         ValueError: a CSV file is empty, lacks a column, or names an unknown split.
     """
-    if not source.is_dir():
-        raise FileNotFoundError(f"source folder {source} does not exist: pass the unpacked IU X-ray folder")
-    reports = _read_csv(source / "indiana_reports.csv", REPORT_COLUMNS)
-    projections = _read_csv(source / "indiana_projections.csv", PROJECTION_COLUMNS)
+    require_folder(source, "the unpacked IU X-ray folder with its CSV files")
+    reports = read_csv(source / "indiana_reports.csv", REPORT_COLUMNS)
+    projections = read_csv(source / "indiana_projections.csv", PROJECTION_COLUMNS)
     files = _image_files(source)
     views: dict[str, dict[str, list[Path]]] = defaultdict(lambda: {"frontal": [], "lateral": []})
     for projection in projections:
@@ -85,20 +84,6 @@ def _study_rows(
         }
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: expected the unpacked IU X-ray folder with its CSV files")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if reader.fieldnames and missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it has {', '.join(reader.fieldnames)}")
-        records = list(reader)
-    if not records:
-        raise ValueError(f"{path} is empty: expected a header and at least one row")
-    return records
-
-
 def _image_files(source: Path) -> dict[str, Path]:
     """Find the image files by stem, because the CSV says `.dcm.png` where copies hold `.dcm.jpg`."""
     folder = source / "images"
@@ -116,7 +101,7 @@ def _stem(filename: str) -> str:
 def _splits(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    records = _read_csv(path, ("uid", "split"))
+    records = read_csv(path, ("uid", "split"))
     if unknown := {record["split"] for record in records} - SPLIT_NAMES.keys():
         raise ValueError(f"{path} names the unknown splits {sorted(unknown)}: expected {', '.join(SPLIT_NAMES)}")
     return {record["uid"]: SPLIT_NAMES[record["split"]] for record in records}

@@ -8,9 +8,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from m3ae.data import iu_xray
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Rejected, load_split
+from m3ae.data.sources import iu_xray
 
 REPORT = {"uid": "1", "MeSH": "", "Problems": "Opacity; Lung", "findings": "A b.", "impression": "C d."}
 FRONTAL = {"uid": "1", "filename": "1_IM-1.dcm.png", "projection": "Frontal"}
