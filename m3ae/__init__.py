@@ -1,27 +1,46 @@
 """Masked multimodal autoencoders for medical images and text.
 
-Importing the package registers its models with transformers' Auto classes.
+Importing the package registers its models with transformers' Auto classes, and its pipeline.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+)
 
+from m3ae.models.classification import M3AEForClassification, M3AEForClassificationOutput
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.modeling import M3AEModel, M3AEModelOutput
+from m3ae.models.pipeline import register_pipeline
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.models.question_answering import M3AEForQuestionAnswering, M3AEForQuestionAnsweringOutput
+from m3ae.models.retrieval import M3AEForImageTextRetrieval, M3AEForImageTextRetrievalOutput
 
 AutoConfig.register("m3ae", M3AEConfig, exist_ok=True)
 AutoModel.register(M3AEConfig, M3AEModel, exist_ok=True)
 AutoModelForPreTraining.register(M3AEConfig, M3AEForPreTraining, exist_ok=True)
+AutoModelForVisualQuestionAnswering.register(M3AEConfig, M3AEForQuestionAnswering, exist_ok=True)
 AutoImageProcessor.register(M3AEConfig, image_processor_classes={"pil": M3AEImageProcessor}, exist_ok=True)
 AutoProcessor.register(M3AEConfig, M3AEProcessor, exist_ok=True)
+register_pipeline()
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "M3AEConfig",
+    "M3AEForClassification",
+    "M3AEForClassificationOutput",
+    "M3AEForImageTextRetrieval",
+    "M3AEForImageTextRetrievalOutput",
     "M3AEForPreTraining",
     "M3AEForPreTrainingOutput",
+    "M3AEForQuestionAnswering",
+    "M3AEForQuestionAnsweringOutput",
     "M3AEImageConfig",
     "M3AEImageProcessor",
     "M3AEModel",

@@ -1,11 +1,12 @@
 """Image files to verified 8-bit images and on to compact JPEG bytes."""
 
 import io
+import os
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 MAX_SIDE = 65_500  # the longest side that libjpeg writes
@@ -33,16 +34,20 @@ def load_image(path: Path) -> Image.Image:
     """Decode a whole image file, upright, as 8-bit grey ("L") or colour ("RGB").
 
     16-bit and float images are stretched from their own range to 0–255, because a PNG does not say how many of its 16
-    bits the detector used. Transparent pixels become white; of several frames the first is read.
+    bits the detector used. Transparent pixels become white; of several frames the first is read. DICOM files are read
+    by `m3ae.data.dicom`.
 
     Raises:
+        ImportError: a DICOM file, and pydicom is not installed.
         UnreadableImageError: the file is missing, empty, truncated, corrupt or no image, or its header announces more
             than `PIL.Image.MAX_IMAGE_PIXELS` (89 million) pixels or 65,500 on a side.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file`, False for a name that is too long
         raise UnreadableImageError("image missing", path.name)
     if path.stat().st_size == 0:
         raise UnreadableImageError("image file empty", path.name)
+    if _is_dicom(path):
+        return _load_dicom(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -62,20 +67,22 @@ def load_image(path: Path) -> Image.Image:
         raise UnreadableImageError("image truncated or corrupt", f"{path.name}: {error}") from error
 
 
-def encode_image(image: Image.Image, shorter_side: int = 384, quality: int = 95) -> bytes:
+def encode_image(image: Image.Image, shorter_side: int | None = 384, quality: int = 95) -> bytes:
     """Encode an image as JPEG, shrunk (never enlarged) so that its shorter side is at most `shorter_side` pixels.
 
     An upright JPEG that is small enough, opened from a file and untouched since, keeps the bytes of that file, so that
-    nothing is compressed twice.
+    nothing is compressed twice; so does a PNG where nothing is to be shrunk.
 
     Args:
         image: of mode "L" or "RGB", as `load_image` returns it.
-        shorter_side: in pixels.
+        shorter_side: in pixels; None never shrinks.
         quality: of the JPEG, 1–95.
     """
-    scale = shorter_side / min(image.size)
+    scale = 1.0 if shorter_side is None else shorter_side / min(image.size)
+    kept_formats = ("JPEG",) if shorter_side else ("JPEG", "PNG")
     filename = getattr(image, "filename", "")
-    if scale >= 1 and filename and image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1:
+    unchanged = scale >= 1 and image.mode in ("L", "RGB") and _orientation(image) == 1
+    if unchanged and filename and image.format in kept_formats:
         return Path(filename).read_bytes()
     if scale < 1:
         width, height = (round(side * scale) for side in image.size)
@@ -83,6 +90,27 @@ def encode_image(image: Image.Image, shorter_side: int = 384, quality: int = 95)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def _is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM by its name or by the magic bytes behind its preamble."""
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False  # Pillow says why it cannot be read
+
+
+def _load_dicom(path: Path) -> Image.Image:
+    try:
+        from m3ae.data.dicom import load_dicom
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{path.name} is a DICOM file, and the library {error.name} is not installed: pip install 'm3ae[dicom]'"
+        ) from error
+    return load_dicom(path)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -97,6 +125,8 @@ def _to_8bit(image: Image.Image) -> Image.Image:
         return _flatten(image)
     if image.mode in ("L", "RGB"):
         return image
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted
     return image.convert("L" if image.mode == "1" else "RGB")
 
 

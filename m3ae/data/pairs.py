@@ -1,28 +1,26 @@
-"""Image-text pairs: from a prepared split to a model's keyword arguments, either side missing where the data say so.
-
-Shapes: B batch, N patches, L text tokens.
-"""
+"""Image-text pairs: the rows of a prepared split, either side missing where the data say so."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from m3ae.data.prepared import load_split
-from m3ae.models.processing import M3AEProcessor
+
+Texts = Literal["one", "all"]
 
 
 class Visit(Protocol):
-    """One use of a sample; every visit has a seed of its own."""
+    """One use of a sample; every visit has a seed of its own, below 2**63."""
 
     @property
     def index(self) -> int: ...  # noqa: D102
@@ -30,13 +28,16 @@ class Visit(Protocol):
     @property
     def seed(self) -> int: ...  # noqa: D102
 
+    @property
+    def epoch(self) -> int: ...  # noqa: D102
+
 
 class Pair(NamedTuple):
     """An image and a text that belong together; None is missing.
 
     Attributes:
         id: Name of the row in the prepared data.
-        image: As stored, not yet resized.
+        image: As stored: neither decoded nor resized yet.
         text: One of the row's texts.
         image_id: Digest of the encoded image, 0 without one.
         text_id: Digest of the text, 0 without one.
@@ -51,6 +52,71 @@ class Pair(NamedTuple):
     seed: int
 
 
+@dataclass(frozen=True)
+class PairColumns:
+    """The columns of a prepared set that make pairs.
+
+    Attributes:
+        images: Columns that hold the row's views.
+        texts: Column with a list of texts or one text, or columns with one text each, which are joined by a blank
+            (a question and its answer); without any, pairs have no text.
+    """
+
+    images: tuple[str, ...]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, image_columns: Sequence[str], text_column: str | Sequence[str] | None) -> PairColumns:
+        """Read the columns as a configuration names them."""
+        return cls(tuple(image_columns), (text_column,) if isinstance(text_column, str) else tuple(text_column or ()))
+
+    @property
+    def names(self) -> list[str]:
+        """All columns that are read."""
+        return ["id", *self.images, *self.texts]
+
+    def check(self, folder: Path, features: Mapping[str, Any]) -> None:
+        """Raise ValueError if a column is missing, or holds lists of texts that cannot be joined."""
+        for column in self.names:
+            if column not in features:
+                raise ValueError(
+                    f"{folder} has no column {column!r}; it has {', '.join(features)}. "
+                    "Set data.image_columns and data.text_column."
+                )
+            if len(self.texts) > 1 and column in self.texts and features[column] != datasets.Value("string"):
+                raise ValueError(
+                    f"data.text_column: column {column!r} of {folder} holds {features[column]}, and only columns of "
+                    f"one text each can be joined; got {list(self.texts)}. Name that column alone."
+                )
+
+    def texts_of(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the texts of a row."""
+        cells = [row[column] for column in self.texts]
+        if len(cells) == 1 and not isinstance(cells[0], str):
+            return [text for text in cells[0] or [] if text]
+        joined = " ".join(cell for cell in cells if cell)
+        return [joined] if joined else []
+
+    def pair(self, row: Mapping[str, Any], seed: int, view: int, text: int) -> Pair:
+        """Make a pair of a row with undecoded images; `view` and `text` choose modulo the number there is."""
+        views = [cell["bytes"] for column in self.images if (cell := row[column]) and cell["bytes"]]
+        texts = self.texts_of(row)
+        chosen_view = views[view % len(views)] if views else None
+        chosen_text = texts[text % len(texts)] if texts else None
+        return Pair(
+            id=row["id"],
+            image=Image.open(io.BytesIO(chosen_view)) if chosen_view else None,
+            text=chosen_text,
+            image_id=digest(chosen_view) if chosen_view else 0,
+            text_id=digest(chosen_text.encode()) if chosen_text else 0,
+            seed=seed,
+        )
+
+    def draw(self, row: Mapping[str, Any], seed: int, text: int | None = None) -> Pair:
+        """Make the pair of one visit: its seed draws the view, and the text if none is given."""
+        return self.pair(row, seed, view=seed & 0xFFFFFFFF, text=drawn_text(seed) if text is None else text)
+
+
 class PairDataset:
     """Rows of a prepared split as pairs.
 
@@ -59,8 +125,9 @@ class PairDataset:
         split: Name of the split.
         image_columns: Columns that hold the row's views; of those present, training draws one at every visit, and
             evaluation takes the first.
-        text_column: Column with a list of texts or one text; None leaves texts out.
+        text_column: Column with a list of texts or one text, or several columns to be joined; None leaves texts out.
         limit: Keep this many rows, evenly spaced over the split; all if None.
+        texts: Whether a row is a sample of which a visit draws `one` text, or `all` its texts are samples.
 
     Raises:
         FileNotFoundError: There is no such prepared folder.
@@ -72,137 +139,73 @@ class PairDataset:
         folder: Path,
         split: str,
         image_columns: Sequence[str],
-        text_column: str | None,
+        text_column: str | Sequence[str] | None,
         limit: int | None = None,
+        texts: Texts = "one",
     ) -> None:
         rows = load_split(folder, split)
-        for column in [*image_columns, *([] if text_column is None else [text_column])]:
-            if column not in rows.column_names:
-                raise ValueError(
-                    f"{folder} has no column {column!r}; it has {', '.join(rows.column_names)}. "
-                    "Set data.image_columns and data.text_column."
-                )
+        self.columns = PairColumns.of(image_columns, text_column)
+        self.columns.check(folder, rows.features)
         if limit is not None and limit < len(rows):
             rows = rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
-        for column in image_columns:
+        for column in self.columns.images:
             rows = rows.cast_column(column, datasets.Image(decode=False))
-        self.rows = rows.select_columns(["id", *image_columns, *([] if text_column is None else [text_column])])
-        self.image_columns, self.text_column = tuple(image_columns), text_column
+        self.rows = rows.select_columns(self.columns.names)
         self.split = split
+        self._sample_rows: np.ndarray | None = None
+        if texts == "all":
+            self._sample_rows = np.repeat(np.arange(len(rows)), np.maximum(np.diff(self._text_starts), 1))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) if self._sample_rows is None else len(self._sample_rows)
 
     def __getitem__(self, visit: Visit) -> Pair:
-        """Load the row `visit.index`, choosing its view and text with `visit.seed`."""
-        draw = np.random.default_rng([visit.seed, 0])
-        return self._load(visit.index, visit.seed, float(draw.random()), float(draw.random()))
+        """Load the sample `visit.index`, choosing its view, and its text where it is not chosen, with `visit.seed`."""
+        row, text = self._locate(visit.index)
+        return self.columns.draw(self.rows[row], visit.seed, text)
 
     def first(self, index: int, seed: int) -> Pair:
         """Load the first view and the first text of a row."""
-        return self._load(index, seed, 0.0, 0.0)
+        return self.columns.pair(self.rows[index], seed, view=0, text=0)
+
+    def length(self, visit: Visit) -> int:
+        """Return the number of characters of the text that `self[visit]` has, without loading the row."""
+        row, text = self._locate(visit.index)
+        start, stop = self._text_starts[row : row + 2]
+        chosen = drawn_text(visit.seed) if text is None else text
+        return int(self._text_lengths[start + chosen % (stop - start)]) if stop > start else 0
 
     def texts(self) -> list[str]:
         """Return all texts."""
-        if self.text_column is None:
-            return []
-        texts: list[str] = []
-        for cell in self.rows.select_columns([self.text_column])[self.text_column]:
-            texts.extend([cell] if isinstance(cell, str) else cell or [])
-        return texts
+        return [text for texts in self._texts_by_row() for text in texts]
 
-    def _load(self, index: int, seed: int, which_view: float, which_text: float) -> Pair:
-        row = self.rows[index]
-        views = [cell["bytes"] for column in self.image_columns if (cell := row[column]) and cell["bytes"]]
-        cell = row[self.text_column] if self.text_column else None
-        texts = [cell] if isinstance(cell, str) else list(cell or [])
-        view = views[int(which_view * len(views))] if views else None
-        text = texts[int(which_text * len(texts))] if texts else None
-        return Pair(
-            id=row["id"],
-            image=Image.open(io.BytesIO(view)) if view else None,
-            text=text or None,
-            image_id=_digest(view) if view else 0,
-            text_id=_digest(text.encode()) if text else 0,
-            seed=seed,
-        )
+    def _locate(self, index: int) -> tuple[int, int | None]:
+        """Return the row of a sample, and which of its texts it is; None if the visit is to draw one."""
+        if self._sample_rows is None:
+            return index, None
+        row = int(self._sample_rows[index])
+        return row, index - int(np.searchsorted(self._sample_rows, row))
+
+    def _texts_by_row(self) -> Iterator[list[str]]:
+        if not self.columns.texts:
+            return iter([[]] * len(self.rows))
+        return map(self.columns.texts_of, self.rows.select_columns(list(self.columns.texts)))
+
+    @cached_property
+    def _text_starts(self) -> np.ndarray:
+        """Position of each row's first text among all texts, and their number: shape (rows + 1,)."""
+        return np.cumsum([0, *map(len, self._texts_by_row())])
+
+    @cached_property
+    def _text_lengths(self) -> np.ndarray:
+        return np.array([len(text) for texts in self._texts_by_row() for text in texts], dtype=np.int64)
 
 
-def _digest(content: bytes) -> int:
+def drawn_text(seed: int) -> int:
+    """Return the number that chooses a visit's text, of other bits of its seed than those that choose the view."""
+    return seed >> 32
+
+
+def digest(content: bytes) -> int:
+    """Return a number below 2**56 that differs for different contents."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little")
-
-
-class PairCollator:
-    """Batches pairs and draws the noise of their visits: a sample's masks do not depend on its batch.
-
-    Args:
-        processor: Resizes images and tokenizes texts.
-        num_patches: Patches N of an image.
-        max_text_length: Longest text in tokens, special ones included; longer ones are cut.
-        crop_scale: Range of the share of the image's area that is cropped at random before resizing.
-    """
-
-    def __init__(
-        self,
-        processor: M3AEProcessor,
-        num_patches: int,
-        max_text_length: int,
-        crop_scale: tuple[float, float] = (1.0, 1.0),
-    ) -> None:
-        self.processor, self.num_patches = processor, num_patches
-        self.max_text_length, self.crop_scale = max_text_length, crop_scale
-
-    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """Return keyword arguments of `M3AEForPreTraining`; presence masks only where something is missing."""
-        draws = [np.random.default_rng([pair.seed, 1]) for pair in pairs]
-        batch = self._images(pairs, draws) | self._texts(pairs)
-        for modality in ("image", "text"):
-            there = torch.tensor([getattr(pair, modality) is not None for pair in pairs])
-            if not there.all():
-                batch[f"{modality}_present"] = there
-            batch[f"{modality}_ids"] = torch.tensor([getattr(pair, f"{modality}_id") for pair in pairs])
-        length = batch["input_ids"].shape[1]
-        batch["match_noise"] = _stack(draws, 2)
-        batch["image_noise"] = _stack(draws, self.num_patches)
-        batch["text_noise"] = _stack(draws, length, 2)
-        return batch
-
-    def _images(self, pairs: Sequence[Pair], draws: Sequence[np.random.Generator]) -> dict[str, Tensor]:
-        images = [
-            random_crop(pair.image, draw, self.crop_scale)
-            for pair, draw in zip(pairs, draws, strict=True)
-            if pair.image
-        ]
-        side = self.processor.image_processor.crop_size["height"]
-        values = torch.zeros(len(pairs), 3, side, side)
-        if images:
-            there = torch.tensor([pair.image is not None for pair in pairs])
-            values[there] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": values}
-
-    def _texts(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        encoded = self.processor.tokenizer(
-            [pair.text or "" for pair in pairs],
-            padding=True,
-            truncation=True,
-            max_length=self.max_text_length,
-            pad_to_multiple_of=None if self.max_text_length % 8 else 8,  # few lengths, so compiled shapes recur
-            return_special_tokens_mask=True,
-            return_tensors="pt",
-        )
-        return {name: encoded[name] for name in ("input_ids", "attention_mask", "special_tokens_mask")}
-
-
-def random_crop(image: Image.Image, draw: np.random.Generator, scale: tuple[float, float]) -> Image.Image:
-    """Cut out a random share of the area, drawn from `scale`, of the image's own aspect ratio."""
-    factor = draw.uniform(*scale) ** 0.5
-    left, top = draw.random(2)
-    if factor == 1.0:
-        return image
-    width, height = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    x, y = round(left * (image.width - width)), round(top * (image.height - height))
-    return image.crop((x, y, x + width, y + height))
-
-
-def _stack(draws: Sequence[np.random.Generator], *shape: int) -> Tensor:
-    return torch.from_numpy(np.stack([draw.random(shape, dtype=np.float32) for draw in draws]))

@@ -2,17 +2,21 @@
 
 ```
 train-00000-of-00002.parquet   rows of a split: images as encoded bytes, null for what is missing
+train.ids.txt                  ids of the rows of a split, in order
 rejected.jsonl                 one line per source row, image or text that was left out, with its reason
+*.json                         what else the source derives from its rows, such as a list of answers
 manifest.json                  source, options, counts, checksums; written last, so where it is the folder is complete
 ```
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+
+from m3ae.data.tables import printable
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -37,14 +41,22 @@ class Rejected:
     column: str | None = None
     detail: str | None = None
 
+    def to_json(self) -> str:
+        """Return a line of `rejected.jsonl`."""
+        cells = {name: cell and printable(cell) for name, cell in asdict(self).items()}
+        return json.dumps(cells, ensure_ascii=False) + "\n"
+
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """One split: rows, non-null images by column, rows with a text, rows rejected, SHA-256 by shard name."""
+    """One split: rows, non-null images by column, rows with a text, rows rejected, SHA-256 by shard name.
+
+    `texts` is None where the source has no column `text`.
+    """
 
     rows: int
     images: dict[str, int]
-    texts: int
+    texts: int | None
     rejected: int
     shards: dict[str, str]
 
@@ -60,6 +72,8 @@ class Manifest:
         splits: counts and shards by split.
         rejected: number of source rows left out, by reason.
         dropped: number of cells left out of rows that were kept, by column and reason.
+        files: SHA-256 of every file beside the shards, by name.
+        summaries: of files that the source derived from its rows, by file name.
         format_version: of the folder's layout.
     """
 
@@ -69,23 +83,36 @@ class Manifest:
     splits: dict[str, SplitInfo]
     rejected: dict[str, int]
     dropped: dict[str, int]
+    files: dict[str, str] = field(default_factory=dict)
+    summaries: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def rejected_share(self) -> float:
+        """Share of the source's rows that was left out; 1 where it has no rows."""
+        rows, rejected = sum(info.rows for info in self.splits.values()), sum(self.rejected.values())
+        return rejected / (rows + rejected) if rows + rejected else 1.0
 
     def to_json(self) -> str:
         """Return the text of `manifest.json`."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def __str__(self) -> str:
-        columns = list(next(iter(self.splits.values())).images) if self.splits else []
-        lines = [["split", "rows", *columns, "texts", "rejected"]]
+        lines = [_heading(self.splits)]
         for name, info in self.splits.items():
-            lines.append([name, *map(str, (info.rows, *info.images.values(), info.texts, info.rejected))])
+            texts = [] if info.texts is None else [info.texts]
+            lines.append([name, *map(str, (info.rows, *info.images.values(), *texts, info.rejected))])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in lines]
         for title, counts in (("rejected rows", self.rejected), ("dropped cells", self.dropped)):
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
             table.append(f"{title}: {sum(counts.values())}" + (f" ({reasons})" if reasons else ""))
-        return "\n".join(table)
+        return "\n".join([*table, *self.summaries.values()])
+
+
+def _heading(splits: dict[str, SplitInfo]) -> list[str]:
+    info = next(iter(splits.values()), SplitInfo(0, {}, None, 0, {}))
+    return ["split", "rows", *info.images, *([] if info.texts is None else ["texts"]), "rejected"]
 
 
 def load_manifest(folder: Path) -> Manifest:

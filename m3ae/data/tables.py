@@ -1,16 +1,19 @@
 """Tables of a source: CSV and JSON files read whole, with messages that say which file lacks what.
 
-Bytes that are not UTF-8 survive as lone surrogates, so that one bad cell costs one row: `m3ae.data.prepare` rejects rows
-that hold any.
+Bytes that are not UTF-8 survive as lone surrogates, so that one bad cell costs one row: `m3ae.data.prepare` rejects
+rows that hold any.
 """
 
+import codecs
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
 def require_folder(folder: Path, what: str) -> Path:
@@ -41,7 +44,7 @@ def read_csv(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is empty or lacks a column.
+        ValueError: The file is empty, damaged, not UTF-8 but UTF-16, or lacks a column.
     """
     path = _plain_or_gzipped(path)
     with _open(path) as file:
@@ -66,7 +69,7 @@ def read_json(path: Path) -> Any:
     with _open(path) as file:
         try:
             return json.load(file)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -86,7 +89,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 def _parse_object(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
@@ -99,6 +102,20 @@ def _plain_or_gzipped(path: Path) -> Path:
     raise FileNotFoundError(f"{path} is missing")
 
 
-def _open(path: Path) -> IO[str]:
-    binary = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    return TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[arg-type]
+@contextmanager
+def _open(path: Path) -> Iterator[TextIOWrapper]:
+    """Open a table as text; what is wrong with the file itself becomes a ValueError that names it."""
+    try:
+        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as binary:
+            if binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise ValueError(f"{path} is UTF-16: save it as UTF-8")
+            binary.seek(0)
+            with TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+                yield text
+    except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+
+
+def printable(text: str) -> str:
+    """Return a text with its lone surrogates spelt out, so that it can be written and printed."""
+    return text.encode("utf-8", "backslashreplace").decode()

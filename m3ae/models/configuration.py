@@ -36,7 +36,7 @@ def _check_keys(config: PreTrainedConfig, extra: dict[str, Any]) -> None:
 
 
 def _check_heads(name: str, hidden_size: int, num_heads: int) -> None:
-    if hidden_size % num_heads:
+    if num_heads < 1 or hidden_size % num_heads:
         raise ValueError(
             f"{name}: the width {hidden_size} must be a multiple of the number of attention heads, got {num_heads}."
         )
@@ -123,6 +123,7 @@ class M3AEConfig(PreTrainedConfig):
         initializer_range: Standard deviation of the initial weights.
         mask_ratio: Share of patches hidden in the masked pass; int(N·(1 − mask_ratio)) stay visible.
         mlm_probability: Share of a text's tokens to predict in the masked pass, at least one.
+        whole_word_masking: Mask whole words rather than tokens; the published code masks tokens.
         mim_layer: Fusion layer whose image input the pixel decoder reads; −1 reads the output of the last layer.
         norm_pix_loss: Normalise each target patch by its mean and variance (He et al. 2022).
         decoder_hidden_size: Width of the pixel decoder.
@@ -135,6 +136,9 @@ class M3AEConfig(PreTrainedConfig):
         itc_size: Width of the space in which images and texts are contrasted.
         schedule: `separate` masks one modality at a time and matches on unmasked inputs, as published;
             `joint` masks both at once and computes everything in one fusion pass.
+        class_weights: Weight of each class in the classification loss (of each label's positives if a sample may have
+            several); 1 if None.
+        num_negatives: Texts of the batch that each image is told apart from in retrieval training.
         mask_token_id: Index of the mask token; the last of the vocabulary if None, as RoBERTa has it.
 
     Raises:
@@ -159,6 +163,7 @@ class M3AEConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     mask_ratio: float = 0.75
     mlm_probability: float = 0.15
+    whole_word_masking: bool = False
     mim_layer: int = 3
     norm_pix_loss: bool = True
     decoder_hidden_size: int = 384
@@ -170,6 +175,8 @@ class M3AEConfig(PreTrainedConfig):
     itc_weight: float = 0.0
     itc_size: int = 256
     schedule: Literal["separate", "joint"] = "separate"
+    class_weights: list[float] | None = None
+    num_negatives: int = 15
     mask_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -186,6 +193,8 @@ class M3AEConfig(PreTrainedConfig):
                 f"mim_layer must lie between -1 and num_hidden_layers ({self.num_hidden_layers}), "
                 f"got {self.mim_layer}."
             )
+        if self.num_negatives < 1:
+            raise ValueError(f"num_negatives must be at least 1, got {self.num_negatives}.")
         if self.schedule not in ("separate", "joint"):
             raise ValueError(f"schedule must be 'separate' or 'joint', got {self.schedule!r}.")
         _check_fraction("mask_ratio", self.mask_ratio, 0.0, 0.99)

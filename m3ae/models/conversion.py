@@ -1,100 +1,157 @@
-"""Parameter names of the published M3AE checkpoints (Chen et al. 2022) and ours."""
+"""Conversion of the published M3AE checkpoints (Chen et al. 2022) into hub-format folders, and back."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import json
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaTokenizer
 
-# Applied in order to a released name; the first group that matches wins within each list.
-_PARTS = (
-    (r"^vision_encoder\.visual\.", "m3ae.image_encoder.vit."),
-    (r"^language_encoder\.", "m3ae.text_encoder."),
-    (r"^multi_modal_language_proj\.", "m3ae.projections.text."),
-    (r"^multi_modal_vision_proj\.", "m3ae.projections.image."),
-    (r"^modality_type_embeddings\.", "m3ae.modality_types."),
-    (r"^multi_modal_language_layers\.(\d+)\.", r"m3ae.fusion.layers.\1.text."),
-    (r"^multi_modal_vision_layers\.(\d+)\.", r"m3ae.fusion.layers.\1.image."),
-    (r"^multi_modal_language_pooler\.", "m3ae.poolers.text."),
-    (r"^multi_modal_vision_pooler\.", "m3ae.poolers.image."),
-    (r"^mim_head\.decoder_embed\.", "mim_head.embed."),
-    (r"^mim_head\.decoder_pos_embed$", "mim_head.positions"),
-    (r"^mim_head\.decoder_norm\.", "mim_head.norm."),
-    (r"^mim_head\.decoder_pred\.", "mim_head.predict."),
-    (r"^mlm_head\.bias$", "mlm_head.decoder.bias"),
-    (r"^mlm_head\.transform\.dense\.", "mlm_head.dense."),
-    (r"^mlm_head\.transform\.LayerNorm\.", "mlm_head.norm."),
-    (r"^itm_head\.fc\.", "itm_head."),
-)
-_INNER = {
-    "m3ae.image_encoder.vit.": (
-        (r"vit\.conv1\.", "vit.patch_embed.proj."),
-        (r"vit\.class_embedding$", "vit.cls_token"),
-        (r"vit\.positional_embedding$", "vit.pos_embed"),
-        (r"vit\.ln_pre\.", "vit.norm_pre."),
-        (r"vit\.ln_post\.", "vit.norm."),
-        (r"vit\.transformer\.resblocks\.", "vit.blocks."),
-    ),
-    "mim_head.": ((r"decoder\.resblocks\.", "blocks."),),
-    "m3ae.fusion.": (
-        (r"\.attention\.self\.", ".self_attention."),
-        (r"\.attention\.output\.dense\.", ".self_attention.output."),
-        (r"\.attention\.output\.LayerNorm\.", ".self_attention.norm."),
-        (r"\.crossattention\.self\.", ".cross_attention."),
-        (r"\.crossattention\.output\.dense\.", ".cross_attention.output."),
-        (r"\.crossattention\.output\.LayerNorm\.", ".cross_attention.norm."),
-        (r"\.intermediate\.dense\.", ".intermediate."),
-        (r"\.output\.dense\.", ".output."),
-        (r"\.output\.LayerNorm\.", ".norm."),
-    ),
-}
-_CLIP_BLOCK = (
-    (r"\.attn\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
-    (r"\.attn\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-    (r"\.ln_([12])\.", r".norm\1."),
-)
-
-# What released checkpoints hold and the published model never reads: CLIP's text tower, RoBERTa's pooler, an index
-# table.
-UNUSED = (
-    r"^vision_encoder\.(positional_embedding|token_embedding\.|ln_final\.|text_projection|logit_scale|transformer\.)",
-    r"^vision_encoder\.visual\.proj$",
-    r"^language_encoder\.pooler\.",
-    r"^language_encoder\.embeddings\.position_ids$",
-)
+from m3ae.data.tokenizer import load_tokenizer
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.model_card import model_card
+from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.models.released_config import departures
+from m3ae.models.released_file import read_released
+from m3ae.models.released_weights import TASKS, Report, build, released_content
 
 
-def convert_name(released: str) -> str | None:
-    """Translate a released parameter name; None for a part that the published model never reads."""
-    if any(re.search(pattern, released) for pattern in UNUSED):
-        return None
-    name = released
-    for pattern, replacement in _PARTS:
-        name, count = re.subn(pattern, replacement, name)
-        if count:
-            break
-    for prefix, rules in _INNER.items():
-        if name.startswith(prefix):
-            for pattern, replacement in rules:
-                name = re.sub(pattern, replacement, name)
-    for pattern, replacement in _CLIP_BLOCK:
-        name = re.sub(pattern, replacement, name)
-    return name
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    task: str | None = None,
+    tokenizer: str | None = None,
+    answers: str | Path | None = None,
+) -> Report:
+    """Convert a released checkpoint into a folder with model, processor and model card.
+
+    Args:
+        checkpoint: The released file.
+        output: The folder to write.
+        task: One of `TASKS`; the one that the file was trained for if None.
+        tokenizer: Folder or hub name of the tokenizer; without it only the image processor is written.
+        answers: File of the answer or class names, see `read_answers`; without it they are LABEL_0, LABEL_1, ….
+
+    Raises:
+        CheckpointError: The file cannot be read, has parameters that are not known, lacks some, or lacks that task.
+        ValueError: Tokenizer or answers do not fit the checkpoint.
+    """
+    released = read_released(checkpoint)
+    model, report = build(released, task, None if answers is None else read_answers(answers))
+    image, text = model.config.image_config, model.config.text_config
+    assert isinstance(image, M3AEImageConfig) and isinstance(text, RobertaConfig)
+    image_processor = M3AEImageProcessor.for_size(image.image_size)
+    processor: M3AEImageProcessor | M3AEProcessor = image_processor
+    if tokenizer is None:
+        report.remarks.append(
+            "released files hold no tokenizer and none was given: only the image processor is written; give "
+            "--tokenizer the folder of the tokenizer that the model was trained with, as a rule roberta-base"
+        )
+    else:
+        loaded = _load_tokenizer(tokenizer)
+        check_tokenizer(loaded, text)
+        loaded.model_max_length = released.settings["config"].get("max_text_len", loaded.model_max_length)
+        model.config.mask_token_id = loaded.mask_token_id
+        processor = M3AEProcessor(image_processor, loaded)
+    output = Path(output)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    origin = f"Converted from `{Path(checkpoint).name}`, a checkpoint in the format of Chen et al. (2022)."
+    (output / "README.md").write_text(model_card(model, output.name, training=origin), encoding="utf-8")
+    return report
 
 
-def convert_state_dict(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate a released state dict, leaving out what the published model never reads."""
-    converted = {}
-    for key, value in released.items():
-        name = convert_name(key)
-        if name is None:
-            continue
-        if name.endswith("vit.cls_token"):
-            value = value[None, None]
-        elif name.endswith("vit.pos_embed"):
-            value = value[None]
-        converted[name] = value
-    return converted
+def release(folder: str | Path, output: str | Path) -> Report:
+    """Write a saved model in the released format, our configuration beside the published settings.
+
+    Args:
+        folder: Folder of one of the classes in `TASKS`.
+        output: The file to write.
+
+    Raises:
+        ValueError: The folder holds no such model.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"No saved M3AE model in {str(folder)!r}: there is no config.json.")
+    config = M3AEConfig.from_pretrained(folder)
+    classes = {model_class.__name__: model_class for model_class in TASKS.values()}
+    architecture = (config.architectures or ["model without a class"])[0]
+    if architecture not in classes:
+        raise ValueError(f"{folder} holds a {architecture}; the released format has only {', '.join(classes)}.")
+    model = classes[architecture].from_pretrained(folder)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(released_content(model), output)
+    report = Report(architecture, list(model.state_dict()))
+    report.remarks += [f"the published code would compute other numbers: {reason}" for reason in departures(config)]
+    if config.itc_weight:
+        report.remarks.append("the contrastive head keeps its own names, as the published code has none")
+    return report
+
+
+def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, also from RoBERTa's two original files alone, which do not say what they are."""
+    describing = ("tokenizer.json", "tokenizer_config.json", "config.json")
+    if (Path(path) / "merges.txt").is_file() and not any((Path(path) / name).is_file() for name in describing):
+        roberta: PreTrainedTokenizerBase = RobertaTokenizer.from_pretrained(path)
+        return roberta
+    return load_tokenizer(path)
+
+
+def read_answers(path: str | Path) -> list[str]:
+    """Read the names of answers or classes, in the order of the head's outputs.
+
+    Args:
+        path: A text file with one name a line, or JSON: a list, the published `{name: index}`, `{index: name}`, or any
+            of these under the key `answers`.
+
+    Raises:
+        ValueError: Something else, or a name that occurs twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"The answer list {path} is missing.")
+    text = path.read_text(encoding="utf-8")
+    names = _listed(json.loads(text)) if path.suffix == ".json" else [line for line in text.splitlines() if line]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(
+            f"{path} lists {len(names)} names, {len(set(names))} of them different; expected each once, one a line "
+            'in a text file, or as JSON: ["yes", "no"] or {"yes": 0, "no": 1}.'
+        )
+    return names
+
+
+def _listed(content: Any) -> list[str]:
+    if isinstance(content, dict) and "answers" in content and not isinstance(content["answers"], int):
+        return _listed(content["answers"])
+    if isinstance(content, list):
+        return [str(name) for name in content]
+    if not isinstance(content, dict):
+        return []
+    by_index = content if all(key.isdigit() for key in content) else {str(i): name for name, i in content.items()}
+    order = [str(i) for i in range(len(content))]
+    return [str(by_index[i]) for i in order] if set(order) == by_index.keys() else []
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RobertaConfig) -> None:
+    """Raise if a text encoder was trained with another vocabulary than the tokenizer's."""
+    ours = {
+        "words": config.vocab_size,
+        "padding": config.pad_token_id,
+        "beginning": config.bos_token_id,
+        "end": config.eos_token_id,
+    }
+    theirs = {
+        "words": len(tokenizer),
+        "padding": tokenizer.pad_token_id,
+        "beginning": tokenizer.bos_token_id,
+        "end": tokenizer.eos_token_id,
+    }
+    different = [f"{name} {theirs[name]}, expected {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    if different:
+        raise ValueError(
+            f"The tokenizer in {tokenizer.name_or_path!r} has another vocabulary than the checkpoint: "
+            f"{'; '.join(different)}. Use the tokenizer that the model was trained with."
+        )

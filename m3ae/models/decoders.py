@@ -1,6 +1,6 @@
 """Heads: fused tokens → pixels, words, pooled vectors; encoded tokens → the contrastive space.
 
-Shapes: B batch, N patches, K visible patches, M masked tokens, D width, V vocabulary.
+Shapes: B batch, N patches, K visible patches, M masked tokens, D width, V vocabulary, A labels.
 """
 
 from __future__ import annotations
@@ -106,6 +106,23 @@ class Pooler(nn.Module):
         """Map tokens (B, S, D) to (B, D)."""
         pooled: Tensor = self.dense(tokens[:, 0]).tanh()
         return pooled
+
+
+class PooledHead(nn.Module):
+    """The published head of question answering and classification: dense, normalisation, GELU, one output a label."""
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__()
+        assert config.num_labels is not None
+        width = 2 * config.hidden_size
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)  # of epsilon 1e-5, not the fusion's
+        self.output = nn.Linear(width, config.num_labels)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map pooled features (B, 2·D) to logits (B, A)."""
+        logits: Tensor = self.output(F.gelu(self.norm(self.dense(pooled))))
+        return logits
 
 
 class ContrastiveHead(nn.Module):

@@ -46,6 +46,11 @@ class ImageEncoder(nn.Module):
             global_pool="",
         )
 
+    def resize(self, image_size: int) -> None:
+        """Take images of another size from now on; the position table is interpolated by timm, bicubically."""
+        self.vit.set_input_size((image_size, image_size))
+        self.image_size = image_size
+
     def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Encode the class token, which is always kept, and the visible patches.
 

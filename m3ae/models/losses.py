@@ -1,4 +1,4 @@
-"""Objectives of the masked pass, as pure functions."""
+"""Objectives of the masked pass and of the fine-tuned heads, as pure functions."""
 
 from __future__ import annotations
 
@@ -75,3 +75,60 @@ def contrastive_loss(logits: Tensor, same: Tensor, valid: Tensor) -> Tensor:
     masked = logits.float().masked_fill((same & ~own) | ~(valid[:, None] & valid[None]) & ~own, -torch.inf)
     log_odds = masked.log_softmax(1).diagonal() + masked.log_softmax(0).diagonal()
     return -(log_odds * valid).sum() / (2 * valid.sum().clamp(min=1))
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy, summed over the answers and averaged over the questions (Chen et al. 2022).
+
+    Args:
+        logits: (B, A).
+        labels: (B,) the answer's index, −100 for a question without one in the list, which is left out; or (B, A) how
+            right each answer is, from 0 to 1.
+    """
+    if labels.dim() == 1:
+        known = labels != -100
+        targets = F.one_hot(labels.clamp(min=0), logits.shape[-1])
+    else:
+        known = torch.ones_like(labels[:, 0], dtype=torch.bool)
+        targets = labels
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").sum(-1)
+    return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def class_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy over the labelled samples, averaged with the weight of each one's class.
+
+    Args:
+        logits: (B, A).
+        labels: (B,) −100 = unknown.
+        weights: (A,) one for each class; 1 if None.
+    """
+    loss = F.cross_entropy(logits.float(), labels, weights, ignore_index=-100, reduction="none")
+    known = labels != -100
+    weight = known.float() if weights is None else weights[labels.clamp(min=0)] * known
+    return loss.sum() / torch.where(known.any(), weight.sum(), 1)
+
+
+def multi_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy over the known entries; 0 where there is none.
+
+    Args:
+        logits: (B, A).
+        labels: (B, A) 0 or 1, −100 = unknown.
+        weights: (A,) of the positives of each label; 1 if None.
+    """
+    known = labels != -100
+    targets = labels.float().masked_fill(~known, 0)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=weights, reduction="none")
+    return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def ranking_loss(scores: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of finding the first among the candidates; 0 where there is nothing to find.
+
+    Args:
+        scores: (B, 1 + K), the positive in column 0, −∞ where a candidate does not count.
+        valid: (B,) bool: the row has a positive.
+    """
+    loss = torch.where(valid, -scores.float().log_softmax(-1)[:, 0], 0)
+    return loss.sum() / valid.sum().clamp(min=1)

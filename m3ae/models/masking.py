@@ -53,12 +53,22 @@ def mask_patches(noise: Tensor, mask_ratio: float) -> PatchMask:
 
 
 def mask_tokens(
-    input_ids: Tensor, maskable: Tensor, noise: Tensor, probability: float, mask_token_id: int, vocab_size: int
+    input_ids: Tensor,
+    maskable: Tensor,
+    noise: Tensor,
+    probability: float,
+    mask_token_id: int,
+    vocab_size: int,
+    word_ids: Tensor | None = None,
 ) -> TokenMask:
     """Mask round(probability·n) of a text's n maskable tokens, at least one where there is any (Devlin et al. 2019).
 
     Of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay. The number of slots M depends on the
     shapes alone, so a compiled step never sees a new shape because of the data.
+
+    With `word_ids` whole words are masked: in random order, as many as come nearest to probability·n tokens, and all
+    tokens of a word share its fate. A word of more than twice as many is left alone, or masked in part if the text has
+    no other.
 
     Args:
         input_ids: (B, L).
@@ -68,21 +78,49 @@ def mask_tokens(
         probability: Share of the tokens to predict.
         mask_token_id: Index of the mask token.
         vocab_size: Random tokens are drawn from the whole vocabulary, as published.
+        word_ids: (B, L) equal numbers are tokens of one word; each token is a word of its own if None.
     """
     length = input_ids.shape[1]
     slots = max(1, round(probability * length))
     rank_noise, fate = noise.unbind(-1)
-    positions = rank_noise.masked_fill(~maskable, 2.0).argsort(dim=1)[:, :slots]  # (B, M)
+    random_ids = (fate * 10 % 1 * vocab_size).long().clamp(0, vocab_size - 1)
     counts = maskable.sum(1)
     wanted = (counts * probability).round().long().clamp(min=1).minimum(counts)
+    if word_ids is None:
+        order = rank_noise.masked_fill(~maskable, 2.0).argsort(dim=1)
+    else:
+        slots = min(2 * slots, length)
+        order, wanted, fate = _order_words(word_ids, maskable, rank_noise, fate, wanted, counts * probability)
+    positions = order[:, :slots]  # (B, M)
     chosen = torch.arange(positions.shape[1], device=input_ids.device) < wanted[:, None]  # (B, M)
 
-    original = input_ids.gather(1, positions)
-    fate = fate.gather(1, positions)
-    random_ids = ((fate - 0.8) * 10 * vocab_size).long().clamp(0, vocab_size - 1)
+    original, fate, random_ids = (values.gather(1, positions) for values in (input_ids, fate, random_ids))
     corrupted = torch.where(fate < 0.8, mask_token_id, torch.where(fate < 0.9, random_ids, original))
     corrupted = torch.where(chosen, corrupted, original)
     return TokenMask(input_ids.scatter(1, positions, corrupted), positions, original.masked_fill(~chosen, -100))
+
+
+def _order_words(
+    word_ids: Tensor, maskable: Tensor, rank_noise: Tensor, fate: Tensor, wanted: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return positions (B, L) word by word in random order, how many to mask (B,), and the fate (B, L) of each word.
+
+    A word has the noise of its first token.
+    """
+    place = torch.arange(word_ids.shape[1], device=word_ids.device)
+    own = torch.where(maskable, word_ids, -1 - place)  # what is never masked belongs to no word
+    same = own[:, :, None] == own[:, None, :]  # (B, L, L)
+    first, size = same.int().argmax(2), same.sum(2)
+    too_long = (size > 2 * wanted[:, None]).float()
+    rank = (rank_noise.gather(1, first) + too_long).masked_fill(~maskable, 3.0)
+    order = rank.argsort(dim=1, stable=True)
+
+    word = first.gather(1, order)
+    last = torch.cat([word[:, 1:] != word[:, :-1], torch.ones_like(word[:, :1], dtype=torch.bool)], dim=1)
+    off = (place + 1 - share[:, None]).abs().masked_fill(~(last & maskable.gather(1, order)), len(place) + 1)
+    nearest = off.argmin(1) + 1
+    limited = torch.where(nearest > 2 * wanted, wanted, nearest)
+    return order, torch.where(wanted > 0, limited, 0), fate.gather(1, first)
 
 
 def collect_labels(labels: Tensor) -> tuple[Tensor, Tensor]:

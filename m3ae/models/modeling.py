@@ -22,8 +22,12 @@ from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead, PixelDecoder, Pooler, sincos_positions
 from m3ae.models.encoders import ImageEncoder
 from m3ae.models.fusion import Fusion, Stream
+from m3ae.models.model_card import publish_card
 
 STREAMS = ("text", "image")  # in this order poolers are concatenated and modality types are numbered
+
+# Heads of another task in a saved model are left where they are, and nobody needs to be told.
+OTHER_HEADS = [r"^(mim|mlm|itm|itc|vqa|cls)_head\."]
 
 
 @dataclass
@@ -39,6 +43,25 @@ class M3AEModelOutput(ModelOutput):
     text_hidden_state: Tensor | None = None
     image_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
+
+
+def first_token(rows: Tensor) -> Tensor:
+    """Return the position (B, 1) of the class token in each of the rows (B, …)."""
+    return torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
+
+
+def all_present(rows: Tensor, *masks: Tensor | None) -> Tensor:
+    """Return in which of the rows (B, …) every modality is present, (B,) bool; a mask of None says all are."""
+    present = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    for mask in masks:
+        present = present if mask is None else present & mask
+    return present
+
+
+def image_fingerprint(pixel_values: Tensor) -> Tensor:
+    """Return mean and deviation (B, 2) of each image: equal for equal images, and for hardly any others."""
+    flat = pixel_values.flatten(1)
+    return torch.stack([flat.mean(1), flat.std(1)], dim=1)
 
 
 class M3AEPreTrainedModel(PreTrainedModel):
@@ -67,6 +90,16 @@ class M3AEPreTrainedModel(PreTrainedModel):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             init.copy_(module.positions, sincos_positions(module.side, module.positions.shape[-1]))
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]  # wrapped in the base class
+        """Upload model and card; the options are those of `transformers.PreTrainedModel.push_to_hub`.
+
+        A repository without a card gets that of the folder the model was loaded from, if it is still of that class, or
+        else a generated one, which lacks data and metrics.
+        """
+        publish_card(self, repo_id, **{name: options[name] for name in ("token", "private") if name in options})
+        url: str = super().push_to_hub(repo_id, **options)  # type: ignore[arg-type]
+        return url
+
     def parameter_group(self, name: str) -> str:
         """Return the learning-rate group of the parameter called `name`: `encoder`, `fusion` or `heads`."""
         path = name.removeprefix("m3ae.")
@@ -78,8 +111,7 @@ class M3AEPreTrainedModel(PreTrainedModel):
 class M3AEModel(M3AEPreTrainedModel):
     """The trunk: image and text encoders, their projections, and the fusion."""
 
-    # The trunk of a pre-trained model is loaded without its heads, and nobody needs to be told.
-    _keys_to_ignore_on_load_unexpected = [r"^(mim|mlm|itm|itc)_head\."]  # noqa: RUF012 (a list in the base class)
+    _keys_to_ignore_on_load_unexpected = OTHER_HEADS
 
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__(config)
@@ -148,6 +180,28 @@ class M3AEModel(M3AEPreTrainedModel):
         projected = self.projections[name](encoded)
         return Stream(projected + self.modality_types.weight[STREAMS.index(name)], mask, present)
 
+    def encode(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_present: Tensor | None = None,
+        text_present: Tensor | None = None,
+    ) -> dict[str, Stream]:
+        """Encode each given modality alone; the arguments are those of `forward`.
+
+        Raises:
+            ValueError: Neither images nor text given.
+        """
+        streams = {}
+        if input_ids is not None:
+            streams["text"] = self.encode_text(input_ids, attention_mask, text_present)
+        if pixel_values is not None:
+            streams["image"] = self.encode_image(pixel_values, None, image_present)
+        if not streams:
+            raise ValueError("An M3AE model needs pixel_values, input_ids, or both; got neither.")
+        return streams
+
     def fuse(
         self,
         streams: Mapping[str, Stream],
@@ -179,6 +233,17 @@ class M3AEModel(M3AEPreTrainedModel):
             pooled.append(vector if there is None else vector * there[:, None])
         return torch.cat(pooled, dim=-1)
 
+    def fuse_and_pool(self, streams: Mapping[str, Stream]) -> Tensor:
+        """Fuse encoded streams and pool them; the last layer is computed for the class tokens only.
+
+        Returns:
+            (B, 2·D) pooled text then pooled image; zeros for an absent modality.
+        """
+        any_stream = next(iter(streams.values()))
+        first = first_token(any_stream.tokens)
+        fused = self.fuse(streams, dict.fromkeys(streams, first))[-1]
+        return self.pool(fused, {name: stream.present for name, stream in streams.items()})
+
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -201,13 +266,7 @@ class M3AEModel(M3AEPreTrainedModel):
         Raises:
             ValueError: Neither images nor text given.
         """
-        streams = {}
-        if input_ids is not None:
-            streams["text"] = self.encode_text(input_ids, attention_mask, text_present)
-        if pixel_values is not None:
-            streams["image"] = self.encode_image(pixel_values, None, image_present)
-        if not streams:
-            raise ValueError("M3AEModel needs pixel_values, input_ids, or both; got neither.")
+        streams = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
         fused = self.fuse(streams)[-1]
         present = {name: stream.present for name, stream in streams.items()}
         return M3AEModelOutput(

@@ -18,7 +18,14 @@ from m3ae.models import losses, masking
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead, PixelDecoder, TokenHead
 from m3ae.models.fusion import Stream
-from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
+from m3ae.models.modeling import (
+    STREAMS,
+    M3AEModel,
+    M3AEPreTrainedModel,
+    all_present,
+    first_token,
+    image_fingerprint,
+)
 
 
 @dataclass
@@ -77,6 +84,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
         special_tokens_mask: Tensor | None = None,
+        word_ids: Tensor | None = None,
         mlm_input_ids: Tensor | None = None,
         mlm_labels: Tensor | None = None,
         image_ids: Tensor | None = None,
@@ -96,6 +104,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             image_present: (B,) bool.
             text_present: (B,) bool.
             special_tokens_mask: (B, L), 1 = never masked. Only `bos`, `eos` and `pad` of the config if None.
+            word_ids: (B, L) equal numbers are tokens of one word; needed for whole-word masking.
             mlm_input_ids: (B, L) an already masked text; then `mlm_labels` is needed and `text_noise` is not used.
             mlm_labels: (B, L) tokens to predict, −100 elsewhere.
             image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
@@ -107,7 +116,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             schedule: `separate` or `joint`; the config's if None.
 
         Raises:
-            ValueError: `mlm_input_ids` without `mlm_labels`, or images of another size than the model's.
+            ValueError: `mlm_input_ids` without `mlm_labels`, whole-word masking without `word_ids`, or images of
+                another size than the model's.
         """
         inputs = _Inputs(pixel_values, input_ids, attention_mask, image_present, text_present)
         draw = partial(_draw, generator=generator, device=pixel_values.device)
@@ -115,13 +125,14 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         image_noise = draw(image_noise, size, self._image.num_patches)
         patches = masking.mask_patches(image_noise, self.config.mask_ratio)
         if mlm_input_ids is None:
-            words = self._mask_words(inputs, special_tokens_mask, draw(text_noise, *input_ids.shape, 2))
+            noise = draw(text_noise, *input_ids.shape, 2)
+            words = self._mask_words(inputs, special_tokens_mask, noise, word_ids)
         elif mlm_labels is None:
             raise ValueError("mlm_input_ids needs mlm_labels beside it; got none.")
         else:
             words = masking.TokenMask(mlm_input_ids, *masking.collect_labels(mlm_labels))
         pairs = masking.match_pairs(
-            _image_fingerprint(pixel_values) if image_ids is None else image_ids,
+            image_fingerprint(pixel_values) if image_ids is None else image_ids,
             input_ids if text_ids is None else text_ids,
             inputs.complete(),
             draw(match_noise, size, 2),
@@ -139,9 +150,13 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         assert isinstance(self.config.image_config, M3AEImageConfig)
         return self.config.image_config
 
-    def _mask_words(self, inputs: _Inputs, special: Tensor | None, noise: Tensor) -> masking.TokenMask:
+    def _mask_words(
+        self, inputs: _Inputs, special: Tensor | None, noise: Tensor, word_ids: Tensor | None
+    ) -> masking.TokenMask:
         config, text = self.config, self.config.text_config
         assert isinstance(text, RobertaConfig)
+        if config.whole_word_masking and word_ids is None:
+            raise ValueError("whole_word_masking needs word_ids, the word of each token; got none.")
         if special is None:
             tokens = [i for i in (text.pad_token_id, text.bos_token_id, text.eos_token_id) if i is not None]
             special = torch.isin(inputs.input_ids, torch.tensor(tokens, device=inputs.input_ids.device))
@@ -149,7 +164,15 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         for mask in (inputs.attention_mask, None if inputs.text_present is None else inputs.text_present[:, None]):
             maskable = maskable if mask is None else maskable & mask.bool()
         mask_id = text.vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
-        return masking.mask_tokens(inputs.input_ids, maskable, noise, config.mlm_probability, mask_id, text.vocab_size)
+        return masking.mask_tokens(
+            inputs.input_ids,
+            maskable,
+            noise,
+            config.mlm_probability,
+            mask_id,
+            text.vocab_size,
+            word_ids if config.whole_word_masking else None,
+        )
 
     def _separate(
         self, inputs: _Inputs, patches: masking.PatchMask, words: masking.TokenMask, pairs: masking.MatchingPairs
@@ -171,7 +194,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             fused.image = states[-1]["image"]
         if config.itm_weight:
             streams = {"text": full_text, "image": full_image.select(pairs.image_index)}
-            fused.pair = trunk.fuse(streams, read=_first_tokens(pairs.labels))[-1]
+            fused.pair = trunk.fuse(streams, read=dict.fromkeys(STREAMS, first_token(pairs.labels)))[-1]
         if self.itc_head is not None:
             fused.similarity = self.itc_head(full_text, full_image)
         return fused
@@ -190,7 +213,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             mismatched = mismatched[:0]
         texts = torch.cat([own, mismatched])
         images = torch.cat([own, pairs.image_index[mismatched]])
-        first = torch.zeros_like(texts[:, None])
+        first = first_token(texts)
         reads_last = config.mim_layer in (-1, config.num_hidden_layers)
         read = {
             "text": torch.cat([first, words.positions[texts]], dim=1),
@@ -256,8 +279,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         Returns:
             (B,) log-odds of being a matched pair.
         """
-        fused = self.m3ae.fuse({"text": text, "image": image}, read=_first_tokens(text.tokens[:, 0, 0]))[-1]
-        logits: Tensor = self.itm_head(self.m3ae.pool(fused))
+        logits: Tensor = self.itm_head(self.m3ae.fuse_and_pool({"text": text, "image": image}))
         return logits[:, 1] - logits[:, 0]
 
 
@@ -277,10 +299,7 @@ class _Inputs:
 
     def complete(self) -> Tensor:
         """Return which samples (B,) have both modalities."""
-        present = torch.ones(len(self.input_ids), dtype=torch.bool, device=self.input_ids.device)
-        for mask in (self.image_present, self.text_present):
-            present = present if mask is None else present & mask
-        return present
+        return all_present(self.input_ids, self.image_present, self.text_present)
 
 
 @dataclass
@@ -293,16 +312,5 @@ class _Fused:
     similarity: Tensor | None = None
 
 
-def _first_tokens(rows: Tensor) -> dict[str, Tensor | None]:
-    first = torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
-    return dict.fromkeys(STREAMS, first)
-
-
 def _draw(given: Tensor | None, *shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     return torch.rand(shape, generator=generator, device=device) if given is None else given
-
-
-def _image_fingerprint(pixel_values: Tensor) -> Tensor:
-    """(B, 2) mean and deviation: equal for equal images, and for hardly any others."""
-    flat = pixel_values.flatten(1)
-    return torch.stack([flat.mean(1), flat.std(1)], dim=1)

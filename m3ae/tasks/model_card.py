@@ -1,4 +1,4 @@
-"""The README.md of a saved model."""
+"""The README.md of a model that a run has trained: how, on which data, with which results."""
 
 from __future__ import annotations
 
@@ -7,76 +7,62 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from m3ae.data.prepared import Manifest
+from m3ae.models.model_card import model_card
 from m3ae.training.config import RunConfig
 
-_TEMPLATE = """\
----
-library_name: transformers
-pipeline_tag: feature-extraction
-tags: [m3ae, medical, multimodal, masked-autoencoder]
----
-
-# {title}
-
-A masked multimodal autoencoder (M3AE) of {parameters:.1f} M parameters: a ViT over {image_size} px images and a
-RoBERTa, fused by {layers} co-attention layers; pre-trained by masked-image modelling, masked-language modelling and
-image-text matching{contrast} ({schedule} schedule, {steps} steps of {batch} pairs per process).
-
-```python
-import m3ae  # registers the model; must come before AutoModel
-from transformers import AutoModel, AutoProcessor
-
-processor = AutoProcessor.from_pretrained("{folder}")
-model = AutoModel.from_pretrained("{folder}")
-features = model(**processor(images=image, text="Clear lungs.", return_tensors="pt"))
-```
-
-Either `images` or `text` may be left out.
-
-## Data
-
-Prepared from `{source}`: {counts}. The licence of that data applies to what is derived from it.
-
-## Metrics
-
-`shuffled` gives each text another sample's image: the difference is what the model reads across modalities.
-
-{table}
-
-Not a medical device: not for diagnosis or treatment.
-"""
+# Notes on the licences of data sets; of a source that is not here, the publishers are to be asked.
+LICENCES = {
+    "iu_xray": "the terms of use of Open-i.",
+    "mimic_cxr": "PhysioNet's credentialed data use agreement, before anything derived from it is shared.",
+    "phantom": "none; the images and texts are generated.",
+    "roco": "each figure has the licence of its article, listed in `licences.txt`.",
+    "rocov2": "each figure has the licence of its article, a Creative Commons one.",
+    "vqa_rad": "CC0 1.0.",
+}
 
 
 def write_model_card(
     folder: Path, config: RunConfig, model: PreTrainedModel, manifest: Manifest, metrics: dict[str, float]
 ) -> None:
-    """Write `README.md` into a saved model's folder."""
+    """Write `README.md` into a saved model's folder.
+
+    Args:
+        folder: The folder, named as users will load it.
+        config: The run.
+        model: Any model of this package.
+        manifest: Of the prepared data.
+        metrics: `<split>/<metric>` → value.
+    """
     training = config.training
-    card = _TEMPLATE.format(
+    batch = training.batch_size * training.gradient_accumulation_steps
+    schedule = f"{model.config.schedule} schedule, " if type(model).__name__ == "M3AEForPreTraining" else ""
+    counts = ", ".join(f"{split} {info.rows:,}" for split, info in manifest.splits.items())
+    licence = LICENCES.get(manifest.source, "not recorded; ask its publishers.")
+    card = model_card(
+        model,
+        folder.name,
         title=f"M3AE, {config.output_dir.name}",
-        parameters=model.num_parameters() / 1e6,
-        image_size=model.config.image_config.image_size,
-        layers=model.config.num_hidden_layers,
-        contrast=", with image-text contrast" if model.config.itc_weight else "",
-        schedule=model.config.schedule,
-        steps=training.max_steps,
-        batch=training.batch_size * training.gradient_accumulation_steps,
-        folder=folder.name,
-        source=manifest.source,
-        counts=", ".join(f"{split} {info.rows:,}" for split, info in manifest.splits.items()),
-        table=metrics_table(metrics),
+        training=f"Trained with the {schedule}{training.max_steps} steps of {batch} samples per process.",
+        data=f"Prepared from `{manifest.source}`: {counts}. Its licence applies to what is derived from it: {licence}",
+        metrics=metrics_table(metrics),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
-    """Lay out `<split>/<metric>` and `<split>/shuffled_<metric>` as a Markdown table, own beside shuffled."""
+    """Lay out `<split>/<metric>` as a Markdown table, beside it `<split>/shuffled_<metric>` where that is measured."""
     own = {name: value for name, value in metrics.items() if "/shuffled_" not in name}
     if not own:
         return "Not measured yet."
+    if own == metrics:
+        rows = [f"| {' | '.join(name.split('/', 1))} | {value:.4g} |" for name, value in own.items()]
+        return "\n".join(["| split | metric | value |", "|---|---|---:|", *rows])
     lines = ["| split | metric | own image | shuffled image |", "|---|---|---:|---:|"]
     for name, value in own.items():
         split, _, metric = name.partition("/")
         shuffled = metrics.get(f"{split}/shuffled_{metric}")
         lines.append(f"| {split} | {metric} | {value:.4g} | {'' if shuffled is None else f'{shuffled:.4g}'} |")
-    return "\n".join(lines)
+    explanation = (
+        "`shuffled` gives each text another sample's image: the difference is what the model reads across modalities."
+    )
+    return "\n".join([explanation, "", *lines])

@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
 from transformers import PreTrainedTokenizerBase, RobertaConfig
 
-from m3ae.data.pairs import PairCollator, PairDataset
-from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
 from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.initialization import init_image_encoder, init_text_encoder, resize_images
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.models.published_encoders import Normalization, read_roberta_config
 from m3ae.tasks.model_card import write_model_card
+from m3ae.tasks.pretraining_data import collator, evaluation_pairs, prepare_sets, refuse_test_rows, training_pairs
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
 from m3ae.tasks.reconstruction import plot_reconstructions
-from m3ae.training.config import RunConfig
+from m3ae.training.config import InitConfig, RunConfig
 
 
 class PreTraining:
@@ -33,11 +34,9 @@ class PreTraining:
 
     def __init__(self, config: RunConfig, model: M3AEForPreTraining, processor: M3AEProcessor) -> None:
         self.config, self.model, self.processor = config, model, processor
-        self.train_dataset = self._dataset("train")
-        assert isinstance(model.config.image_config, M3AEImageConfig)
-        num_patches, length = model.config.image_config.num_patches, config.data.max_text_length
-        self.collate = PairCollator(processor, num_patches, length, config.data.crop_scale)
-        self.evaluation_collate = PairCollator(processor, num_patches, length)
+        self.train_dataset = training_pairs(config)
+        self.collate = collator(config, model.config, processor, training=True)
+        self.evaluation_collate = collator(config, model.config, processor, training=False)
         self.splits = list(load_manifest(config.data.path).splits)
 
     @classmethod
@@ -46,22 +45,16 @@ class PreTraining:
 
         Raises:
             FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
-            ValueError: Data, tokenizer and model do not fit together.
+            ValueError: Data, tokenizer and model do not fit together, or a training image is in a held-out split.
         """
-        if config.data.prepare is not None:
-            # `PartialState`, unlike `Accelerator`, does not read this, and would take each process for the only one.
-            state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-            if state.is_local_main_process:
-                prepare(output=config.data.path, **config.data.prepare)
-            state.wait_for_everyone()
+        prepare_sets(config.data)
+        refuse_test_rows(config.data)
         if config.model.path is not None:
             model, processor = load_pretrained(config.model.path, config.model.overrides)
             return cls(config, model, processor)
         tokenizer = build_tokenizer(config)
         model = build_model(config, tokenizer)
-        assert isinstance(model.config.image_config, M3AEImageConfig)
-        image_processor = M3AEImageProcessor.for_size(model.config.image_config.image_size)
-        return cls(config, model, M3AEProcessor(image_processor, tokenizer))
+        return cls(config, model, M3AEProcessor(start_encoders(model, config.model.init), tokenizer))
 
     def evaluate(self, model: M3AEForPreTraining, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return losses and accuracies on a split, with own images."""
@@ -95,7 +88,7 @@ class PreTraining:
 
     def illustrate(self, model: M3AEForPreTraining, folder: Path) -> list[Path]:
         """Draw masked reconstructions of validation images."""
-        dataset = self._dataset("validation")
+        dataset = evaluation_pairs(self.config, "validation")
         spread = range(0, len(dataset), max(1, len(dataset) // 6))
         pairs = [pair for index in spread if (pair := dataset.first(index, index)).image is not None][:6]
         batch = send_to_device(self.evaluation_collate(pairs), model.device)
@@ -105,7 +98,9 @@ class PreTraining:
 
     def _evaluator(self, accelerator: Accelerator, split: str) -> PreTrainingEvaluator:
         batch_size = self.config.evaluation.batch_size or self.config.training.batch_size
-        return PreTrainingEvaluator(self._dataset(split), self.evaluation_collate, accelerator, batch_size)
+        return PreTrainingEvaluator(
+            evaluation_pairs(self.config, split), self.evaluation_collate, accelerator, batch_size
+        )
 
     def _word_accuracy(
         self, evaluator: PreTrainingEvaluator, model: M3AEForPreTraining, *, shuffled: bool
@@ -113,19 +108,22 @@ class PreTraining:
         groups = self.config.evaluation.word_groups
         return evaluator.word_accuracy(model, groups, shuffled=shuffled) if groups else {}
 
-    def _dataset(self, split: str) -> PairDataset:
-        data = self.config.data
-        limit = data.max_validation_samples if split == "validation" else None
-        return PairDataset(data.path, split, data.image_columns, data.text_column, limit)
-
 
 def build_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
-    """Load the run's tokenizer, or train it on the training texts."""
-    if config.tokenizer.path is not None:
-        return load_tokenizer(config.tokenizer.path)
-    data = config.data
-    texts = PairDataset(data.path, "train", data.image_columns, data.text_column).texts()
-    return train_tokenizer(texts, config.tokenizer.vocab_size)
+    """Load the run's tokenizer, or that of the published text encoder, or train it on the training texts of all sets.
+
+    Raises:
+        ValueError: There is no such tokenizer, or the text encoder was trained with another vocabulary.
+    """
+    path, source = config.tokenizer.path, config.model.init.text_encoder
+    if source is not None:
+        vocab_size = read_roberta_config(source).vocab_size
+        tokenizer = load_tokenizer(path or source)
+        check_vocabulary(tokenizer, source, vocab_size)
+        return tokenizer
+    if path is not None:
+        return load_tokenizer(path)
+    return train_tokenizer(training_pairs(config).texts(), config.tokenizer.vocab_size)
 
 
 def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> M3AEForPreTraining:
@@ -148,22 +146,53 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> M3AEFo
     return M3AEForPreTraining(model_config)
 
 
+def start_encoders(model: M3AEForPreTraining, init: InitConfig) -> M3AEImageProcessor:
+    """Copy published encoders into a new model, print what was copied, and build the image processor that fits.
+
+    Raises:
+        ValueError: An encoder cannot be read or does not fit the model.
+    """
+    normalization = None
+    if init.image_encoder is not None:
+        report = init_image_encoder(model, init.image_encoder)
+        normalization = report.normalization
+        PartialState().print(report)
+    if init.text_encoder is not None:
+        PartialState().print(init_text_encoder(model, init.text_encoder))
+    return image_processor_for(model, normalization)
+
+
+def image_processor_for(model: M3AEForPreTraining, normalization: Normalization | None) -> M3AEImageProcessor:
+    """Build the image processor of a model, with CLIP's normalisation if None is given."""
+    assert isinstance(model.config.image_config, M3AEImageConfig)
+    processor = M3AEImageProcessor.for_size(model.config.image_config.image_size)
+    if normalization is not None:
+        processor.image_mean, processor.image_std = normalization
+    return processor
+
+
 def load_pretrained(path: str, overrides: dict[str, Any]) -> tuple[M3AEForPreTraining, M3AEProcessor]:
     """Load a saved pre-training model and its processor, some options of the configuration replaced.
+
+    Another image size interpolates the position table.
 
     Raises:
         ValueError: There is no such model, or its weights have other shapes than the configuration asks for.
     """
     try:
-        options = M3AEConfig.from_pretrained(path).to_dict()
+        saved = M3AEConfig.from_pretrained(path)
         processor = M3AEProcessor.from_pretrained(path)
     except OSError as error:
         raise ValueError(f"model.path: no saved M3AE model in {path!r} ({str(error).splitlines()[0]}).") from error
+    options = saved.to_dict()
     for key, value in overrides.items():
         options[key] = {**options.get(key, {}), **value} if isinstance(value, dict) else value
     options.pop("architectures", None)
+    wanted = M3AEConfig(**options)
+    assert isinstance(wanted.image_config, M3AEImageConfig) and isinstance(saved.image_config, M3AEImageConfig)
+    image_size, wanted.image_config.image_size = wanted.image_config.image_size, saved.image_config.image_size
     try:
-        model = M3AEForPreTraining.from_pretrained(path, config=M3AEConfig(**options))
+        model = M3AEForPreTraining.from_pretrained(path, config=wanted)
     except RuntimeError as error:
         if "mismatch" not in str(error):
             raise
@@ -171,7 +200,30 @@ def load_pretrained(path: str, overrides: dict[str, Any]) -> tuple[M3AEForPreTra
             f"The weights in {path!r} have other sizes than the configuration asks for: model.overrides {overrides} "
             "change the shape of parameters. Leave those overrides out, or start a new model with model.size."
         ) from error
+    if image_size != saved.image_config.image_size:
+        resize_images(model, image_size)
+        old = processor.image_processor
+        processor.image_processor = image_processor_for(model, (old.image_mean, old.image_std))
     return model, processor
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, text_encoder: str, vocab_size: int) -> None:
+    """Raise if a published text encoder with `vocab_size` words was trained with others than the tokenizer's."""
+    advice = f"Set tokenizer.path to the tokenizer that {text_encoder!r} was trained with."
+    if len(tokenizer) != vocab_size:
+        raise ValueError(
+            f"The tokenizer in {tokenizer.name_or_path!r} has {len(tokenizer)} words, the text encoder in "
+            f"{text_encoder!r} has {vocab_size}; a folder without a tokenizer's files gives an empty one. {advice}"
+        )
+    if tokenizer.name_or_path == text_encoder:
+        return
+    own = load_tokenizer(text_encoder).get_vocab()
+    if len(own) == vocab_size and own != tokenizer.get_vocab():
+        different = next(word for word, index in tokenizer.get_vocab().items() if own.get(word) != index)
+        raise ValueError(
+            f"The tokenizer in {tokenizer.name_or_path!r} numbers words otherwise than the text encoder in "
+            f"{text_encoder!r}: {different!r} is {tokenizer.get_vocab()[different]} and {own.get(different)}. {advice}"
+        )
 
 
 def check_text_length(config: M3AEConfig, max_text_length: int) -> None:

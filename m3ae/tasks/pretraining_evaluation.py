@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
-from m3ae.data.pairs import Pair, PairCollator, PairDataset
+from m3ae.data.collate import PairCollator
+from m3ae.data.pairs import Pair, PairDataset
 from m3ae.metrics.retrieval import recall_at_k
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.fusion import Stream

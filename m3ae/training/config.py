@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -33,26 +33,54 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(_Section):
-    """Where the samples come from and how they are shaped.
+class DataSetConfig(_Section):
+    """One prepared set and how it is used in training.
 
     Attributes:
         path: Folder of prepared shards.
         prepare: Source prepared into `path` on first use, with its options: `{name: phantom, num_studies: 2000}`.
         image_columns: Columns an image is drawn from; one of those present in a sample is chosen at each visit.
-        text_column: Column of the text; `null` for image-only data.
-        max_text_length: Tokens a text is cut to, special tokens included.
-        crop_scale: Range of the area of the random resized crop in training; `[1, 1]` is a centre crop.
-        num_workers: Processes that load samples beside the training process.
-        max_validation_samples: Validation samples used; `null` for all.
+        text_column: Column of the text or texts; several columns, such as `[question, answer]`, are joined by a blank;
+            `null` for image-only data.
+        weight: Visits of each row per epoch: 1 is every row once, 0.5 every row in every second epoch, 2 twice.
     """
 
     path: Path
     prepare: dict[str, Any] | None = None
     image_columns: list[str] = ["image"]
-    text_column: str | None = "text"
+    text_column: str | list[str] | None = "text"
+    weight: PositiveFloat = 1.0
+
+
+class DataConfig(DataSetConfig):
+    """Where the samples come from and how they are shaped; the set at `path` is also the one that is evaluated.
+
+    Attributes:
+        also: Further sets to train on.
+        held_out: Further prepared folders whose validation and test images must not be trained on. The run refuses to
+            start if one of them, or of these splits of the sets that are trained on, is a training image, too.
+        allow_test_rows: Train on such images all the same.
+        texts: Whether a visit draws `one` text of a row, or an epoch visits a row with `all` its texts in turn.
+        max_text_length: Tokens a text is cut to, special tokens included.
+        augmentation: What training changes about an image: `crop` only cuts out and resizes, `radiograph` also turns,
+            shifts, and varies brightness, contrast and gamma a little. Nothing is ever mirrored.
+        crop_scale: Range of the area of the random resized crop in training, published as [0.9, 1]; `[1, 1]` is the
+            published centre crop.
+        streaming: Read the shards as a stream, without a copy in the cache, instead of by index.
+        bucket_batches: Form this many batches at a time among their samples sorted by length; 0 for never.
+        num_workers: Processes that load samples beside the training process.
+        max_validation_samples: Validation samples used; `null` for all.
+    """
+
+    also: list[DataSetConfig] = []
+    held_out: list[Path] = []
+    allow_test_rows: bool = False
+    texts: Literal["one", "all"] = "one"
     max_text_length: PositiveInt = 64
+    augmentation: Literal["crop", "radiograph"] = "crop"
     crop_scale: tuple[float, float] = (1.0, 1.0)
+    streaming: bool = False
+    bucket_batches: NonNegativeInt = 0
     num_workers: NonNegativeInt = 0
     max_validation_samples: PositiveInt | None = None
 
@@ -71,12 +99,40 @@ class TokenizerConfig(_Section):
     vocab_size: PositiveInt = 4096
 
 
+class InitConfig(_Section):
+    """Published encoders that a new model starts from; `null` for weights drawn at random.
+
+    Attributes:
+        image_encoder: Name of a timm model such as `vit_base_patch16_clip_224.openai`; a folder or `.safetensors` file
+            that timm has saved; a folder or hub name of a transformers CLIP or ViTMAE; a CLIP file of OpenAI.
+        text_encoder: Folder or hub name of a transformers RoBERTa; its tokenizer is used if `tokenizer.path` is unset.
+    """
+
+    image_encoder: str | None = None
+    text_encoder: str | None = None
+
+
 class ModelConfig(_Section):
-    """The model: a named `size` with nested `overrides`, or a saved model folder in `path` to continue from."""
+    """The model: a named `size` with nested `overrides`, or a saved model folder in `path` to continue from.
+
+    Attributes:
+        size: Named size of a new model.
+        path: Hub name or folder of a saved model.
+        overrides: Options of `M3AEConfig` that replace those of the size or of the saved model; an `image_size` other
+            than the saved one interpolates the position table.
+        init: Where the encoders of a new model start from.
+    """
 
     size: Literal["tiny", "small", "base"] = "small"
     path: str | None = None
     overrides: dict[str, Any] = {}
+    init: InitConfig = InitConfig()
+
+    @model_validator(mode="after")
+    def _starts_from_one_thing(self) -> "ModelConfig":
+        if self.path is not None and self.init != InitConfig():
+            raise ValueError("init: got it beside model.path, expected one of them: a saved model has its encoders")
+        return self
 
 
 class OptimizerConfig(_Section):
@@ -263,7 +319,7 @@ def _explain(problem: Any) -> str:
 
 
 def _nearest(key: str) -> str:
-    section, _, name = key.rpartition(".")
+    section, _, name = re.sub(r"\.\d+\.", ".", key).rpartition(".")
     valid = [candidate.rpartition(".") for candidate in _dotted_keys(RunConfig)]
     similar = difflib.get_close_matches(name, {candidate[2] for candidate in valid})
     siblings = [candidate for candidate in valid if candidate[0] == section]
@@ -277,8 +333,9 @@ def _nearest(key: str) -> str:
 def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _dotted_keys(field.annotation, f"{prefix}{name}.")
+        for section in (field.annotation, *get_args(field.annotation)):  # a section, or a list of sections
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                yield from _dotted_keys(section, f"{prefix}{name}.")
 
 
 def _describe(value: Any) -> str:

@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration, gather_object, send_to_device, set_seed
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from m3ae.training.checkpoint import (
@@ -22,25 +21,17 @@ from m3ae.training.checkpoint import (
 from m3ae.training.config import RunConfig
 from m3ae.training.cpu import attention_kernel, share_cores
 from m3ae.training.curves import plot_losses
+from m3ae.training.loader import TrainingSamples, TrainingStream, micro_batches
 from m3ae.training.metrics_log import LossMeter, MetricsLog, format_metrics, read_metrics
 from m3ae.training.optim import learning_rate_factor, parameter_groups, warmup_steps
 from m3ae.training.randomness import fixed_randomness
 from m3ae.training.run_folder import RunFolder
-from m3ae.training.sampler import MicroBatchSampler, Visit
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or the gradient was not finite for `training.max_skipped_steps` steps in a row."""
-
-
-class TrainingSamples(Protocol):
-    """A map-style dataset of visits: all randomness of a sample comes from `Visit.seed`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, visit: Visit, /) -> Any: ...
 
 
 class Task(Protocol[ModelT]):
@@ -51,7 +42,7 @@ class Task(Protocol[ModelT]):
         """The model: `model(**batch)` has a scalar `.loss` and `.losses`, its named scalar parts."""
 
     @property
-    def train_dataset(self) -> TrainingSamples:
+    def train_dataset(self) -> TrainingSamples | TrainingStream:
         """The training samples."""
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
@@ -155,7 +146,9 @@ class _TrainingLoop:
     def run(self) -> None:
         """Take the optimiser steps that are left, with logs, validations and checkpoints in between."""
         settings = self.config.training
-        batches = self.micro_batches()
+        batches = micro_batches(
+            self.config, self.task.train_dataset, self.task.collate, self.accelerator, self.state.step
+        )
         self.model.train()
         self.progress = tqdm(
             total=settings.max_steps,
@@ -198,30 +191,6 @@ class _TrainingLoop:
             "best": self.state.best,
             **metrics,
         }
-
-    def micro_batches(self) -> Iterator[dict[str, Any]]:
-        """Return this process's micro-batches from the present step to the end of the run."""
-        settings, accelerator = self.config.training, self.accelerator
-        sampler = MicroBatchSampler(
-            len(self.task.train_dataset),
-            settings.batch_size,
-            seed=settings.seed,
-            first_step=self.state.step,
-            last_step=settings.max_steps,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            num_processes=accelerator.num_processes,
-            process_index=accelerator.process_index,
-        )
-        loader: DataLoader[Any] = DataLoader(
-            self.task.train_dataset,  # type: ignore[arg-type]  # indexed by visits rather than by numbers
-            batch_sampler=sampler,
-            collate_fn=self.task.collate,
-            num_workers=self.config.data.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-            # A generator of its own: the loader would otherwise draw from the one of dropout when it starts.
-            generator=torch.Generator().manual_seed(settings.seed),
-        )
-        return iter(loader)
 
     def accumulate_gradients(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Leave the clipped gradient of one optimiser step; return its mean losses and the norm before clipping."""

@@ -3,8 +3,10 @@
 import io
 import pickle
 import struct
+import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +91,14 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     assert red > 240 and green < 16 and blue < 16
 
 
+def test_cmyk_of_other_programs_is_not_inverted(tmp_path: Path) -> None:
+    red = saved(Image.new("CMYK", (8, 8), (255, 0, 0, 255)), tmp_path / "cmyk.jpg").read_bytes()
+    start = red.index(b"\xff\xee")  # the marker by which Adobe's programs, and Pillow, say that they invert
+    length = 2 + int.from_bytes(red[start + 2 : start + 4], "big")
+    (tmp_path / "plain.jpg").write_bytes(red[:start] + red[start + length :])
+    assert np.allclose(load_image(tmp_path / "plain.jpg").getpixel((4, 4)), (255, 0, 0), atol=16)
+
+
 def test_transparency_is_flattened_onto_white(tmp_path: Path) -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 200, 0, 0])
@@ -120,6 +130,33 @@ def test_a_small_jpeg_keeps_its_bytes(tmp_path: Path, mode: str) -> None:
     image = load_image(path)
     assert image.mode == mode
     assert encode_image(image, shorter_side=16) == path.read_bytes()
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [("jpg", "RGB"), ("png", "L")])
+def test_originals_keep_their_bytes_whatever_their_size(tmp_path: Path, suffix: str, mode: str) -> None:
+    path = saved(gradient(600, 500).convert(mode), tmp_path / f"large.{suffix}")
+    assert encode_image(load_image(path), shorter_side=None) == path.read_bytes()
+    grey16 = saved(Image.fromarray(np.array([[0, 4000]], dtype=np.uint16)), tmp_path / "16.png")
+    encoded = Image.open(io.BytesIO(encode_image(load_image(grey16), shorter_side=None)))
+    assert (encoded.size, encoded.mode, encoded.format) == ((2, 1), "L", "JPEG")
+
+
+def test_quality_is_that_of_the_jpeg(tmp_path: Path) -> None:
+    image = load_image(saved(gradient(64, 64), tmp_path / "image.png"))
+    assert encode_image(image, quality=95) == encode_image(image) != encode_image(image, quality=40)
+
+
+def test_dicom_is_read_by_suffix_or_by_its_magic_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(load_dicom=lambda path: Image.new("L", (3, 2), 77))
+    monkeypatch.setitem(sys.modules, "m3ae.data.dicom", fake)
+    (tmp_path / "a.DCM").write_bytes(b"?")
+    (tmp_path / "image").write_bytes(bytes(128) + b"DICM" + bytes(9))
+    for name in ("a.DCM", "image"):
+        assert load_image(tmp_path / name).getpixel((0, 0)) == 77
+    monkeypatch.delitem(sys.modules, "m3ae.data.dicom")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ImportError, match=r"a\.DCM is a DICOM file, .* not installed: pip install 'm3ae\[dicom\]'"):
+        load_image(tmp_path / "a.DCM")
 
 
 def test_a_larger_image_is_shrunk_to_the_shorter_side_and_never_enlarged(tmp_path: Path) -> None:

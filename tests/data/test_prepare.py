@@ -1,7 +1,9 @@
 """From rows to shards: what is kept, what is left out and why, and what happens to folders."""
 
+import hashlib
 import json
-import runpy
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -10,14 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from m3ae.data.prepare import SOURCES, clean_texts, prepare
+from m3ae.data.prepare import SOURCES, prepare
 from m3ae.data.prepared import Rejected
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare.py"
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -105,15 +107,6 @@ def test_shards_carry_features_and_nulls(tmp_path: Path, source: list[Entry]) ->
     assert (second["label"], second["frontal"]) == (None, None)
 
 
-def test_clean_texts_keeps_what_is_long_enough() -> None:
-    assert clean_texts(["a b c", "", "a\nb", " x  y z "], min_words=3) == (
-        ["a b c", "x y z"],
-        ["text empty", "text too short"],
-    )
-    assert clean_texts([""], min_words=0) == (None, ["text empty"])
-    assert clean_texts(None, min_words=3) == (None, [])
-
-
 def test_rows_are_spread_over_shards_in_order(tmp_path: Path, source: list[Entry]) -> None:
     source += [row(str(number), frontal=None) for number in range(7)]
     manifest = prepare("toy", tmp_path / "out", num_shards=3)
@@ -129,7 +122,8 @@ def test_same_input_gives_the_same_bytes_whatever_the_number_of_workers(tmp_path
     for workers in (1, 2):
         prepare("toy", tmp_path / str(workers), num_workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
-    assert set(contents(tmp_path / "1")) == {"manifest.json", "rejected.jsonl", "train-00000-of-00001.parquet"}
+    names = {"manifest.json", "rejected.jsonl", "train.ids.txt", "train-00000-of-00001.parquet"}
+    assert set(contents(tmp_path / "1")) == names
 
 
 def test_a_prepared_folder_is_reused_until_something_changes(
@@ -161,19 +155,158 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path, source: list[Ent
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
 
-def test_an_interrupted_run_is_started_afresh(tmp_path: Path, source: list[Entry]) -> None:
-    def interrupted() -> Image.Image:
-        raise KeyboardInterrupt
+class Camera:
+    """An image cell that counts its pictures, of noise, and can be interrupted."""
 
-    source += [row("a"), row("b", split="test", frontal=interrupted)]
+    def __init__(self) -> None:
+        self.pictures, self.interrupted = 0, False
+        self.noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+
+    def __call__(self) -> Image.Image:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.pictures += 1
+        return Image.fromarray(self.noise)
+
+
+def test_an_interrupted_run_continues_behind_its_last_shard(
+    tmp_path: Path, source: list[Entry], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, last = Camera(), Camera()
+    source += [row("a", frontal=first, lateral=tmp_path / "absent.jpg"), row("b", frontal=last, split="test")]
+    last.interrupted = True
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         prepare("toy", out)
+    assert "interrupted after 1 of 2 shards: run the same again to continue" in capsys.readouterr().out
     assert not (out / "manifest.json").exists()
-    source[1] = row("b", split="test")
+    last.interrupted = False
     prepare("toy", out)
+    assert (first.pictures, last.pictures) == (1, 1)
     prepare("toy", tmp_path / "uninterrupted")
     assert contents(out) == contents(tmp_path / "uninterrupted")
+
+
+@pytest.mark.parametrize("change", ["option", "shard", "torn line", "temporary file"])
+def test_what_an_interrupted_run_left_is_used_only_if_it_is_whole(
+    tmp_path: Path, source: list[Entry], change: str
+) -> None:
+    first, last = Camera(), Camera()
+    source += [row("a", frontal=first), row("b", frontal=last, split="test")]
+    last.interrupted = True
+    out, marker = tmp_path / "out", tmp_path / "out" / "manifest.unfinished.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        prepare("toy", out)
+    last.interrupted = False
+    if change == "shard":
+        (out / "train-00000-of-00001.parquet").write_bytes(b"half")
+    elif change == "torn line":
+        marker.write_text(marker.read_text()[:-20])
+    elif change == "temporary file":
+        (out / "test-00000-of-00001.parquet.tmp").write_bytes(b"half")
+    options = {"min_words": 2} if change == "option" else {}
+    prepare("toy", out, **options)
+    assert first.pictures == (1 if change == "temporary file" else 2)
+    prepare("toy", tmp_path / "uninterrupted", **options)
+    assert contents(out) == contents(tmp_path / "uninterrupted")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+def test_a_run_killed_again_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for number in range(100):
+        path = tmp_path / "source" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (96, 96), dtype=np.uint8)).save(path)
+    path.write_bytes(b"broken")
+    command = [sys.executable, "-m", "tests.data.kill_prepare", str(tmp_path / "source"), str(tmp_path / "out"), "0"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.rpartition("kills: ")[2]) >= 1
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
+    assert rejected_in(tmp_path / "out") == [("99.png", None, "not an image")]
+
+
+def test_a_folder_that_was_barely_claimed_is_still_ours(tmp_path: Path, source: list[Entry]) -> None:
+    source.append(row("a"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.unfinished.jsonl.tmp").touch()
+    prepare("toy", tmp_path / "out")
+    prepare("toy", tmp_path / "uninterrupted")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
+
+
+def test_rows_on_end_with_the_same_image_decode_and_store_it_once(tmp_path: Path, source: list[Entry]) -> None:
+    camera = Camera()
+    source += [row(str(number), frontal=camera) for number in range(40)]
+    prepare("toy", tmp_path / "out", num_workers=1)
+    assert camera.pictures == 1
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    cells = pq.read_table(shard)["frontal"].to_pylist()
+    assert len({cell["bytes"] for cell in cells}) == 1 and shard.stat().st_size < 3 * len(cells[0]["bytes"])
+
+
+def test_ids_are_listed_by_split(tmp_path: Path, source: list[Entry]) -> None:
+    source += [row("a"), row("b", split="test"), row("c"), row("d", frontal=None, text=None)]
+    prepare("toy", tmp_path / "out")
+    assert (tmp_path / "out" / "train.ids.txt").read_text() == "a\nc\n"
+    assert (tmp_path / "out" / "test.ids.txt").read_text() == "b\n"
+
+
+def test_a_source_may_derive_files_from_what_was_kept(
+    tmp_path: Path, source: list[Entry], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def extras(rows: dict[str, list[dict[str, Any]]], options: dict[str, Any]) -> dict[str, Any]:
+        seen.append((rows, options["factor"]))
+        return {"ids.json": {"summary": "two é ids", "all": [row["id"] for row in rows["train"]]}}
+
+    seen: list[Any] = []
+    sys.modules["toy"].extras = extras
+    source += [row("a"), row("lost", frontal=None, text=None), row("b", text=["  one two  three"], label=None)]
+    manifest = prepare("toy", tmp_path / "out")
+    kept = {"id": "a", "split": "train", "text": ["three plain words"], "label": 1}
+    assert seen == [({"train": [kept, kept | {"id": "b", "text": ["one two three"], "label": None}]}, 1)]
+    content = (tmp_path / "out" / "ids.json").read_bytes()
+    assert json.loads(content) == {"summary": "two é ids", "all": ["a", "b"]}
+    assert manifest.files["ids.json"] == hashlib.sha256(content).hexdigest()
+    assert capsys.readouterr().out.splitlines()[-1] == "two é ids"
+    del sys.modules["toy"].extras
+    prepare("toy", tmp_path / "out", min_words=1, overwrite=True)
+    assert not (tmp_path / "out" / "ids.json").exists()
+
+
+def test_a_source_needs_no_text(tmp_path: Path, source: list[Entry], capsys: pytest.CaptureFixture[str]) -> None:
+    sys.modules["toy"].FEATURES = datasets.Features({c: f for c, f in FEATURES.items() if c != "text"})
+    source += [row("a"), row("b", frontal=None)]
+    for entry in source:
+        del entry["text"]
+    manifest = prepare("toy", tmp_path / "out")
+    assert (manifest.rejected, manifest.splits["train"].texts) == ({"neither image nor text": 1}, None)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "split  rows  frontal  lateral  rejected",
+        "train     1        1        0         1",
+    ]
+
+
+def test_what_no_file_can_hold_is_rejected(tmp_path: Path, source: list[Entry]) -> None:
+    source += [
+        row("text", text=["br\udcfcst x-ray shown"]),
+        row("\udce9"),
+        row("two\nlines"),
+        row(""),
+        Rejected("x\udcff", "not ours", detail="\ud800"),
+        row("ok", text=["naïve Œdème 日本"]),
+    ]
+    prepare("toy", tmp_path / "out")
+    assert rejected_in(tmp_path / "out") == [
+        ("text", None, "text not UTF-8"),
+        ("\\udce9", None, "text not UTF-8"),
+        ("two\nlines", None, "id not one line"),
+        ("", None, "id not one line"),
+        ("x\\udcff", None, "not ours"),
+    ]
+    first = json.loads((tmp_path / "out" / "rejected.jsonl").read_text().splitlines()[0])
+    assert first["detail"] == "text: save it as UTF-8"
 
 
 def test_overwriting_leaves_no_old_shards(tmp_path: Path, source: list[Entry]) -> None:
@@ -186,10 +319,11 @@ def test_overwriting_leaves_no_old_shards(tmp_path: Path, source: list[Entry]) -
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("iu-xray", {}, "unknown source 'iu-xray': expected one of iu_xray, phantom"),
-        ("iu_xray", {}, "iu_xray: missing a required argument: 'source'; its options are source"),
+        ("iu-xray", {}, "unknown source 'iu-xray': expected one of folder, iu_xray, "),
+        ("iu_xray", {}, "iu_xray: missing a required argument: 'source'; its options are source, sections"),
         ("toy", {"seed": 1}, "toy: got an unexpected keyword argument 'seed'; its options are factor"),
         ("toy", {"shorter_side": 0}, "shorter_side is 0, expected at least 1"),
+        ("toy", {"quality": 96}, "quality is 96, expected 1 to 95"),
     ],
 )
 def test_wrong_arguments_are_named(
@@ -198,38 +332,3 @@ def test_wrong_arguments_are_named(
     with pytest.raises(ValueError, match=message):
         prepare(name, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-
-
-def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["prepare.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return int(ended.value.code or 0)
-
-
-def test_the_script_prepares_and_prints_the_summary(
-    tmp_path: Path, source: list[Entry], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source += [row("a", text=["one two three"]), row("b", text=["one"])]
-    assert run_script(monkeypatch, "toy", "--output", tmp_path / "out", "--shorter-side", 4, "--min-words", 2) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "split  rows  frontal  lateral  texts  rejected",
-        "train     2        2        0      1         0",
-        "rejected rows: 0",
-        "dropped cells: 1 (1 text: text too short)",
-    ]
-    image = datasets.Dataset.from_parquet(str(tmp_path / "out" / "*.parquet"), cache_dir=str(tmp_path))[0]["frontal"]
-    assert image.size == (4, 4)
-
-
-def test_the_script_ends_an_error_in_one_line_and_status_2(
-    tmp_path: Path, source: list[Entry], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    absent, out = tmp_path / "absent", tmp_path / "out"
-    assert run_script(monkeypatch, "iu_xray", "--source", absent, "--output", out) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        f"error: source folder {absent} does not exist: pass the unpacked IU X-ray folder"
-    ]
-    source.append(row("a", frontal=absent))
-    assert run_script(monkeypatch, "toy", "--output", out) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: no row could be used, see rejected.jsonl")

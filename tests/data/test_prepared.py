@@ -84,6 +84,16 @@ def test_the_summary_is_an_aligned_table() -> None:
     ]
 
 
+def test_the_share_of_rejected_rows_is_that_of_all_rows() -> None:
+    splits = {"train": SplitInfo(rows=6, images={}, texts=None, rejected=1, shards={})}
+    manifest = Manifest(
+        "toy", {}, "", splits, rejected={"image missing": 1, "not ours": 1}, dropped={"text: empty": 5}
+    )
+    assert manifest.rejected_share == 0.25
+    assert Manifest("toy", {}, "", {}, rejected={}, dropped={}).rejected_share == 1
+    assert str(manifest).splitlines()[:2] == ["split  rows  rejected", "train     6         1"]
+
+
 def test_a_folder_that_is_not_prepared_says_how_to_prepare_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent does not exist: make it with scripts/prepare\.py"):
         load_split(tmp_path / "absent", "train")

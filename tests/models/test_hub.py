@@ -1,15 +1,23 @@
 """The Hugging Face contract: saving, loading, Auto classes."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
 
-from m3ae import M3AEForPreTraining, M3AEModel
-from tests.models.tiny import tiny_batch, tiny_model
+from m3ae import (
+    M3AEForClassification,
+    M3AEForImageTextRetrieval,
+    M3AEForPreTraining,
+    M3AEForQuestionAnswering,
+    M3AEModel,
+)
+from m3ae.models.modeling import M3AEPreTrainedModel
+from tests.models.tiny import tiny_batch, tiny_model, tiny_of, tiny_pairs
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +67,51 @@ def test_weights_with_one_parameter_missing_are_not_drawn_anew(tmp_path) -> None
     assert 0 < vit.cls_token.std() < 0.1
 
 
-def test_a_fresh_process_reproduces_the_loss(saved) -> None:
-    code = (
-        "import m3ae, torch\n"
-        "from transformers import AutoModelForPreTraining\n"
-        "from tests.models.tiny import tiny_batch\n"
-        f"model = AutoModelForPreTraining.from_pretrained({str(saved)!r}).eval()\n"
-        "print(model(**tiny_batch()).loss.item())"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(out.stdout) == pytest.approx(tiny_model()(**tiny_batch()).loss.item(), abs=1e-6)
+CLASSES = [M3AEForPreTraining, M3AEForQuestionAnswering, M3AEForClassification, M3AEForImageTextRetrieval, M3AEModel]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def outputs(model: M3AEPreTrainedModel) -> torch.Tensor:
+    """What a model of any class gives for the tiny pairs, negatives and masks drawn with a fixed seed."""
+    batch = tiny_pairs()
+    batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    generator = torch.Generator().manual_seed(0)
+    draws = isinstance(model, M3AEForPreTraining | M3AEForImageTextRetrieval)
+    with torch.no_grad():
+        output = model(**batch, **({"generator": generator} if draws else {}))
+    if isinstance(model, M3AEForPreTraining):
+        return torch.cat(
+            [part.float().flatten() for part in (output.mim_logits, output.mlm_logits, output.itm_logits)]
+        )
+    return (output.pooler_output if isinstance(model, M3AEModel) else output.logits).float()
+
+
+# Each line of standard output: the folder, and where its outputs are.
+FRESH = """
+import sys, torch, m3ae
+from transformers import AutoConfig
+from tests.models.test_hub import outputs
+for folder in sys.argv[1:]:
+    name = AutoConfig.from_pretrained(folder).architectures[0]
+    torch.save(outputs(getattr(m3ae, name).from_pretrained(folder).eval()), folder + "/outputs.pt")
+"""
+
+
+def test_a_fresh_process_gives_identical_outputs(tmp_path) -> None:
+    """Every class, float32 and bfloat16, in one file and in shards, without a network."""
+    expected = {}
+    for model_class in CLASSES:
+        for name, dtype in DTYPES.items():
+            model = tiny_of(model_class).to(dtype)
+            for size in ("5GB", "100KB"):
+                folder = tmp_path / f"{model_class.__name__}-{name}-{size}"
+                model.save_pretrained(folder, max_shard_size=size)
+                assert len(list(folder.glob("*.safetensors"))) > 1 or size == "5GB"
+                expected[folder] = outputs(model)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", FRESH, *map(str, expected)], env=environment, check=True, timeout=240)
+    for folder, reference in expected.items():
+        assert torch.equal(torch.load(folder / "outputs.pt"), reference), folder.name
 
 
 def test_bfloat16_and_eager_attention(saved) -> None:
@@ -84,3 +127,11 @@ def test_bfloat16_and_eager_attention(saved) -> None:
 
 def test_config_is_registered(saved) -> None:
     assert AutoConfig.from_pretrained(saved).model_type == "m3ae"
+
+
+def test_question_answering_is_registered_and_carries_its_answers(tmp_path) -> None:
+    model = tiny_of(M3AEForQuestionAnswering, id2label={0: "yes", 1: "no", 2: "left"})
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path)
+    assert isinstance(loaded, M3AEForQuestionAnswering)
+    assert loaded.config.id2label == {0: "yes", 1: "no", 2: "left"}

@@ -59,6 +59,55 @@ def test_mask_tokens_of_a_sample_do_not_depend_on_padding() -> None:
     assert padded.labels[padded.labels != -100].tolist() == short.labels[short.labels != -100].tolist()
 
 
+def mask_words(words: list[int], rank: list[float], fate: list[float] | None = None, probability: float = 0.5):
+    maskable, ids = torch.tensor([[word >= 0 for word in words]]), torch.tensor([words])
+    noise = torch.stack([torch.tensor(rank), torch.tensor(fate or [0.0] * len(rank))], -1)[None]
+    input_ids = torch.arange(10, 10 + len(words))[None]
+    masked = masking.mask_tokens(input_ids, maskable, noise, probability, 99, 1000, ids)
+    chosen = masked.labels[0] != -100
+    assert torch.equal(masked.labels[0][chosen], input_ids[0, masked.positions[0][chosen]])
+    return sorted(masked.positions[0][chosen].tolist()), masked.input_ids[0].tolist()
+
+
+def test_whole_words_are_masked_in_the_order_of_their_first_token() -> None:
+    # words of 1, 3, 2 and 2 tokens between two special ones; 4 of 8 tokens are wanted
+    words = [-1, 0, 1, 1, 1, 2, 2, 3, 3, -1]
+    rank = [0.0, 0.5, 0.9, 0.0, 0.0, 0.1, 0.99, 0.3, 0.99, 0.0]
+    assert mask_words(words, rank)[0] == [5, 6, 7, 8]
+    rank[2] = 0.05  # the word of 3 tokens comes first: 3 or 5 are equally near to 4
+    assert mask_words(words, rank)[0] == [2, 3, 4]
+    rank[1] = 0.07  # then the single one: just 4
+    assert mask_words(words, rank)[0] == [1, 2, 3, 4]
+
+
+def test_a_word_shares_its_fate() -> None:
+    words, rank = [0, 0, 0, 1, 1, 1], [0.1, 0, 0, 0.9, 0, 0]
+    assert mask_words(words, rank, [0.5, 0.85, 0.95, 0, 0, 0])[1] == [99, 99, 99, 13, 14, 15]
+    assert mask_words(words, rank, [0.95, 0.1, 0.85, 0, 0, 0]) == ([0, 1, 2], [10, 11, 12, 13, 14, 15])
+    assert mask_words(words, rank, [0.85, 0.125, 0.9375, 0, 0, 0])[1] == [500, 250, 375, 13, 14, 15]
+
+
+def test_words_too_long_for_the_share_wait_for_a_text_without_others() -> None:
+    # 1 of 7 tokens is wanted: a word of 2 would do, one of 4 would not
+    assert mask_words([0, 0, 0, 0, 1, 1, 2], [0.1, 0, 0, 0, 0.2, 0, 0.9], probability=0.15)[0] == [4, 5]
+    assert mask_words([0, 0, 0, 0, 0, 0, 0], [0.1] * 7, probability=0.15)[0] == [0]
+    assert mask_words([0, 0, 0, 0, 0, 0, -1], [0.1] * 7, probability=0.34)[0] == [0, 1]
+    assert mask_words([-1, -1, -1], [0.1] * 3)[0] == []
+
+
+def test_whole_words_mask_the_share_of_tokens() -> None:
+    draw = torch.Generator().manual_seed(0)
+    words = torch.randint(0, 2, (500, 64), generator=draw).cumsum(1)
+    noise = torch.rand(500, 64, 2, generator=draw)
+    maskable = torch.ones(500, 64, dtype=torch.bool)
+    masked = masking.mask_tokens(torch.arange(64).repeat(500, 1), maskable, noise, 0.15, 99, 1000, words)
+    for ids, positions, labels in zip(words, masked.positions, masked.labels, strict=True):
+        chosen = positions[labels != -100]
+        assert torch.isin(ids, ids[chosen]).sum() == len(chosen)  # no word is masked in part
+    shares = (masked.labels != -100).float().sum(1) / 64
+    assert shares.mean().item() == pytest.approx(0.15, abs=0.003) and shares.min() > 0.09 and shares.max() < 0.25
+
+
 def test_collect_labels() -> None:
     labels = torch.tensor([[-100, 7, -100, 8], [-100, -100, 9, -100]])
     positions, collected = masking.collect_labels(labels)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from m3ae import M3AEModel
+from m3ae.data.pairs import PairDataset
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.tasks.pretraining import PreTraining, build_model
+from m3ae.tasks.pretraining_data import evaluation_pairs
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
+from m3ae.training.config import RunConfig
 from m3ae.training.loop import train
 from m3ae.training.metrics_log import read_metrics
 from tests.tasks.tiny import tiny_run
@@ -53,7 +57,8 @@ import m3ae, torch
 from pathlib import Path
 from accelerate import Accelerator
 from transformers import AutoModelForPreTraining, AutoProcessor
-from m3ae.data.pairs import PairCollator, PairDataset
+from m3ae.data.collate import PairCollator
+from m3ae.data.pairs import PairDataset
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
 model = AutoModelForPreTraining.from_pretrained({str(finished / "model")!r}).eval()
 processor = AutoProcessor.from_pretrained({str(finished / "model")!r})
@@ -77,25 +82,67 @@ class Killed(BaseException):
     """Nothing may catch it."""
 
 
+def killing(collate, at: int):
+    """Wrap a collator so that its call number `at` kills the run."""
+    calls = count(1)
+
+    def wrapped(samples):
+        if next(calls) == at:
+            raise Killed
+        return collate(samples)
+
+    return wrapped
+
+
 @pytest.mark.parametrize("kill_at", [3, 6])
 def test_resuming_after_a_kill_is_bit_identical(finished: Path, data: Path, tmp_path: Path, kill_at: int) -> None:
     config = tiny_run(data, tmp_path / "run")
     task = PreTraining.from_config(config)
-    collate, calls = task.collate, []
-
-    def killing_collate(samples):
-        calls.append(len(samples))
-        if len(calls) == kill_at:
-            raise Killed
-        return collate(samples)
-
-    task.collate = killing_collate
+    task.collate = killing(task.collate, kill_at)
     with pytest.raises(Killed):
         train(config, task)
     train(config, PreTraining.from_config(config), resume=True)
     expected = load_file(finished / "model" / "model.safetensors")
     resumed = load_file(config.output_dir / "model" / "model.safetensors")
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def everything(data: Path, output: Path) -> RunConfig:
+    """A run that streams two sets in buckets, with all texts, radiograph augmentation and whole words."""
+    also = {
+        "path": data.parent / "more",
+        "prepare": {"name": "phantom", "num_studies": 30, "seed": 1, "image_size": 32},
+    }
+    options = {"also": [{**also, "image_columns": ["frontal"], "weight": 0.5}], "texts": "all", "streaming": True}
+    return tiny_run(
+        data,
+        output,
+        data=options | {"bucket_batches": 2, "augmentation": "radiograph"},
+        model={"overrides": {"whole_word_masking": True}},
+    )
+
+
+def test_a_run_that_streams_resumes_bit_identically(data: Path, tmp_path: Path) -> None:
+    for name, steps in (("whole", [4]), ("parts", [2, 4])):
+        for max_steps in steps:
+            config = everything(data, tmp_path / name)
+            task = PreTraining.from_config(config)
+            if max_steps < 4:
+                task.collate = killing(task.collate, at=2 * max_steps + 1)
+                with pytest.raises(Killed):
+                    train(config, task)
+            else:
+                train(config, task, resume=name == "parts")
+    whole, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_the_tokenizer_learns_the_texts_of_all_sets(data: Path, tmp_path: Path) -> None:
+    task = PreTraining.from_config(everything(data, tmp_path))
+    assert len(task.train_dataset) == 48 + 24
+    assert len(task.train_dataset.texts()) == sum(
+        len(PairDataset(folder, "train", ["frontal"], "text").texts()) for folder in (data, data.parent / "more")
+    )
 
 
 def test_continuing_from_a_saved_model(finished: Path, data: Path, tmp_path: Path) -> None:
@@ -124,7 +171,7 @@ def test_bad_input_is_explained(data: Path, tmp_path: Path, sections: dict, mess
 
 
 def test_a_checkpoint_of_another_size_is_explained(finished: Path, data: Path, tmp_path: Path) -> None:
-    overrides = {"image_config": {"image_size": 64}}
+    overrides = {"image_config": {"hidden_size": 64}}
     with pytest.raises(ValueError, match=r"have other sizes than the configuration asks for.*start a new model"):
         PreTraining.from_config(
             tiny_run(data, tmp_path, model={"path": str(finished / "model"), "overrides": overrides})
@@ -149,7 +196,7 @@ def test_the_model_has_the_vocabulary_of_the_tokenizer(data: Path, tmp_path: Pat
 def evaluator(data: Path, tmp_path: Path, batch_size: int = 3) -> tuple[PreTraining, PreTrainingEvaluator]:
     task = PreTraining.from_config(tiny_run(data, tmp_path))
     return task, PreTrainingEvaluator(
-        task._dataset("validation"), task.evaluation_collate, Accelerator(cpu=True), batch_size
+        evaluation_pairs(task.config, "validation"), task.evaluation_collate, Accelerator(cpu=True), batch_size
     )
 
 

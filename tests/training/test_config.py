@@ -40,6 +40,7 @@ def test_defaults_and_types(tmp_path):
         ("training.max_steps=100_000", "training", 100_000),
         ("data.crop_scale=[0.6, 1]", "data", (0.6, 1.0)),
         ("data.text_column=null", "data", None),
+        ("data.text_column=[question, answer]", "data", ["question", "answer"]),
         ("data.prepare.name=phantom", "data", {"name": "phantom"}),
         ("model.overrides.text.layers=2", "model", {"text": {"layers": 2}}),
         ("tokenizer.path=a=b", "tokenizer", "a=b"),
@@ -59,10 +60,13 @@ def test_dump_reads_back_equal(tmp_path):
     ("override", "message"),
     [
         ("training.max_step=1", "training.max_step: unknown key; did you mean training.max_steps"),
-        ("training.path=x", "training.path: unknown key; did you mean data.path or tokenizer.path or model.path?"),
+        ("training.path=x", "training.path: unknown key; did you mean data.path or data.also.path or"),
         ("training.lr=1", "training.lr: unknown key; did you mean optimizer.lr?"),
         ("trainig.max_steps=1", "trainig: unknown key; did you mean training?"),
-        ("model.qqq=1", "model.qqq: unknown key; expected one of ['model.size', 'model.path', 'model.overrides']"),
+        (
+            "model.qqq=1",
+            "model.qqq: unknown key; expected one of ['model.size', 'model.path', 'model.overrides', 'model.init']",
+        ),
         ("training.max_steps=ten", "training.max_steps: got 'ten' (str), expected a valid integer"),
         ("training.max_steps='10'", "training.max_steps: got '10' (str), expected a valid integer"),
         ("training.compile=1", "training.compile: got 1 (int), expected a valid boolean"),
@@ -73,6 +77,8 @@ def test_dump_reads_back_equal(tmp_path):
         ("optimizer.warmup=11", "optimizer.warmup: got 11 steps, expected at most training.max_steps (10)"),
         ("data.crop_scale=[1, 0.5]", "data.crop_scale: got [1.0, 0.5], expected 0 < smallest <= largest <= 1"),
         ("data={}", "data.path: missing; expected a value"),
+        ("data.also=[{path: x, wieght: 2}]", "data.also.0.wieght: unknown key; did you mean data.also.weight?"),
+        ("data.also=[{path: x, weight: 0}]", "data.also.0.weight: got 0 (int), expected greater than 0"),
     ],
 )
 def test_each_problem_is_explained(tmp_path, override, message):

@@ -4,7 +4,6 @@ Layout, as on Kaggle: `indiana_reports.csv`, `indiana_projections.csv`, the imag
 `images/images_normalized/`; an optional `splits.csv` (uid,split) decides which studies are used and for what.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -14,6 +13,7 @@ from typing import Any
 import datasets
 
 from m3ae.data.prepared import Rejected
+from m3ae.data.splits import SPLIT_NAMES, hash_split
 from m3ae.data.tables import read_csv, require_folder
 
 FEATURES = datasets.Features(
@@ -28,22 +28,30 @@ FEATURES = datasets.Features(
     }
 )
 
-REPORT_COLUMNS = ("uid", "Problems", "findings", "impression")
+SECTIONS = ("findings", "impression", "indication", "comparison")
 PROJECTION_COLUMNS = ("uid", "filename", "projection")
-SPLIT_NAMES = {"train": "train", "validate": "validation", "validation": "validation", "test": "test"}
 
 
-def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
+def rows(source: Path, *, sections: str = "findings,impression") -> Iterator[dict[str, Any] | Rejected]:
     """Yield one row per frontal–lateral pair; a study with more than two images gives rows `uid`, `uid-2`, ….
 
-    A study without a report, or without images, is a row that lacks that modality.
+    A study without a report, or without images, is a row that lacks that modality. De-identification marks (`XXXX`)
+    stay in the text.
+
+    Args:
+        source: the unpacked folder with its CSV files.
+        sections: parts of the report that make up the text, in this order, out of findings, impression, indication and
+            comparison, separated by commas.
 
     Raises:
         FileNotFoundError: the folder, a CSV file or the image folder is missing.
-        ValueError: a CSV file is empty, lacks a column, or names an unknown split.
+        ValueError: a CSV file is empty, lacks a column, or names an unknown split; or there is no such section.
     """
+    chosen = [section.strip() for section in sections.split(",")]
+    if unknown := [section for section in chosen if section not in SECTIONS]:
+        raise ValueError(f"unknown sections {', '.join(unknown)}: expected some of {', '.join(SECTIONS)}")
     require_folder(source, "the unpacked IU X-ray folder with its CSV files")
-    reports = read_csv(source / "indiana_reports.csv", REPORT_COLUMNS)
+    reports = read_csv(source / "indiana_reports.csv", ("uid", "Problems", *chosen))
     projections = read_csv(source / "indiana_projections.csv", PROJECTION_COLUMNS)
     files = _image_files(source)
     views: dict[str, dict[str, list[Path]]] = defaultdict(lambda: {"frontal": [], "lateral": []})
@@ -55,11 +63,12 @@ def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
             yield Rejected(filename, "projection neither frontal nor lateral", detail=view)
 
     known = {report["uid"] for report in reports}
-    reports += [dict.fromkeys(REPORT_COLUMNS, "") | {"uid": uid} for uid in views if uid not in known]
-    split_of = _splits(source / "splits.csv") or {report["uid"]: _hash_split(report["uid"]) for report in reports}
+    reports += [dict.fromkeys(("Problems", *chosen), "") | {"uid": uid} for uid in views if uid not in known]
+    split_of = _splits(source / "splits.csv") or {report["uid"]: hash_split(report["uid"]) for report in reports}
     for report in reports:
         if report["uid"] in split_of:
-            yield from _study_rows(report, split_of[report["uid"]], **views[report["uid"]])
+            text = " ".join(report[section] for section in chosen)
+            yield from _study_rows(report, split_of[report["uid"]], text, **views[report["uid"]])
         else:
             yield Rejected(report["uid"], "study not in splits.csv")
     studies = {report["uid"] for report in reports}
@@ -67,9 +76,8 @@ def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
 
 
 def _study_rows(
-    report: dict[str, str], split: str, frontal: list[Path], lateral: list[Path]
+    report: dict[str, str], split: str, text: str, frontal: list[Path], lateral: list[Path]
 ) -> Iterator[dict[str, Any]]:
-    text = f"{report['findings']} {report['impression']}"
     labels = [label.strip() for label in report["Problems"].split(";") if label.strip()]
     pairs = list(zip_longest(frontal, lateral)) or [(None, None)]
     for number, (front, side) in enumerate(pairs, start=1):
@@ -105,9 +113,3 @@ def _splits(path: Path) -> dict[str, str]:
     if unknown := {record["split"] for record in records} - SPLIT_NAMES.keys():
         raise ValueError(f"{path} names the unknown splits {sorted(unknown)}: expected {', '.join(SPLIT_NAMES)}")
     return {record["uid"]: SPLIT_NAMES[record["split"]] for record in records}
-
-
-def _hash_split(uid: str) -> str:
-    """Choose train, validation or test with odds 8:1:1, the same for a study on every machine and subset."""
-    bucket = int(hashlib.sha256(uid.encode()).hexdigest(), 16) % 10
-    return {8: "validation", 9: "test"}.get(bucket, "train")

@@ -1,8 +1,6 @@
 """The IU X-ray reader on generated folders in the published layout, and on the real one."""
 
 import csv
-import os
-from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -100,13 +98,18 @@ def test_what_has_no_place_is_rejected_with_its_reason(tmp_path: Path) -> None:
     ]
 
 
-def test_without_splits_studies_are_split_80_10_10_by_hash(tmp_path: Path) -> None:
-    source = make_source(tmp_path / "iu", reports=[{**REPORT, "uid": str(uid)} for uid in range(1, 1001)])
-    splits = {row["id"]: row["split"] for row in iu_xray.rows(source)}
-    counts = Counter(splits.values())
-    assert abs(counts["train"] - 800) < 40 and abs(counts["validation"] - 100) < 30
-    assert sum(counts.values()) == 1000
-    assert (splits["1"], splits["3"], splits["7"]) == ("train", "validation", "test"), "published: never to change"
+def test_without_splits_studies_are_split_by_hash(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "iu", reports=[{**REPORT, "uid": uid} for uid in ("1", "3", "7")])
+    assert [row["split"] for row in iu_xray.rows(source)] == ["train", "validation", "test"]
+
+
+def test_sections_are_chosen_and_ordered(tmp_path: Path) -> None:
+    report = {**REPORT, "indication": "Pain since XXXX.", "comparison": ""}
+    source = make_source(tmp_path / "iu", reports=[report])
+    (row,) = iu_xray.rows(source, sections="impression, indication,comparison")
+    assert row["text"][0].strip() == "C d. Pain since XXXX."
+    with pytest.raises(ValueError, match="unknown sections history: expected some of findings, impression"):
+        list(iu_xray.rows(source, sections="findings,history"))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_without_splits_studies_are_split_80_10_10_by_hash(tmp_path: Path) -> No
         ("indiana_reports.csv", "uid,Problems,findings,impression\n", "is empty"),
         ("indiana_reports.csv", "uid,Problems,findings\n1,a,b\n", "lacks the columns impression: it has uid, "),
         ("indiana_projections.csv", "uid,file\n1,a\n", "lacks the columns filename, projection"),
-        ("splits.csv", "uid,split\n1,dev\n", r"unknown splits \['dev'\]: expected train, validate"),
+        ("splits.csv", "uid,split\n1,fold1\n", r"unknown splits \['fold1'\]: expected train, "),
     ],
 )
 def test_a_csv_in_the_wrong_format_is_a_clear_error(tmp_path: Path, file: str, content: str, message: str) -> None:
@@ -135,11 +138,9 @@ def test_a_missing_part_is_named(tmp_path: Path, missing: str) -> None:
 
 
 @pytest.mark.real_data
-def test_the_real_folder_is_prepared_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "M3AE_TEST_DATA" not in os.environ:
-        pytest.skip("M3AE_TEST_DATA is not set")
+def test_the_real_folder_is_prepared_in_full(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    source = Path(os.environ["M3AE_TEST_DATA"]) / "data" / "iu_xray"
+    source = shared / "data" / "iu_xray"
     manifest = prepare("iu_xray", tmp_path / "prepared", source=source, num_workers=2)
     assert (manifest.rejected, manifest.dropped) == ({}, {})
     assert {name: (info.rows, info.texts) for name, info in manifest.splits.items()} == {

@@ -1,0 +1,130 @@
+"""The command `m3ae`. What is heavy is imported by the command that needs it."""
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from m3ae.commands.data import DataGroup
+from m3ae.commands.prepare import SourceGroup
+from m3ae.data.tables import printable
+
+PATH = click.Path(path_type=Path)
+
+
+class Program(click.Group):
+    """A group of commands that ends every expected error in one message, without a traceback.
+
+    The exit status is 2 where a command could not do its work, 1 where it did and the result is not acceptable, and
+    130 after Ctrl-C.
+    """
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run the command line and exit."""
+        try:
+            status = super().main(*args, **{"prog_name": "m3ae"} | extra | {"standalone_mode": False})
+        except click.UsageError as error:
+            hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+            status = _fail(error.format_message() + hint, error.exit_code)
+        except click.ClickException as error:
+            status = _fail(error.format_message(), error.exit_code)
+        except click.Abort:
+            status = 130
+        except ModuleNotFoundError as error:
+            status = _fail(f"{error}: install what training needs, pip install 'm3ae[train]'", 2)
+        except (OSError, ValueError, ArithmeticError, ImportError) as error:
+            status = _fail(str(error), 2)
+        sys.exit(status)
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo(f"error: {printable(message)}", err=True)
+    return status
+
+
+@click.group("m3ae", cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="m3ae")
+def cli() -> None:
+    """Masked multimodal autoencoders for medical images and text.
+
+    \b
+    Example, from a downloaded data set to a model:
+      m3ae prepare iu_xray --source DOWNLOADS/iu_xray --output data/iu_xray
+      m3ae data show data/iu_xray
+      m3ae pretrain configs/pretrain/iu_xray.yaml
+    """  # noqa: D301
+
+
+@cli.group(cls=SourceGroup, subcommand_metavar="NAME ...")
+def prepare() -> None:
+    """Turn a data set, as downloaded, into verified shards.
+
+    Every image is decoded once, and every row ends in a shard or, with its reason, in rejected.jsonl. A run that was
+    interrupted continues when it is started again. `m3ae prepare NAME --help` lists the options of a source.
+
+    \b
+    Example:
+      m3ae prepare iu_xray --source DOWNLOADS/iu_xray --output data/iu_xray
+    """  # noqa: D301
+
+
+@cli.group(cls=DataGroup)
+def data() -> None:
+    """Look at prepared data: what leaks, and what is in it."""
+
+
+@cli.command("train-tokenizer")
+@click.argument("folder", type=PATH)
+@click.option("--output", type=PATH, required=True, help="folder to write the tokenizer to")
+@click.option("--vocab-size", type=int, default=8192, show_default=True, help="tokens at most, the 256 bytes included")
+@click.option("--text-column", default="text", show_default=True, help="column of the texts")
+def train_tokenizer(folder: Path, output: Path, vocab_size: int, text_column: str) -> None:
+    """Train a tokenizer on a prepared FOLDER: byte-level BPE.
+
+    Its training split is read; the tokenizer is used with the option tokenizer.path of a run.
+
+    \b
+    Example:
+      m3ae train-tokenizer data/iu_xray --output data/tokenizer
+    """  # noqa: D301
+    from m3ae.data.pairs import PairDataset
+    from m3ae.data.tokenizer import train_tokenizer
+
+    texts = PairDataset(folder, "train", image_columns=[], text_column=text_column).texts()
+    tokenizer = train_tokenizer(texts, vocab_size)
+    tokenizer.save_pretrained(output)
+    words = sum(len(text.split()) for text in texts)
+    tokens = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    click.echo(f"{output}: {len(tokenizer)} tokens from {len(texts)} texts, {tokens / words:.2f} tokens a word")
+
+
+@cli.command()
+@click.argument("config", type=PATH)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--resume", is_flag=True, help="continue from the newest checkpoint in output_dir")
+@click.option("--print-config", is_flag=True, help="print all options and stop")
+def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_config: bool) -> None:
+    """Pre-train a model as a YAML file says.
+
+    CONFIG is the file, KEY=VALUE replaces one of its options.
+
+    \b
+    Examples, the second one on several GPUs:
+      m3ae pretrain configs/pretrain/quickstart.yaml training.max_steps=9
+      accelerate launch scripts/pretrain.py configs/pretrain/base.yaml
+    """  # noqa: D301
+    from m3ae.training.config import dump_config, load_config
+
+    loaded = load_config(config, overrides)
+    if print_config:
+        click.echo(dump_config(loaded), nl=False)
+        return
+    from m3ae.tasks.pretraining import PreTraining
+    from m3ae.training.loop import train
+
+    train(loaded, PreTraining.from_config(loaded), resume=resume)
+
+
+if __name__ == "__main__":
+    cli()

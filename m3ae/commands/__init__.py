@@ -1,0 +1,1 @@
+"""Parts of the command line (`m3ae.cli`); importing them imports nothing heavy."""

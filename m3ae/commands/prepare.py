@@ -1,0 +1,93 @@
+"""`m3ae prepare`: one command per source, with the options that its reader declares."""
+
+import ast
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from m3ae.commands.options import example_of, options_of
+
+MAX_REJECTED = click.Option(
+    ["--max-rejected"],
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="end with status 1 if a larger share of the rows was rejected; the rest is written all the same",
+)
+
+
+class SourceGroup(click.Group):
+    """A command per source; only the one that is called is imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the sources."""
+        from m3ae.data.prepare import SOURCES
+
+        return [*SOURCES]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """Return the command of a source."""
+        from m3ae.data.prepare import load_source
+
+        try:
+            load_source(cmd_name)
+        except ValueError as error:
+            raise click.UsageError(str(error), ctx) from error
+        return source_command(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a line for every source, without importing them."""
+        from m3ae.data.prepare import SOURCES
+
+        with formatter.section("Sources"):
+            formatter.write_dl([(name, _summary(module)) for name, module in SOURCES.items()])
+
+
+def source_command(name: str) -> click.Command:
+    """Return the command that prepares a source."""
+    from m3ae.data.prepare import load_source, prepare
+
+    module = load_source(name)
+    common = {option.name: option for option in options_of(prepare, skip=("name", "source", "options"))}
+    own = {option.name: option for option in options_of(module.rows)}
+    first = [option for option in (own.pop("source", None), common.pop("output")) if option]
+    example = f"m3ae prepare {name}{' --source DOWNLOADS/' + name if len(first) == 2 else ''} --output data/{name}"
+
+    def run(max_rejected: float, **options: Any) -> None:
+        manifest = prepare(name, **options)
+        if manifest.rejected_share > max_rejected:
+            raise click.ClickException(_too_many(manifest.rejected_share, manifest.rejected, options["output"]))
+
+    return click.Command(
+        name,
+        params=[*first, *own.values(), *common.values(), MAX_REJECTED],
+        callback=run,
+        help=_keep_layout(module.__doc__ or ""),
+        epilog=example_of(example),
+    )
+
+
+def _too_many(share: float, rejected: dict[str, int], output: Path) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(rejected).most_common(3))
+    if not reasons:
+        return "the source has no rows"
+    return (
+        f"{share:.0%} of the rows were rejected ({reasons}); what could be used is written: "
+        f"see {output / 'rejected.jsonl'}, and raise --max-rejected if this is as it should be"
+    )
+
+
+def _summary(module: str) -> str:
+    """Return the first line of a module's docstring, read from its file."""
+    spec = find_spec(module)
+    text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+
+
+def _keep_layout(docstring: str) -> str:
+    r"""Mark the paragraphs of a docstring that click must not fill again, those with indented lines, by `\b`."""
+    paragraphs = docstring.strip().split("\n\n")
+    return "\n\n".join(f"\b\n{part}" if "\n " in part or part[0] in " -`" else part for part in paragraphs)

@@ -1,0 +1,97 @@
+"""From a stored image to the square that a model sees: the published crops, and changes that a radiograph bears.
+
+Everything is Pillow, as in `M3AEImageProcessor`, so that training and inference see the same pixels. Nothing is ever
+mirrored: the side words of the text would become wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageChops
+
+Augmentation = Literal["crop", "radiograph"]
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+MAX_ROTATION = 5.0  # degrees
+MAX_SHIFT = 0.05  # share of the side
+MAX_TONE_CHANGE = 0.1  # of contrast and gamma as factors, and of the grey range for half the brightness
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """Return an image of mode "L" or "RGB"; a grey one stored in colour becomes "L": a third of the work."""
+    if image.mode == "L":
+        return image
+    colour = image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+    red, green, blue = colour.split()
+    same = ImageChops.difference(red, green).getbbox() is None and ImageChops.difference(red, blue).getbbox() is None
+    return red if same else colour
+
+
+def augment(
+    image: Image.Image,
+    size: int,
+    draw: np.random.Generator,
+    augmentation: Augmentation,
+    crop_scale: tuple[float, float],
+) -> Image.Image:
+    """Turn an image into a square of `size` pixels as training sees it.
+
+    Args:
+        image: Of mode "L" or "RGB".
+        size: Side in pixels.
+        draw: Source of all randomness.
+        augmentation: `crop`, or `radiograph`, which also turns, shifts and re-tones.
+        crop_scale: Range of the area that is cut out; (1, 1) is the centre crop.
+    """
+    square = centre_crop(image, size) if crop_scale == (1.0, 1.0) else random_crop(image, size, draw, crop_scale)
+    return jitter(square, draw) if augmentation == "radiograph" else square
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size` pixels and cut out the middle: pixel for pixel what the processor does."""
+    width, height = image.size
+    if width <= height:
+        width, height = size, int(size * height / width)
+    else:
+        width, height = int(size * width / height), size
+    resized = image.resize((width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image
+    left, top = (width - size) // 2, (height - size) // 2
+    return resized.crop((left, top, left + size, top + size))
+
+
+def random_crop(image: Image.Image, size: int, draw: np.random.Generator, scale: tuple[float, float]) -> Image.Image:
+    """Cut out a random share of the area and resize it to a square (the random resized crop of Inception).
+
+    The published recipe has a scale of (0.9, 1) and, as here, aspect ratios from 3/4 to 4/3. A shape that does not fit
+    into the image in ten tries is replaced by the centre crop.
+    """
+    width, height = image.size
+    for _ in range(CROP_TRIES):
+        area = width * height * draw.uniform(*scale)
+        ratio = math.exp(draw.uniform(*np.log(ASPECT_RATIOS)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(draw.integers(width - w + 1)), int(draw.integers(height - h + 1))
+            return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+    return centre_crop(image, size)
+
+
+def jitter(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    """Turn by up to 5 degrees, shift by up to 5 % of the side, and vary the tones.
+
+    Contrast and gamma vary by up to 10 %, brightness by up to 5 % of the range. What comes in at the borders is
+    black, as the surroundings of a radiograph are.
+    """
+    angle = draw.uniform(-MAX_ROTATION, MAX_ROTATION)
+    shift = draw.uniform(-MAX_SHIFT, MAX_SHIFT, size=2) * image.size
+    turned = image.rotate(angle, Image.Resampling.BILINEAR, translate=(round(shift[0]), round(shift[1])))
+    limit = math.log(1 + MAX_TONE_CHANGE)
+    contrast, gamma = np.exp(draw.uniform(-limit, limit, size=2))
+    brightness = draw.uniform(-MAX_TONE_CHANGE, MAX_TONE_CHANGE) / 2
+    grey = (np.arange(256) / 255) ** gamma
+    table = ((grey - 0.5) * contrast + 0.5 + brightness).clip(0, 1) * 255
+    return turned.point(table.round().astype(int).tolist() * len(image.getbands()))

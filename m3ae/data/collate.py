@@ -1,0 +1,130 @@
+"""From pairs to a model's keyword arguments: pixels, tokens, words, and the noise of each visit.
+
+Shapes: B batch, N patches, L text tokens, S side of the image in pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from m3ae.data.augment import Augmentation, augment, plain
+from m3ae.data.pairs import Pair
+from m3ae.models.processing import M3AEProcessor
+
+WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]+")  # letters and digits, or punctuation; never both
+
+
+class PairCollator:
+    """Batches pairs and draws the noise of their visits: a sample's masks do not depend on its batch.
+
+    Args:
+        processor: Gives size and normalisation of images, and tokenizes texts.
+        num_patches: Patches N of an image.
+        max_text_length: Longest text in tokens, special ones included; longer ones are cut.
+        augmentation: What is changed about an image beside its crop.
+        crop_scale: Range of the share of the image's area that is cropped at random; (1, 1) is the centre crop.
+        whole_words: Whether batches say which word each token belongs to.
+
+    Raises:
+        ValueError: The tokenizer does not know where in the text its tokens lie, and `whole_words` needs that.
+    """
+
+    def __init__(
+        self,
+        processor: M3AEProcessor,
+        num_patches: int,
+        max_text_length: int,
+        *,
+        augmentation: Augmentation = "crop",
+        crop_scale: tuple[float, float] = (1.0, 1.0),
+        whole_words: bool = False,
+    ) -> None:
+        if whole_words and not processor.tokenizer.is_fast:
+            raise ValueError(
+                f"Whole-word masking needs a fast tokenizer, which knows the place of its tokens in the text; got "
+                f"{type(processor.tokenizer).__name__}. Use a tokenizer with tokenizer.json, or "
+                f"model.overrides.whole_word_masking=false."
+            )
+        self.processor, self.num_patches = processor, num_patches
+        self.max_text_length, self.whole_words = max_text_length, whole_words
+        self.augmentation, self.crop_scale = augmentation, crop_scale
+        images = processor.image_processor
+        self.image_size = images.crop_size["height"]
+        deviation = torch.tensor(images.image_std)
+        self._scale = (1 / (255 * deviation)).view(3, 1, 1)
+        self._offset = (-torch.tensor(images.image_mean) / deviation).view(3, 1, 1)
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+        """Return keyword arguments of `M3AEForPreTraining`; presence masks only where something is missing."""
+        draws = [np.random.default_rng([pair.seed, 1]) for pair in pairs]
+        batch = {"pixel_values": self._pixels(pairs, draws)} | self._tokens(pairs)
+        for modality in ("image", "text"):
+            there = torch.tensor([getattr(pair, modality) is not None for pair in pairs])
+            if not there.all():
+                batch[f"{modality}_present"] = there
+            batch[f"{modality}_ids"] = torch.tensor([getattr(pair, f"{modality}_id") for pair in pairs])
+        length = batch["input_ids"].shape[1]
+        batch["match_noise"] = _stack(draws, 2)
+        batch["image_noise"] = _stack(draws, self.num_patches)
+        batch["text_noise"] = _stack(draws, length, 2)  # last: the length depends on the batch
+        return batch
+
+    def _pixels(self, pairs: Sequence[Pair], draws: Sequence[np.random.Generator]) -> Tensor:
+        """Return (B, 3, S, S) as the processor normalises them, 0 where there is no image."""
+        values = torch.zeros(len(pairs), 3, self.image_size, self.image_size)
+        for value, pair, draw in zip(values, pairs, draws, strict=True):
+            if pair.image is not None:
+                square = augment(plain(pair.image), self.image_size, draw, self.augmentation, self.crop_scale)
+                torch.addcmul(self._offset, _channels_first(square), self._scale, out=value)
+        return values
+
+    def _tokens(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+        texts = [pair.text or "" for pair in pairs]
+        encoded = self.processor.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_text_length,
+            pad_to_multiple_of=None if self.max_text_length % 8 else 8,  # few lengths, so compiled shapes recur
+            return_special_tokens_mask=True,
+            return_offsets_mapping=self.whole_words,
+            return_tensors="pt",
+        )
+        batch = {name: encoded[name] for name in ("input_ids", "attention_mask", "special_tokens_mask")}
+        if self.whole_words:
+            starts = encoded["offset_mapping"][..., 0].numpy()
+            batch["word_ids"] = torch.stack([word_ids(text, row) for text, row in zip(texts, starts, strict=True)])
+        return batch
+
+
+def word_ids(text: str, token_starts: np.ndarray) -> Tensor:
+    """Number the word that each token belongs to: the one at its first character that is no blank.
+
+    A word is a run of letters and digits, with inner apostrophes, or of punctuation. A byte-level tokenizer puts the
+    blank before a word into its first token, and splits one character into several tokens of the same place.
+
+    Args:
+        text: The text.
+        token_starts: (L,) character at which each token starts; anything for special tokens.
+
+    Returns:
+        (L,) int64.
+    """
+    ends = np.array([match.end() for match in WORD.finditer(text)], dtype=np.int64)
+    return torch.from_numpy(np.searchsorted(ends, token_starts, side="right"))
+
+
+def _channels_first(image: Image.Image) -> Tensor:
+    """Return (3, S, S), or (1, S, S) for a grey image, of 0 to 255."""
+    pixels = torch.from_numpy(np.array(image))
+    return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)).float()
+
+
+def _stack(draws: Sequence[np.random.Generator], *shape: int) -> Tensor:
+    return torch.from_numpy(np.stack([draw.random(shape, dtype=np.float32) for draw in draws]))

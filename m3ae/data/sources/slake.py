@@ -1,0 +1,91 @@
+"""SLAKE (Liu et al. 2021): questions in English and Chinese about radiology images, some with a knowledge triple.
+
+Layout: `train.json`, `validate.json` (also called `validation.json`), `test.json` and `imgs/xmlabN/source.jpg`.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+
+from m3ae.data.answers import ANSWERS_FILE, describe_answers
+from m3ae.data.finish import Row
+from m3ae.data.prepared import Rejected
+from m3ae.data.questions import QUESTION_FEATURES, by_image, cell_text, question_row, read_records
+from m3ae.data.tables import require_folder
+
+FEATURES = datasets.Features(
+    {
+        **QUESTION_FEATURES,
+        "language": datasets.Value("string"),
+        "modality": datasets.Value("string"),
+        "location": datasets.Value("string"),
+        "base_type": datasets.Value("string"),
+        "triple": datasets.List(datasets.Value("string")),
+    }
+)
+
+LANGUAGES = {"en": ("en",), "zh": ("zh",), "both": ("en", "zh")}
+
+
+def rows(
+    source: Path,
+    *,
+    language: Literal["en", "zh", "both"] = "en",
+    answers_from: Literal["train", "all"] = "train",
+) -> Iterator[Row | Rejected]:
+    """Yield one row per question, in the order of the images; `question_type` is the published `content_type`.
+
+    Args:
+        source: the folder with train.json, validate.json, test.json and imgs.
+        language: of the questions: en, zh or both.
+        answers_from: splits that the list of answers is made from: train, or all of them, test included, as in the
+            published M3AE.
+
+    Raises:
+        FileNotFoundError: the folder or one of its JSON files is missing.
+        ValueError: one of them is no JSON list.
+    """
+    require_folder(source, "the SLAKE folder with train.json, validate.json, test.json and imgs")
+    validation = source / "validation.json"
+    paths = {
+        "train": source / "train.json",
+        "validation": validation if validation.exists() else source / "validate.json",
+        "test": source / "test.json",
+    }
+    yield from by_image(
+        _row(source, place, record, split, LANGUAGES[language])
+        for split, path in paths.items()
+        for place, record in read_records(path)
+    )
+
+
+def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the list of answers as the contents of `answers.json`, see `m3ae.data.answers.describe_answers`."""
+    return {ANSWERS_FILE: describe_answers(rows, options["answers_from"])}
+
+
+def _row(source: Path, place: str, record: dict[str, Any], split: str, languages: tuple[str, ...]) -> Row | Rejected:
+    if not (qid := cell_text(record, "qid")):
+        return Rejected(place, "id missing", split)
+    language = cell_text(record, "q_lang").lower()
+    if language not in languages:
+        return Rejected(qid, "language not chosen", split, detail=language or None)
+    answer = cell_text(record, "answer")
+    triple = record.get("triple")
+    return question_row(
+        qid,
+        split,
+        source / "imgs" / cell_text(record, "img_name"),
+        cell_text(record, "question"),
+        answer_raw=answer,
+        accepted=[answer],
+        answer_type=cell_text(record, "answer_type").lower(),
+        question_type=cell_text(record, "content_type").lower(),
+        language=language,
+        modality=cell_text(record, "modality"),
+        location=cell_text(record, "location"),
+        base_type=cell_text(record, "base_type"),
+        triple=[str(part) for part in triple] if isinstance(triple, list) else None,
+    )

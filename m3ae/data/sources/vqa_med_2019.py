@@ -1,0 +1,115 @@
+"""VQA-Med 2019 (Ben Abacha et al. 2019): questions about modality, plane and organ of images from MedPix.
+
+Two layouts are understood, mixed too: that of the published M3AE, `train/QA/Modality.csv` with lines
+`image|question|answer` and `train/images/*.jpg`, and that of the release, with folders
+`ImageClef-2019-VQA-Med-Training/QAPairsByCategory/C1_Modality_train.txt` and `…/Train_images`. The official test set
+is one file, `VQAMed2019_Test_Questions_w_Ref_Answers.txt`, with lines `image|category|question|answer`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+
+from m3ae.data.answers import ANSWERS_FILE, describe_answers
+from m3ae.data.finish import Row
+from m3ae.data.prepared import Rejected
+from m3ae.data.questions import QUESTION_FEATURES, by_image, question_row
+from m3ae.data.splits import SPLIT_NAMES
+from m3ae.data.tables import require_folder
+
+FEATURES = datasets.Features(QUESTION_FEATURES)
+
+CATEGORIES = ("modality", "plane", "organ")
+LEFT_OUT = "abnormality"  # free text, hardly an answer twice: left out in the published M3AE, too
+
+
+def rows(source: Path, *, answers_from: Literal["train", "all"] = "train") -> Iterator[Row | Rejected]:
+    """Yield one row per question, in the order of the images; the id is made of split, category and line.
+
+    Where `a#b` is the answer, either is right. Questions about abnormality are left out. The answer type, which is not
+    published, is closed where the answer is yes or no.
+
+    Args:
+        source: the folder that holds the unpacked parts.
+        answers_from: splits that the list of answers is made from: train, or all of them, test included, as in the
+            published M3AE.
+
+    Raises:
+        FileNotFoundError: the folder is missing, or holds no table of questions.
+        ValueError: nothing says which split a table belongs to.
+    """
+    require_folder(source, "the VQA-Med 2019 folder with the unpacked training, validation and test parts")
+    tables = [path for path in sorted(source.rglob("*")) if _is_table(path)]
+    if not tables:
+        raise FileNotFoundError(
+            f"{source} holds no questions: expected train/QA/Modality.csv, C1_Modality_train.txt and the like, or "
+            "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
+        )
+    yield from by_image(row for path in tables for row in _table_rows(source, path))
+
+
+def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the list of answers as the contents of `answers.json`, see `m3ae.data.answers.describe_answers`."""
+    return {ANSWERS_FILE: describe_answers(rows, options["answers_from"])}
+
+
+def _is_table(path: Path) -> bool:
+    """Return whether a file holds the questions of a category, or the test questions with their answers."""
+    if path.suffix.lower() not in (".csv", ".txt") or path.name.startswith(".") or not path.is_file():
+        return False
+    return _category(path.stem) is not None or {"test", "answers"} <= set(_words(path.stem))
+
+
+def _table_rows(source: Path, path: Path) -> Iterator[Row | Rejected]:
+    split = next(filter(None, map(_split, (path.stem, *reversed(path.relative_to(source).parts[:-1])))), None)
+    if split is None:
+        raise ValueError(f"{path}: neither its name nor its folders say train, validation or test")
+    images = _image_folder(source, path, split)
+    # not by the csv module, to which a quotation mark at the start of a question would swallow the lines after it
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _row(images, split, _category(path.stem), number, line)
+
+
+def _row(images: Path, split: str, category: str | None, number: int, line: str) -> Row | Rejected:
+    cells = [" ".join(cell.split()) for cell in line.split("|")]
+    if category is None:
+        category = cells.pop(1).lower() if len(cells) == 4 else "unknown"
+    row_id = f"{split}-{category}-{number}"
+    if len(cells) != 3:
+        return Rejected(row_id, "line not image|question|answer or image|category|question|answer", split, detail=line)
+    if category == LEFT_OUT:
+        return Rejected(row_id, "question about abnormality", split)
+    if category not in CATEGORIES:
+        return Rejected(row_id, "category unknown", split, detail=category)
+    image, question, answer = cells
+    accepted = answer.split("#")
+    is_closed = all(choice.strip().lower() in ("yes", "no") for choice in accepted)
+    answer_type = "closed" if is_closed else "open"
+    return question_row(row_id, split, images / f"{image}.jpg", question, answer, accepted, answer_type, category)
+
+
+def _image_folder(source: Path, table: Path, split: str) -> Path:
+    """Find the images of a table in its folder or in the one above: `images`, `Train_images` and the like."""
+    for folder in (table.parent, table.parent.parent):
+        if folder.is_relative_to(source):
+            for path in sorted(folder.iterdir()):
+                if path.is_dir() and _words(path.name)[-1:] == ["images"] and _split(path.name) in (split, None):
+                    return path
+    return source / "images"
+
+
+def _words(name: str) -> list[str]:
+    return re.findall("[a-z]+", name.lower())
+
+
+def _split(name: str) -> str | None:
+    return next((SPLIT_NAMES[word] for word in _words(name) if word in SPLIT_NAMES), None)
+
+
+def _category(name: str) -> str | None:
+    return next((word for word in _words(name) if word in (*CATEGORIES, LEFT_OUT)), None)

@@ -1,0 +1,98 @@
+"""VQA-RAD (Lau et al. 2018): clinicians' questions about 314 radiology images.
+
+Layout: `trainset.json`, `testset.json` and `images/`. There is no validation set; a `valset.json`, which the published
+M3AE expects and which was a copy of the test set, is not read. All 203 images of the published test set are in its
+train set, too.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+
+from m3ae.data.answers import ANSWERS_FILE, describe_answers
+from m3ae.data.finish import Row
+from m3ae.data.prepared import Rejected
+from m3ae.data.questions import QUESTION_FEATURES, by_image, cell_text, question_row, read_records
+from m3ae.data.splits import hash_split
+from m3ae.data.tables import require_folder
+
+FEATURES = datasets.Features(
+    {
+        **QUESTION_FEATURES,
+        "question_types": datasets.List(datasets.Value("string")),
+        "phrase_type": datasets.Value("string"),
+        "image_organ": datasets.Value("string"),
+    }
+)
+
+MISSPELT_TYPES = {"atrib": "attrib", "prse": "pres"}
+
+
+def rows(
+    source: Path,
+    *,
+    split: Literal["published", "image_disjoint"] = "published",
+    carve_validation: bool = True,
+    answers_from: Literal["train", "all"] = "train",
+) -> Iterator[Row | Rejected]:
+    """Yield one row per question, in the order of the images.
+
+    The test split is always the published one, so that results on it can be compared. Validation is carved out of
+    train by image: a hash of its name picks one image in ten.
+
+    Args:
+        source: the folder with trainset.json, testset.json and images.
+        split: published, where images of test are in train and in validation, too; or image_disjoint, where questions
+            of the train set about these images are left out, and no image is in two splits.
+        carve_validation: off leaves the published train set whole, and no validation split.
+        answers_from: splits that the list of answers is made from: train, or all of them, test included, as in the
+            published M3AE.
+
+    Raises:
+        FileNotFoundError: the folder or one of its JSON files is missing.
+        ValueError: one of them is no JSON list.
+    """
+    require_folder(source, "the VQA-RAD folder with trainset.json, testset.json and images")
+    train, test = (list(read_records(source / f"{name}set.json")) for name in ("train", "test"))
+    test_images = {cell_text(record, "image_name") for _, record in test}
+    kept_apart = test_images if split == "image_disjoint" else set()
+    entries = [
+        _row(source, place, record, _train_split(record) if carve_validation else "train", kept_apart)
+        for place, record in train
+    ]
+    entries += [_row(source, place, record, "test", kept_apart=set()) for place, record in test]
+    yield from by_image(entries)
+
+
+def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the list of answers as the contents of `answers.json`, see `m3ae.data.answers.describe_answers`."""
+    return {ANSWERS_FILE: describe_answers(rows, options["answers_from"])}
+
+
+def _train_split(record: dict[str, Any]) -> str:
+    return "validation" if hash_split(cell_text(record, "image_name")) == "validation" else "train"
+
+
+def _row(source: Path, place: str, record: dict[str, Any], split: str, kept_apart: set[str]) -> Row | Rejected:
+    image, answer = cell_text(record, "image_name"), cell_text(record, "answer")
+    if not (qid := cell_text(record, "qid")):
+        return Rejected(place, "id missing", split)
+    if image in kept_apart:
+        return Rejected(qid, "image in the test split", split, detail=image)
+    types = [name.strip() for name in cell_text(record, "question_type").lower().split(",")]
+    types = [MISSPELT_TYPES.get(name, name) for name in types]
+    return question_row(
+        qid,
+        split,
+        source / "images" / image,
+        cell_text(record, "question"),
+        answer_raw=answer,
+        accepted=[answer],
+        answer_type=cell_text(record, "answer_type").lower(),
+        question_type=types[0],
+        question_types=types,
+        phrase_type=cell_text(record, "phrase_type"),
+        image_organ=cell_text(record, "image_organ"),
+    )

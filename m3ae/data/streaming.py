@@ -1,0 +1,181 @@
+"""Pairs read from the shards as a stream, for sets too large to be copied into a cache first.
+
+The unit of reading is a slice of a Parquet row group. Every epoch shuffles the slices of all sets, shares them out
+among the processes and their workers, and mixes the rows within each of these by a buffer: between them they visit
+each row once. Which row comes when is a function of the seed and of the numbers of processes and workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from math import ceil, floor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import get_worker_info
+
+from m3ae.data.pairs import Pair, PairColumns, Texts, digest
+from m3ae.data.prepared import load_manifest
+
+SHUFFLE_BUFFER = 1000  # rows
+SLICES_PER_WORKER = 4  # at least, where the rows suffice: workers then differ little in how much they have to read
+
+
+class _Slice(NamedTuple):
+    """Rows `start` to `stop` of a row group; where rows are visited several times in an epoch, for visit `repeat`."""
+
+    part: int
+    path: str
+    group: int
+    start: int
+    stop: int
+    repeat: int
+
+
+@dataclass(frozen=True)
+class StreamedSet:
+    """The training rows of a prepared folder, and how often an epoch visits each of them.
+
+    Raises:
+        FileNotFoundError: There is no such prepared folder, or it lacks a shard.
+        ValueError: It has no training rows, or not the columns.
+    """
+
+    folder: Path
+    columns: PairColumns
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        info = load_manifest(self.folder).splits.get("train")
+        if info is None or info.rows == 0:
+            raise ValueError(f"{self.folder} has no rows in split 'train' to train on.")
+        features = datasets.Features.from_arrow_schema(pq.read_schema(self.paths[0]))
+        self.columns.check(self.folder, features)
+
+    @property
+    def paths(self) -> list[str]:
+        """The shards."""
+        return [str(self.folder / name) for name in load_manifest(self.folder).splits["train"].shards]
+
+    def visits(self, id: str, epoch: int) -> int:
+        """Return how often an epoch visits a row: with weight 0.5 in every second epoch, every row in its own turn."""
+        phase = digest(id.encode()) / 2**56
+        return floor((epoch + 1) * self.weight + phase) - floor(epoch * self.weight + phase)
+
+
+class PairStream:
+    """Several sets as one endless stream of pairs.
+
+    Args:
+        sets: The sets.
+        seed: Decides the order and every visit's own seed.
+        texts: Whether a visit draws `one` text of a row, or an epoch visits a row with `all` its texts.
+    """
+
+    def __init__(self, sets: Sequence[StreamedSet], seed: int, texts: Texts = "one") -> None:
+        self.sets, self.seed, self.all_texts = tuple(sets), seed, texts == "all"
+        self._groups = [
+            (part, path, group, file.metadata.row_group(group).num_rows)
+            for part, streamed in enumerate(self.sets)
+            for path in streamed.paths
+            for file in [pq.ParquetFile(path)]
+            for group in range(file.num_row_groups)
+        ]
+
+    def __len__(self) -> int:
+        """Return the number of rows, however often an epoch visits them."""
+        return sum(rows for *_, rows in self._groups)
+
+    def texts(self) -> list[str]:
+        """Return all texts of all sets."""
+        return [
+            text
+            for part in self.sets
+            if part.columns.texts
+            for path in part.paths
+            for row in pq.read_table(path, columns=list(part.columns.texts)).to_pylist()
+            for text in part.columns.texts_of(row)
+        ]
+
+    def samples(self, process_index: int, num_processes: int, skip: int = 0) -> Iterator[Pair]:
+        """Yield this process's (in a worker: this worker's) share of epoch after epoch.
+
+        Args:
+            process_index: This process.
+            num_processes: Number of processes.
+            skip: Leave out this many samples: of whole epochs no image is read, of the last one none is decoded.
+
+        Raises:
+            ValueError: There are fewer rows than workers.
+        """
+        for epoch in count():
+            if skip:
+                size = sum(1 for _ in self._visits(epoch, process_index, num_processes, images=False))
+                if size <= skip:
+                    skip -= size
+                    continue
+            for visit in islice(self._visits(epoch, process_index, num_processes), skip, None):
+                yield self.sets[visit["part"]].columns.draw(visit["row"], visit["seed"], visit["text"])
+            skip = 0
+
+    def length(self, sample: Pair) -> int:
+        """Return the number of characters of a sample's text."""
+        return len(sample.text or "")
+
+    def _visits(self, epoch: int, rank: int, world_size: int, *, images: bool = True) -> Iterator[dict[str, Any]]:
+        """Yield rows, still undecoded, with the seed of their visit and which text it is about."""
+        worker = get_worker_info()
+        slices = self._slices(world_size * (worker.num_workers if worker else 1))
+        options = {"slices": slices, "stream": _Reading(self.sets, self.seed, self.all_texts, epoch, images)}
+        stream = datasets.IterableDataset.from_generator(_read, gen_kwargs=options)
+        stream = stream.shuffle(generator=np.random.default_rng([self.seed, epoch]), buffer_size=SHUFFLE_BUFFER)
+        yield from split_dataset_by_node(stream, rank, world_size, strategy="shards")  # `datasets` splits over workers
+
+    def _slices(self, num_readers: int) -> list[_Slice]:
+        parts = ceil(SLICES_PER_WORKER * num_readers / len(self._groups))
+        slices = [
+            _Slice(part, path, group, rows * i // parts, rows * (i + 1) // parts, repeat)
+            for part, path, group, rows in self._groups
+            for i in range(parts)
+            if rows * i // parts < rows * (i + 1) // parts
+            for repeat in range(ceil(self.sets[part].weight))
+        ]
+        if len(slices) < num_readers:
+            raise ValueError(
+                f"data.streaming: got {num_readers} loading processes for {len(self)} rows, which make {len(slices)} "
+                f"slices, expected at least one for each process; lower data.num_workers"
+            )
+        return slices
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What reading a slice depends on."""
+
+    sets: tuple[StreamedSet, ...]
+    seed: int
+    all_texts: bool
+    epoch: int
+    images: bool
+
+    def rows(self, piece: _Slice) -> Iterator[dict[str, Any]]:
+        streamed = self.sets[piece.part]
+        names = streamed.columns.names if self.images else ["id", *streamed.columns.texts]
+        table = pq.ParquetFile(piece.path).read_row_group(piece.group, columns=names)
+        for row in table.slice(piece.start, piece.stop - piece.start).to_pylist():
+            if streamed.visits(row["id"], self.epoch) <= piece.repeat:
+                continue
+            for text in range(max(1, len(streamed.columns.texts_of(row)))) if self.all_texts else [None]:
+                key = f"{self.seed} {self.epoch} {piece.repeat} {piece.part} {row['id']} {text}"
+                yield {"part": piece.part, "row": row, "text": text, "seed": digest(key.encode())}
+
+
+def _read(slices: list[_Slice], stream: _Reading) -> Iterator[dict[str, Any]]:
+    for piece in slices:
+        yield from stream.rows(piece)

@@ -1,0 +1,95 @@
+"""Classification of image-text pairs: one class a sample, or any number of labels.
+
+Shapes: B batch, C channels, H×W pixels, L text tokens, A classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
+
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.decoders import PooledHead
+from m3ae.models.losses import class_loss, multi_label_loss
+from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
+
+
+@dataclass
+class M3AEForClassificationOutput(ModelOutput):
+    """Class scores.
+
+    Attributes:
+        loss: () if labels were given.
+        losses: {"cls": loss}.
+        logits: (B, A); `config.id2label[a]` names column a.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+
+
+class M3AEForClassification(M3AEPreTrainedModel):
+    """The trunk with the published classification head (Chen et al. 2022).
+
+    `config.id2label` names the classes, `config.class_weights` weighs them in the loss, and
+    `config.problem_type = "multi_label_classification"` lets a sample have any number of them.
+
+    Raises:
+        ValueError: `class_weights` and `id2label` differ in length, or the problem type is regression.
+    """
+
+    _keys_to_ignore_on_load_unexpected = OTHER_HEADS
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__(config)
+        if config.problem_type == "regression":
+            raise ValueError(
+                "M3AEForClassification has no regression; set problem_type to 'single_label_classification' or "
+                "'multi_label_classification'."
+            )
+        if config.class_weights is not None and len(config.class_weights) != config.num_labels:
+            raise ValueError(
+                f"class_weights needs one weight for each of the {config.num_labels} classes of id2label, "
+                f"got {len(config.class_weights)}."
+            )
+        self.m3ae = M3AEModel(config)
+        self.cls_head = PooledHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_present: Tensor | None = None,
+        text_present: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> M3AEForClassificationOutput:
+        """Classify image-text pairs, either side of them missing.
+
+        Args:
+            pixel_values: (B, C, H, W), or None without images.
+            input_ids: (B, L), or None without text.
+            attention_mask: (B, L), 0 = padding.
+            image_present: (B,) bool, False where a sample has no image.
+            text_present: (B,) bool, False where a sample has no text.
+            labels: (B,) the class, or (B, A) 0 or 1 for multi-label problems; −100 = unknown.
+
+        Raises:
+            ValueError: Neither images nor text given.
+        """
+        streams = self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
+        logits = self.cls_head(self.m3ae.fuse_and_pool(streams))
+        if labels is None:
+            return M3AEForClassificationOutput(logits=logits)
+        loss = self._loss(logits, labels)
+        return M3AEForClassificationOutput(loss, {"cls": loss}, logits)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        config = self.config
+        weights = None if config.class_weights is None else logits.new_tensor(config.class_weights).float()
+        loss = multi_label_loss if config.problem_type == "multi_label_classification" else class_loss
+        return loss(logits, labels, weights)

@@ -1,0 +1,142 @@
+"""The README.md of a model: what it is, how to use it, and what it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel
+
+_TEMPLATE = """\
+---
+library_name: transformers
+pipeline_tag: {pipeline}
+tags: [m3ae, medical, multimodal, masked-autoencoder]
+---
+
+# {title}
+
+A masked multimodal autoencoder (M3AE) of {parameters:.1f} M parameters: a ViT over {image_size} px images in
+patches of {patch_size} px and a RoBERTa, fused by {layers} co-attention layers; {head}.
+{training}
+
+```python
+{usage}
+```
+
+## Data
+
+{data}
+
+## Metrics
+
+{metrics}
+
+Not a medical device: not for diagnosis or treatment.
+"""
+
+_LOAD = """\
+import m3ae  # registers the model; must come before AutoModel
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{location}")
+model = AutoModel.from_pretrained("{location}")
+inputs = processor(images=image, text="Clear lungs.", return_tensors="pt")  # either may be left out
+features = model(**inputs)"""
+
+_ANSWER = """\
+import m3ae  # registers the model and the pipeline
+from transformers import pipeline
+
+answer = pipeline("m3ae-question-answering", "{location}")
+answer({{"image": image, "question": "Is there an effusion?"}})  # [{{"answer": …, "score": …}}, …]"""
+
+_CLASSIFY = """\
+from m3ae import M3AEForClassification, M3AEProcessor
+
+processor = M3AEProcessor.from_pretrained("{location}")
+model = M3AEForClassification.from_pretrained("{location}")
+inputs = processor(images=image, text="Clear lungs.", return_tensors="pt")  # either may be left out
+logits = model(**inputs).logits
+print(model.config.id2label[logits[0].argmax().item()])"""
+
+_SCORE = """\
+from m3ae import M3AEForImageTextRetrieval, M3AEProcessor
+
+processor = M3AEProcessor.from_pretrained("{location}")
+model = M3AEForImageTextRetrieval.from_pretrained("{location}")
+inputs = processor(images=image, text="Clear lungs.", return_tensors="pt")
+text = model.encode_text(inputs["input_ids"], inputs["attention_mask"])  # once for each text
+score = model.score(text, model.encode_image(inputs["pixel_values"]))"""
+
+# Class → tag of the hub, what the heads do, how to use it.
+_CLASSES = {
+    "M3AEModel": ("feature-extraction", "without heads", _LOAD),
+    "M3AEForPreTraining": (
+        "feature-extraction",
+        "pre-trained by masked-image modelling, masked-language modelling and image-text matching",
+        _LOAD,
+    ),
+    "M3AEForQuestionAnswering": ("visual-question-answering", "a head chooses one of {labels} answers", _ANSWER),
+    "M3AEForClassification": ("image-classification", "a head scores {labels} classes", _CLASSIFY),
+    "M3AEForImageTextRetrieval": ("feature-extraction", "a head scores how well an image and a text match", _SCORE),
+}
+
+
+def model_card(
+    model: PreTrainedModel,
+    location: str,
+    title: str | None = None,
+    training: str = "",
+    data: str = "Not recorded. The licence of the training data applies to what is derived from it.",
+    metrics: str = "Not measured yet.",
+) -> str:
+    """Write the card of a model.
+
+    Args:
+        model: Any model of this package.
+        location: The folder or hub name that users load it from.
+        title: Heading; made from `location` if None.
+        training: How it was trained, in sentences.
+        data: What it was trained on, under which licences.
+        metrics: A Markdown table, or sentences.
+    """
+    config = model.config
+    pipeline, head, usage = _CLASSES[type(model).__name__]
+    if type(model).__name__ == "M3AEForPreTraining" and config.itc_weight:
+        head += ", with image-text contrast"
+    return _TEMPLATE.format(
+        pipeline=pipeline,
+        title=title or f"M3AE, {location}",
+        parameters=model.num_parameters() / 1e6,
+        image_size=config.image_config.image_size,
+        patch_size=config.image_config.patch_size,
+        layers=config.num_hidden_layers,
+        head=head.format(labels=config.num_labels),
+        training=training,
+        usage=usage.format(location=location),
+        data=data,
+        metrics=metrics,
+    )
+
+
+def publish_card(
+    model: PreTrainedModel, repo_id: str, token: str | bool | None = None, private: bool | None = None
+) -> None:
+    """Upload a model's card into its repository of the hub, unless there is one.
+
+    Args:
+        model: The model; the card is that of the folder it was loaded from, if it is still of that class, or else a
+            generated one.
+        repo_id: The repository; made if it does not exist.
+        token: As in `HfApi`.
+        private: Whether a repository that is made is private.
+    """
+    api = HfApi(token=token)
+    if api.file_exists(repo_id, "README.md"):
+        return
+    written = Path(model.name_or_path or "") / "README.md"
+    is_its_own = bool(model.name_or_path) and model.config.architectures == [type(model).__name__]
+    card = written.read_text("utf-8") if is_its_own and written.is_file() else model_card(model, repo_id)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo_id)

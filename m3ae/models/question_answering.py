@@ -1,0 +1,76 @@
+"""Question answering: a choice from the answer list that the configuration carries in `id2label`.
+
+Shapes: B batch, C channels, H×W pixels, L text tokens, D fusion width, A answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
+
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.decoders import PooledHead
+from m3ae.models.losses import answer_loss
+from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
+
+
+@dataclass
+class M3AEForQuestionAnsweringOutput(ModelOutput):
+    """Answers.
+
+    Attributes:
+        loss: () if labels were given.
+        losses: {"vqa": loss}.
+        logits: (B, A); `config.id2label[a]` is the answer that column a stands for.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+
+
+class M3AEForQuestionAnswering(M3AEPreTrainedModel):
+    """The trunk with the published question-answering head (Chen et al. 2022).
+
+    The answer list is `config.id2label`: `from_pretrained(folder, id2label=dict(enumerate(answers)))` on a pre-trained
+    model starts a new head of that size.
+    """
+
+    _keys_to_ignore_on_load_unexpected = OTHER_HEADS
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__(config)
+        self.m3ae = M3AEModel(config)
+        self.vqa_head = PooledHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_present: Tensor | None = None,
+        text_present: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> M3AEForQuestionAnsweringOutput:
+        """Answer questions about images, either of them missing.
+
+        Args:
+            pixel_values: (B, C, H, W), or None without images.
+            input_ids: (B, L), or None without questions.
+            attention_mask: (B, L), 0 = padding.
+            image_present: (B,) bool, False where a sample has no image.
+            text_present: (B,) bool, False where a sample has no question.
+            labels: (B,) the answer's index, −100 if it is not in the list; or (B, A) how right each answer is.
+
+        Raises:
+            ValueError: Neither images nor text given.
+        """
+        streams = self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
+        logits = self.vqa_head(self.m3ae.fuse_and_pool(streams))
+        if labels is None:
+            return M3AEForQuestionAnsweringOutput(logits=logits)
+        loss = answer_loss(logits, labels)
+        return M3AEForQuestionAnsweringOutput(loss, {"vqa": loss}, logits)

@@ -1,0 +1,121 @@
+"""Retrieval: a score of how well a text and an image belong together.
+
+Shapes: B batch, C channels, H×W pixels, L text tokens, S tokens, D fusion width, K negatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
+
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.fusion import Stream
+from m3ae.models.losses import ranking_loss
+from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel, all_present, image_fingerprint
+
+
+@dataclass
+class M3AEForImageTextRetrievalOutput(ModelOutput):
+    """Each image against its own text and some of the others.
+
+    Attributes:
+        loss: ().
+        losses: {"irtr": loss}.
+        logits: (B, 1 + K) scores, the own text in column 0; −∞ where a candidate does not count.
+        candidates: (B, 1 + K) the rows of the batch that the texts come from.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    candidates: Tensor | None = None
+
+
+class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
+    """The trunk with the matching head, whose row 1 scores a pair (Chen et al. 2022).
+
+    To search, encode each image and each text once and `score` the pairs; a pre-trained model does so unchanged.
+    """
+
+    _keys_to_ignore_on_load_unexpected = OTHER_HEADS
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__(config)
+        self.m3ae = M3AEModel(config)
+        self.itm_head = nn.Linear(2 * config.hidden_size, 2)
+        self.post_init()
+
+    def encode_image(self, pixel_values: Tensor, present: Tensor | None = None) -> Stream:
+        """Encode images (B, C, H, W) alone; `present` (B,) is False where there is none."""
+        return self.m3ae.encode_image(pixel_values, None, present)
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, present: Tensor | None = None
+    ) -> Stream:
+        """Encode texts (B, L) alone; `attention_mask` (B, L) is 0 at padding, `present` (B,) False without text."""
+        return self.m3ae.encode_text(input_ids, attention_mask, present)
+
+    def score(self, text: Stream, image: Stream) -> Tensor:
+        """Score encoded texts and images row by row: (B,), larger = a better match.
+
+        `Stream.select` makes rows of pairs from texts and images encoded once.
+        """
+        logits: Tensor = self.itm_head(self.m3ae.fuse_and_pool({"text": text, "image": image}))
+        return logits[:, 1]
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_present: Tensor | None = None,
+        text_present: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        negatives: Tensor | None = None,
+        negative_noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> M3AEForImageTextRetrievalOutput:
+        """Let each image find its own text among `config.num_negatives` others of the batch.
+
+        A text counts as a negative only if neither it nor its image equals the row's own, and if both are present.
+
+        Args:
+            pixel_values: (B, C, H, W); rows of absent images are ignored.
+            input_ids: (B, L); rows of absent texts are ignored.
+            attention_mask: (B, L), 0 = padding.
+            image_present: (B,) bool.
+            text_present: (B,) bool.
+            image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
+            text_ids: (B,) equal numbers name the same text; compared token by token if None.
+            negatives: (B, K) rows of the batch to take negatives from, for instance the hardest; drawn if None.
+            negative_noise: (B, B) uniform noise that draws the negatives: those with the lowest are taken.
+            generator: Draws the noise if it is not given.
+        """
+        size, device = len(input_ids), input_ids.device
+        present = all_present(input_ids, image_present, text_present)
+        allowed = _allowed(image_fingerprint(pixel_values) if image_ids is None else image_ids, present)
+        allowed &= _allowed(input_ids if text_ids is None else text_ids, present)
+        if negatives is None:
+            if negative_noise is None:
+                negative_noise = torch.rand(size, size, generator=generator, device=device)
+            order = negative_noise.masked_fill(~allowed, 2).argsort(1)
+            negatives = order[:, : min(self.config.num_negatives, size - 1)]
+        own = torch.arange(size, device=device)[:, None]
+        candidates = torch.cat([own, negatives], dim=1)
+        valid = torch.cat([torch.ones_like(own, dtype=torch.bool), allowed.gather(1, negatives)], dim=1)
+        text = self.encode_text(input_ids, attention_mask, text_present).select(candidates.flatten())
+        image = self.encode_image(pixel_values, image_present).select(own.expand_as(candidates).flatten())
+        scores = self.score(text, image).view(candidates.shape).masked_fill(~valid, -torch.inf)
+        loss = ranking_loss(scores, present)
+        return M3AEForImageTextRetrievalOutput(loss, {"irtr": loss}, scores, candidates)
+
+
+def _allowed(ids: Tensor, present: Tensor) -> Tensor:
+    """(B, B) bool: the rows have different entries and are both complete."""
+    ids = ids.reshape(len(ids), -1)
+    same = (ids[:, None] == ids[None]).all(-1)
+    return ~same & present[:, None] & present[None]

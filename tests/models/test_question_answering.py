@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from m3ae import M3AEForPreTraining, M3AEForQuestionAnswering
+from tests.models.tiny import tiny_model, tiny_of, tiny_pairs
+
+ANSWERS = dict(enumerate(["yes", "no", "left lung"]))
+
+
+def test_answers_by_the_published_head() -> None:
+    model = tiny_of(M3AEForQuestionAnswering, id2label=ANSWERS)
+    labels = torch.tensor([0, 2, -100, 1])
+    output = model(**tiny_pairs(), labels=labels)
+    head = model.vqa_head
+    pooled = model.m3ae(**tiny_pairs()).pooler_output
+    hidden = torch.nn.functional.gelu(head.norm(head.dense(pooled)))
+    torch.testing.assert_close(output.logits, head.output(hidden), atol=1e-4, rtol=1e-4)
+    assert output.logits.shape == (4, 3) and list(output.losses) == ["vqa"] and output.loss == output.losses["vqa"]
+    output.loss.backward()
+    assert model.m3ae.image_encoder.vit.cls_token.grad.any() and head.dense.weight.grad.any()
+    assert model(**tiny_pairs()).loss is None
+
+
+@pytest.mark.parametrize("absent", ["image", "text"])
+def test_a_missing_modality_is_the_same_for_all_samples_or_one(absent: str) -> None:
+    model = tiny_of(M3AEForQuestionAnswering, id2label=ANSWERS)
+    pairs = tiny_pairs()
+    marked = model(**pairs, **{f"{absent}_present": torch.tensor([False, True, True, True])}).logits
+    names = ["pixel_values"] if absent == "text" else ["input_ids", "attention_mask"]
+    alone = model(**{name: pairs[name] for name in names}).logits
+    torch.testing.assert_close(marked[:1], alone[:1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(marked[1:], model(**pairs).logits[1:])
+
+
+def test_nothing_given() -> None:
+    with pytest.raises(ValueError, match="pixel_values, input_ids, or both; got neither"):
+        tiny_of(M3AEForQuestionAnswering)()
+
+
+def test_starts_from_a_pretrained_model_with_an_answer_list(tmp_path) -> None:
+    pretrained = tiny_model()
+    pretrained.save_pretrained(tmp_path / "pretrained")
+    model, info = M3AEForQuestionAnswering.from_pretrained(
+        tmp_path / "pretrained", id2label=ANSWERS, output_loading_info=True
+    )
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"vqa_head"} and not info["unexpected_keys"]
+    assert torch.equal(model.m3ae.modality_types.weight, pretrained.m3ae.modality_types.weight)
+    assert model.vqa_head.output.out_features == 3 and model.parameter_group("vqa_head.dense.weight") == "heads"
+    model.save_pretrained(tmp_path / "tuned")
+    assert M3AEForQuestionAnswering.from_pretrained(tmp_path / "tuned").config.id2label == ANSWERS
+    assert M3AEForPreTraining.from_pretrained(tmp_path / "tuned").config.id2label == ANSWERS

@@ -1,0 +1,116 @@
+"""Runs that start from published encoders, or from a saved model at another image size."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
+
+from m3ae.data.tokenizer import train_tokenizer
+from m3ae.models.initialization import resample_positions
+from m3ae.tasks.pretraining import PreTraining
+from m3ae.tasks.pretraining_data import evaluation_pairs
+from tests.tasks.tiny import tiny_run
+
+VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SENTENCES = ["large effusion in the left lower zone", "clear lungs"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data") / "phantoms"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPVisionModel(CLIPVisionConfig(**VISION, intermediate_size=128)).save_pretrained(folder)
+    CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer = train_tokenizer(SENTENCES, 280)
+    options = {"vocab_size": len(tokenizer), "max_position_embeddings": 66, "type_vocab_size": 1}
+    RobertaModel(RobertaConfig(**TEXT, **options, layer_norm_eps=1e-5)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_both_encoders_and_what_belongs_to_them(
+    data: Path, clip: Path, roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init = {"image_encoder": str(clip), "text_encoder": str(roberta)}
+    task = PreTraining.from_config(tiny_run(data, tmp_path, model={"size": "tiny", "init": init}))
+    vision, words = CLIPVisionModel.from_pretrained(clip), RobertaModel.from_pretrained(roberta)
+    trunk = task.model.m3ae
+    assert torch.equal(trunk.text_encoder.embeddings.word_embeddings.weight, words.embeddings.word_embeddings.weight)
+    table = resample_positions(vision.embeddings.position_embedding.weight[None], side=4)
+    assert torch.equal(trunk.image_encoder.vit.pos_embed, table)
+    assert len(task.processor.tokenizer) == words.config.vocab_size
+    processor = task.processor.image_processor
+    assert (processor.image_mean, processor.image_std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    task.save(task.model, tmp_path / "model", {})
+    saved = type(task.processor).from_pretrained(tmp_path / "model").image_processor
+    assert list(saved.image_mean) == [0.1, 0.2, 0.3] and saved.size["shortest_edge"] == 32
+    printed = capsys.readouterr().out
+    assert f"image encoder: 31 parameters copied from {clip} (transformers' CLIPVisionModel)" in printed
+    assert "the first 2 of its 3 blocks" in printed
+    assert "text encoder: 37 parameters copied from" in printed and "left out: pooler (2)" in printed
+
+
+def test_words_of_another_tokenizer(data: Path, roberta: Path, tmp_path: Path) -> None:
+    def error(tokenizer: str) -> str:
+        model = {"size": "tiny", "init": {"text_encoder": str(roberta)}}
+        with pytest.raises(ValueError) as raised:
+            PreTraining.from_config(tiny_run(data, tmp_path, model=model, tokenizer={"path": tokenizer}))
+        return str(raised.value)
+
+    train_tokenizer(SENTENCES, 270).save_pretrained(tmp_path / "fewer")
+    assert f"fewer' has 270 words, the text encoder in '{roberta}' has 280" in error(str(tmp_path / "fewer"))
+    train_tokenizer(["normal heart size and no pneumothorax"], 280).save_pretrained(tmp_path / "others")
+    assert "others' numbers words otherwise than the text encoder" in error(str(tmp_path / "others"))
+
+
+def test_an_encoder_without_a_tokenizer_or_of_another_kind(data: Path, clip: Path, tmp_path: Path) -> None:
+    def run(text_encoder: Path) -> None:
+        PreTraining.from_config(tiny_run(data, tmp_path, model={"init": {"text_encoder": str(text_encoder)}}))
+
+    RobertaModel(RobertaConfig(**TEXT, vocab_size=99)).save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"bare' has 99; a folder without a tokenizer's files gives an empty one"):
+        run(tmp_path / "bare")
+    with pytest.raises(
+        ValueError, match="holds a clip_vision_model; expected a folder or hub name of a transformers R"
+    ):
+        run(clip)
+    with pytest.raises(ValueError, match=r"No config.json in .*nowhere"):
+        run(tmp_path / "nowhere")
+
+
+def test_a_saved_model_is_not_started_anew(data: Path, clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"init: got it beside model\.path, expected one of them"):
+        tiny_run(data, tmp_path, model={"path": "model", "init": {"image_encoder": str(clip)}})
+
+
+def test_a_saved_model_at_another_image_size(data: Path, clip: Path, tmp_path: Path) -> None:
+    model = {"size": "tiny", "init": {"image_encoder": str(clip)}}
+    task = PreTraining.from_config(tiny_run(data, tmp_path, model=model))
+    task.save(task.model, tmp_path / "model", {})
+    model = {"path": str(tmp_path / "model"), "overrides": {"image_config": {"image_size": 48}}}
+    larger = PreTraining.from_config(tiny_run(data, tmp_path, model=model))
+    table = larger.model.m3ae.image_encoder.vit.pos_embed
+    assert torch.equal(table, resample_positions(task.model.m3ae.image_encoder.vit.pos_embed, side=6))
+    assert torch.equal(larger.model.mlm_head.decoder.weight, task.model.mlm_head.decoder.weight)
+    processor = larger.processor.image_processor
+    assert processor.size["shortest_edge"] == processor.crop_size["height"] == 48
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+    pairs = evaluation_pairs(larger.config, "validation")
+    batch = larger.evaluation_collate([pairs.first(index, index) for index in range(2)])
+    assert larger.model(**batch).loss.isfinite()
+    model["overrides"] = {"image_config": {"image_size": 50}}
+    with pytest.raises(ValueError, match="image_size must be a multiple of patch_size"):
+        PreTraining.from_config(tiny_run(data, tmp_path, model=model))

@@ -1,0 +1,205 @@
+"""The command line as users meet it: help, errors, exit statuses."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from m3ae.cli import cli
+from m3ae.commands.options import describe_arguments, options_of
+from m3ae.data.prepare import SOURCES, load_source, prepare
+from m3ae.data.tokenizer import load_tokenizer
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "split": datasets.Value("string"),
+        "image": datasets.Image(),
+        "text": datasets.List(datasets.Value("string")),
+    }
+)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [*map(str, arguments)])
+
+
+def error(*arguments: object, status: int = 2) -> str:
+    """Run a command that fails; return its one message, beside the progress bar."""
+    result = run(*arguments)
+    assert result.exit_code == status, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line and not line.startswith("prepare:")]
+    return line
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The rows of a source named `toy`, to be filled by the test."""
+    given: list[dict[str, Any]] = []
+
+    def rows(source: Path, *, order: Literal["up", "down"] = "up", shout: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield rows.
+
+        Args:
+            source: where they are not.
+            order: of the rows, as long
+                as there are some.
+            shout: in `capitals`.
+
+        Returns:
+            Nothing else.
+        """
+        for row in given if order == "up" else given[::-1]:
+            yield row | {"text": [text.upper() if shout else text for text in row["text"]]}
+
+    monkeypatch.setitem(SOURCES, "toy", "toy")
+    monkeypatch.setitem(sys.modules, "toy", SimpleNamespace(FEATURES=FEATURES, rows=rows, __doc__="Toys.\n\nMore."))
+    return given
+
+
+def row(id: str, text: str = "one two three") -> dict[str, Any]:
+    return {"id": id, "split": "train", "image": lambda: Image.new("L", (8, 8)), "text": [text]}
+
+
+def test_prepare_takes_the_options_of_the_source_and_prints_the_summary(
+    tmp_path: Path, source: list[dict[str, Any]]
+) -> None:
+    source += [row("a"), row("b", "one")]
+    out = tmp_path / "out"
+    arguments = ("--source", tmp_path, "--output", out, "--shorter-side", 4, "--min-words", 2, "--order", "down")
+    result = run("prepare", "toy", *arguments, "--shout")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "split  rows  image  texts  rejected",
+        "train     2      2      1         0",
+        "rejected rows: 0",
+        "dropped cells: 1 (1 text: text too short)",
+    ]
+    first, second = pq.read_table(out / "train-00000-of-00001.parquet").to_pylist()
+    assert (first["id"], first["text"], second["text"]) == ("b", None, ["ONE TWO THREE"])
+    assert Image.open(io.BytesIO(first["image"]["bytes"])).size == (4, 4)
+
+
+def test_too_many_rejected_rows_end_with_status_1(tmp_path: Path, source: list[dict[str, Any]]) -> None:
+    source += [row("a"), row("a"), row("a"), row("b\nc")]
+    arguments = ("prepare", "toy", "--source", tmp_path, "--output", tmp_path / "out")
+    message = (
+        "error: 75% of the rows were rejected (2 duplicate id, 1 id not one line); what could be used is written: "
+        f"see {tmp_path / 'out' / 'rejected.jsonl'}, and raise --max-rejected if this is as it should be"
+    )
+    assert error(*arguments, status=1) == message
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["splits"]["train"]["rows"] == 1
+    assert error(*arguments, status=1) == message, "a folder that is reused is no better"
+    assert run(*arguments, "--max-rejected", 0.75).exit_code == 0
+    source.clear()
+    assert error(*arguments[:-1], tmp_path / "none", status=1) == "error: the source has no rows"
+
+
+def test_errors_are_one_line_and_say_what_to_do(tmp_path: Path, source: list[dict[str, Any]]) -> None:
+    absent, out = tmp_path / "absent", tmp_path / "out"
+    toy = ("prepare", "toy", "--output", out)
+    assert error("prepare", "iu_xray", "--source", absent, "--output", out) == (
+        f"error: folder {absent} does not exist: expected the unpacked IU X-ray folder with its CSV files"
+    )
+    assert error("prepare", "iu-xray").startswith("error: unknown source 'iu-xray': expected one of folder, iu_xray")
+    assert error(*toy) == "error: Missing option '--source'. (see m3ae prepare toy --help)"
+    assert "'sideways' is not one of 'up', 'down'" in error(*toy, "--source", "x", "--order", "sideways")
+    assert error("pretrain", absent).startswith("error: ")
+    broken = tmp_path / "br\udcfcst"
+    assert error("prepare", "iu_xray", "--source", broken, "--output", out).startswith("error: folder")
+
+
+def test_a_missing_library_is_named(tmp_path: Path, source: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(source: Path) -> Iterator[Any]:
+        import not_installed  # noqa: F401
+
+        yield {}
+
+    monkeypatch.setattr(sys.modules["toy"], "rows", rows)
+    expected = "error: No module named 'not_installed': install what training needs, pip install 'm3ae[train]'"
+    assert error("prepare", "toy", "--source", tmp_path, "--output", tmp_path / "out") == expected
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path: Path, source: list[dict[str, Any]]) -> None:
+    def interrupted() -> Image.Image:
+        raise KeyboardInterrupt
+
+    source += [row("a") | {"image": interrupted}]
+    result = run("prepare", "toy", "--source", tmp_path, "--output", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "interrupted after 0 of 1 shards: run the same again to continue" in result.stdout
+
+
+def test_help_comes_from_signature_and_docstring(source: list[Any]) -> None:
+    help = " ".join(run("prepare", "toy", "--help").stdout.split())
+    assert "Toys. More." in help and "m3ae prepare toy --source DOWNLOADS/toy --output data/toy" in help
+    assert "--source PATH where they are not [required] --output PATH" in help
+    assert "--order [up|down] of the rows, as long as there are some [default: up]" in help
+    assert "--shout in capitals --shorter-side INTEGER" in help
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_option_of_every_source_is_described(name: str) -> None:
+    common = options_of(prepare, skip=("name", "source", "options"))
+    options = options_of(load_source(name).rows)
+    assert all(option.help for option in [*common, *options])
+    assert not {option.name for option in common} & {option.name for option in options}
+
+
+def test_a_function_without_docstring_has_no_descriptions() -> None:
+    assert describe_arguments(lambda: None) == {}
+
+
+def test_help_lists_sources_without_importing_them(source: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SOURCES, "toy")
+    monkeypatch.delitem(sys.modules, "m3ae.data.sources.folder", raising=False)
+    help = run("prepare", "--help").stdout
+    assert "phantom" in help and "A folder of your own" in help
+    assert "m3ae.data.sources.folder" not in sys.modules
+
+
+def test_a_tokenizer_is_trained_on_a_prepared_folder(
+    tmp_path: Path, source: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    source += [row("a", "small left nodule"), row("b", "large left nodule")]
+    prepare("toy", tmp_path / "data", source=tmp_path)
+    result = run("train-tokenizer", tmp_path / "data", "--output", tmp_path / "tokenizer", "--vocab-size", 270)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{tmp_path / 'tokenizer'}: 270 tokens from 2 texts, ")
+    assert len(load_tokenizer(str(tmp_path / "tokenizer"))) == 270
+    message = error("train-tokenizer", tmp_path / "data", "--output", tmp_path / "t", "--text-column", "report")
+    assert "no column 'report'" in message
+
+
+def test_leaks_and_pictures_of_prepared_folders(
+    tmp_path: Path, source: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    source += [row("a"), row("b", "four five six") | {"split": "test"}]
+    prepare("toy", tmp_path / "data", source=tmp_path)
+    result = run("data", "check", tmp_path / "data", "--json", tmp_path / "leaks.json", "--num-workers", 1)
+    assert result.exit_code == 1, "both rows show the same image"
+    assert "LEAK: 1 of the 1 images of data/test are in data/train" in result.stdout
+    assert json.loads((tmp_path / "leaks.json").read_text())["leaks"]
+    result = run("data", "show", tmp_path / "data", "--output", tmp_path / "pictures", "--num-rows", 1)
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path / "pictures" / "contact_sheet.png") in result.stdout.splitlines()
+    assert "nowhere" in error("data", "check", tmp_path / "nowhere")
+    assert "--num-rows" in run("data", "show", "--help").stdout and "check" in run("data", "--help").stdout
+
+
+def test_the_installed_command_and_the_script_run() -> None:
+    for command in ([str(Path(sys.executable).with_name("m3ae"))], [sys.executable, "scripts/prepare.py"]):
+        done = subprocess.run([*command, "--help"], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        assert done.returncode == 0 and "m3ae prepare iu_xray --source" in done.stdout, done.stderr
