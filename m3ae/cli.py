@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import click
 
+from m3ae.commands.convert import check_parity, convert
 from m3ae.commands.data import DataGroup
 from m3ae.commands.prepare import SourceGroup
 from m3ae.data.tables import printable
@@ -35,7 +36,7 @@ class Program(click.Group):
             status = _fail(f"{error}: install what training needs, pip install 'm3ae[train]'", 2)
         except (OSError, ValueError, ArithmeticError, ImportError) as error:
             status = _fail(str(error), 2)
-        sys.exit(status)
+        sys.exit(status or 0)
 
 
 def _fail(message: str, status: int) -> int:
@@ -125,6 +126,9 @@ def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
 
     train(loaded, PreTraining.from_config(loaded), resume=resume)
 
+
+cli.add_command(convert)
+cli.add_command(check_parity)
 
 if __name__ == "__main__":
     cli()

@@ -101,6 +101,8 @@ def test_too_many_rejected_rows_end_with_status_1(tmp_path: Path, source: list[d
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["splits"]["train"]["rows"] == 1
     assert error(*arguments, status=1) == message, "a folder that is reused is no better"
     assert run(*arguments, "--max-rejected", 0.75).exit_code == 0
+    sys.modules["toy"].LEFT_OUT_BY_CHOICE = ("duplicate id",)
+    assert run(*arguments).exit_code == 0, "half of what nobody chose to leave out is there"
     source.clear()
     assert error(*arguments[:-1], tmp_path / "none", status=1) == "error: the source has no rows"
 

@@ -58,8 +58,10 @@ def source_command(name: str) -> click.Command:
 
     def run(max_rejected: float, **options: Any) -> None:
         manifest = prepare(name, **options)
-        if manifest.rejected_share > max_rejected:
-            raise click.ClickException(_too_many(manifest.rejected_share, manifest.rejected, options["output"]))
+        by_choice = getattr(module, "LEFT_OUT_BY_CHOICE", ())
+        if (share := manifest.rejected_share(by_choice)) > max_rejected:
+            rejected = {reason: count for reason, count in manifest.rejected.items() if reason not in by_choice}
+            raise click.ClickException(_too_many(share, rejected, options["output"]))
 
     return click.Command(
         name,

@@ -150,9 +150,8 @@ def _fingerprint_folder(folder: Path, manifest: Manifest, num_workers: int | Non
     ]
     rows: dict[str, list[_RowFingerprint]] = {split: [] for split in manifest.splits}
     results = map_in_order(_fingerprint_group, [group for _, group in groups], num_workers)
-    with tqdm(
-        total=sum(info.rows for info in manifest.splits.values()), desc=f"fingerprints of {folder.name}", unit="row"
-    ) as bar:
+    total = sum(info.rows for info in manifest.splits.values())
+    with tqdm(total=total, desc=f"fingerprints of {folder.name}", unit="row") as bar:
         for (split, _), found in zip(groups, results, strict=True):
             rows[split] += found
             bar.update(len(found))

@@ -10,6 +10,7 @@ manifest.json                  source, options, counts, checksums; written last,
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,10 @@ class Manifest:
     summaries: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
-    @property
-    def rejected_share(self) -> float:
-        """Share of the source's rows that was left out; 1 where it has no rows."""
-        rows, rejected = sum(info.rows for info in self.splits.values()), sum(self.rejected.values())
+    def rejected_share(self, by_choice: Collection[str] = ()) -> float:
+        """Share of the source's rows that was left out, reasons in `by_choice` aside; 1 where it has no rows."""
+        rows = sum(info.rows for info in self.splits.values())
+        rejected = sum(count for reason, count in self.rejected.items() if reason not in by_choice)
         return rejected / (rows + rejected) if rows + rejected else 1.0
 
     def to_json(self) -> str:

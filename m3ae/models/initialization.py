@@ -17,17 +17,17 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 from transformers import RobertaConfig
 
-from m3ae.models.configuration import M3AEImageConfig
-from m3ae.models.decoders import PixelDecoder, sincos_positions
-from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
-from m3ae.models.published_encoders import (
+from m3ae.conversion.encoders import (
     Normalization,
     PublishedViT,
     activation_name,
     read_roberta,
     read_vit,
 )
-from m3ae.models.released_file import some
+from m3ae.conversion.reading import some
+from m3ae.models.configuration import M3AEImageConfig
+from m3ae.models.decoders import PixelDecoder, sincos_positions
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 
 _TEXT_OPTIONS = (
     "vocab_size",

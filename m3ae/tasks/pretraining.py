@@ -15,7 +15,7 @@ from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.initialization import init_image_encoder, init_text_encoder, resize_images
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
-from m3ae.models.published_encoders import Normalization, read_roberta_config
+from m3ae.conversion.encoders import Normalization, read_roberta_config
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.pretraining_data import collator, evaluation_pairs, prepare_sets, refuse_test_rows, training_pairs
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator

@@ -89,8 +89,9 @@ def test_the_share_of_rejected_rows_is_that_of_all_rows() -> None:
     manifest = Manifest(
         "toy", {}, "", splits, rejected={"image missing": 1, "not ours": 1}, dropped={"text: empty": 5}
     )
-    assert manifest.rejected_share == 0.25
-    assert Manifest("toy", {}, "", {}, rejected={}, dropped={}).rejected_share == 1
+    assert manifest.rejected_share() == 0.25
+    assert manifest.rejected_share(by_choice=["image missing", "not ours"]) == 0
+    assert Manifest("toy", {}, "", {}, rejected={}, dropped={}).rejected_share() == 1
     assert str(manifest).splitlines()[:2] == ["split  rows  rejected", "train     6         1"]
 
 

@@ -6,7 +6,7 @@ from transformers import pipeline
 from m3ae import M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
 from m3ae.data.tokenizer import load_tokenizer
 from m3ae.models.pipeline import QuestionAnsweringPipeline
-from tests.models.released import word_tokenizer
+from tests.conversion.released import word_tokenizer
 from tests.models.tiny import tiny_of
 
 ANSWERS = ["yes", "no", "left", "right", "effusion", "none", "mass"]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from m3ae import M3AEForQuestionAnswering
-from tests.models.released import released_by_others, save
+from tests.conversion.released import released_by_others, save
 from tests.models.tiny import tiny_of, tiny_pairs
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

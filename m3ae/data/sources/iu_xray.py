@@ -16,6 +16,8 @@ from m3ae.data.prepared import Rejected
 from m3ae.data.splits import SPLIT_NAMES, hash_split
 from m3ae.data.tables import read_csv, require_folder
 
+LEFT_OUT_BY_CHOICE = ("study not in splits.csv",)
+
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),

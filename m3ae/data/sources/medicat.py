@@ -19,6 +19,8 @@ from m3ae.data.prepared import Rejected
 from m3ae.data.splits import hash_split
 from m3ae.data.tables import read_jsonl, require_folder
 
+LEFT_OUT_BY_CHOICE = ("not radiology",)
+
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),

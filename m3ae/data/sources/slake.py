@@ -15,6 +15,8 @@ from m3ae.data.prepared import Rejected
 from m3ae.data.questions import QUESTION_FEATURES, by_image, cell_text, question_row, read_records
 from m3ae.data.tables import require_folder
 
+LEFT_OUT_BY_CHOICE = ("language not chosen",)
+
 FEATURES = datasets.Features(
     {
         **QUESTION_FEATURES,

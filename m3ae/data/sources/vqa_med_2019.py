@@ -20,6 +20,8 @@ from m3ae.data.questions import QUESTION_FEATURES, by_image, question_row
 from m3ae.data.splits import SPLIT_NAMES
 from m3ae.data.tables import require_folder
 
+LEFT_OUT_BY_CHOICE = ("question about abnormality",)
+
 FEATURES = datasets.Features(QUESTION_FEATURES)
 
 CATEGORIES = ("modality", "plane", "organ")

@@ -18,6 +18,8 @@ from m3ae.data.questions import QUESTION_FEATURES, by_image, cell_text, question
 from m3ae.data.splits import hash_split
 from m3ae.data.tables import require_folder
 
+LEFT_OUT_BY_CHOICE = ("image in the test split",)
+
 FEATURES = datasets.Features(
     {
         **QUESTION_FEATURES,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from m3ae.models.parity import Difference, compare, table
-from m3ae.models.released_file import CheckpointError
-from m3ae.models.released_weights import TASKS
-from tests.models.released import released_by_others, save
+from m3ae.conversion.parity import Difference, compare, table
+from m3ae.conversion.reading import CheckpointError
+from m3ae.conversion.weights import TASKS
+from tests.conversion.released import released_by_others, save
 from tests.models.tiny import tiny_batch, tiny_of, tiny_pairs
 
 SIZES = {

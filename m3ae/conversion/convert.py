@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaTokenizer
 
+from m3ae.conversion.reading import read_released
+from m3ae.conversion.settings import departures
+from m3ae.conversion.weights import TASKS, Report, build, released_content
 from m3ae.data.tokenizer import load_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.model_card import model_card
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
-from m3ae.models.released_config import departures
-from m3ae.models.released_file import read_released
-from m3ae.models.released_weights import TASKS, Report, build, released_content
 
 
 def convert(

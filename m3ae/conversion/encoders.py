@@ -21,12 +21,12 @@ from transformers.activations import ACT2FN
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
+from m3ae.conversion.names import convert_name
+from m3ae.conversion.reading import _load as load_checkpoint
+from m3ae.conversion.reading import some
+from m3ae.conversion.settings import CLIP_HEAD_WIDTH
+from m3ae.conversion.torchscript import is_torchscript, read_torchscript
 from m3ae.models.processing import M3AEImageProcessor
-from m3ae.models.released_config import CLIP_HEAD_WIDTH
-from m3ae.models.released_file import _load as load_checkpoint
-from m3ae.models.released_file import some
-from m3ae.models.released_names import convert_name
-from m3ae.models.torchscript import is_torchscript, read_torchscript
 
 Normalization = tuple[list[float], list[float]]  # mean and standard deviation of each channel
 

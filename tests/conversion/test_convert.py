@@ -8,13 +8,13 @@ import torch
 from transformers import AutoProcessor
 
 from m3ae import M3AEConfig
-from m3ae.models.conversion import convert, read_answers, release
+from m3ae.conversion.convert import convert, read_answers, release
+from m3ae.conversion.names import convert_name, release_name, why_unused
+from m3ae.conversion.reading import CheckpointError, Released, read_released
+from m3ae.conversion.settings import infer_config
+from m3ae.conversion.weights import TASKS, build, choose_task, released_content
 from m3ae.models.modeling import M3AEPreTrainedModel
-from m3ae.models.released_config import infer_config
-from m3ae.models.released_file import CheckpointError, Released, read_released
-from m3ae.models.released_names import convert_name, release_name, why_unused
-from m3ae.models.released_weights import TASKS, build, choose_task, released_content
-from tests.models.released import UNREAD, released_by_others, save, word_tokenizer
+from tests.conversion.released import UNREAD, released_by_others, save, word_tokenizer
 from tests.models.tiny import tiny_config, tiny_of
 
 LABELS = dict(enumerate(["yes", "no", "left"]))
