@@ -124,11 +124,11 @@ def load_manifest(folder: Path) -> Manifest:
         ValueError: the manifest is damaged or of another format version.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"prepared folder {folder} does not exist: make it with scripts/prepare.py")
+        raise FileNotFoundError(f"prepared folder {folder} does not exist: make it with m3ae prepare")
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} holds no {MANIFEST}: prepare it, or finish preparing it, with scripts/prepare.py"
+            f"{folder} holds no {MANIFEST}: prepare it, or finish preparing it, with m3ae prepare"
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

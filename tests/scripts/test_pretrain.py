@@ -59,4 +59,4 @@ def test_print_config_is_a_config() -> None:
 def test_a_missing_data_folder_is_one_message(tmp_path: Path) -> None:
     done = run(SCRIPT, QUICKSTART, f"data.path={tmp_path / 'nowhere'}", "data.prepare=null", f"output_dir={tmp_path}")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "nowhere does not exist: make it with scripts/prepare.py" in done.stderr
+    assert "nowhere does not exist: make it with m3ae prepare" in done.stderr

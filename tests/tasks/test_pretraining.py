@@ -156,7 +156,7 @@ def test_continuing_from_a_saved_model(finished: Path, data: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"data": {"prepare": None, "path": "nowhere"}}, "nowhere does not exist: make it with scripts/prepare.py"),
+        ({"data": {"prepare": None, "path": "nowhere"}}, "nowhere does not exist: make it with m3ae prepare"),
         ({"data": {"image_columns": ["image"]}}, "no column 'image'; it has id, split, frontal"),
         ({"data": {"max_text_length": 80}}, "max_text_length must be at most 64, got 80"),
         ({"tokenizer": {"path": "nowhere"}}, "No tokenizer in 'nowhere'"),
