@@ -173,17 +173,26 @@ def _existing(output: Path, planned: Manifest, overwrite: bool) -> Manifest | No
         return None
     if (output / MANIFEST).exists() and not overwrite:
         existing = load_manifest(output)
-        same = ("source", "options", "rows_sha256")
-        if any(getattr(existing, name) != getattr(planned, name) for name in same):
+        if difference := _difference(existing, planned):
             raise FileExistsError(
-                f"{output} was prepared from other rows or options ({existing.source} {existing.options}, now "
-                f"{planned.source} {planned.options}): pass --overwrite (overwrite=True) or choose another folder"
+                f"{output} was prepared from {difference}: pass --overwrite (overwrite=True) or choose another folder"
             )
         return existing
     foreign = output.exists() and any(path.name != f"{UNFINISHED}.tmp" for path in output.iterdir())
     if foreign and not (output / MANIFEST).exists():
         raise FileExistsError(f"{output} is not empty and holds no {MANIFEST}: choose an empty or new folder")
     return None
+
+
+def _difference(existing: Manifest, planned: Manifest) -> str:
+    """Say in what a prepared folder differs from what is planned, or return an empty string."""
+    if existing.source != planned.source:
+        return f"the source {existing.source}, now {planned.source}"
+    names = [*dict.fromkeys([*existing.options, *planned.options])]
+    options = [(name, existing.options.get(name), planned.options.get(name)) for name in names]
+    if changed := [f"{name} {before!r}, now {now!r}" for name, before, now in options if before != now]:
+        return "other options: " + "; ".join(changed)
+    return "" if existing.rows_sha256 == planned.rows_sha256 else "other rows than the source lists now"
 
 
 def _claim(output: Path, planned: Manifest) -> dict[str, FinishedShard]:

@@ -137,7 +137,7 @@ def test_a_prepared_folder_is_reused_until_something_changes(
     assert "was reused" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
 
-    with pytest.raises(FileExistsError, match=r"other rows or options .*'min_words': 3.*'min_words': 1.*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"prepared from other options: min_words 3, now 1: pass --overwrite"):
         prepare("toy", out, min_words=1)
     source.append(row("b", split="test"))
     with pytest.raises(FileExistsError, match="--overwrite"):

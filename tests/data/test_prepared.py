@@ -96,9 +96,9 @@ def test_the_share_of_rejected_rows_is_that_of_all_rows() -> None:
 
 
 def test_a_folder_that_is_not_prepared_says_how_to_prepare_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent does not exist: make it with scripts/prepare\.py"):
+    with pytest.raises(FileNotFoundError, match=r"absent does not exist: make it with m3ae prepare"):
         load_split(tmp_path / "absent", "train")
-    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json: .*scripts/prepare\.py"):
+    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json: .*m3ae prepare"):
         load_split(tmp_path, "train")
 
 
