@@ -3,7 +3,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
+
+
+def use_own_cores() -> None:
+    """Give each of pytest's worker processes cores of its own, before PyTorch counts them: threads that share wait."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        own = sorted(os.sched_getaffinity(0))[int(worker[2:]) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+        os.sched_setaffinity(0, own or os.sched_getaffinity(0))
+
+
+use_own_cores()
+
+from accelerate.state import AcceleratorState  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,11 @@ Result = TypeVar("Result")
 TASKS_PER_WORKER = 4  # fewer are not worth the seconds that a worker takes to start
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use, where the system can say which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def map_in_order(
     function: Callable[[Task], Result], tasks: list[Task], num_workers: int | None = None
 ) -> Generator[Result]:
@@ -30,7 +35,7 @@ def map_in_order(
     Raises:
         ChildProcessError: a worker was killed.
     """
-    num_workers = min(num_workers or os.cpu_count() or 1, len(tasks) // TASKS_PER_WORKER)
+    num_workers = min(num_workers or available_cores(), len(tasks) // TASKS_PER_WORKER)
     if num_workers <= 1:
         yield from map(function, tasks)
         return

@@ -1,1 +1,31 @@
-"""Metrics of the tasks, usable offline."""
+"""Metrics of the tasks, usable offline and by themselves."""
+
+from m3ae.metrics.bootstrap import Interval, bootstrap, bootstrap_means
+from m3ae.metrics.classification import (
+    MultiLabelMetrics,
+    SingleLabelMetrics,
+    multi_label_metrics,
+    single_label_metrics,
+)
+from m3ae.metrics.gather import gather_rows
+from m3ae.metrics.question_answering import VQAAccuracy, is_right
+from m3ae.metrics.retrieval import RetrievalMetrics, recall_at_k, relevant_images, retrieval_metrics
+from m3ae.metrics.sums import MeanMetrics
+
+__all__ = [
+    "Interval",
+    "MeanMetrics",
+    "MultiLabelMetrics",
+    "RetrievalMetrics",
+    "SingleLabelMetrics",
+    "VQAAccuracy",
+    "bootstrap",
+    "bootstrap_means",
+    "gather_rows",
+    "is_right",
+    "multi_label_metrics",
+    "recall_at_k",
+    "relevant_images",
+    "retrieval_metrics",
+    "single_label_metrics",
+]

@@ -47,11 +47,16 @@ def eager_attention(
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """softmax(QKᵀ·scaling)V with its weights materialised, for looking at them."""
+    weights = F.dropout(attention_weights(query, key, attention_mask, scaling), dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def attention_weights(query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    """softmax(QKᵀ·scaling) of queries (B, H, T, D/H) over keys (B, H, S, D/H): (B, H, T, S)."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = F.dropout(scores.softmax(-1), dropout, module.training)
-    return (weights @ value).transpose(1, 2), weights
+    return scores.softmax(-1)
 
 
 class FusionAttention(nn.Module):
@@ -93,6 +98,11 @@ class FusionAttention(nn.Module):
             update = update * gate
         normed: Tensor = self.norm(tokens + update)
         return normed
+
+    def weights(self, tokens: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """Return with which weights (B, H, T, S) `forward` attends from tokens (B, T, D) to context (B, S, D)."""
+        queries, keys = self._heads(self.query(tokens)), self._heads(self.key(context))
+        return attention_weights(queries, keys, mask, self.head_dim**-0.5)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         return tokens.view(*tokens.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, H, T, D/H)
@@ -181,6 +191,26 @@ class Fusion(nn.Module):
                 }
             )
         return states
+
+    def cross_attention(self, streams: Mapping[str, Stream], name: str) -> Tensor:
+        """Return how the last layer's tokens of a stream attend to the other streams, in the order of `streams`.
+
+        Computed beside `forward`, whose attention does not materialise its weights.
+
+        Returns:
+            (B, H, T, S), over S adding up to 1; meaningless for samples without another modality.
+
+        Raises:
+            ValueError: There is no other stream.
+        """
+        others = [stream for other, stream in streams.items() if other != name]
+        states = self(streams, num_layers=len(self.layers) - 1)[-1]
+        context = _join([states[other] for other in streams if other != name])
+        if context is None:
+            raise ValueError(f"Cross-attention of {name!r} needs another stream; got only {list(streams)}.")
+        layer: FusionLayer = self.layers[-1][name]  # type: ignore[index]
+        queries = layer.self_attention(states[name], states[name], _key_mask([streams[name]]))
+        return layer.cross_attention.weights(queries, context, _key_mask(others))
 
 
 def _join(tokens: list[Tensor]) -> Tensor | None:

@@ -9,13 +9,13 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device, set_seed
 from transformers import PreTrainedTokenizerBase, RobertaConfig
 
+from m3ae.conversion.encoders import Normalization, read_roberta_config
 from m3ae.data.prepared import load_manifest
 from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.initialization import init_image_encoder, init_text_encoder, resize_images
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
-from m3ae.conversion.encoders import Normalization, read_roberta_config
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.pretraining_data import collator, evaluation_pairs, prepare_sets, refuse_test_rows, training_pairs
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator

@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from m3ae.data.parallel import available_cores
+
 
 def share_cores(accelerator: Accelerator) -> None:
     """Give each process on a CPU its share of the cores; `accelerate launch` leaves one core to each by default."""
     if accelerator.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        # Not every system can say which cores a process may use.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // local_processes))
+        torch.set_num_threads(max(1, available_cores() // local_processes))
 
 
 def attention_kernel(accelerator: Accelerator) -> AbstractContextManager[None]:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from m3ae.models.fusion import Fusion, Stream
@@ -74,3 +75,23 @@ def test_three_streams_attend_to_all_others() -> None:
         gone = given | {name: given[name]._replace(present=torch.zeros(2, dtype=torch.bool))}
         rest = {other: stream for other, stream in given.items() if other != name}
         torch.testing.assert_close(module(gone)[-1]["text"], module(rest)[-1]["text"])
+
+
+def test_cross_attention_is_what_the_last_layer_uses() -> None:
+    module, given = fusion("eager"), streams()
+    used = []
+    attention = module.layers[-1]["image"].cross_attention
+    handle = attention.output.register_forward_pre_hook(lambda _, inputs: used.append(inputs[0]))
+    states = module(given)
+    handle.remove()
+    weights = module.cross_attention(given, "image")
+    assert weights.shape == (3, 2, 7, 5)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 7))
+    assert torch.equal(weights[0, :, :, 3:], torch.zeros(2, 7, 2))  # padding
+    values = attention.value(states[-2]["text"]).view(3, 5, 2, 16).transpose(1, 2)
+    torch.testing.assert_close((weights @ values).transpose(1, 2).flatten(-2), used[0])
+
+
+def test_cross_attention_needs_another_stream() -> None:
+    with pytest.raises(ValueError, match="Cross-attention of 'text' needs another stream; got only"):
+        fusion().cross_attention({"text": streams()["text"]}, "text")

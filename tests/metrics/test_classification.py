@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from m3ae.metrics import MultiLabelMetrics, SingleLabelMetrics
+
+
+def test_single_label_by_hand():
+    found = SingleLabelMetrics().compute(predictions=[0, 0, 1, 2, 1], references=[0, 1, 1, -100, 0])
+    assert found == pytest.approx({"accuracy": 2 / 4, "macro_f1": (1 / 2 + 1 / 2) / 2})
+
+
+def test_single_label_takes_tensors_and_agrees_with_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    predictions, references = torch.randint(0, 7, (2, 200), generator=generator)
+    found = SingleLabelMetrics().compute(predictions=predictions, references=references)
+    assert found["macro_f1"] == f1_score(references, predictions, average="macro")
+    assert found["accuracy"] == int((predictions == references).sum()) / 200
+
+
+def test_nothing_known():
+    with pytest.raises(ValueError, match=r"all 2 samples is unknown \(-100\)"):
+        SingleLabelMetrics().compute(predictions=[0, 1], references=[-100, -100])
+
+
+# a pair of one positive and one negative is ordered right (1), wrong (0) or tied (1/2)
+SCORES = [[0.9, 0.1, 0.3], [0.4, 0.2, 0.3], [0.6, 0.3, 0.3], [0.1, 0.9, 0.3]]
+LABELS = [[1, 1, 0], [1, 1, -100], [0, 1, 1], [-100, float("nan"), 1]]
+
+
+def test_multi_label_by_hand():
+    found = MultiLabelMetrics().compute(predictions=SCORES, references=LABELS, label_names=["a", "b", "c"])
+    assert found.pop("undefined_labels") == ["b"]
+    assert found == pytest.approx(
+        {
+            "a_auroc": 1 / 2,
+            "a_average_precision": (1 + 2 / 3) / 2,
+            "a_prevalence": 2 / 3,
+            "b_auroc": np.nan,
+            "b_average_precision": np.nan,
+            "b_prevalence": 1,
+            "c_auroc": 1 / 2,
+            "c_average_precision": 2 / 3,
+            "c_prevalence": 2 / 3,
+            "macro_auroc": 1 / 2,
+            "macro_average_precision": (5 / 6 + 2 / 3) / 2,
+        },
+        nan_ok=True,
+    )
+
+
+def test_multi_label_agrees_with_scikit_learn_in_any_order():
+    generator = np.random.default_rng(0)
+    scores, labels = generator.normal(size=(300, 5)), (generator.random((300, 5)) < 0.2).astype(float)
+    order = generator.permutation(300)
+    metric = MultiLabelMetrics()
+    for part in np.array_split(order, 4):
+        metric.add_batch(predictions=scores[part], references=labels[part])
+    found = metric.compute()
+    assert found["macro_auroc"] == pytest.approx(roc_auc_score(labels, scores, average="macro"), abs=1e-12)
+    assert found["3_average_precision"] == pytest.approx(average_precision_score(labels[:, 3], scores[:, 3]))
+    assert found["undefined_labels"] == []
+
+
+def test_a_label_that_nobody_knows_is_undefined():
+    found = MultiLabelMetrics().compute(predictions=[[0.1], [0.2]], references=[[-100], [-100]])
+    assert found["undefined_labels"] == ["0"]
+    assert np.isnan(found["macro_auroc"]) and np.isnan(found["0_prevalence"])
+
+
+@pytest.mark.parametrize(
+    ("references", "names", "message"),
+    [
+        ([[1.0, -1.0]], ["a", "b"], r"must be 0, 1 or unknown \(-100 or NaN\), got -1"),
+        ([[1.0]], ["a", "b"], r"each of the 2 labels, got predictions of shape \(1, 2\) and references of shape"),
+        ([[1.0, 0.0]], ["a"], "each of the 1 labels"),
+    ],
+)
+def test_what_does_not_fit_is_refused(references, names, message):
+    with pytest.raises(ValueError, match=message):
+        MultiLabelMetrics().compute(predictions=[[0.1, 0.2]], references=references, label_names=names)

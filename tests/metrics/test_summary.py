@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from m3ae.metrics import Interval
+from m3ae.metrics.summary import (
+    Column,
+    Spread,
+    final_metrics,
+    markdown_header,
+    markdown_row,
+    summarize,
+    write_summary,
+)
+from m3ae.training.metrics_log import MetricsLog
+
+COLUMNS = [Column("accuracy", "test/accuracy"), Column("median rank", "test/rank", percent=False)]
+
+
+def finished_run(folder: Path, seed: int, **report: float) -> Path:
+    (folder / "model").mkdir(parents=True)
+    config = {"output_dir": str(folder), "training": {"seed": seed, "max_steps": 2}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    log = MetricsLog(folder / "metrics.jsonl", step=0)
+    log.write(1, {"training/loss": 3.0})
+    log.write(2, {"validation/accuracy": 0.1})
+    log.write(2, {f"test/{name}": value for name, value in report.items()})
+    return folder
+
+
+def test_the_final_metrics_are_the_last_line(tmp_path):
+    run = finished_run(tmp_path / "run", 0, accuracy=0.5, auroc=float("nan"))
+    assert final_metrics(run) == {"test/accuracy": 0.5, "test/auroc": None}
+    (run / "model").rmdir()
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        final_metrics(run)
+
+
+def test_spread_by_hand():
+    results = [{"a": 0.5, "b": None}, {"a": 0.7, "b": 2.0}, {"a": 0.6, "c": float("nan")}]
+    summary = summarize(results)
+    assert summary == {"a": pytest.approx((0.6, 0.1, 3)), "b": (2.0, None, 1)}
+
+
+def test_a_summary_tells_how_the_runs_differ(tmp_path):
+    runs = [finished_run(tmp_path / str(seed), seed, accuracy=0.5 + seed / 10) for seed in (0, 1)]
+    summary = write_summary(tmp_path / "results" / "summary.json", runs)
+    written = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert written["differing_settings"] == {"training.seed": [0, 1]}
+    assert written["runs"][str(runs[1])] == {"test/accuracy": 0.6}
+    assert written["metrics"]["test/accuracy"] == summary["test/accuracy"]._asdict()
+    assert summary["test/accuracy"] == pytest.approx((0.55, 0.0707107, 2))
+
+
+def test_rows_of_a_table():
+    spread = {"test/accuracy": Spread(0.6234, 0.0081, 3), "test/rank": Spread(4.0, None, 1)}
+    interval = {"test/accuracy": Interval(0.6234, 0.58, 0.6651), "test/rank": Interval(*[float("nan")] * 3)}
+    assert markdown_header("model", COLUMNS).splitlines() == [
+        "| model | accuracy | median rank |",
+        "|---|---:|---:|",
+    ]
+    assert markdown_row("ours", spread, COLUMNS) == "| ours | 62.3 ± 0.8 | 4.0 |"
+    assert markdown_row("ours", interval, COLUMNS) == "| ours | 62.3 (58.0–66.5) | – |"
+    assert markdown_row("none", {}, COLUMNS) == "| none | – | – |"

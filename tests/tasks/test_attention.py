@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from m3ae import M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
+from m3ae.data.tokenizer import train_tokenizer
+from m3ae.tasks.attention import POOLED, plot_attention, word_attention
+from tests.models.tiny import tiny_of
+
+TEXT = "Is there, a pneumothorax on the left?"
+WORDS = [POOLED, "Is", "there", "a", "pneumothorax", "on", "the", "left"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(["Is there a mass on the left?"] * 3, 300)
+
+
+@pytest.fixture
+def processor(tokenizer: PreTrainedTokenizerBase) -> M3AEProcessor:
+    return M3AEProcessor(M3AEImageProcessor.for_size(32), tokenizer)
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerBase) -> M3AEForQuestionAnswering:
+    return tiny_of(M3AEForQuestionAnswering, text_config={"vocab_size": len(tokenizer)}, id2label={0: "yes", 1: "no"})
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8))
+
+
+def test_words_have_the_mean_over_heads_and_tokens(model, processor, image):
+    words, maps = word_attention(model, processor, image, TEXT)
+    assert words == WORDS
+    assert maps.shape == (len(WORDS), 4, 4)
+    encoded = processor(images=image, text=TEXT, return_tensors="pt")
+    streams = model.m3ae.encode(encoded["pixel_values"], encoded["input_ids"])
+    rows = model.m3ae.fusion.cross_attention(streams, "text")[0].mean(0)[:, 1:] * 17
+    starts = processor.tokenizer(TEXT, return_offsets_mapping=True)["offset_mapping"]
+    unseen = [place for place, (start, _) in enumerate(starts) if 12 <= start < 24]
+    assert len(unseen) > 1 and TEXT[12:24] == "pneumothorax"
+    torch.testing.assert_close(maps[0].flatten(), rows[0])
+    torch.testing.assert_close(maps[WORDS.index("pneumothorax")].flatten(), rows[unseen].mean(0))
+
+
+def test_words_that_are_cut_off_have_no_map(model, processor, image):
+    processor.tokenizer.model_max_length = 5
+    assert word_attention(model, processor, image, TEXT).words == WORDS[:3]
+
+
+def test_the_picture(model, processor, image, tmp_path):
+    path = tmp_path / "attention.png"
+    plot_attention(path, model, processor, image, TEXT, note="costs $1 or $2")
+    with Image.open(path) as picture:
+        assert picture.width > picture.height > 300
