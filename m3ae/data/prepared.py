@@ -127,7 +127,7 @@ def load_manifest(folder: Path) -> Manifest:
         raise FileNotFoundError(f"prepared folder {folder} does not exist: make it with m3ae prepare")
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST}: prepare it, or finish preparing it, with `m3ae prepare`")
+        raise FileNotFoundError(f"{folder} holds no {MANIFEST}: prepare it, or finish it, with m3ae prepare")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         version = fields["format_version"]
