@@ -121,6 +121,8 @@ def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
     if print_config:
         click.echo(dump_config(loaded), nl=False)
         return
+    if loaded.task != "pretraining":
+        raise click.UsageError(f"{config} has the task {loaded.task}: use m3ae finetune")
     from m3ae.tasks.pretraining import PreTraining
     from m3ae.training.loop import train
 
@@ -129,6 +131,59 @@ def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
 
 cli.add_command(convert)
 cli.add_command(check_parity)
+
+
+@cli.command()
+@click.argument("config", type=PATH)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--resume", is_flag=True, help="continue from the newest checkpoint in output_dir")
+@click.option("--print-config", is_flag=True, help="print all options and stop")
+def finetune(config: Path, overrides: tuple[str, ...], resume: bool, print_config: bool) -> None:
+    """Fine-tune a model for a task, as a YAML file says.
+
+    CONFIG is the file, KEY=VALUE replaces one of its options, and model=FOLDER names the pre-trained model. The model
+    that is best on validation is kept, and measured on the test split beside what is reached without it.
+
+    \b
+    Examples, the second one with the same model from scratch:
+      m3ae finetune configs/finetune/vqa_rad_small.yaml model=runs/iu_xray/model
+      m3ae finetune configs/finetune/vqa_rad_small.yaml model=runs/iu_xray/model model.from_scratch=true
+    """  # noqa: D301
+    from m3ae.training.config import dump_config, load_config
+
+    loaded = load_config(config, overrides)
+    if loaded.task == "pretraining":
+        raise click.UsageError(f"{config} has the task pretraining: use m3ae pretrain")
+    if print_config:
+        click.echo(dump_config(loaded), nl=False)
+        return
+    from m3ae.tasks import task_class
+    from m3ae.training.loop import train
+
+    train(loaded, task_class(loaded.task).from_config(loaded), resume=resume)
+
+
+@cli.command()
+@click.argument("config", type=PATH)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--split", default="test", show_default=True, help="split to measure on")
+@click.option("--output", type=PATH, help="folder for predictions and results  [default: evaluation in output_dir]")
+def evaluate(config: Path, overrides: tuple[str, ...], split: str, output: Path | None) -> None:
+    """Measure a fine-tuned model, without training.
+
+    CONFIG is the file that it was fine-tuned with, and model=FOLDER names the model.
+
+    \b
+    Example:
+      m3ae evaluate configs/finetune/vqa_rad_small.yaml model=runs/vqa_rad_small/model
+    """  # noqa: D301
+    from m3ae.training.config import load_config
+
+    loaded = load_config(config, overrides)
+    from m3ae.tasks.evaluation import evaluate
+
+    evaluate(loaded, split, output)
+
 
 if __name__ == "__main__":
     cli()

@@ -5,12 +5,34 @@ from pathlib import Path
 import pytest
 import torch
 
-from m3ae import M3AEConfig, M3AEForPreTraining
-from m3ae.tasks.pretraining import check_text_length
+from m3ae import (
+    M3AEConfig,
+    M3AEForClassification,
+    M3AEForImageTextRetrieval,
+    M3AEForPreTraining,
+    M3AEForQuestionAnswering,
+)
+from m3ae.tasks import TASKS
+from m3ae.tasks.models import check_text_length
 from m3ae.training.config import load_config
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+COMMANDS = {"pretrain": "pretrain", "finetune": "finetune"}  # folder of configs → script
+CONFIGS = sorted(path for folder in COMMANDS for path in (ROOT / "configs" / folder).glob("*.yaml"))
+MODELS = {
+    "pretraining": M3AEForPreTraining,
+    "question_answering": M3AEForQuestionAnswering,
+    "classification": M3AEForClassification,
+    "retrieval": M3AEForImageTextRetrieval,
+}
+# Epochs and batch of the published recipe, the multiplier of its head, and its number of training samples.
+PUBLISHED = {
+    "vqa_rad": (50, 64, 50, 2634),  # 3,064 without the validation that we carve out
+    "slake": (15, 32, 50, 4919),
+    "vqa_med_2019": (10, 32, 50, 9600),
+    "melinda": (20, 16, 10, 4320),
+    "roco_retrieval": (10, 256, 5, 65420),
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -18,10 +40,12 @@ def test_config_builds(path: Path) -> None:
     config = load_config(path)
     overrides = dict(config.model.overrides)
     overrides["text_config"] = {"vocab_size": config.tokenizer.vocab_size} | overrides.get("text_config", {})
+    if config.finetuning.image_size is not None:
+        overrides["image_config"] = overrides.get("image_config", {}) | {"image_size": config.finetuning.image_size}
     model_config = M3AEConfig.named(config.model.size, **overrides)
     check_text_length(model_config, config.data.max_text_length)
     with torch.device("meta"):
-        model = M3AEForPreTraining(model_config)
+        model = MODELS[config.task](model_config)
     groups = {model.parameter_group(name) for name, _ in model.named_parameters()}
     assert groups == {"encoder", "fusion", "heads"} and set(config.optimizer.lr_multipliers) <= groups
 
@@ -30,9 +54,15 @@ def test_config_builds(path: Path) -> None:
 def test_config_opens_with_command_hardware_time_and_expectation(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(header)
-    assert f"accelerate launch scripts/pretrain.py configs/pretrain/{path.name}" in text
+    folder = path.parent.name
+    assert f"accelerate launch scripts/{COMMANDS[folder]}.py configs/{folder}/{path.name}" in text
+    assert (load_config(path).task == "pretraining") == (folder == "pretrain")
     for word in ("hardware", "time", "expect"):
         assert f"# {word} " in text
+
+
+def test_there_is_a_config_for_every_task() -> None:
+    assert {load_config(path).task for path in CONFIGS} == MODELS.keys() == TASKS.keys()
 
 
 def test_base_is_the_published_recipe() -> None:
@@ -41,3 +71,15 @@ def test_base_is_the_published_recipe() -> None:
     assert (optimizer.lr, optimizer.betas, optimizer.weight_decay, optimizer.warmup) == (1e-5, (0.9, 0.98), 0.01, 0.1)
     assert optimizer.lr_multipliers == {"heads": 5, "fusion": 5} and training.max_steps == 100_000
     assert 8 * training.batch_size * training.gradient_accumulation_steps == 256
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_fine_tuning_follows_the_published_recipes(name: str) -> None:
+    config = load_config(ROOT / "configs" / "finetune" / f"{name}.yaml")
+    optimizer, training = config.optimizer, config.training
+    epochs, batch, head, samples = PUBLISHED[name]
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.warmup, optimizer.schedule) == (5e-6, 0.01, 0.1, "linear")
+    assert optimizer.lr_multipliers == {"heads": head, "fusion": 5} and config.finetuning.image_size == 384
+    processes = 8 if name == "roco_retrieval" else 1
+    assert processes * training.batch_size * training.gradient_accumulation_steps == batch
+    assert training.max_steps == pytest.approx(epochs * samples / batch, abs=1)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig
+from m3ae.models.decoders import ContrastiveHead
 from m3ae.models.fusion import Stream
-from m3ae.models.losses import ranking_loss
+from m3ae.models.losses import contrastive_loss, ranking_loss
 from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel, all_present, image_fingerprint
 
 
@@ -22,8 +24,8 @@ class M3AEForImageTextRetrievalOutput(ModelOutput):
     """Each image against its own text and some of the others.
 
     Attributes:
-        loss: ().
-        losses: {"irtr": loss}.
+        loss: () weighted sum of `losses`.
+        losses: `irtr`, and `itc` where the model has a contrastive head.
         logits: (B, 1 + K) scores, the own text in column 0; −∞ where a candidate does not count.
         candidates: (B, 1 + K) the rows of the batch that the texts come from.
     """
@@ -37,7 +39,9 @@ class M3AEForImageTextRetrievalOutput(ModelOutput):
 class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
     """The trunk with the matching head, whose row 1 scores a pair (Chen et al. 2022).
 
-    To search, encode each image and each text once and `score` the pairs; a pre-trained model does so unchanged.
+    To search, encode each image and each text once and `score` the pairs (`m3ae.models.search`); a pre-trained model
+    does so unchanged. With `config.itc_weight`, the contrastive head of pre-training stays and is trained further: it
+    gives a first stage of search, and chooses hard negatives (Li et al. 2021, ALBEF).
     """
 
     _keys_to_ignore_on_load_unexpected = OTHER_HEADS
@@ -46,6 +50,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         super().__init__(config)
         self.m3ae = M3AEModel(config)
         self.itm_head = nn.Linear(2 * config.hidden_size, 2)
+        self.itc_head = ContrastiveHead(config) if config.itc_weight else None
         self.post_init()
 
     def encode_image(self, pixel_values: Tensor, present: Tensor | None = None) -> Stream:
@@ -59,12 +64,13 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         return self.m3ae.encode_text(input_ids, attention_mask, present)
 
     def score(self, text: Stream, image: Stream) -> Tensor:
-        """Score encoded texts and images row by row: (B,), larger = a better match.
+        """Score encoded texts and images row by row: (B,) float32, larger = a better match.
 
         `Stream.select` makes rows of pairs from texts and images encoded once.
         """
-        logits: Tensor = self.itm_head(self.m3ae.fuse_and_pool({"text": text, "image": image}))
-        return logits[:, 1]
+        pooled, head = self.m3ae.fuse_and_pool({"text": text, "image": image}), self.itm_head
+        with torch.autocast(pooled.device.type, enabled=False):  # in bfloat16 the scores of many pairs are equal
+            return F.linear(pooled.float(), head.weight[1:].float(), head.bias[1:].float())[:, 0]
 
     def forward(
         self,
@@ -82,6 +88,8 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         """Let each image find its own text among `config.num_negatives` others of the batch.
 
         A text counts as a negative only if neither it nor its image equals the row's own, and if both are present.
+        Negatives are drawn evenly; with a contrastive head in proportion to e to the power of its similarities, which
+        are over the temperature, so that hard ones come first.
 
         Args:
             pixel_values: (B, C, H, W); rows of absent images are ignored.
@@ -91,27 +99,44 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             text_present: (B,) bool.
             image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
             text_ids: (B,) equal numbers name the same text; compared token by token if None.
-            negatives: (B, K) rows of the batch to take negatives from, for instance the hardest; drawn if None.
-            negative_noise: (B, B) uniform noise that draws the negatives: those with the lowest are taken.
+            negatives: (B, K) rows of the batch to take negatives from; drawn if None.
+            negative_noise: (B, B) uniform noise that draws the negatives: of equally similar ones, those with the
+                lowest are taken.
             generator: Draws the noise if it is not given.
         """
         size, device = len(input_ids), input_ids.device
         present = all_present(input_ids, image_present, text_present)
         allowed = _allowed(image_fingerprint(pixel_values) if image_ids is None else image_ids, present)
         allowed &= _allowed(input_ids if text_ids is None else text_ids, present)
+        text = self.encode_text(input_ids, attention_mask, text_present)
+        image = self.encode_image(pixel_values, image_present)
+        similarity = None if self.itc_head is None else self.itc_head(text, image)
         if negatives is None:
             if negative_noise is None:
                 negative_noise = torch.rand(size, size, generator=generator, device=device)
-            order = negative_noise.masked_fill(~allowed, 2).argsort(1)
+            order = _draw_order(negative_noise, None if similarity is None else similarity.T)
+            order = order.masked_fill(~allowed, torch.inf).argsort(1)
             negatives = order[:, : min(self.config.num_negatives, size - 1)]
         own = torch.arange(size, device=device)[:, None]
         candidates = torch.cat([own, negatives], dim=1)
         valid = torch.cat([torch.ones_like(own, dtype=torch.bool), allowed.gather(1, negatives)], dim=1)
-        text = self.encode_text(input_ids, attention_mask, text_present).select(candidates.flatten())
-        image = self.encode_image(pixel_values, image_present).select(own.expand_as(candidates).flatten())
-        scores = self.score(text, image).view(candidates.shape).masked_fill(~valid, -torch.inf)
-        loss = ranking_loss(scores, present)
-        return M3AEForImageTextRetrievalOutput(loss, {"irtr": loss}, scores, candidates)
+        scores = self.score(text.select(candidates.flatten()), image.select(own.expand_as(candidates).flatten()))
+        scores = scores.view(candidates.shape).masked_fill(~valid, -torch.inf)
+        losses = {"irtr": ranking_loss(scores, present)}
+        loss = losses["irtr"]
+        if similarity is not None:
+            losses["itc"] = contrastive_loss(similarity, ~allowed, present)
+            loss = loss + self.config.itc_weight * losses["itc"]
+        return M3AEForImageTextRetrievalOutput(loss, losses, scores, candidates)
+
+
+def _draw_order(noise: Tensor, log_weights: Tensor | None) -> Tensor:
+    """(B, B) keys whose K lowest in a row are a weighted sample without replacement (Efraimidis and Spirakis 2006).
+
+    Uniform noise u becomes an exponential arrival time −log(1 − u) / weight, of which this is the logarithm.
+    """
+    arrival = (-torch.log1p(-noise)).log()
+    return arrival if log_weights is None else arrival - log_weights.detach()
 
 
 def _allowed(ids: Tensor, present: Tensor) -> Tensor:

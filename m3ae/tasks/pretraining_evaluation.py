@@ -18,12 +18,12 @@ from torch import Tensor
 
 from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import Pair, PairDataset
-from m3ae.metrics.retrieval import recall_at_k
+from m3ae.metrics.retrieval import recall_at_k, relevant_images
 from m3ae.metrics.sums import MeanMetrics
-from m3ae.models.fusion import Stream
 from m3ae.models.losses import patchify
 from m3ae.models.masking import collect_labels
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
+from m3ae.tasks.gallery import Gallery
 from m3ae.tasks.reconstruction import predicted_patches
 
 
@@ -91,18 +91,17 @@ class PreTrainingEvaluator:
     def retrieval(self, model: M3AEForPreTraining, limit: int) -> dict[str, float]:
         """Zero-shot retrieval both ways among `limit` pairs through the matching head, each input encoded once.
 
-        All pairs with the same image or the same text count as right. `shuffled_…` scores the same matrix as if each
-        text belonged to another image.
+        Every image that stands with an equal text in one of the pairs counts as right. `shuffled_…` scores the same
+        matrix as if each text belonged to another image.
         """
         pairs = self._complete_pairs(limit)
-        texts, images = self._encode_all(model, pairs)
-        scores = torch.zeros(len(pairs), len(pairs), device=self.accelerator.device)
-        for row in range(self.accelerator.process_index, len(pairs), self.accelerator.num_processes):
-            scores[row] = self._score_row(model, texts.select(torch.tensor([row])), images)
-        scores = self.accelerator.reduce(scores, reduction="sum").cpu()
-        image_ids = torch.tensor([pair.image_id for pair in pairs])
-        text_ids = torch.tensor([pair.text_id for pair in pairs])
-        same = (image_ids[:, None] == image_ids) | (text_ids[:, None] == text_ids)
+        texts, image_ids = [pair.text or "" for pair in pairs], [pair.image_id for pair in pairs]
+        gallery = Gallery(
+            model.m3ae, texts, image_ids, pairs.__getitem__, self.collator, self.accelerator, self.batch_size
+        )
+        scores = gallery.match(model.match)
+        rows, text_ids = torch.arange(len(pairs)), torch.tensor([pair.text_id for pair in pairs])
+        same = relevant_images(rows, rows, text_ids, torch.tensor(image_ids))
         other = same.roll(_shift(len(pairs)), dims=1)
         metrics = {"retrieval_pairs": float(len(pairs))}
         for prefix, relevant in (("", same), ("shuffled_", other)):
@@ -162,28 +161,6 @@ class PreTrainingEvaluator:
             fused = trunk.fuse({"text": text, "image": image}, read={"text": positions})[-1]
             logits: Tensor = model.mlm_head(fused["text"])
         return logits.argmax(-1)
-
-    def _encode_all(self, model: M3AEForPreTraining, pairs: Sequence[Pair]) -> tuple[Stream, Stream]:
-        texts, images = [], []
-        length = 0
-        for start in range(0, len(pairs), self.batch_size):
-            batch = self._to_device(self.collator(pairs[start : start + self.batch_size]))
-            with self.accelerator.autocast():
-                texts.append(model.m3ae.encode_text(batch["input_ids"], batch["attention_mask"]))
-                images.append(model.m3ae.encode_image(batch["pixel_values"]))
-            length = max(length, batch["input_ids"].shape[1])
-        tokens = torch.cat([torch.nn.functional.pad(t.tokens, (0, 0, 0, length - t.tokens.shape[1])) for t in texts])
-        masks = [torch.nn.functional.pad(t.mask, (0, length - t.mask.shape[1])) for t in texts if t.mask is not None]
-        return Stream(tokens, torch.cat(masks)), Stream(torch.cat([image.tokens for image in images]))
-
-    def _score_row(self, model: M3AEForPreTraining, text: Stream, images: Stream) -> Tensor:
-        scores = []
-        for start in range(0, len(images.tokens), self.batch_size):
-            part = Stream(images.tokens[start : start + self.batch_size])
-            repeated = text.select(torch.zeros(len(part.tokens), dtype=torch.long))
-            with self.accelerator.autocast():
-                scores.append(model.match(repeated, part).float())
-        return torch.cat(scores)
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         moved: dict[str, Tensor] = send_to_device(batch, self.accelerator.device)

@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -24,13 +23,23 @@ from pydantic import (
     model_validator,
 )
 
+from m3ae.training.task_config import (
+    STRICT,
+    ClassificationConfig,
+    FineTuningConfig,
+    QuestionAnsweringConfig,
+    RetrievalConfig,
+)
+
+TaskName = Literal["pretraining", "question_answering", "classification", "retrieval"]
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message lists all its problems, one a line."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
 
 class DataSetConfig(_Section):
@@ -117,7 +126,8 @@ class ModelConfig(_Section):
 
     Attributes:
         size: Named size of a new model.
-        path: Hub name or folder of a saved model.
+        path: Hub name or folder of a saved model; on the command line, `model=PATH` sets it.
+        from_scratch: Draw the weights of the saved model anew: what a pre-trained model is compared with.
         overrides: Options of `M3AEConfig` that replace those of the size or of the saved model; an `image_size` other
             than the saved one interpolates the position table.
         init: Where the encoders of a new model start from.
@@ -125,6 +135,7 @@ class ModelConfig(_Section):
 
     size: Literal["tiny", "small", "base"] = "small"
     path: str | None = None
+    from_scratch: bool = False
     overrides: dict[str, Any] = {}
     init: InitConfig = InitConfig()
 
@@ -132,6 +143,8 @@ class ModelConfig(_Section):
     def _starts_from_one_thing(self) -> "ModelConfig":
         if self.path is not None and self.init != InitConfig():
             raise ValueError("init: got it beside model.path, expected one of them: a saved model has its encoders")
+        if self.from_scratch and self.path is None:
+            raise ValueError("from_scratch: got true without model.path, which names the model to draw anew")
         return self
 
 
@@ -202,19 +215,23 @@ class EvaluationConfig(_Section):
 
     Attributes:
         batch_size: Samples at once in one process; `null` for `training.batch_size`.
-        retrieval_pairs: Pairs ranked against each other in the final report; 0 for no retrieval.
-        word_groups: Words whose share of correct fillings is reported, by name of the group.
+        retrieval_pairs: Pairs ranked against each other in the final report of pre-training; 0 for no retrieval.
+        word_groups: Words whose share of correct fillings pre-training reports, by name of the group.
+        controls: Whether results come with what is reached without the image, and without the model.
+        resamples: Draws of the bootstrap behind the 95 % intervals of final results; 0 for none.
     """
 
     batch_size: PositiveInt | None = None
     retrieval_pairs: NonNegativeInt = 100
     word_groups: dict[str, list[str]] = {}
+    controls: bool = True
+    resamples: NonNegativeInt = 1000
 
 
 class RunConfig(_Section):
     """Everything that decides a run; written to `output_dir/config.yaml`."""
 
-    task: Literal["pretraining"]
+    task: TaskName
     output_dir: Path
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -222,6 +239,10 @@ class RunConfig(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    finetuning: FineTuningConfig = FineTuningConfig()
+    question_answering: QuestionAnsweringConfig = QuestionAnsweringConfig()
+    classification: ClassificationConfig = ClassificationConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
 
     @model_validator(mode="after")
     def _warmup_fits_into_the_run(self) -> "RunConfig":
@@ -238,7 +259,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: The YAML file.
-        overrides: Assignments such as `training.max_steps=10`; the values are read as YAML.
+        overrides: Assignments such as `training.max_steps=10`; the values are read as YAML. `model=PATH` is short for
+            `model.path=PATH`.
 
     Raises:
         ConfigError: The file is missing or no YAML mapping, an override is malformed, a key is unknown or missing, or
@@ -293,6 +315,8 @@ def _parse_yaml(text: str, source: str) -> Any:
 
 def _assign(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
+    if key == "model" and not text.startswith("{"):
+        key = "model.path"
     *sections, name = key.split(".")
     if not separator or not all([*sections, name]):
         raise ConfigError(f"override {override!r}: expected key=value with a dotted key, e.g. training.max_steps=10")

@@ -10,10 +10,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from m3ae import M3AEModel
+from m3ae import M3AEForPreTraining, M3AEModel
 from m3ae.data.pairs import PairDataset
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.tasks.pretraining import PreTraining, build_model
+from m3ae.tasks.models import open_model
+from m3ae.tasks.pretraining import PreTraining
 from m3ae.tasks.pretraining_data import evaluation_pairs
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
 from m3ae.training.config import RunConfig
@@ -187,10 +188,10 @@ def test_tokenizer_without_mask_token_is_explained(data: Path, tmp_path: Path) -
 
 
 def test_the_model_has_the_vocabulary_of_the_tokenizer(data: Path, tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(["some text"], 270)
-    model = build_model(tiny_run(data, tmp_path), tokenizer)
-    assert model.mlm_head.decoder.out_features == len(tokenizer)
-    assert model.config.mask_token_id == tokenizer.mask_token_id == 4
+    config = tiny_run(data, tmp_path, tokenizer={"vocab_size": 270})
+    model, processor = open_model(config, M3AEForPreTraining, lambda: ["some text"])
+    assert model.mlm_head.decoder.out_features == len(processor.tokenizer)
+    assert model.config.mask_token_id == processor.tokenizer.mask_token_id == 4
 
 
 def evaluator(data: Path, tmp_path: Path, batch_size: int = 3) -> tuple[PreTraining, PreTrainingEvaluator]:

@@ -44,11 +44,20 @@ def test_defaults_and_types(tmp_path):
         ("data.prepare.name=phantom", "data", {"name": "phantom"}),
         ("model.overrides.text.layers=2", "model", {"text": {"layers": 2}}),
         ("tokenizer.path=a=b", "tokenizer", "a=b"),
+        ("classification.class_weights=[1, 2.5]", "classification", [1.0, 2.5]),
+        ("classification.class_weights=balanced", "classification", "balanced"),
     ],
 )
 def test_overrides_are_read_as_yaml(tmp_path, override, section, value):
     config = load_config(write(tmp_path, MINIMAL), [override])
     assert getattr(getattr(config, section), override.split("=")[0].split(".")[1]) == value
+
+
+def test_a_model_is_named_in_short(tmp_path):
+    path = write(tmp_path, MINIMAL + "model: {overrides: {mask_ratio: 0.5}}")
+    model = load_config(path, ["model=runs/a/model"]).model
+    assert (model.path, model.overrides) == ("runs/a/model", {"mask_ratio": 0.5})
+    assert load_config(path, ["model={path: b}"]).model.overrides == {}
 
 
 def test_dump_reads_back_equal(tmp_path):
@@ -65,7 +74,7 @@ def test_dump_reads_back_equal(tmp_path):
         ("trainig.max_steps=1", "trainig: unknown key; did you mean training?"),
         (
             "model.qqq=1",
-            "model.qqq: unknown key; expected one of ['model.size', 'model.path', 'model.overrides', 'model.init']",
+            "model.qqq: unknown key; expected one of ['model.size', 'model.path', 'model.from_scratch', ",
         ),
         ("training.max_steps=ten", "training.max_steps: got 'ten' (str), expected a valid integer"),
         ("training.max_steps='10'", "training.max_steps: got '10' (str), expected a valid integer"),
@@ -77,6 +86,17 @@ def test_dump_reads_back_equal(tmp_path):
         ("optimizer.warmup=11", "optimizer.warmup: got 11 steps, expected at most training.max_steps (10)"),
         ("data.crop_scale=[1, 0.5]", "data.crop_scale: got [1.0, 0.5], expected 0 < smallest <= largest <= 1"),
         ("data={}", "data.path: missing; expected a value"),
+        (
+            "task=vqa",
+            "task: got 'vqa' (str), expected 'pretraining', 'question_answering', 'classification' or 'retri",
+        ),
+        ("model.from_scratch=true", "model.from_scratch: got true without model.path, which names the model to draw"),
+        ("finetuning.frozen=all", "finetuning.frozen: got 'all' (str), expected 'nothing', 'encoders' or 'trunk'"),
+        (
+            "classification={labels: [a], num_labels: 2}",
+            "classification.num_labels: got it beside classification.labels",
+        ),
+        ("classification.labels=[a, b, a]", "classification.labels: got ['a', 'b', 'a'], expected each name once"),
         ("data.also=[{path: x, wieght: 2}]", "data.also.0.wieght: unknown key; did you mean data.also.weight?"),
         ("data.also=[{path: x, weight: 0}]", "data.also.0.weight: got 0 (int), expected greater than 0"),
     ],

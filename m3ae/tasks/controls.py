@@ -1,0 +1,88 @@
+"""What is reached without a model: the controls beside its results.
+
+They learn from the training split, like the model, and never see an image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+WORD = r"\w+"
+
+
+def majority(labels: Sequence[str]) -> str:
+    """Return the most frequent label, of several the first by alphabet."""
+    counts = Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def majority_by_type(labels: Sequence[str], types: Sequence[str], asked: Sequence[str]) -> list[str]:
+    """Answer each question by the most frequent answer to training questions of its type.
+
+    Args:
+        labels: Answers to the training questions.
+        types: Types of the training questions.
+        asked: Types of the questions; to those of a new type, the most frequent answer of all is given.
+    """
+    by_type: dict[str, list[str]] = {}
+    for label, own_type in zip(labels, types, strict=True):
+        by_type.setdefault(own_type, []).append(label)
+    answers = {own_type: majority(own) for own_type, own in by_type.items()}
+    overall = majority(labels)
+    return [answers.get(own_type, overall) for own_type in asked]
+
+
+def bag_of_words(texts: Sequence[str], labels: Sequence[str], asked: Sequence[str]) -> list[str]:
+    """Return the label of each asked text that logistic regression on the words of labelled texts finds likeliest."""
+    words = _Words(texts)
+    if words.counts is None or len(set(labels)) == 1:
+        return [majority(labels)] * len(asked)
+    return [str(label) for label in _fit(words.counts, np.array(labels)).predict(words.of(asked))]
+
+
+def bag_of_words_scores(texts: Sequence[str], targets: NDArray[Any], asked: Sequence[str]) -> NDArray[Any]:
+    """Return the probability (m, A) of each of several labels for m texts, by a regression for each label.
+
+    Args:
+        texts: n labelled texts.
+        targets: (n, A) 1 = has the label, 0 = has not, anything else is unknown and left out for that label.
+        asked: The m texts.
+    """
+    words = _Words(texts)
+    scores = np.zeros((len(asked), targets.shape[1]))
+    for column, truth in enumerate(targets.T):
+        known = np.isin(truth, (0, 1))
+        if words.counts is None or len(set(truth[known])) < 2:
+            scores[:, column] = truth[known].mean() if known.any() else 0.0
+        else:
+            scores[:, column] = _fit(words.counts[known], truth[known]).predict_proba(words.of(asked))[:, 1]
+    return scores
+
+
+class _Words:
+    """Counts of the words of texts, and of the same words in others; `counts` is None if there are no words."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._vectorizer = CountVectorizer(token_pattern=WORD)
+        try:
+            self.counts = self._vectorizer.fit_transform(texts)
+        except ValueError:  # an empty vocabulary
+            self.counts = None
+
+    def of(self, texts: Sequence[str]) -> Any:
+        return self._vectorizer.transform(texts)
+
+
+def _fit(counts: Any, labels: NDArray[Any]) -> LogisticRegression:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits of a control are of no interest
+        return LogisticRegression(C=10, max_iter=1000).fit(counts, labels)

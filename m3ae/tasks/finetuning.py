@@ -1,0 +1,316 @@
+"""What the fine-tuning tasks share: model, samples, exact prediction over processes, the best model, what is left.
+
+A task of the training loop subclasses `FineTuning` and brings `train_dataset`, `labels`, `evaluate` and `final`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, send_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from m3ae.data.examples import Example, ExampleDataset, OtherImages, Sample, SplitRows
+from m3ae.data.pairs import Pair, PairColumns
+from m3ae.data.prepared import load_manifest
+from m3ae.metrics.bootstrap import Interval, bootstrap_means
+from m3ae.metrics.gather import gather_rows
+from m3ae.models.modeling import M3AEPreTrainedModel
+from m3ae.models.processing import M3AEProcessor
+from m3ae.tasks.model_card import write_model_card
+from m3ae.tasks.models import ModelT
+from m3ae.tasks.pretraining_data import collator, prepare_sets, refuse_test_rows
+from m3ae.training.config import RunConfig
+from m3ae.training.loader import TrainingSamples
+from m3ae.training.run_folder import RunFolder
+from m3ae.training.sampler import Visit
+
+PREDICTIONS = "predictions.jsonl"
+RESULTS = "results.json"
+IMAGE_INPUTS = ("pixel_values", "image_present")
+TEXT_INPUTS = ("input_ids", "attention_mask", "text_present")
+Images = Literal["own", "blank", "other"]
+IMAGE_CONTROLS: dict[str, Images] = {"blank": "blank", "shuffled": "other"}  # what precedes the names of metrics
+TOP = 5
+ResultT = TypeVar("ResultT")
+
+
+class Prediction(NamedTuple):
+    """What a model says about n examples, in their order.
+
+    Attributes:
+        logits: (n, A) float32, on the CPU.
+        images: A name for the image of each, the same for the same image: a sampling unit of intervals.
+    """
+
+    logits: Tensor
+    images: list[int]
+
+
+class FineTuning(ABC, Generic[ModelT]):
+    """A fine-tuning task of the training loop.
+
+    The model that is measured at the end, saved in `model/` and drawn is the one that was best on validation by
+    `training.best_metric`, not the last; the test split is looked at only then.
+
+    Args:
+        config: The run.
+        model: As `m3ae.tasks.models.open_model` makes it.
+        processor: Of that model.
+    """
+
+    def __init__(self, config: RunConfig, model: ModelT, processor: M3AEProcessor) -> None:
+        self.config, self.model, self.processor = config, model, processor
+        self.folder, self.manifest = RunFolder(config.output_dir), load_manifest(config.data.path)
+        self.training_collator = collator(config, model.config, processor, training=True)
+        self.evaluation_collator = collator(config, model.config, processor, training=False)
+        freeze(model, config.finetuning.frozen)
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: RunConfig, *, for_training: bool = True) -> FineTuning[ModelT]:
+        """Open data and model, after `open_data`; to evaluate, the saved model's head and labels are used.
+
+        Raises:
+            FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
+            ValueError: Data, model and config do not fit together.
+        """
+
+    @property
+    @abstractmethod
+    def train_dataset(self) -> TrainingSamples:
+        """The training samples."""
+
+    @abstractmethod
+    def labels(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Return what the model takes beside images and texts to compute its loss."""
+
+    @abstractmethod
+    def evaluate(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
+        """Return `loss` and the metrics on a split, the same in every process."""
+
+    @abstractmethod
+    def final(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
+        """Like `evaluate`, with controls and intervals; write the predictions."""
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Join training samples into the keyword arguments of the model."""
+        return self.inputs([sample.pair for sample in samples], training=True) | self.labels(samples)
+
+    def inputs(self, pairs: Sequence[Pair], *, training: bool = False) -> dict[str, Tensor]:
+        """Return images and texts as keyword arguments, without a modality that the config leaves out."""
+        data, collate = self.config.data, self.training_collator if training else self.evaluation_collator
+        names = (IMAGE_INPUTS if data.image_columns else ()) + (TEXT_INPUTS if data.text_column else ())
+        return {name: value for name, value in collate(pairs).items() if name in names}
+
+    def predict(
+        self, model: ModelT, accelerator: Accelerator, dataset: ExampleDataset, images: Images = "own"
+    ) -> Prediction:
+        """Compute the logits of all examples, in every process.
+
+        Each example is computed by exactly one process.
+
+        Args:
+            model: In evaluation mode.
+            accelerator: Gives device, autocast and the other processes.
+            dataset: The n examples.
+            images: Their `own`, a `blank` one (the mean of the normalisation), or that of an `other` example.
+        """
+        source: Any = OtherImages(dataset) if images == "other" else dataset
+        own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+        found: list[tuple[Tensor, int]] = []
+        for batch in self._batches(source, own, partial(self._evaluation_batch, blank=images == "blank")):
+            image_ids = batch.pop("image_ids").tolist()
+            with accelerator.autocast():
+                logits = model(**send_to_device(batch, accelerator.device)).logits
+            found += zip(logits.float().cpu(), image_ids, strict=True)
+        everywhere = gather_rows(found)
+        return Prediction(
+            torch.stack([row for row, _ in everywhere]), [image or -i for i, (_, image) in enumerate(everywhere)]
+        )
+
+    def report(self, model: ModelT, accelerator: Accelerator) -> dict[str, float]:
+        """Make the model the best one, and measure it on validation and, at length, on test."""
+        self.use_best(model)
+        if not self.has("test"):
+            return self.measure(model, accelerator, "validation")
+        found = prefixed("validation", self.evaluate(model, accelerator, "validation"), "/")
+        return found | self.measure(model, accelerator, "test")
+
+    def measure(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
+        """Return all metrics of a split, called `<split>/<metric>`, and write them to `results.json`."""
+        metrics = prefixed(split, self.final(model, accelerator, split), "/")
+        if accelerator.is_main_process:
+            self.folder.root.mkdir(parents=True, exist_ok=True)
+            results = self.describe() | {"metrics": finite(metrics)}
+            text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+            (self.folder.root / RESULTS).write_text(text, encoding="utf-8")
+        return metrics
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the results depend on."""
+        config = self.config
+        return {
+            "task": config.task,
+            "data": {"source": self.manifest.source, "options": self.manifest.options},
+            "model": config.model.path,
+            "from_scratch": config.model.from_scratch or config.model.path is None,
+            "frozen": config.finetuning.frozen,
+            "seed": config.training.seed,
+            "max_steps": config.training.max_steps,
+            "selected_by": config.training.best_metric,
+        }
+
+    def use_best(self, model: ModelT) -> None:
+        """Load the weights that were best on validation, if a run has kept any."""
+        if (self.folder.best / "config.json").is_file():
+            model.load_state_dict(type(model).from_pretrained(self.folder.best).state_dict())
+
+    def save(self, model: ModelT, folder: Path, metrics: dict[str, float]) -> None:
+        """Write model, processor and model card in hub format."""
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        write_model_card(folder, self.config, model, self.manifest, metrics)
+
+    def illustrate(self, model: ModelT, folder: Path) -> list[Path]:
+        """Draw nothing, unless a task does."""
+        return []
+
+    def has(self, split: str) -> bool:
+        """Return whether the prepared data have this split."""
+        return split in self.manifest.splits
+
+    def intervals(self, values: Mapping[str, Sequence[float]], images: Sequence[int]) -> dict[str, float]:
+        """Return the limits of 95 % intervals of metrics that are means, `<name>_low` and `<name>_high`.
+
+        Args:
+            values: By metric, those of the samples; NaN does not count.
+            images: What is drawn anew: samples with the same image are drawn together.
+        """
+        resamples = self.config.evaluation.resamples
+        return limits(bootstrap_means(values, groups=images, resamples=resamples)) if resamples else {}
+
+    def predictions_file(self, split: str) -> Path:
+        """Return the file of a split's predictions: that of test is `predictions.jsonl`."""
+        return self.folder.root / (PREDICTIONS if split == "test" else f"{split}_{PREDICTIONS}")
+
+    def write_predictions(self, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write one JSON object a line."""
+        self.folder.root.mkdir(parents=True, exist_ok=True)
+        with self.predictions_file(split).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def read_predictions(self, split: str) -> list[dict[str, Any]]:
+        """Read what `write_predictions` wrote."""
+        with self.predictions_file(split).open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def reference(self, dataset: ExampleDataset, example: Example) -> dict[str, Any]:
+        """Return how a line of predictions refers to its input, which itself may not be passed on."""
+        return {"id": example.id, "input": {"split": dataset.rows.split, "row": example.row}}
+
+    def _evaluation_batch(self, samples: Sequence[Sample], *, blank: bool) -> dict[str, Tensor]:
+        pairs = [sample.pair for sample in samples]
+        batch = self.inputs(pairs) | {"image_ids": torch.tensor([pair.image_id for pair in pairs])}
+        if blank and "pixel_values" in batch:
+            batch["pixel_values"].zero_()
+        return batch
+
+    def _batches(self, dataset: Dataset[Sample], indices: Sequence[int], collate: Any) -> Iterable[dict[str, Tensor]]:
+        size = self.config.evaluation.batch_size or self.config.training.batch_size
+        visits = [Visit(index, seed=0) for index in indices]
+        return DataLoader(
+            dataset,
+            batch_sampler=[visits[start : start + size] for start in range(0, len(visits), size)],
+            collate_fn=collate,
+            num_workers=self.config.data.num_workers,
+        )
+
+
+def open_data(config: RunConfig, *, for_training: bool = True) -> None:
+    """Prepare the data if the config says how, and check that they can be fine-tuned on, or evaluated.
+
+    Raises:
+        FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
+        ValueError: The config asks for what fine-tuning has not, a split is missing or empty, or a training image is
+            in a held-out split.
+    """
+    data = config.data
+    for option, given in (("also", bool(data.also)), ("streaming", data.streaming)):
+        if given:
+            raise ValueError(f"data.{option}: only pre-training has it; leave it out to fine-tune on data.path")
+    prepare_sets(data)
+    for split in ("train", "validation", "test"):
+        splits = load_manifest(data.path).splits
+        if split not in splits and split != "test" and for_training:
+            raise ValueError(
+                f"{data.path} has no split {split!r}, and fine-tuning needs training rows, and validation rows to "
+                f"choose the best model; it has {', '.join(splits) or 'none'}. Prepare it with such a split."
+            )
+        if split in splits and not splits[split].rows:
+            raise ValueError(
+                f"split {split!r} of {data.path} is empty: all its {splits[split].rejected} rows are in "
+                "rejected.jsonl. Repair the source and prepare it again."
+            )
+    if for_training:
+        refuse_test_rows(data)
+
+
+def open_split(config: RunConfig, split: str, *, texts: bool = True) -> SplitRows:
+    """Open a split of the prepared data with the columns that the config names; without its texts if they are made."""
+    text_column = config.data.text_column if texts else None
+    return SplitRows(config.data.path, split, PairColumns.of(config.data.image_columns, text_column))
+
+
+def validation_limit(config: RunConfig, split: str) -> int | None:
+    """Return how many samples of a split are used; None for all."""
+    return config.data.max_validation_samples if split == "validation" else None
+
+
+def freeze(model: M3AEPreTrainedModel, frozen: Literal["nothing", "encoders", "trunk"]) -> None:
+    """Leave the encoders, or everything but the head, as they are."""
+    groups = {"nothing": (), "encoders": ("encoder",), "trunk": ("encoder", "fusion")}[frozen]
+    for name, parameter in model.named_parameters():
+        if model.parameter_group(name) in groups:
+            parameter.requires_grad_(False)
+
+
+def in_main_process(accelerator: Accelerator, compute: Callable[[], ResultT]) -> ResultT:
+    """Compute something that can be pickled in the main process alone, and give it to all."""
+    shared: list[Any] = [compute() if accelerator.is_main_process else None]
+    broadcast_object_list(shared)
+    result: ResultT = shared[0]
+    return result
+
+
+def best_of(names: Sequence[str], scores: Tensor) -> list[dict[str, Any]]:
+    """Return the `TOP` names with the highest scores (A,), the highest first, as `{"label": …, "score": …}`."""
+    best = scores.topk(min(TOP, len(names)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{"label": names[column], "score": round(score, 5)} for column, score in pairs]
+
+
+def limits(intervals: Mapping[str, Interval]) -> dict[str, float]:
+    """Return the limits of confidence intervals as metrics, `<name>_low` and `<name>_high`."""
+    return {
+        f"{name}_{side}": getattr(interval, side) for name, interval in intervals.items() for side in ("low", "high")
+    }
+
+
+def prefixed(prefix: str, metrics: Mapping[str, float], separator: str = "_") -> dict[str, float]:
+    """Return metrics called `<prefix>_<metric>`."""
+    return {f"{prefix}{separator}{name}": value for name, value in metrics.items()}
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return metrics as JSON has them: null for what is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -1,0 +1,264 @@
+"""The model of a run, of any class: built anew, or from a saved model with the same trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerBase, RobertaConfig
+
+from m3ae.conversion.encoders import Normalization, read_roberta_config
+from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.initialization import init_image_encoder, init_text_encoder, resize_images
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
+from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.training.config import InitConfig, RunConfig
+
+ModelT = TypeVar("ModelT", bound=M3AEPreTrainedModel)
+
+
+def open_model(
+    config: RunConfig,
+    model_class: type[ModelT],
+    texts: Callable[[], Sequence[str]],
+    options: Mapping[str, Any] | None = None,
+    *,
+    new_head: bool = False,
+) -> tuple[ModelT, M3AEProcessor]:
+    """Build the model of a run: from `model.path` if that is set, otherwise anew.
+
+    Args:
+        config: The run; `finetuning.image_size` interpolates the position table.
+        model_class: Any model of this package.
+        texts: Gives the training texts, on which the tokenizer of a new model is trained unless the config names one.
+        options: Options of `M3AEConfig`, such as `id2label`.
+        new_head: Whether the head is drawn at random, whatever the saved model has.
+
+    Returns:
+        Model and processor. Everything drawn at random depends on the run's seed alone.
+
+    Raises:
+        ValueError: There is no such saved model, it has not the head of `model_class`, or sizes do not fit.
+    """
+    options, overrides = dict(options or {}), dict(config.model.overrides)
+    if config.finetuning.image_size is not None:
+        overrides["image_config"] = overrides.get("image_config", {}) | {"image_size": config.finetuning.image_size}
+    if config.model.path is None:
+        tokenizer = build_tokenizer(config, texts)
+        model = model_class(new_config(config, tokenizer, overrides | options))
+        processor = M3AEProcessor(start_encoders(model, config.model.init), tokenizer)
+    else:
+        model, processor = load_model(
+            model_class,
+            config.model.path,
+            overrides,
+            options,
+            new_head=new_head,
+            from_scratch=config.model.from_scratch,
+            seed=config.training.seed,
+        )
+    check_text_length(model.config, config.data.max_text_length)
+    return model, processor
+
+
+def build_tokenizer(config: RunConfig, texts: Callable[[], Sequence[str]]) -> PreTrainedTokenizerBase:
+    """Load the run's tokenizer, or that of the published text encoder, or train it on texts.
+
+    Raises:
+        ValueError: There is no such tokenizer, or the text encoder was trained with another vocabulary.
+    """
+    path, source = config.tokenizer.path, config.model.init.text_encoder
+    if source is not None:
+        vocab_size = read_roberta_config(source).vocab_size
+        tokenizer = load_tokenizer(path or source)
+        check_vocabulary(tokenizer, source, vocab_size)
+        return tokenizer
+    return load_tokenizer(path) if path is not None else train_tokenizer(texts(), config.tokenizer.vocab_size)
+
+
+def new_config(config: RunConfig, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> M3AEConfig:
+    """Return the configuration of the named size with the tokenizer's vocabulary; seed the generators for it."""
+    vocabulary = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    text_config = vocabulary | options.pop("text_config", {})
+    model_config = M3AEConfig.named(
+        config.model.size, mask_token_id=tokenizer.mask_token_id, text_config=text_config, **options
+    )
+    set_seed(config.training.seed)
+    return model_config
+
+
+def start_encoders(model: M3AEPreTrainedModel, init: InitConfig) -> M3AEImageProcessor:
+    """Copy published encoders into a new model, print what was copied, and build the image processor that fits.
+
+    Raises:
+        ValueError: An encoder cannot be read or does not fit the model.
+    """
+    normalization = None
+    if init.image_encoder is not None:
+        report = init_image_encoder(model, init.image_encoder)
+        normalization = report.normalization
+        PartialState().print(report)
+    if init.text_encoder is not None:
+        PartialState().print(init_text_encoder(model, init.text_encoder))
+    return image_processor_for(model, normalization)
+
+
+def image_processor_for(model: M3AEPreTrainedModel, normalization: Normalization | None) -> M3AEImageProcessor:
+    """Build the image processor of a model, with CLIP's normalisation if None is given."""
+    assert isinstance(model.config.image_config, M3AEImageConfig)
+    processor = M3AEImageProcessor.for_size(model.config.image_config.image_size)
+    if normalization is not None:
+        processor.image_mean, processor.image_std = normalization
+    return processor
+
+
+def saved_config(path: str) -> M3AEConfig:
+    """Read the configuration of a saved model; `architectures` names its class.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        config: M3AEConfig = M3AEConfig.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"model.path: no saved M3AE model in {path!r} ({str(error).splitlines()[0]}).") from error
+    return config
+
+
+def has_labels(path: str | None, model_class: type[M3AEPreTrainedModel], labels: Sequence[str]) -> bool:
+    """Return whether the saved model is of a class and has a head for just these labels."""
+    if path is None:
+        return False
+    saved = saved_config(path)
+    return saved.architectures == [model_class.__name__] and label_names(saved) == [*labels]
+
+
+def label_names(config: M3AEConfig) -> list[str]:
+    """Return the names of a head's labels, in the order of its columns."""
+    names: Mapping[Any, str] = config.id2label or {}
+    return [names[column] for column in range(len(names))]
+
+
+def load_model(
+    model_class: type[ModelT],
+    path: str,
+    overrides: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    new_head: bool,
+    from_scratch: bool,
+    seed: int,
+) -> tuple[ModelT, M3AEProcessor]:
+    """Load a saved model of any class as one of `model_class`, and its processor.
+
+    Args:
+        model_class: What to make of it.
+        path: Folder or hub name.
+        overrides: Options of `M3AEConfig` that the user replaces; another image size interpolates the position table.
+        options: Those that the task replaces.
+        new_head: Whether the head is drawn at random; otherwise the saved model has to have it.
+        from_scratch: Whether the trunk is, too.
+        seed: Decides what is drawn.
+
+    Raises:
+        ValueError: There is no such model, it lacks the head, or its weights have other shapes than is asked for.
+    """
+    saved = saved_config(path)
+    try:
+        processor = M3AEProcessor.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"model.path: no processor in {path!r} ({str(error).splitlines()[0]}).") from error
+    wanted, image_size = _merged(saved, {**overrides, **options})
+    set_seed(seed)
+    try:
+        if from_scratch or new_head:
+            model = model_class(wanted)
+            if not from_scratch:
+                model.base_model.load_state_dict(M3AEModel.from_pretrained(path, config=wanted).state_dict())
+        else:
+            model = _load_whole(model_class, path, wanted)
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"The weights in {path!r} have other sizes than the configuration asks for: model.overrides "
+            f"{dict(overrides)} change the shape of parameters, or the head has not one row for each of its labels. "
+            "Leave those overrides out, or start a new model with model.size."
+        ) from error
+    assert isinstance(saved.image_config, M3AEImageConfig)
+    if image_size != saved.image_config.image_size:
+        resize_images(model, image_size)
+        old = processor.image_processor
+        processor.image_processor = image_processor_for(model, (old.image_mean, old.image_std))
+    return model, processor
+
+
+def _merged(saved: M3AEConfig, changes: Mapping[str, Any]) -> tuple[M3AEConfig, int]:
+    """Return a saved configuration with changes, but of its own image size, and the image size that is wanted."""
+    options = saved.to_dict()
+    for key, value in changes.items():
+        merge = isinstance(value, dict) and key != "id2label"
+        options[key] = {**options.get(key, {}), **value} if merge else value
+    for stale in ("architectures", *(["label2id"] if "id2label" in changes else [])):
+        options.pop(stale, None)
+    wanted = M3AEConfig(**options)
+    assert isinstance(wanted.image_config, M3AEImageConfig) and isinstance(saved.image_config, M3AEImageConfig)
+    image_size, wanted.image_config.image_size = wanted.image_config.image_size, saved.image_config.image_size
+    return wanted, image_size
+
+
+def _load_whole(model_class: type[ModelT], path: str, config: M3AEConfig) -> ModelT:
+    """Load trunk and head.
+
+    Raises:
+        ValueError: The saved model has no such head.
+    """
+    loaded: Any = model_class.from_pretrained(path, config=config, output_loading_info=True)
+    model: ModelT = loaded[0]
+    heads = sorted({name.partition(".")[0] for name in loaded[1]["missing_keys"] if not name.startswith("m3ae.")})
+    if heads:
+        saved = ", ".join(saved_config(path).architectures or ["a model of unknown class"])
+        raise ValueError(
+            f"The model in {path!r} is {saved} and has no {' or '.join(heads)}, which {model_class.__name__} needs: "
+            "fine-tune it first, or name the folder of a model that was."
+        )
+    return model
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, text_encoder: str, vocab_size: int) -> None:
+    """Raise if a published text encoder with `vocab_size` words was trained with others than the tokenizer's."""
+    advice = f"Set tokenizer.path to the tokenizer that {text_encoder!r} was trained with."
+    if len(tokenizer) != vocab_size:
+        raise ValueError(
+            f"The tokenizer in {tokenizer.name_or_path!r} has {len(tokenizer)} words, the text encoder in "
+            f"{text_encoder!r} has {vocab_size}; a folder without a tokenizer's files gives an empty one. {advice}"
+        )
+    if tokenizer.name_or_path == text_encoder:
+        return
+    own = load_tokenizer(text_encoder).get_vocab()
+    if len(own) == vocab_size and own != tokenizer.get_vocab():
+        different = next(word for word, index in tokenizer.get_vocab().items() if own.get(word) != index)
+        raise ValueError(
+            f"The tokenizer in {tokenizer.name_or_path!r} numbers words otherwise than the text encoder in "
+            f"{text_encoder!r}: {different!r} is {tokenizer.get_vocab()[different]} and {own.get(different)}. {advice}"
+        )
+
+
+def check_text_length(config: M3AEConfig, max_text_length: int) -> None:
+    """Raise if the position table cannot hold texts of `max_text_length` tokens."""
+    text = config.text_config
+    assert isinstance(text, RobertaConfig)
+    longest = text.max_position_embeddings - (text.pad_token_id or 0) - 1
+    if max_text_length > longest:
+        raise ValueError(
+            f"data.max_text_length must be at most {longest}, got {max_text_length}: the model's position table has "
+            f"{text.max_position_embeddings} rows. Set model.overrides.text_config.max_position_embeddings."
+        )

@@ -1,0 +1,292 @@
+"""Fine-tuning for retrieval: images and texts that find each other, and how well they do (Chen et al. 2022).
+
+A pre-trained model is measured without training (`m3ae evaluate`, zero-shot) in the same way as a fine-tuned one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, cast
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import send_to_device
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from m3ae.data.examples import Example, ExampleDataset, Sample
+from m3ae.data.pairs import digest
+from m3ae.metrics.retrieval import RelevanceRule, ranks_of_best_match, relevant_images
+from m3ae.metrics.sums import MeanMetrics
+from m3ae.models.retrieval import M3AEForImageTextRetrieval
+from m3ae.tasks.finetuning import FineTuning, best_of, open_data, open_split, prefixed
+from m3ae.tasks.gallery import Gallery, both_ways
+from m3ae.tasks.models import open_model
+from m3ae.training.config import RunConfig
+
+KS = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
+
+
+class Candidates(NamedTuple):
+    """The T texts and I images of the pairs of a split, in order.
+
+    Attributes:
+        examples: Those with both an image and a text.
+        texts: Every text of every example.
+        text_rows: (T,) place in `examples` that each text belongs to; that of image i is i.
+        text_names: A name for each text: that of its example, and its number there if there are several.
+        image_ids: (I,) equal numbers name the same image.
+    """
+
+    examples: list[Example]
+    texts: list[str]
+    text_rows: list[int]
+    text_names: list[str]
+    image_ids: list[int]
+
+    def relevant(self, rule: RelevanceRule) -> Tensor:
+        """Return which images are right for which texts, (T, I)."""
+        text_ids = torch.tensor([digest(text.encode()) for text in self.texts])
+        images = torch.arange(len(self.image_ids))
+        return relevant_images(torch.tensor(self.text_rows), images, text_ids, torch.tensor(self.image_ids), rule)
+
+
+class Ranking(NamedTuple):
+    """Scores of the images for each text (T, I), of the texts for each image (I, T), and which are right (T, I)."""
+
+    of_texts: Tensor
+    of_images: Tensor
+    relevant: Tensor
+
+    def metrics(self) -> dict[str, float]:
+        """Return recalls and median ranks both ways, and the mean of the recalls."""
+        found = both_ways(*self)
+        recalls = [found[f"{direction}_recall@{k}"] for direction in DIRECTIONS for k in KS]
+        return found | {"mean_recall": sum(recalls) / len(recalls)}
+
+    def ranks(self) -> dict[str, Tensor]:
+        """Return the rank of the best-placed right candidate, by direction: (T,) and (I,)."""
+        matrices = ((self.of_texts, self.relevant), (self.of_images, self.relevant.T))
+        ranks = (ranks_of_best_match(*matrix) for matrix in matrices)
+        return dict(zip(DIRECTIONS, ranks, strict=True))
+
+
+class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
+    """Images and texts that find each other by the matching head.
+
+    Training tells each image's text apart from others of its batch: hard ones if the model has a contrastive head.
+    Measuring ranks all texts of a split, whatever their number in a row, and the first view of each row.
+    """
+
+    @classmethod
+    def from_config(cls, config: RunConfig, *, for_training: bool = True) -> Retrieval:
+        """Open data and model.
+
+        Raises:
+            FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
+            ValueError: Data, model and config do not fit together.
+        """
+        open_data(config, for_training=for_training)
+        if not config.data.image_columns or config.data.text_column is None:
+            raise ValueError("data: retrieval needs image_columns and a text_column, got none of one of them")
+        model, processor = open_model(
+            config, M3AEForImageTextRetrieval, lambda: open_texts(config, "train").texts(), new_head=False
+        )
+        if config.retrieval.rerank is not None and model.itc_head is None:
+            raise ValueError(
+                f"retrieval.rerank: got {config.retrieval.rerank}, but the model has no contrastive head to choose "
+                "candidates with: pre-train it with model.overrides.itc_weight, or set retrieval.rerank=null"
+            )
+        return cls(config, model, processor)
+
+    @cached_property
+    def train_dataset(self) -> ExampleDataset:
+        """The training rows; a visit draws one of a row's views and one of its texts."""
+        return open_texts(self.config, "train")
+
+    def labels(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Return numbers that are the same for the same image and the same text, which are no negatives."""
+        names = ("image_id", "text_id")
+        return {f"{name}s": torch.tensor([getattr(sample.pair, name) for sample in samples]) for name in names}
+
+    def evaluate(self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, split: str) -> dict[str, float]:
+        """Return the losses, recalls and median ranks both ways, and the mean recall."""
+        dataset = self.dataset(split)
+        ranking = self.rank(model, accelerator, dataset, self.candidates(dataset))
+        return self._losses(model, accelerator, dataset) | ranking.metrics()
+
+    def final(self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, split: str) -> dict[str, float]:
+        """Return these with 95 % intervals over the images, and what chance and the first stage alone reach.
+
+        Write the ids of the evaluated pairs and the predictions.
+        """
+        dataset = self.dataset(split)
+        candidates = self.candidates(dataset)
+        ranking = self.rank(model, accelerator, dataset, candidates)
+        metrics = self._losses(model, accelerator, dataset) | ranking.metrics() | self._intervals(candidates, ranking)
+        if self.config.evaluation.controls:
+            metrics |= prefixed("chance", chance_recalls(ranking.relevant))
+            if model.itc_head is not None:
+                similarity = self._gallery(model, accelerator, dataset, candidates).compare(model.itc_head)
+                metrics |= prefixed("first_stage", Ranking(similarity, similarity.T, ranking.relevant).metrics())
+        if accelerator.is_main_process:
+            self.write_predictions(split, self._describe_predictions(dataset, candidates, ranking))
+            ids = "".join(f"{example.id}\n" for example in candidates.examples)
+            (self.folder.root / f"{split}.ids.txt").write_text(ids, encoding="utf-8")
+        return metrics
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the results depend on, the rule of what is right among it."""
+        return super().describe() | self.config.retrieval.model_dump()
+
+    def dataset(self, split: str) -> ExampleDataset:
+        """Open a split, or as many of its rows as the config says."""
+        limit = self.config.data.max_validation_samples if split == "validation" else None
+        return open_texts(self.config, split, limit or self.config.retrieval.max_rows)
+
+    def candidates(self, dataset: ExampleDataset) -> Candidates:
+        """Return what is searched for each other: all texts and the first view of the rows with an image.
+
+        Raises:
+            ValueError: No row has both.
+        """
+        found = Candidates([], [], [], [], [])
+        for example in dataset.examples:
+            pair = dataset.rows.pair(example.row, seed=0)
+            if pair.image is None:
+                continue
+            found.texts.extend(example.texts)
+            found.text_rows.extend([len(found.examples)] * len(example.texts))
+            several = len(example.texts) > 1
+            found.text_names.extend(f"{example.id}#{n}" if several else example.id for n in range(len(example.texts)))
+            found.examples.append(example)
+            found.image_ids.append(pair.image_id)
+        if not found.examples:
+            raise ValueError(f"no row of {self.config.data.path}, {dataset.rows.split}, has both image and text")
+        return found
+
+    def rank(
+        self,
+        model: M3AEForImageTextRetrieval,
+        accelerator: Accelerator,
+        dataset: ExampleDataset,
+        candidates: Candidates,
+    ) -> Ranking:
+        """Score texts and images against each other, in one stage or two as the config says."""
+        gallery, k = self._gallery(model, accelerator, dataset, candidates), self.config.retrieval.rerank
+        relevant = candidates.relevant(self.config.retrieval.relevance)
+        if k is None or model.itc_head is None:
+            scores = gallery.match(model.score)
+            return Ranking(scores, scores.T, relevant)
+        return Ranking(*gallery.search(model.score, model.itc_head, k), relevant)
+
+    def _gallery(
+        self,
+        model: M3AEForImageTextRetrieval,
+        accelerator: Accelerator,
+        dataset: ExampleDataset,
+        candidates: Candidates,
+    ) -> Gallery:
+        return Gallery(
+            model.m3ae,
+            candidates.texts,
+            candidates.image_ids,
+            lambda place: dataset.rows.pair(candidates.examples[place].row, seed=0),
+            self.evaluation_collator,
+            accelerator,
+            self._batch_size,
+        )
+
+    @property
+    def _batch_size(self) -> int:
+        return self.config.evaluation.batch_size or self.config.training.batch_size
+
+    def _losses(
+        self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, dataset: ExampleDataset
+    ) -> dict[str, float]:
+        """Return the training losses over batches of a fixed composition, however many processes share them."""
+        sums, size, source = MeanMetrics(), self._batch_size, cast(Dataset[Sample], dataset)
+        own = range(accelerator.process_index, math.ceil(len(dataset) / size), accelerator.num_processes)
+        rows = [row for number in own for row in range(number * size, min((number + 1) * size, len(dataset)))]
+        for number, batch in zip(own, self._batches(source, rows, self._evaluation_pairs), strict=True):
+            count = len(batch["text_ids"])
+            noise = torch.rand(count, count, generator=torch.Generator().manual_seed(number))
+            with accelerator.autocast():
+                output = model(**send_to_device(batch | {"negative_noise": noise}, accelerator.device))
+            sums.add("loss", output.loss.expand(count))
+            for name, loss in output.losses.items():
+                sums.add(f"{name}_loss", loss.expand(count))
+        return sums.compute()
+
+    def _evaluation_pairs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        return self.inputs([sample.pair for sample in samples]) | self.labels(samples)
+
+    def _intervals(self, candidates: Candidates, ranking: Ranking) -> dict[str, float]:
+        found: dict[str, float] = {}
+        groups = ([candidates.image_ids[row] for row in candidates.text_rows], candidates.image_ids)
+        for (direction, ranks), images in zip(ranking.ranks().items(), groups, strict=True):
+            hits = {f"{direction}_recall@{k}": (ranks <= k).double().tolist() for k in KS}
+            found |= self.intervals(hits, images)
+        return found
+
+    def _describe_predictions(
+        self, dataset: ExampleDataset, candidates: Candidates, ranking: Ranking
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a line for every query, the texts first."""
+        image_names, ranks = [example.id for example in candidates.examples], ranking.ranks()
+        sides = (
+            (candidates.text_names, candidates.text_rows, image_names, ranking.of_texts, ranking.relevant),
+            (image_names, range(len(image_names)), candidates.text_names, ranking.of_images, ranking.relevant.T),
+        )
+        for direction, (queries, rows, names, scores, relevant) in zip(DIRECTIONS, sides, strict=True):
+            for place, (query, row) in enumerate(zip(queries, rows, strict=True)):
+                top = best_of(names, scores[place])
+                yield {
+                    **self.reference(dataset, candidates.examples[row]),
+                    "direction": direction,
+                    "query": query,
+                    "prediction": top[0]["label"],
+                    "top": top,
+                    "truth": [names[right] for right in relevant[place].nonzero()[:, 0].tolist()],
+                    "rank": int(ranks[direction][place]),
+                }
+
+
+def open_texts(config: RunConfig, split: str, limit: int | None = None) -> ExampleDataset:
+    """Open the rows of a split that have a text; those without are left out, and counted in a message.
+
+    Raises:
+        FileNotFoundError: There is no such prepared folder.
+        ValueError: It lacks the split or a column, or no row has a text.
+    """
+    rows = open_split(config, split)
+    texts = [tuple(rows.columns.texts_of(cells)) for cells in rows.cells()]
+    ids = [cells["id"] for cells in rows.cells()]
+    examples = [Example(row, ids[row], own, None, {}) for row, own in enumerate(texts) if own]
+    if len(examples) < len(texts):
+        left_out = len(texts) - len(examples)
+        PartialState().print(f"{left_out} rows of {config.data.path}, {split}, have no text: left out")
+    if not examples:
+        raise ValueError(f"no row of {config.data.path}, {split}, has a text")
+    return ExampleDataset(rows, examples, limit)
+
+
+def chance_recalls(relevant: Tensor) -> dict[str, float]:
+    """Return what a random order is expected to reach, both ways.
+
+    Of C candidates of which r are right, the first K are all wrong with probability Π (C − r − i) / (C − i), i < K.
+
+    Args:
+        relevant: (T, I) bool.
+    """
+    found = {}
+    for direction, right in zip(DIRECTIONS, (relevant, relevant.T), strict=True):
+        wrong, total = (~right).sum(1, keepdim=True).double(), right.shape[1]
+        for k in KS:
+            i = torch.arange(min(k, total))
+            missed = ((wrong - i).clamp(min=0) / (total - i)).prod(1)
+            found[f"{direction}_recall@{k}"] = float((1 - missed).mean())
+    return found

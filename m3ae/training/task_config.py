@@ -1,0 +1,81 @@
+"""Sections of the configuration that belong to one task each, or to all that fine-tune."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+
+STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, and values do not change."""
+
+    model_config = STRICT
+
+
+class FineTuningConfig(Section):
+    """What all fine-tuning tasks have in common.
+
+    Attributes:
+        image_size: Side of the images in pixels; where it is not the model's, the position table is interpolated.
+        frozen: Which weights stay as they are: `trunk` leaves only the head to learn (probing).
+    """
+
+    image_size: PositiveInt | None = None
+    frozen: Literal["nothing", "encoders", "trunk"] = "nothing"
+
+
+class QuestionAnsweringConfig(Section):
+    """The answers that can be given.
+
+    Attributes:
+        answers: From `answers.json` of the prepared `folder`, where there is none from its training split; or those of
+            the `checkpoint`, whose head is then kept.
+    """
+
+    answers: Literal["folder", "checkpoint"] = "folder"
+
+
+class ClassificationConfig(Section):
+    """The classes, and how rows name them.
+
+    Attributes:
+        label_column: Column of the label or the list of labels.
+        multi_label: Whether a sample may have any number of labels; otherwise it has one.
+        labels: The classes, in this order; `null` for those of the training split, the most frequent first.
+        num_labels: Keep only this many of the most frequent ones.
+        uncertain: What the labels of the column `labels_uncertain` count as, in training and in evaluation.
+        class_weights: Weight of each class in the loss: `balanced`, inversely proportional to its frequency; a list;
+            or `null` for none. With several labels, the weight is that of a label's positives.
+    """
+
+    label_column: str = "labels"
+    multi_label: bool = False
+    labels: list[str] | None = None
+    num_labels: PositiveInt | None = None
+    uncertain: Literal["ignore", "zero", "one"] = "ignore"
+    class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
+
+    @model_validator(mode="after")
+    def _labels_are_named_or_counted(self) -> "ClassificationConfig":
+        if self.labels is not None and self.num_labels is not None:
+            raise ValueError("num_labels: got it beside classification.labels, expected one of them")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels: got {self.labels}, expected each name once")
+        return self
+
+
+class RetrievalConfig(Section):
+    """How images and texts are ranked and judged.
+
+    Attributes:
+        relevance: What is right: an image that stands with an equal text in any row (`every`), or only that of the
+            text's own row (`published`).
+        rerank: Rank by the contrastive head and re-rank so many of the nearest by the matching head; `null` to score
+            every pair by the matching head, as published.
+        max_rows: Rows of a split that are ranked, evenly spaced; `null` for all.
+    """
+
+    relevance: Literal["every", "published"] = "every"
+    rerank: PositiveInt | None = None
+    max_rows: PositiveInt | None = None

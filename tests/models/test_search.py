@@ -1,0 +1,162 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from m3ae import M3AEForImageTextRetrieval
+from m3ae.models.search import (
+    EncodedImages,
+    EncodedTexts,
+    ImagesOnDemand,
+    embed,
+    encode_images,
+    encode_texts,
+    rerank,
+    score_all,
+    score_pairs,
+    two_stage,
+)
+from tests.models.tiny import tiny_of, tiny_pairs
+
+
+@pytest.fixture(scope="module")
+def model() -> M3AEForImageTextRetrieval:
+    return tiny_of(M3AEForImageTextRetrieval, itc_weight=1.0)
+
+
+PIXELS = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LENGTHS = (3, 12, 7, 3, 30, 9, 2)
+TOKENS = [[0, *range(5 + 3 * n, 3 + 3 * n + length), 2] for n, length in enumerate(LENGTHS)]
+
+
+@pytest.fixture(scope="module")
+def texts(model: M3AEForImageTextRetrieval) -> EncodedTexts:
+    return encode_texts(model.m3ae, TOKENS, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def images(model: M3AEForImageTextRetrieval) -> EncodedImages:
+    return encode_images(model.m3ae, PIXELS.split(2))
+
+
+@pytest.fixture(scope="module")
+def plain(model: M3AEForImageTextRetrieval) -> Tensor:
+    """Scores (7, 5), each pair encoded anew, alone and without padding."""
+    with torch.no_grad():
+        rows = [
+            model.itm_head(model.m3ae(PIXELS[[image]], torch.tensor([ids])).pooler_output)[0, 1]
+            for ids in TOKENS
+            for image in range(len(PIXELS))
+        ]
+    return torch.stack(rows).view(len(TOKENS), len(PIXELS))
+
+
+@pytest.mark.parametrize(("batch_size", "block_size"), [(64, 64), (4, 2), (1, 1)])
+def test_scores_are_those_of_the_plain_forward(model, texts, images, plain, batch_size: int, block_size: int) -> None:
+    scores = score_all(model.score, texts, images, batch_size=batch_size, block_size=block_size)
+    torch.testing.assert_close(scores, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_pairs_are_scored_in_the_order_given(model, texts, images, plain) -> None:
+    pairs = torch.tensor([[4, 0], [0, 4], [4, 0], [6, 3], [1, 1], [0, 0]])
+    scores = score_pairs(model.score, texts, images, pairs, batch_size=2, block_size=2)
+    torch.testing.assert_close(scores, plain[pairs[:, 0], pairs[:, 1]], atol=1e-5, rtol=1e-5)
+
+
+def test_each_image_is_selected_once_and_no_padding_is_fused(model, texts, images) -> None:
+    selected, fused = [], []
+
+    class Watched(EncodedImages):
+        def select(self, index: Tensor):
+            selected.append(index.tolist())
+            return super().select(index)
+
+    def score(text, image):
+        assert text.mask is None or text.mask.all(1).any()  # as long as one of them, not longer
+        fused.append(text.tokens.shape[:2])
+        return model.score(text, image)
+
+    score_all(score, texts, Watched(images.tokens), batch_size=5, block_size=5)
+    assert selected == [[0, 1, 2, 3, 4]]
+    assert fused == [(5, length) for length in sorted(LENGTHS)]
+
+
+def test_images_on_demand_give_the_same(model, texts, images) -> None:
+    loaded = []
+
+    def load(rows: list[int]) -> Tensor:
+        loaded.append(rows)
+        return PIXELS[rows]
+
+    lazy = ImagesOnDemand(model.m3ae, load, len(PIXELS), batch_size=2)
+    expected = score_all(model.score, texts, images)
+    torch.testing.assert_close(score_all(model.score, texts, lazy, block_size=3), expected, atol=1e-5, rtol=1e-5)
+    assert loaded == [[0, 1], [2], [3, 4]]
+
+
+def test_embeddings_do_not_depend_on_batches(model, texts, images) -> None:
+    found = embed(model.itc_head, "text", texts, batch_size=3)
+    alone = torch.cat([embed(model.itc_head, "text", encode_texts(model.m3ae, [ids])) for ids in TOKENS])
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(len(TOKENS)))
+    assert embed(model.itc_head, "image", images, batch_size=2).shape == (5, model.config.itc_size)
+
+
+@pytest.fixture(scope="module")
+def similarity(model, texts, images) -> Tensor:
+    return embed(model.itc_head, "text", texts) @ embed(model.itc_head, "image", images).T
+
+
+def test_two_stages_with_all_candidates_are_one_stage(model, texts, images, similarity) -> None:
+    expected = score_all(model.score, texts, images)
+    for k in (7, 100):
+        of_texts, of_images = two_stage(similarity, k, partial(score_pairs, model.score, texts, images, batch_size=4))
+        torch.testing.assert_close(of_texts, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(of_images, expected.T, atol=1e-5, rtol=1e-5)
+
+
+def test_two_stages_rerank_the_nearest_and_leave_the_others_behind(model, texts, images, similarity) -> None:
+    scored = []
+
+    def score(text, image):
+        scored.append(len(image.tokens))
+        return model.score(text, image)
+
+    expected = score_all(model.score, texts, images)
+    both = two_stage(similarity, 2, partial(score_pairs, score, texts, images))
+    for found, first, second in zip(both, (similarity, similarity.T), (expected, expected.T), strict=True):
+        for row, candidates in enumerate(first.argsort(1, descending=True)):
+            nearest = candidates[:2][second[row, candidates[:2]].argsort(descending=True)]
+            assert found[row].argsort(descending=True).tolist() == [*nearest.tolist(), *candidates[2:].tolist()]
+    assert 7 * 2 <= sum(scored) <= 7 * 2 + 5 * 2  # a pair wanted both ways is scored once
+
+
+def test_rerank_orders_candidates(model, texts, images, similarity) -> None:
+    expected = score_all(model.score, texts, images)
+    nearest = similarity.topk(3).indices
+    found, scores = rerank(model.score, texts, images, nearest)
+    torch.testing.assert_close(scores, expected.gather(1, found), atol=1e-5, rtol=1e-5)
+    assert (scores.diff(dim=1) <= 0).all() and torch.equal(found.sort(1).values, nearest.sort(1).values)
+
+
+def test_half_precision_is_the_callers_choice_and_makes_no_ties(model, plain) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        own = encode_texts(model.m3ae, TOKENS), encode_images(model.m3ae, PIXELS.split(2))
+        scores = score_all(model.score, *own)
+    assert scores.dtype == torch.float32 and len(scores.unique()) == scores.numel()
+    assert 1e-5 < (scores - plain).abs().max() < 0.02
+
+
+def test_training_draws_the_texts_that_the_contrastive_head_finds_near(model) -> None:
+    few = tiny_of(M3AEForImageTextRetrieval, itc_weight=1.0, num_negatives=1)
+    few.itc_head.log_scale.data.fill_(6.0)  # so sharp that the nearest is always drawn
+    pairs = tiny_pairs()
+    text, image = few.encode_text(pairs["input_ids"], pairs["attention_mask"]), few.encode_image(pairs["pixel_values"])
+    similarity = few.itc_head(text, image).T.fill_diagonal_(-torch.inf)
+    output = few(**pairs, negative_noise=torch.full((4, 4), 0.5))
+    assert output.candidates[:, 1].tolist() == similarity.argmax(1).tolist()
+    assert list(output.losses) == ["irtr", "itc"]
+    torch.testing.assert_close(output.loss, output.losses["irtr"] + output.losses["itc"])
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in few.itc_head.parameters())

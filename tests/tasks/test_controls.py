@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+from m3ae.tasks.controls import bag_of_words, bag_of_words_scores, majority, majority_by_type
+
+
+def test_majority_is_the_most_frequent_and_then_the_first_by_alphabet() -> None:
+    assert majority(["no", "yes", "yes"]) == "yes"
+    assert majority(["yes", "no"]) == "no"
+
+
+def test_majority_by_type_falls_back_on_all_questions() -> None:
+    labels, types = ["yes", "yes", "no", "left", "left"], ["pres", "pres", "pres", "pos", "pos"]
+    assert majority_by_type(labels, types, ["pos", "pres", "size"]) == ["left", "yes", "left"]
+
+
+def test_bag_of_words_reads_the_words_and_not_their_order() -> None:
+    texts = ["which side is it", "is it a nodule", "side which", "a nodule it is"]
+    assert bag_of_words(texts, ["left", "yes", "left", "yes"], ["nodule", "the side"]) == ["yes", "left"]
+
+
+@pytest.mark.parametrize(("texts", "labels"), [(["", ""], ["no", "no"]), (["a b", "c d"], ["no", "no"])])
+def test_bag_of_words_without_words_or_choice_is_the_majority(texts: list[str], labels: list[str]) -> None:
+    assert bag_of_words(texts, labels, ["new words"]) == ["no"]
+
+
+def test_scores_of_several_labels_rank_by_their_words() -> None:
+    texts = ["large heart", "clear lungs", "large heart, fluid", "fluid"]
+    targets = np.array([[1, 0, 1], [0, 0, 1], [1, 1, 1], [0, 1, -100]])
+    scores = bag_of_words_scores(texts, targets, ["heart", "fluid"])
+    assert scores[0, 0] > 0.5 > scores[1, 0] and scores[1, 1] > 0.5 > scores[0, 1]
+    assert scores[:, 2].tolist() == [1, 1], "a label of one class only is its share"
+    assert bag_of_words_scores(["", ""], np.array([[1], [0]]), ["a"]).tolist() == [[0.5]]

@@ -1,0 +1,103 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionAnswering
+from m3ae.tasks.models import has_labels, label_names, open_model, saved_config
+from m3ae.training.config import RunConfig
+from tests.tasks.tiny_finetuning import save_model, tiny_finetuning
+
+ANSWERS = {"id2label": {0: "yes", 1: "no", 2: "left"}}
+
+
+def run(tmp_path: Path, path: str | None, **sections: Any) -> RunConfig:
+    sections["model"] = {"path": path} | sections.get("model", {})
+    return tiny_finetuning("question_answering", tmp_path, tmp_path / "run", **sections)
+
+
+def answerer(config: RunConfig, *, new_head: bool = False, **options: Any) -> M3AEForQuestionAnswering:
+    model, _ = open_model(config, M3AEForQuestionAnswering, lambda: ["some text"], options, new_head=new_head)
+    return model
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    theirs = b.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in a.state_dict().items())
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> str:
+    return save_model(tmp_path / "pretrained", M3AEForPreTraining)
+
+
+@pytest.fixture
+def finetuned(tmp_path: Path) -> str:
+    return save_model(tmp_path / "finetuned", M3AEForQuestionAnswering, id2label={0: "yes", 1: "no"})
+
+
+def test_a_new_head_stands_on_the_trunk_of_a_saved_model(tmp_path: Path, pretrained: str) -> None:
+    config = run(tmp_path, pretrained)
+    model = answerer(config, new_head=True, **ANSWERS)
+    assert equal(model.m3ae, M3AEForPreTraining.from_pretrained(pretrained).m3ae)
+    assert model.vqa_head.output.out_features == 3 and label_names(model.config) == ["yes", "no", "left"]
+    assert equal(model, answerer(config, new_head=True, **ANSWERS)), "the seed decides the head"
+    other = answerer(run(tmp_path, pretrained, training={"seed": 1}), new_head=True, **ANSWERS)
+    assert equal(model.m3ae, other.m3ae) and not equal(model.vqa_head, other.vqa_head)
+
+
+def test_from_scratch_keeps_nothing_but_sizes_and_vocabulary(tmp_path: Path, pretrained: str) -> None:
+    model = answerer(run(tmp_path, pretrained, model={"from_scratch": True}), new_head=True, **ANSWERS)
+    assert not torch.equal(
+        model.m3ae.projections["text"].weight,
+        M3AEForPreTraining.from_pretrained(pretrained).m3ae.projections["text"].weight,
+    )
+    assert model.config.text_config.vocab_size == saved_config(pretrained).text_config.vocab_size
+
+
+def test_a_head_is_kept_unless_a_new_one_is_asked_for(tmp_path: Path, finetuned: str) -> None:
+    kept = answerer(run(tmp_path, finetuned))
+    assert equal(kept, M3AEForQuestionAnswering.from_pretrained(finetuned))
+    new = answerer(run(tmp_path, finetuned), new_head=True, id2label={0: "left", 1: "right"})
+    assert equal(kept.m3ae, new.m3ae) and not equal(kept.vqa_head, new.vqa_head)
+    assert label_names(new.config) == ["left", "right"]
+
+
+def test_a_head_has_labels_only_in_their_order_and_for_its_task(finetuned: str, pretrained: str) -> None:
+    assert has_labels(finetuned, M3AEForQuestionAnswering, ["yes", "no"])
+    assert not has_labels(finetuned, M3AEForQuestionAnswering, ["no", "yes"])
+    assert not has_labels(finetuned, M3AEForPreTraining, ["yes", "no"])
+    assert not has_labels(None, M3AEForQuestionAnswering, ["yes", "no"])
+
+
+def test_a_checkpoint_without_the_head_is_explained(tmp_path: Path, pretrained: str, finetuned: str) -> None:
+    with pytest.raises(ValueError, match="is M3AEForPreTraining and has no vqa_head, which M3AEForQuestionAnswering"):
+        answerer(run(tmp_path, pretrained))
+    with pytest.raises(ValueError, match="is M3AEForQuestionAnswering and has no itm_head"):
+        open_model(run(tmp_path, finetuned), M3AEForImageTextRetrieval, lambda: [])
+
+
+def test_a_head_of_another_size_than_its_labels_is_explained(tmp_path: Path, finetuned: str) -> None:
+    with pytest.raises(ValueError, match="the head has not one row for each of its labels"):
+        answerer(run(tmp_path, finetuned), **ANSWERS)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_another_image_size_interpolates_the_positions(tmp_path: Path, pretrained: str, saved: bool) -> None:
+    config = run(tmp_path, pretrained if saved else None, finetuning={"image_size": 48})
+    model, processor = open_model(config, M3AEForQuestionAnswering, lambda: ["a text"], ANSWERS, new_head=True)
+    assert model.config.image_config.image_size == processor.image_processor.crop_size["height"] == 48
+    assert model(pixel_values=torch.zeros(1, 3, 48, 48)).logits.shape == (1, 3)
+
+
+def test_a_new_model_reads_the_words_of_the_texts(tmp_path: Path) -> None:
+    config = run(tmp_path, None, tokenizer={"vocab_size": 265})
+    model, processor = open_model(config, M3AEForQuestionAnswering, lambda: ["nodule nodule"], ANSWERS)
+    assert model.config.text_config.vocab_size == len(processor.tokenizer) == 265
+    assert model.config.mask_token_id == processor.tokenizer.mask_token_id
+
+
+def test_what_is_no_model_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model.path: no saved M3AE model in 'nowhere'"):
+        answerer(run(tmp_path, "nowhere"))

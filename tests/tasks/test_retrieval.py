@@ -1,0 +1,179 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionAnswering
+from m3ae.tasks.gallery import Gallery
+from m3ae.tasks.retrieval import Ranking, Retrieval, chance_recalls, open_texts
+from m3ae.training.loop import train
+from m3ae.training.sampler import Visit
+from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
+
+# Row b has two captions, one of which row c has, too; d has the image of a. Rows e and f lack a side.
+ROWS = [
+    {"id": "a", "image": 10, "text": ["clear lungs"]},
+    {"id": "b", "image": 60, "text": ["a large effusion on the left", "effusion"]},
+    {"id": "c", "image": 110, "text": ["effusion"]},
+    {"id": "d", "image": 10, "text": ["no finding"]},
+    {"id": "e", "image": None, "text": ["a text alone"]},
+    {"id": "f", "image": 200, "text": None},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "prepared"
+    return write_splits(path, {"train": ROWS, "validation": ROWS, "test": ROWS})
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("pretrained"), M3AEForPreTraining, itc_weight=1.0)
+
+
+def open_task(folder: Path, output: Path, pretrained: str, **sections: dict) -> Retrieval:
+    config = tiny_finetuning("retrieval", folder, output, model={"path": pretrained}, **sections)
+    return Retrieval.from_config(config)
+
+
+@torch.no_grad()
+def final(task: Retrieval) -> dict[str, float]:
+    task.model.eval()
+    return task.measure(task.model, Accelerator(cpu=True), "test")
+
+
+def test_a_run_measures_and_leaves_the_ids_and_predictions(folder: Path, tmp_path: Path, pretrained: str) -> None:
+    task = open_task(folder, tmp_path, pretrained)
+    found = train(task.config, task)
+    for name in ("loss", "irtr_loss", "itc_loss", "mean_recall", "text_to_image_median_rank"):
+        assert f"test/{name}" in found and f"validation/{name}" in found
+    assert found["test/text_to_image_queries"] == 5 and found["test/image_to_text_queries"] == 4
+    assert found["test/image_to_text_recall@5"] == 1 and "test/first_stage_text_to_image_recall@1" in found
+    assert found["test/image_to_text_recall@1_low"] <= found["test/image_to_text_recall@1"]
+    assert (tmp_path / "test.ids.txt").read_text() == "a\nb\nc\nd\n"
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [line["query"] for line in lines] == ["a", "b#0", "b#1", "c", "d", "a", "b", "c", "d"]
+    assert lines[1] | {"prediction": "", "top": [], "rank": 0} == {
+        "id": "b",
+        "input": {"split": "test", "row": 1},
+        "direction": "text_to_image",
+        "query": "b#0",
+        "prediction": "",
+        "top": [],
+        "truth": ["b"],
+        "rank": 0,
+    }
+    assert lines[5]["truth"] == ["a", "d"] and len(lines[5]["top"]) == 5
+    assert json.loads((tmp_path / "results.json").read_text())["relevance"] == "every"
+    saved = M3AEForImageTextRetrieval.from_pretrained(tmp_path / "model")
+    assert saved.itc_head is not None
+
+
+def test_every_right_item_counts_or_only_the_own_row(folder: Path, tmp_path: Path, pretrained: str) -> None:
+    task = open_task(folder, tmp_path, pretrained)
+    candidates = task.candidates(task.dataset("test"))
+    assert candidates.text_rows == [0, 1, 1, 2, 3] and len(set(candidates.image_ids)) == 3
+    assert candidates.relevant("published").int().tolist() == [
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+        [0, 1, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 0, 1],
+    ]
+    assert candidates.relevant("every").int().tolist() == [
+        [1, 0, 0, 1],
+        [0, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 1, 1, 0],
+        [1, 0, 0, 1],
+    ]
+
+
+def test_metrics_of_a_ranking_by_hand() -> None:
+    scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    ranking = Ranking(scores, torch.eye(3), torch.eye(3, dtype=torch.bool))
+    metrics = ranking.metrics()
+    assert metrics["text_to_image_recall@1"] == pytest.approx(1 / 3) and metrics["text_to_image_median_rank"] == 2
+    assert metrics["image_to_text_recall@1"] == 1 and metrics["text_to_image_recall@5"] == 1
+    assert metrics["mean_recall"] == pytest.approx((1 / 3 + 5) / 6)
+    assert ranking.ranks()["text_to_image"].tolist() == [1, 2, 3]
+
+
+def test_chance_is_the_mean_over_random_orders() -> None:
+    relevant = torch.zeros(2, 12, dtype=torch.bool)
+    relevant[0, 0] = relevant[1, :4] = True
+    expected = chance_recalls(relevant)
+    assert expected["text_to_image_recall@1"] == pytest.approx((1 / 12 + 4 / 12) / 2)
+    torch.manual_seed(0)
+    drawn = [Ranking(torch.rand(2, 12), torch.rand(12, 2), relevant).ranks() for _ in range(4000)]
+    for k in (1, 5, 10):
+        found = torch.stack([ranks["text_to_image"] <= k for ranks in drawn]).float().mean()
+        assert found == pytest.approx(expected[f"text_to_image_recall@{k}"], abs=0.02)
+    assert chance_recalls(torch.ones(2, 3, dtype=torch.bool))["image_to_text_recall@10"] == 1
+
+
+def test_two_stages_with_all_candidates_are_one_stage(folder: Path, tmp_path: Path, pretrained: str) -> None:
+    names = [f"{way}_recall@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
+    one, two, few = (final(open_task(folder, tmp_path, pretrained, retrieval={"rerank": k})) for k in (None, 100, 1))
+    assert [one[f"test/{name}"] for name in names] == [two[f"test/{name}"] for name in names]
+    for name in ("text_to_image_recall@1", "image_to_text_recall@1"):  # a single candidate cannot change its place
+        assert few[f"test/{name}"] == few[f"test/first_stage_{name}"]
+
+
+def test_processes_share_the_images(folder: Path, tmp_path: Path, pretrained: str) -> None:
+    task = open_task(folder, tmp_path, pretrained)
+    dataset = task.dataset("test")
+    candidates = task.candidates(dataset)
+    parts = []
+    for index, processes in ((0, 1), (0, 2), (1, 2)):
+        process = SimpleNamespace(
+            num_processes=processes,
+            process_index=index,
+            device=torch.device("cpu"),
+            autocast=Accelerator(cpu=True).autocast,
+            reduce=lambda share, reduction: share,
+        )
+        loaded = []
+
+        def load(place: int, loaded=loaded):
+            loaded.append(place)
+            return dataset.rows.pair(candidates.examples[place].row, seed=0)
+
+        gallery = Gallery(
+            task.model.m3ae, candidates.texts, candidates.image_ids, load, task.evaluation_collator, process, 2
+        )
+        parts.append((gallery.match(task.model.eval().score), loaded))
+    assert [loaded for _, loaded in parts] == [[0, 1, 2], [0, 2], [1]]  # the image of d is that of a
+    torch.testing.assert_close(parts[1][0] + parts[2][0], parts[0][0], atol=1e-6, rtol=1e-5)
+    assert torch.equal(parts[0][0][:, 0], parts[0][0][:, 3]) and torch.equal(parts[0][0][2], parts[0][0][3])
+
+
+def test_training_batches_name_equal_images_and_texts(folder: Path, tmp_path: Path, pretrained: str) -> None:
+    task = open_task(folder, tmp_path, pretrained)
+    assert len(task.train_dataset) == 5
+    batch = task.collate([task.train_dataset[Visit(index, seed=0)] for index in (0, 3, 2, 4)])
+    ids = batch["image_ids"].tolist()
+    assert ids[0] == ids[1] != ids[2] and len(set(batch["text_ids"].tolist())) == 4
+    assert batch["image_present"].tolist() == [True, True, True, False]
+    assert task.model(**batch).loss.isfinite()
+
+
+def test_bad_input_is_explained(folder: Path, tmp_path: Path, pretrained: str) -> None:
+    without = save_model(tmp_path / "without", M3AEForPreTraining)
+    with pytest.raises(ValueError, match=r"rerank: got 5, but the model has no contrastive head.*itc_weight"):
+        open_task(folder, tmp_path, without, retrieval={"rerank": 5})
+    with pytest.raises(ValueError, match="retrieval needs image_columns and a text_column"):
+        open_task(folder, tmp_path, pretrained, data={"text_column": None})
+    answering = save_model(tmp_path / "answering", M3AEForQuestionAnswering, id2label={0: "yes"})
+    with pytest.raises(ValueError, match="has no itm_head"):
+        open_task(folder, tmp_path, answering)
+    alone = write_splits(tmp_path / "alone", dict.fromkeys(("train", "validation", "test"), ROWS[4:5]))
+    with pytest.raises(ValueError, match=r"no row of .*, test, has both image and text"):
+        final(open_task(alone, tmp_path, pretrained))
+    silent = write_splits(tmp_path / "silent", {"train": [{"id": "a", "image": 1, "text": ["", ""]}]})
+    with pytest.raises(ValueError, match=r"no row of .*, train, has a text"):
+        open_texts(tiny_finetuning("retrieval", silent, tmp_path), "train")
