@@ -155,7 +155,7 @@ def _convert_state(released: Mapping[str, Tensor], task: str, report: Report) ->
     """Translate names and shapes, leaving out what nobody reads and other tasks' heads."""
     state: dict[str, Tensor] = {}
     unknown = []
-    losses = {"pretraining": (*_PRETRAINING, "itc"), "retrieval": ("itm", "irtr")}.get(task) or (_TUNED[task],)
+    losses = {"pretraining": (*_PRETRAINING, "itc"), "retrieval": ("itm", "irtr", "itc")}.get(task) or (_TUNED[task],)
     for key, value in released.items():
         head, name = key.split(".")[0], convert_name(key)
         reason = why_unused(key)
