@@ -1,0 +1,288 @@
+"""Gaussian experts, their products and mixtures: the algebra of the latent head as pure functions.
+
+Shapes: M modalities (one expert each), C mixture components, K samples, B batch, D latent dimensions. Everything is
+computed in float32 or better, whatever autocast or the encoders say.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Kind = Literal["poe", "moe", "mopoe"]
+PriorExpert = Literal["always", "full_only", "never"]
+
+MAX_ENUMERATED = 5  # modalities whose 2^M − 1 subsets are all components of a MoPoE
+
+
+class Gaussian(NamedTuple):
+    """Diagonal Gaussians: mean and log-variance, (…, D) each."""
+
+    mu: Tensor
+    logvar: Tensor
+
+
+class Mixture(NamedTuple):
+    """A mixture of diagonal Gaussians for each sample.
+
+    Attributes:
+        components: (C, B, D).
+        weights: (C, B), summing to 1 over the components; 0 for a component that a sample does not have.
+    """
+
+    components: Gaussian
+    weights: Tensor
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32, or as it is if it is finer."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def subsets(num_modalities: int) -> Tensor:
+    """Return the 2^M − 1 non-empty subsets as a bool matrix (2^M − 1, M): single ones first, the full set last."""
+    sizes = range(1, num_modalities + 1)
+    chosen = [members for size in sizes for members in combinations(range(num_modalities), size)]
+    return torch.tensor([[modality in members for modality in range(num_modalities)] for members in chosen])
+
+
+def sample_subsets(num_modalities: int, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Return the single modalities, `count` different other subsets (fewer if there are fewer), and the full set.
+
+    For the sum of subset ELBOs (Wu & Goodman 2018), and for a MoPoE of more than five modalities, anew at each step.
+
+    Args:
+        num_modalities: M, up to about 16: the subsets are listed and then drawn from.
+        count: How many subsets of 2 to M − 1 modalities to draw.
+        generator: Draws them, on the CPU.
+    """
+    every = subsets(num_modalities)
+    others = torch.randperm(max(0, len(every) - num_modalities - 1), generator=generator)[:count] + num_modalities
+    return every[torch.cat([torch.arange(num_modalities), others, torch.tensor([len(every) - 1])]).unique()]
+
+
+def components(kind: Kind, num_modalities: int) -> Tensor:
+    """Return the members of each mixture component, bool (C, M).
+
+    "poe": one component, the product of all experts (Wu & Goodman 2018). "moe": each expert alone (Shi et al. 2019).
+    "mopoe": the products of all 2^M − 1 subsets (Sutter et al. 2021).
+
+    Raises:
+        ValueError: For another kind, or a MoPoE of more than five modalities.
+    """
+    if kind == "mopoe" and num_modalities > MAX_ENUMERATED:
+        raise ValueError(
+            f"a mopoe of {num_modalities} modalities has {2**num_modalities - 1} components, and those of at most "
+            f"{MAX_ENUMERATED} modalities are enumerated; draw some with sample_subsets at each step"
+        )
+    every = subsets(num_modalities)
+    parts = {"poe": every[-1:], "moe": every[:num_modalities], "mopoe": every}
+    if kind not in parts:
+        raise ValueError(f"the kind of posterior is {kind!r}; expected one of {', '.join(parts)}")
+    return parts[kind]
+
+
+def posterior(experts: Gaussian, present: Tensor, members: Tensor, prior_expert: PriorExpert = "always") -> Mixture:
+    """Return q(z | the present modalities): a uniform mixture of products of experts.
+
+    Each component is the product of those of its members that are present. Of components that this makes equal, or
+    empty, a sample keeps the first, or none; where nothing is present, q is the prior.
+
+    Args:
+        experts: (M, B, D); those of absent modalities may hold anything, NaN too.
+        present: (M, B) bool.
+        members: (C, M) bool, from `components`, `subsets` or `sample_subsets`.
+        prior_expert: See `product_of_experts`.
+    """
+    available = members.to(present.device)[..., None] & present  # (C, M, B)
+    return Mixture(product_of_experts(experts, available, prior_expert), component_weights(available))
+
+
+def product_of_experts(experts: Gaussian, members: Tensor, prior_expert: PriorExpert = "always") -> Gaussian:
+    """Multiply Gaussian densities (Hinton 2002): precisions 1/σ² add up, and weight the means.
+
+    log σ²_S = −logsumexp_m(−log σ²_m + log a_m) and μ_S = Σ_m softmax_m(−log σ²_m + log a_m)·μ_m, where the prior
+    N(0, I) is a further expert. A product of nobody is the prior.
+
+    Args:
+        experts: (M, B, D); the values of experts that are in no product are never read.
+        members: (C, M, B) bool, a_m of each product.
+        prior_expert: Which products contain the prior: "always" all of them (Wu & Goodman 2018), "full_only" those of
+            all M experts (Sutter et al. 2021), or "never".
+
+    Returns:
+        The products (C, B, D).
+
+    Raises:
+        ValueError: For another `prior_expert`.
+    """
+    log_precision = _log_precisions(experts.logvar, members, prior_expert)
+    mu = torch.where(members.any(0)[..., None], upcast(experts.mu), 0)  # 0 · NaN is NaN
+    return Gaussian((log_precision.softmax(1)[:, 1:] * mu).sum(1), -log_precision.logsumexp(1))
+
+
+def precision_shares(experts: Gaussian, present: Tensor, prior_expert: PriorExpert = "always") -> Tensor:
+    """Return each one's share in the precision of the product of all present experts, softmax_m(−log σ²_m).
+
+    Args:
+        experts: (M, B, D).
+        present: (M, B) bool.
+        prior_expert: See `product_of_experts`.
+
+    Returns:
+        (1 + M, B, D), the prior's first; they sum to 1.
+    """
+    return _log_precisions(experts.logvar, present[None], prior_expert)[0].softmax(0)
+
+
+def _log_precisions(logvar: Tensor, members: Tensor, prior_expert: PriorExpert) -> Tensor:
+    """Return −log σ²_m + log a_m, (C, 1 + M, B, D), the prior first."""
+    nobody = ~members.any(1)  # (C, B)
+    uses_prior = {"always": torch.ones_like(nobody), "full_only": members.all(1) | nobody, "never": nobody}
+    if prior_expert not in uses_prior:
+        raise ValueError(f"prior_expert is {prior_expert!r}; expected one of {', '.join(uses_prior)}")
+    log_precision = torch.where(members[..., None], -upcast(logvar), -torch.inf)  # (C, M, B, D)
+    prior = torch.where(uses_prior[prior_expert][:, None, :, None], torch.zeros_like(log_precision[:, :1]), -torch.inf)
+    return torch.cat([prior, log_precision], 1)
+
+
+def component_weights(available: Tensor) -> Tensor:
+    """Weigh a sample's components: equally those that differ from all before and are not empty, the rest not at all.
+
+    With k of M modalities present, these are the k experts of a MoE, or the 2^k − 1 products of a MoPoE. With none
+    present, all products are the prior, and the first one stands for them.
+
+    Args:
+        available: (C, M, B) bool: members of each component that the sample has.
+
+    Returns:
+        (C, B), summing to 1 over the components.
+    """
+    number = torch.arange(len(available), device=available.device)
+    bits = 2 ** torch.arange(available.shape[1], device=available.device)
+    code = (available * bits[:, None]).sum(1)  # (C, B), equal for equal sets
+    repeats = ((code[:, None] == code) & (number[:, None] > number)[..., None]).any(1)
+    active = (code > 0) & ~repeats
+    active[0] |= ~active.any(0)
+    return active / active.sum(0)
+
+
+def balanced_components(weights: Tensor, noise: Tensor) -> Tensor:
+    """Choose one component for each sample of a training batch, with probability π, in balance over the batch.
+
+    The inverse distribution function at the points (r_b + u) / B, where r is a random permutation of 0 … B − 1: with
+    equal weights each component serves ⌊B/C⌋ or ⌈B/C⌉ samples, whichever these are.
+
+    Args:
+        weights: (C, B).
+        noise: (B,) uniform in [0, 1): its ranks are r, its sum modulo 1 is u.
+
+    Returns:
+        (B,) indices of components.
+    """
+    points = (noise.argsort().argsort() + noise.sum() % 1) / len(noise)
+    return _inverse_distribution(weights, points[None])[0]
+
+
+def stratified_components(weights: Tensor, num_samples: int, noise: Tensor) -> Tensor:
+    """Share K samples among the components: component k of a sample gets ⌊K·π_k⌋ or ⌈K·π_k⌉, K·π_k on average.
+
+    The inverse distribution function at the points (0 … K − 1 + noise) / K. The average over such samples is unbiased
+    for the mixture.
+
+    Args:
+        weights: (C, B).
+        num_samples: K.
+        noise: (B,) uniform in [0, 1).
+
+    Returns:
+        (K, B) indices of components, ascending.
+    """
+    strata = torch.arange(num_samples, device=noise.device)[:, None]
+    return _inverse_distribution(weights, (strata + noise) / num_samples)
+
+
+def _inverse_distribution(weights: Tensor, points: Tensor) -> Tensor:
+    """Return the components (K, B) at points (K, B) in [0, 1) of the distributions `weights` (C, B)."""
+    upper = weights.cumsum(0)
+    points = points.clamp(max=1 - 2**-24)  # below 1, whatever rounding says: beyond lie components of weight 0
+    return torch.searchsorted((upper / upper[-1]).T.contiguous(), points.T.contiguous(), right=True).T
+
+
+def choose(gaussians: Gaussian, choice: Tensor) -> Gaussian:
+    """Return each sample's chosen components, (…, B, D), of (C, B, D) by indices (…, B)."""
+    column = torch.arange(choice.shape[-1], device=choice.device)
+    return Gaussian(gaussians.mu[choice, column], gaussians.logvar[choice, column])
+
+
+def sample(
+    gaussian: Gaussian,
+    num_samples: int | None = None,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return μ + σ·ε, differentiable in μ and log σ² (Kingma & Welling 2014).
+
+    Args:
+        gaussian: (…, D).
+        num_samples: K, for samples (K, …, D); one without a dimension of its own if None.
+        eps: Standard normal noise of the samples' shape.
+        generator: Draws the noise that is not given.
+    """
+    mu, logvar = upcast(gaussian.mu), upcast(gaussian.logvar)
+    if eps is None:
+        shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
+        eps = torch.randn(shape, generator=generator, device=mu.device, dtype=mu.dtype)
+    return mu + (logvar / 2).exp() * eps
+
+
+def log_density(z: Tensor, gaussian: Gaussian) -> Tensor:
+    """Return log N(z; μ, σ²) = −½ Σ_d [(z − μ)²/σ² + log σ² + log 2π] of points (…, D)."""
+    z, mu, logvar = map(upcast, (z, *gaussian))
+    return -0.5 * (((z - mu) * (-logvar / 2).exp()).square() + logvar + math.log(2 * math.pi)).sum(-1)
+
+
+def log_prior(z: Tensor) -> Tensor:
+    """Return log N(z; 0, I) of points (…, D)."""
+    return -0.5 * (upcast(z).square() + math.log(2 * math.pi)).sum(-1)
+
+
+def mixture_log_density(z: Tensor, mixture: Mixture) -> Tensor:
+    """Return log Σ_k π_k N(z; μ_k, σ²_k) (…, B) of points (…, B, D)."""
+    return (mixture.weights.log() + log_density(z[..., None, :, :], mixture.components)).logsumexp(-2)
+
+
+def kl_divergence(gaussian: Gaussian) -> Tensor:
+    """Return KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − log σ²) in nats for each dimension, (…, D)."""
+    mu, logvar = upcast(gaussian.mu), upcast(gaussian.logvar)
+    return 0.5 * (mu.square() + logvar.expm1() - logvar)
+
+
+def mixture_kl_bound(mixture: Mixture) -> Tensor:
+    """Return Σ_k π_k KL(q_k ‖ N(0, 1)) for each dimension, (B, D): by convexity no less than the KL of the mixture."""
+    return (mixture.weights[..., None] * kl_divergence(mixture.components)).sum(0)
+
+
+def free_bits(kl: Tensor, nats: float) -> Tensor:
+    """Return Σ_d max(λ, mean_b KL_bd): below λ nats on average, a dimension is left alone (Kingma et al. 2016).
+
+    Args:
+        kl: (B, D).
+        nats: λ of each dimension; 0 gives the mean KL.
+    """
+    return kl.mean(0).clamp(min=nats).sum()
+
+
+def beta_schedule(step: int, total_steps: int, warmup_share: float = 0.25, beta: float = 1.0) -> float:
+    """Return β at a step (from 0): linear from 0 to `beta` over the first share of the steps, then `beta`."""
+    warmup_steps = warmup_share * total_steps
+    return beta * min(1.0, step / warmup_steps) if warmup_steps else beta
+
+
+def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
+    """Return which dimensions (D,) of posterior means (N, D) have a variance above 0.01 (Burda et al. 2016)."""
+    return upcast(means).var(0) > threshold
