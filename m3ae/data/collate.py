@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from m3ae.data.augment import Augmentation, augment, plain
 from m3ae.data.pairs import Pair
@@ -70,9 +71,9 @@ class PairCollator:
                 batch[f"{modality}_present"] = there
             batch[f"{modality}_ids"] = torch.tensor([getattr(pair, f"{modality}_id") for pair in pairs])
         length = batch["input_ids"].shape[1]
-        batch["match_noise"] = _stack(draws, 2)
-        batch["image_noise"] = _stack(draws, self.num_patches)
-        batch["text_noise"] = _stack(draws, length, 2)  # last: the length depends on the batch
+        batch["match_noise"] = draw_noise(draws, 2)
+        batch["image_noise"] = draw_noise(draws, self.num_patches)
+        batch["text_noise"] = draw_noise(draws, length, 2)  # last: the length depends on the batch
         return batch
 
     def _pixels(self, pairs: Sequence[Pair], draws: Sequence[np.random.Generator]) -> Tensor:
@@ -86,21 +87,34 @@ class PairCollator:
 
     def _tokens(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         texts = [pair.text or "" for pair in pairs]
-        encoded = self.processor.tokenizer(
+        encoded = tokenize(
+            self.processor.tokenizer,
             texts,
-            padding=True,
-            truncation=True,
-            max_length=self.max_text_length,
-            pad_to_multiple_of=None if self.max_text_length % 8 else 8,  # few lengths, so compiled shapes recur
+            self.max_text_length,
             return_special_tokens_mask=True,
             return_offsets_mapping=self.whole_words,
-            return_tensors="pt",
         )
         batch = {name: encoded[name] for name in ("input_ids", "attention_mask", "special_tokens_mask")}
         if self.whole_words:
             starts = encoded["offset_mapping"][..., 0].numpy()
             batch["word_ids"] = torch.stack([word_ids(text, row) for text, row in zip(texts, starts, strict=True)])
         return batch
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, **options: bool
+) -> BatchEncoding:
+    """Tokenize texts as tensors (B, L), padded to the longest, which is at most `max_length` tokens."""
+    encoded: BatchEncoding = tokenizer(
+        list(texts),
+        padding=True,
+        truncation=True,
+        max_length=max_length,
+        pad_to_multiple_of=None if max_length % 8 else 8,  # few lengths, so compiled shapes recur
+        return_tensors="pt",
+        **options,
+    )
+    return encoded
 
 
 def word_ids(text: str, token_starts: np.ndarray) -> Tensor:
@@ -126,5 +140,6 @@ def _channels_first(image: Image.Image) -> Tensor:
     return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)).float()
 
 
-def _stack(draws: Sequence[np.random.Generator], *shape: int) -> Tensor:
+def draw_noise(draws: Sequence[np.random.Generator], *shape: int) -> Tensor:
+    """Return uniform noise in [0, 1), (B, *shape), each sample's from its own generator."""
     return torch.from_numpy(np.stack([draw.random(shape, dtype=np.float32) for draw in draws]))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -43,7 +44,7 @@ def draw_contact_sheet(
         path: Of the PNG.
         title: Stands above the cards.
         rows: With undecoded images, and any of the columns text, question, answer.
-        images: Columns that hold images.
+        images: Columns that hold images, or matrices, whose rows are drawn from left to right.
         labels: Columns that hold a label or a list of labels.
     """
     columns = 4 if len(images) < 2 else 3
@@ -83,8 +84,11 @@ def _draw_image(figure: Figure, box: tuple[float, float, float, float], name: st
         axes.add_patch(Rectangle((0, 0), 1, 1, facecolor="#F2F2F2", edgecolor=FAINT, linestyle="--"))
         axes.text(0.5, 0.5, f"no {name}", ha="center", va="center", fontsize=9, color=INK)
         return
-    with Image.open(io.BytesIO(cell["bytes"])) as image:
-        axes.imshow(image.convert("RGB"))
+    if isinstance(cell, list):
+        axes.imshow(np.array(cell).T, origin="lower", interpolation="nearest")
+    else:
+        with Image.open(io.BytesIO(cell["bytes"])) as image:
+            axes.imshow(image.convert("RGB"))
     if is_named:
         axes.set_title(name, fontsize=FONT_SIZE, color=FAINT, pad=2)
 

@@ -14,7 +14,7 @@ from m3ae.data.prepared import Rejected
 
 Row = dict[str, Any]
 Outcome = tuple[Row | None, list[Rejected]]  # the finished row, if it is kept, and everything that was left out of it
-ImageCell = Path | Callable[[], Image.Image]
+ImageCell = Path | bytes | Callable[[], Image.Image]
 
 ROWS_PER_TASK = 16
 
@@ -80,6 +80,8 @@ class RowFinisher:
         return row, left_out + [dropped(reason, column="text") for reason in reasons]
 
     def _encode(self, cell: ImageCell) -> bytes:
+        if isinstance(cell, bytes):
+            return cell
         image = self._load(cell) if isinstance(cell, Path) else cell()
         return encode_image(image, self.shorter_side, self.quality)
 

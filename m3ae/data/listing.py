@@ -5,35 +5,48 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from m3ae.data.finish import Row, name_below
-from m3ae.data.prepared import Rejected
+from m3ae.data.prepared import Metadata, Rejected
 
 
-def list_rows(
-    entries: Iterable[Row | Rejected], roots: list[Path]
-) -> tuple[dict[str, list[Row]], list[Rejected], str]:
-    """Sort a source's entries into rows by split and rejected ones.
+class Listing(NamedTuple):
+    """What a source lists.
 
-    Returns:
-        Both, and a digest of all entries, files by name, so that no folder is reused for another source.
+    Attributes:
+        rows: by split.
+        rejected: what was left out so far.
+        metadata: what the source says about itself, by name.
+        digest: of all entries, files by name, so that no folder is reused for another source.
     """
+
+    rows: dict[str, list[Row]]
+    rejected: list[Rejected]
+    metadata: dict[str, Any]
+    digest: str
+
+
+def list_rows(entries: Iterable[Row | Rejected | Metadata], roots: list[Path]) -> Listing:
+    """Sort a source's entries into rows by split, rejected ones, and what it says about itself."""
     rows: dict[str, list[Row]] = {}
     rejected: list[Rejected] = []
+    metadata: dict[str, Any] = {}
     seen: set[str] = set()
     digest = hashlib.sha256()
     for entry in entries:
-        checked = entry if isinstance(entry, Rejected) else _check(entry, seen)
+        checked = entry if isinstance(entry, Rejected | Metadata) else _check(entry, seen)
         if isinstance(checked, Rejected):
             rejected.append(checked)
+        elif isinstance(checked, Metadata):
+            metadata[checked.name] = checked.value
         else:
             rows.setdefault(checked["split"], []).append(checked)
             seen.add(checked["id"])
-        listed = asdict(checked) if isinstance(checked, Rejected) else checked
+        listed = asdict(checked) if isinstance(checked, Rejected | Metadata) else checked
         text = json.dumps(listed, default=lambda cell: name_below(cell, roots) if isinstance(cell, Path) else None)
         digest.update(text.encode())
-    return rows, rejected, digest.hexdigest()
+    return Listing(rows, rejected, metadata, digest.hexdigest())
 
 
 def _check(row: Row, seen: set[str]) -> Row | Rejected:

@@ -1,11 +1,12 @@
 """One path from the rows of any source to a prepared folder (see `m3ae.data.prepared`).
 
-A source is a module of `SOURCES` with `FEATURES` and `rows(...)`, an iterator of rows and of `Rejected`. A row has a
-unique `id`, a `split`, `text` (a list of strings, or None) where that is a column, and one cell for every other column
-of `FEATURES`. An image cell is None, the path of a file still to be decoded, or a picklable function without arguments
-that returns a PIL image. A source may derive files from the rows that were kept, such as a list of answers:
-`extras(rows by split, options)` returns their contents by name; the `summary` of one is printed. `LEFT_OUT_BY_CHOICE`
-lists the reasons for rejecting that an option asked for and that are no sign of a fault.
+A source is a module of `SOURCES` with `FEATURES` and `rows(...)`, an iterator of rows, `Rejected` and `Metadata`. A
+row has a unique `id`, a `split`, `text` (a list of strings, or None) where that is a column, and one cell for every
+other column of `FEATURES`. An image cell is None, the path of a file still to be decoded, a picklable function without
+arguments that returns a PIL image, or an encoded image as bytes, which are kept. A source may derive files from the
+rows that were kept, such as a list of answers: `extras(rows by split, options)` returns their contents by name; the
+`summary` of one is printed. `LEFT_OUT_BY_CHOICE` lists the reasons for rejecting that an option asked for and that
+are no sign of a fault.
 """
 
 import inspect
@@ -41,6 +42,7 @@ from m3ae.data.shards import (
 )
 
 SOURCES = {
+    "digits": "m3ae.data.sources.digits",
     "folder": "m3ae.data.sources.folder",
     "iu_xray": "m3ae.data.sources.iu_xray",
     "medicat": "m3ae.data.sources.medicat",
@@ -98,19 +100,19 @@ def prepare(
     module, output = load_source(name), Path(output)
     arguments = _bind(name, module.rows, options if source is None else {"source": source, **options})
     roots = [value for value in arguments.values() if isinstance(value, Path)]
-    rows, rejected, digest = list_rows(module.rows(**arguments), roots)
+    listing = list_rows(module.rows(**arguments), roots)
     shape: dict[str, Any] = {
         "shorter_side": None if keep_original else shorter_side,
         "quality": quality,
         "min_words": min_words,
     }
     recorded = shape | {"num_shards": num_shards} | _recorded(arguments)
-    planned = Manifest(name, recorded, digest, splits={}, rejected={}, dropped={})
+    planned = Manifest(name, recorded, listing.digest, splits={}, rejected={}, dropped={}, metadata=listing.metadata)
     if (existing := _existing(output, planned, overwrite)) is not None:
         print(f"{output} is prepared already and was reused; overwrite it to prepare it again\n{existing}")
         return existing
 
-    shards = plan_shards(rows, num_shards)
+    shards = plan_shards(listing.rows, num_shards)
     finished = _claim(output, planned)
     finisher = RowFinisher(_image_columns(module.FEATURES), roots, **shape)
     try:
@@ -118,7 +120,7 @@ def prepare(
     except KeyboardInterrupt:
         print(f"interrupted after {len(finished)} of {len(shards)} shards: run the same again to continue")
         raise
-    manifest = _complete(output, planned, module, [finished[shard.name] for shard in shards], rejected)
+    manifest = _complete(output, planned, module, [finished[shard.name] for shard in shards], listing.rejected)
     print(manifest)
     return manifest
 

@@ -49,6 +49,19 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Metadata:
+    """What a source says about all its rows, for `Manifest.metadata`: the scale of its values and the like.
+
+    Attributes:
+        name: key in the manifest.
+        value: anything that JSON holds.
+    """
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class SplitInfo:
     """One split: rows, non-null images by column, rows with a text, rows rejected, SHA-256 by shard name.
 
@@ -75,6 +88,7 @@ class Manifest:
         dropped: number of cells left out of rows that were kept, by column and reason.
         files: SHA-256 of every file beside the shards, by name.
         summaries: of files that the source derived from its rows, by file name.
+        metadata: what the source says about all its rows.
         format_version: of the folder's layout.
     """
 
@@ -86,6 +100,7 @@ class Manifest:
     dropped: dict[str, int]
     files: dict[str, str] = field(default_factory=dict)
     summaries: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def rejected_share(self, by_choice: Collection[str] = ()) -> float:
@@ -139,6 +154,16 @@ def load_manifest(folder: Path) -> Manifest:
     raise ValueError(
         f"{path} has format version {version}, expected {FORMAT_VERSION}: prepare the folder again with --overwrite"
     )
+
+
+def array_shape(feature: Any) -> tuple[int, ...]:
+    """Return the shape of the arrays of numbers in a column, lists of fixed length; () if it holds something else."""
+    shape: list[int] = []
+    while isinstance(feature, datasets.List):
+        shape.append(feature.length)
+        feature = feature.feature
+    is_number = isinstance(feature, datasets.Value) and feature.dtype.startswith(("float", "int", "uint"))
+    return tuple(shape) if is_number and min(shape, default=0) > 0 else ()
 
 
 def load_split(folder: Path, split: str) -> datasets.Dataset:

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from m3ae.data.contact_sheet import DPI, cut, draw_contact_sheet
-from m3ae.data.prepared import REJECTED, Manifest, load_manifest, load_split
+from m3ae.data.prepared import REJECTED, Manifest, array_shape, load_manifest, load_split
 from m3ae.data.tables import read_jsonl
 
 TEXT = datasets.Value("string")
@@ -69,7 +69,7 @@ def show(
     title = f"{folder.resolve().name}: {len(rows)} of the {len(splits[shown]):,} rows of split {shown}"
     sheet = output / "contact_sheet.png"
     labels = _label_counts(splits)
-    draw_contact_sheet(sheet, title, list(rows), image_columns(rows), list(labels))
+    draw_contact_sheet(sheet, title, list(rows), [*image_columns(rows), *matrix_columns(rows)], list(labels))
     drawn = [
         _plot_text_lengths(splits, output / "text_lengths.png"),
         _plot_image_sizes(splits, output / "image_sizes.png"),
@@ -88,6 +88,11 @@ def spread_positions(total: int, count: int, seed: int) -> list[int]:
 def image_columns(rows: datasets.Dataset) -> list[str]:
     """Return the columns that hold images."""
     return [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+
+
+def matrix_columns(rows: datasets.Dataset) -> list[str]:
+    """Return the columns that hold matrices of numbers, such as sequences of vectors."""
+    return [column for column, feature in rows.features.items() if len(array_shape(feature)) == 2]
 
 
 def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
@@ -204,7 +209,8 @@ def _label_counts(splits: Splits) -> Labels:
     features = next(iter(splits.values())).features
     found = {}
     for column in sorted(features, key=lambda name: (name != "labels", name != "answer")):
-        if column not in NO_LABELS and features[column] in (TEXT, datasets.List(TEXT)):
+        is_name = column in NO_LABELS or column.endswith("_id")
+        if not is_name and features[column] in (TEXT, datasets.List(TEXT)):
             counts = {split: _count(rows[column]) for split, rows in splits.items()}
             total = sum(counts.values(), Counter())
             if total.total() > 2 * len(total):

@@ -46,7 +46,7 @@ def read_csv(
         FileNotFoundError: There is no such file.
         ValueError: The file is empty, damaged, not UTF-8 but UTF-16, or lacks a column.
     """
-    path = _plain_or_gzipped(path)
+    path = plain_or_gzipped(path)
     with _open(path) as file:
         reader = csv.DictReader((line.replace("\0", "") for line in file), names, delimiter=delimiter, restval="")
         missing = [column for column in columns if column not in (reader.fieldnames or [])]
@@ -65,7 +65,7 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: There is no such file.
         ValueError: It is not JSON.
     """
-    path = _plain_or_gzipped(path)
+    path = plain_or_gzipped(path)
     with _open(path) as file:
         try:
             return json.load(file)
@@ -79,7 +79,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    path = _plain_or_gzipped(path)
+    path = plain_or_gzipped(path)
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -94,7 +94,12 @@ def _parse_object(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _plain_or_gzipped(path: Path) -> Path:
+def plain_or_gzipped(path: Path) -> Path:
+    """Return a file, or, where it is missing, its twin with or without `.gz`.
+
+    Raises:
+        FileNotFoundError: There is neither.
+    """
     twin = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
     for candidate in (path, twin):
         if candidate.is_file():

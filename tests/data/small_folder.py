@@ -20,6 +20,8 @@ FEATURES = {
     "image": datasets.Image(),
     "text": datasets.List(TEXT),
     "labels": datasets.List(TEXT),
+    "vector": datasets.List(datasets.Value("float32"), length=2),
+    "speech": datasets.List(datasets.List(datasets.Value("float32"), length=3), length=4),
 }
 
 

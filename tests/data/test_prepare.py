@@ -1,6 +1,7 @@
 """From rows to shards: what is kept, what is left out and why, and what happens to folders."""
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 from m3ae.data.prepare import SOURCES, prepare
-from m3ae.data.prepared import Rejected
+from m3ae.data.prepared import Metadata, Rejected, load_manifest
 
 FEATURES = datasets.Features(
     {
@@ -30,7 +31,7 @@ FEATURES = datasets.Features(
         "label": datasets.ClassLabel(names=["normal", "nodule"]),
     }
 )
-Entry = dict[str, Any] | Rejected
+Entry = dict[str, Any] | Rejected | Metadata
 draw = partial(Image.new, "L", (8, 8), 7)
 
 
@@ -105,6 +106,25 @@ def test_shards_carry_features_and_nulls(tmp_path: Path, source: list[Entry]) ->
     assert (first["id"], first["label"], first["lateral"], first["text"]) == ("a", 1, None, ["three plain words"])
     assert first["frontal"]["bytes"].startswith(b"\xff\xd8")
     assert (second["label"], second["frontal"]) == (None, None)
+
+
+def test_an_encoded_image_keeps_its_bytes(tmp_path: Path, source: list[Entry]) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (500, 500), 7).save(buffer, "PNG")
+    source += [row("a", frontal=buffer.getvalue())]
+    prepare("toy", tmp_path / "out")
+    (stored,) = pq.read_table(tmp_path / "out" / "train-00000-of-00001.parquet").to_pylist()
+    assert stored["frontal"]["bytes"] == buffer.getvalue()
+
+
+def test_what_a_source_says_of_all_rows_is_in_the_manifest(tmp_path: Path, source: list[Entry]) -> None:
+    source += [Metadata("mean", [0.1, 2 / 3]), row("a")]
+    manifest = prepare("toy", tmp_path / "out")
+    assert manifest.metadata == {"mean": [0.1, 2 / 3]} and load_manifest(tmp_path / "out") == manifest
+    assert prepare("toy", tmp_path / "out") == manifest
+    source[0] = Metadata("mean", [0.1, 0.7])
+    with pytest.raises(FileExistsError, match="other rows than the source lists now"):
+        prepare("toy", tmp_path / "out")
 
 
 def test_rows_are_spread_over_shards_in_order(tmp_path: Path, source: list[Entry]) -> None:
@@ -319,7 +339,7 @@ def test_overwriting_leaves_no_old_shards(tmp_path: Path, source: list[Entry]) -
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("iu-xray", {}, "unknown source 'iu-xray': expected one of folder, iu_xray, "),
+        ("iu-xray", {}, "unknown source 'iu-xray': expected one of digits, folder, iu_xray, "),
         ("iu_xray", {}, "iu_xray: missing a required argument: 'source'; its options are source, sections"),
         ("toy", {"seed": 1}, "toy: got an unexpected keyword argument 'seed'; its options are factor"),
         ("toy", {"shorter_side": 0}, "shorter_side is 0, expected at least 1"),

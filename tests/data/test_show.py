@@ -10,7 +10,7 @@ from PIL import Image
 from m3ae.data import show as module
 from m3ae.data.contact_sheet import _lines, cut
 from m3ae.data.prepared import load_split
-from m3ae.data.show import _bins, _label_counts, _undecoded, show, spread_positions
+from m3ae.data.show import _bins, _label_counts, _undecoded, matrix_columns, show, spread_positions
 from tests.data.small_folder import picture, stored, write_splits
 
 NAMES = ["contact_sheet.png", "text_lengths.png", "image_sizes.png", "counts.png"]
@@ -66,6 +66,19 @@ def test_questions_and_label_sets(tmp_path: Path) -> None:
     texts = [{"id": str(i), "text": ["Clear lungs."]} for i in range(3)]
     names = [path.name for path in show(write_splits(tmp_path / "texts", train=texts))]
     assert names == ["contact_sheet.png", "text_lengths.png", "counts.png"]
+
+
+def test_sequences_are_drawn_beside_images(tmp_path: Path) -> None:
+    ramp = np.arange(12, dtype=np.float32).reshape(4, 3)
+    rows = [{"id": str(i), "image": stored(picture(i)), "speech": ramp, "clip_id": "7"} for i in range(3)]
+    folder = write_splits(tmp_path / "set", train=[*rows, {"id": "3", "image": stored(picture(3))}])
+    features = _undecoded(load_split(folder, "train"))
+    assert matrix_columns(features) == ["speech"] and not _label_counts({"train": features})
+    with_ramp = show(folder)[0].read_bytes()
+    for row in rows:
+        row["speech"] = ramp[::-1]
+    other = write_splits(tmp_path / "other" / "set", train=[*rows, {"id": "3", "image": stored(picture(3))}])
+    assert show(other)[0].read_bytes() != with_ramp
 
 
 def test_the_same_rows_give_the_same_pictures(tmp_path: Path) -> None:
