@@ -41,13 +41,13 @@ def rows(
 ) -> Iterator[Row | Rejected]:
     """Yield one row per question, in the order of the images.
 
-    The test split is always the published one, so that results on it can be compared. Validation is carved out of
-    train by image: a hash of its name picks one image in ten.
+    The test split is always the published one, so that results on it can be compared. Validation is a tenth of train
+    that is to it what test is: other questions about the images of train, or questions about other images.
 
     Args:
         source: the folder with trainset.json, testset.json and images.
-        split: published, where images of test are in train and in validation, too; or image_disjoint, where questions
-            of the train set about these images are left out, and no image is in two splits.
+        split: published, where images of test and validation are in train, too; or image_disjoint, where questions of
+            the train set about images of test are left out, and no image is in two splits.
         carve_validation: off leaves the published train set whole, and no validation split.
         answers_from: splits that the list of answers is made from: train, or all of them, test included, as in the
             published M3AE.
@@ -60,8 +60,9 @@ def rows(
     train, test = (list(read_records(source / f"{name}set.json")) for name in ("train", "test"))
     test_images = {cell_text(record, "image_name") for _, record in test}
     kept_apart = test_images if split == "image_disjoint" else set()
+    by = "image_name" if split == "image_disjoint" else "qid"
     entries = [
-        _row(source, place, record, _train_split(record) if carve_validation else "train", kept_apart)
+        _row(source, place, record, _train_split(record, by) if carve_validation else "train", kept_apart)
         for place, record in train
     ]
     entries += [_row(source, place, record, "test", kept_apart=set()) for place, record in test]
@@ -73,8 +74,8 @@ def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, 
     return {ANSWERS_FILE: describe_answers(rows, options["answers_from"])}
 
 
-def _train_split(record: dict[str, Any]) -> str:
-    return "validation" if hash_split(cell_text(record, "image_name")) == "validation" else "train"
+def _train_split(record: dict[str, Any], by: str) -> str:
+    return "validation" if hash_split(cell_text(record, by)) == "validation" else "train"
 
 
 def _row(source: Path, place: str, record: dict[str, Any], split: str, kept_apart: set[str]) -> Row | Rejected:

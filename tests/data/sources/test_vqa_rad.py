@@ -106,35 +106,37 @@ def test_every_broken_row_is_listed(tmp_path: Path) -> None:
 TRAIN = [
     RECORD | {"qid": 1, "image_name": TEST_IMAGE},
     RECORD | {"qid": 2},
-    RECORD | {"qid": 3, "image_name": VALIDATION_IMAGE},
-    RECORD | {"qid": 4, "image_name": TEST_IMAGE},
+    RECORD | {"qid": 3},
+    RECORD | {"qid": 4, "image_name": VALIDATION_IMAGE},
+    RECORD | {"qid": 5, "image_name": TEST_IMAGE},
 ]
 
 
-def test_questions_about_an_image_stay_in_one_split_and_on_end(tmp_path: Path) -> None:
+def test_validation_asks_other_questions_about_the_images_of_train_as_test_does(tmp_path: Path) -> None:
     rows = read(make_source(tmp_path / "rad", TRAIN))
-    assert [(row["id"], row["split"]) for row in rows.values()] == [
-        ("2", "train"),
-        ("1", "train"),
-        ("4", "train"),
-        ("3", "validation"),
-        ("100", "test"),
-    ]
+    splits = {row["id"]: row["split"] for row in rows.values()}
+    assert splits == dict.fromkeys("1245", "train") | {"3": "validation", "100": "test"}
+    assert rows["3"]["image"] == rows["2"]["image"] and rows["100"]["image"] == rows["1"]["image"]
+
+
+def test_questions_about_an_image_stand_together(tmp_path: Path) -> None:
+    rows = read(make_source(tmp_path / "rad", TRAIN))
+    assert [row["id"] for row in rows.values() if row["split"] == "train"] == ["2", "4", "1", "5"]
 
 
 def test_validation_can_stay_in_train(tmp_path: Path) -> None:
     rows = read(make_source(tmp_path / "rad", TRAIN), carve_validation=False)
-    assert [row["split"] for row in rows.values()] == ["train"] * 4 + ["test"]
+    assert [row["split"] for row in rows.values()] == ["train"] * 5 + ["test"]
 
 
 def test_no_image_is_in_two_splits_if_that_is_asked_for(tmp_path: Path) -> None:
     entries = list(vqa_rad.rows(make_source(tmp_path / "rad", TRAIN), split="image_disjoint"))
     assert [entry for entry in entries if isinstance(entry, Rejected)] == [
         Rejected("1", "image in the test split", "train", detail=TEST_IMAGE),
-        Rejected("4", "image in the test split", "train", detail=TEST_IMAGE),
+        Rejected("5", "image in the test split", "train", detail=TEST_IMAGE),
     ]
     kept = [(entry["id"], entry["split"]) for entry in entries if isinstance(entry, dict)]
-    assert kept == [("2", "train"), ("3", "validation"), ("100", "test")]
+    assert kept == [("2", "train"), ("3", "train"), ("4", "validation"), ("100", "test")]
 
 
 @pytest.mark.parametrize("missing", ["", "trainset.json", "testset.json"])
@@ -161,7 +163,7 @@ def test_the_real_splits_have_known_sizes(shared: Path) -> None:
     assert {path.name for path in (source / "images").iterdir()} - {path.name for path in images} == {
         "synpic35356.jpg"
     }
-    assert count(read(source)) == {"train": (2634, 275), "validation": (430, 39), "test": (451, 203)}
+    assert count(read(source)) == {"train": (2755, 314), "validation": (309, 185), "test": (451, 203)}
     disjoint = read(source, split="image_disjoint")
     assert count(disjoint) == {"train": (1004, 98), "validation": (148, 13), "test": (451, 203)}
     assert len({row["image"] for row in disjoint.values()}) == 98 + 13 + 203
