@@ -19,8 +19,9 @@ from m3ae.data.phantom_report import Factors
 SIDE_SIGN: dict[str | None, int] = {"right": -1, "left": 1}
 ZONE_DEPTH: dict[str | None, float] = {"upper": 0.27, "middle": 0.54, "lower": 0.81}  # from lung apex 0 to diaphragm 1
 ZONE_OUTWARDS: dict[str | None, float] = {"upper": 0.34, "middle": 0.40, "lower": 0.44}  # follows the lung's axis
-NODULE_RADIUS: dict[str | None, float] = {"small": 0.07, "moderate": 0.12, "large": 0.195}
-OPACITY_RADIUS: dict[str | None, float] = {"small": 0.15, "moderate": 0.25, "large": 0.39}
+# One scale for both: what is small, moderate or large does not depend on which of the two it is.
+NODULE_RADIUS: dict[str | None, float] = {"small": 0.07, "moderate": 0.15, "large": 0.27}
+OPACITY_RADIUS: dict[str | None, float] = {"small": 0.1, "moderate": 0.18, "large": 0.37}
 FLUID_HEIGHT: dict[str | None, float] = {"small": 0.06, "moderate": 0.28, "large": 0.56}  # above the diaphragm dome
 COLLAPSE: dict[str | None, float] = {"small": 0.21, "moderate": 0.36, "large": 0.55}  # retraction of the lung apex
 HEART_SCALE: dict[str | None, float] = {"small": 1.2, "moderate": 1.4, "large": 1.62}

@@ -132,8 +132,8 @@ def sample_factors(rng: np.random.Generator) -> Factors:
 
 
 def write_report(factors: Factors, rng: np.random.Generator) -> str:
-    """Write two to four sentences, one of which tells the factors, in any order."""
-    others = rng.permutation(len(OTHER_SENTENCES))[: rng.integers(1, 4)]
+    """Write one to three sentences, one of which tells the factors, in any order."""
+    others = rng.permutation(len(OTHER_SENTENCES))[: rng.integers(3)]
     sentences = [OTHER_SENTENCES[index] for index in others]
     position = rng.integers(len(sentences) + 1)
     template = str(rng.choice(SENTENCES[factors.finding]))

@@ -45,7 +45,7 @@ def test_each_word_of_an_applicable_factor_stands_in_the_report_once_and_no_othe
         found = {word: report.lower().count(word) for word in itertools.chain(*FACTOR_WORDS.values())}
         assert {word: count for word, count in found.items() if count} == dict.fromkeys(expected_words(factors), 1)
         assert all(f" {word}" in report for word in expected_words(factors))
-        assert 2 <= report.count(".") <= 4
+        assert 1 <= report.count(".") <= 3
 
 
 def test_every_template_states_each_of_its_factors_once() -> None:
@@ -72,7 +72,7 @@ def test_with_its_word_masked_a_report_does_not_tell_the_finding() -> None:
 
 def test_reports_vary() -> None:
     factors = Factors("nodule", "left", "upper", "small")
-    assert len({write_report(factors, np.random.default_rng(seed)) for seed in range(100)}) > 90
+    assert len({write_report(factors, np.random.default_rng(seed)) for seed in range(100)}) > 70
 
 
 def test_only_applicable_factors_are_set() -> None:
