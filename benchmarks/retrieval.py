@@ -30,10 +30,9 @@ from m3ae.data.pairs import Pair, PairDataset
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
 from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
-from m3ae.metrics.retrieval import ranks_of_best_match, relevant_images
+from m3ae.metrics.retrieval import ranks_of_best_match, recall_at_k, relevant_images
 from m3ae.models.processing import M3AEImageProcessor
-from m3ae.models.search import embed, encode_images, encode_texts, score_all, score_pairs, two_stage
-from m3ae.tasks.gallery import both_ways
+from m3ae.models.search import embed, encode_images, encode_texts, rerank_both_ways, score_all, score_pairs
 
 TOLERANCE = 1e-3  # of the standard deviation of the scores: the same sums in another order
 
@@ -107,9 +106,7 @@ def measure(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, A
     expected_ranks = ranks_of_best_match(expected, right)
     if arguments.precision == "fp32":
         check_agreement(expected, found, right)
-    one, two = (both_ways(*way, relevant) for way in ((scores, scores.T), both))
-    directions = ("text_to_image", "image_to_text")
-    share = len(sampled) / len(pairs)
+    everything, share = rows.expand(len(pairs), -1), len(sampled) / len(pairs)
     clock = 0 if arguments.device == "cpu" else 1
     return {
         "pairs": len(pairs),
@@ -124,8 +121,8 @@ def measure(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, A
         "ratio": baseline[clock] / share / cached[clock],
         "two_stage_ratio": cached[clock] / two_stage[clock],
         "equal_ranks": float((expected_ranks == ranks_of_best_match(found, right)).float().mean()),
-        "recall@10": {name: one[f"{name}_recall@10"] for name in directions},
-        "two_stage_recall@10": {name: two[f"{name}_recall@10"] for name in directions},
+        "recall@10": recalls([(everything, scores), (everything, scores.T)], relevant),
+        "two_stage_recall@10": recalls(both, relevant),
     }
 
 
@@ -190,14 +187,27 @@ def encode_once(model: M3AEForImageTextRetrieval, inputs: Inputs, batch_size: in
     return score_all(model.score, texts, images, batch_size=batch_size)
 
 
-def two_stages(model: M3AEForImageTextRetrieval, inputs: Inputs, batch_size: int, k: int) -> tuple[Tensor, Tensor]:
-    """Score the k nearest each way: (N, N) of images for texts, (N, N) of texts for images."""
+def two_stages(
+    model: M3AEForImageTextRetrieval, inputs: Inputs, batch_size: int, k: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Score the k nearest (N, k), images for texts and texts for images: their numbers and scores."""
     if model.itc_head is None:
         raise SystemExit("The model has no contrastive head, and so no first stage: pre-train it with itc_weight.")
     texts = encode_texts(model.m3ae, inputs.tokens, batch_size)
     images = encode_images(model.m3ae, inputs.pixel_values.split(batch_size))
     similarity = embed(model.itc_head, "text", texts) @ embed(model.itc_head, "image", images).T
-    return two_stage(similarity, k, partial(score_pairs, model.score, texts, images, batch_size=batch_size))
+    nearest = [own.topk(min(k, len(own)), dim=1).indices for own in (similarity, similarity.T)]
+    scores = rerank_both_ways(*nearest, partial(score_pairs, model.score, texts, images, batch_size=batch_size))
+    return [*zip(nearest, scores, strict=True)]
+
+
+def recalls(found: Sequence[tuple[Tensor, Tensor]], relevant: Tensor) -> dict[str, float]:
+    """Return the recall at 10 of texts to images and back, from numbers and scores (N, K) of what each way finds.
+
+    `relevant` (N, N) says which images are right for which texts.
+    """
+    sides = zip(("text_to_image", "image_to_text"), found, (relevant, relevant.T), strict=True)
+    return {name: recall_at_k(own[1], right.gather(1, own[0]))["recall@10"] for name, own, right in sides}
 
 
 def timed(work: Callable[[], Any]) -> tuple[tuple[float, float], Any]:

@@ -14,6 +14,8 @@ from transformers import (
 
 from m3ae.models.classification import M3AEForClassification, M3AEForClassificationOutput
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.generation import M3AEForGeneration, M3AEForGenerationOutput
+from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.modeling import M3AEModel, M3AEModelOutput
 from m3ae.models.pipeline import register_pipeline
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
@@ -32,9 +34,12 @@ register_pipeline()
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "LatentConfig",
     "M3AEConfig",
     "M3AEForClassification",
     "M3AEForClassificationOutput",
+    "M3AEForGeneration",
+    "M3AEForGenerationOutput",
     "M3AEForImageTextRetrieval",
     "M3AEForImageTextRetrievalOutput",
     "M3AEForPreTraining",

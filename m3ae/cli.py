@@ -9,6 +9,7 @@ import click
 from m3ae.commands.convert import check_parity, convert
 from m3ae.commands.data import DataGroup
 from m3ae.commands.prepare import SourceGroup
+from m3ae.commands.summarize import summarize
 from m3ae.data.tables import printable
 
 PATH = click.Path(path_type=Path)
@@ -121,16 +122,18 @@ def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
     if print_config:
         click.echo(dump_config(loaded), nl=False)
         return
-    if loaded.task != "pretraining":
+    from m3ae.tasks import PRETRAINING_TASKS, task_class
+
+    if loaded.task not in PRETRAINING_TASKS:
         raise click.UsageError(f"{config} has the task {loaded.task}: use m3ae finetune")
-    from m3ae.tasks.pretraining import PreTraining
     from m3ae.training.loop import train
 
-    train(loaded, PreTraining.from_config(loaded), resume=resume)
+    train(loaded, task_class(loaded.task).from_config(loaded), resume=resume)
 
 
 cli.add_command(convert)
 cli.add_command(check_parity)
+cli.add_command(summarize)
 
 
 @cli.command()
@@ -152,12 +155,13 @@ def finetune(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
     from m3ae.training.config import dump_config, load_config
 
     loaded = load_config(config, overrides)
-    if loaded.task == "pretraining":
-        raise click.UsageError(f"{config} has the task pretraining: use m3ae pretrain")
+    from m3ae.tasks import PRETRAINING_TASKS, task_class
+
+    if loaded.task in PRETRAINING_TASKS:
+        raise click.UsageError(f"{config} has the task {loaded.task}: use m3ae pretrain")
     if print_config:
         click.echo(dump_config(loaded), nl=False)
         return
-    from m3ae.tasks import task_class
     from m3ae.training.loop import train
 
     train(loaded, task_class(loaded.task).from_config(loaded), resume=resume)

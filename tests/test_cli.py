@@ -113,7 +113,9 @@ def test_errors_are_one_line_and_say_what_to_do(tmp_path: Path, source: list[dic
     assert error("prepare", "iu_xray", "--source", absent, "--output", out) == (
         f"error: folder {absent} does not exist: expected the unpacked IU X-ray folder with its CSV files"
     )
-    assert error("prepare", "iu-xray").startswith("error: unknown source 'iu-xray': expected one of folder, iu_xray")
+    assert error("prepare", "iu-xray").startswith(
+        "error: unknown source 'iu-xray': expected one of digits, folder, iu_xray"
+    )
     assert error(*toy) == "error: Missing option '--source'. (see m3ae prepare toy --help)"
     assert "'sideways' is not one of 'up', 'down'" in error(*toy, "--source", "x", "--order", "sideways")
     assert error("pretrain", absent).startswith("error: ")

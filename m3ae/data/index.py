@@ -72,6 +72,19 @@ class EmbeddingIndex:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def vectors(self, places: Sequence[int]) -> np.ndarray:
+        """Return the embeddings (n, E) at some places in `ids`, as exactly as the kind keeps them."""
+        rows = np.asarray(places, dtype=np.int64)
+        vectors, first = np.empty((len(rows), self.info.size), np.float32), 0
+        for shard in self._shards:
+            own = (rows >= first) & (rows < first + shard.ntotal)
+            if own.any():
+                if "IVF" in self.info.kind:  # in another order than they were added
+                    faiss.extract_index_ivf(shard).make_direct_map()
+                vectors[own] = shard.reconstruct_batch(rows[own] - first)
+            first += shard.ntotal
+        return vectors
+
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the k nearest of each query, the nearest first.
 

@@ -1,9 +1,9 @@
 """Questions about a phantom study, with answers from its factors.
 
 What a study shows is never asked in a way that tells it: a question names a finding only to ask whether it is there,
-once with the right one and once with another, and side and zone are asked for where there is one. The answer cannot be
-guessed from the question, apart from "no" being a little more frequent than "yes": a healthy study has no finding to
-ask for. Size is not asked for: it is a matter of degree.
+once with the right one and once with another, and side, zone and size are asked for where there is one. The answer
+cannot be guessed from the question, apart from "no" being a little more frequent than "yes": a healthy study has no
+finding to ask for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from m3ae.data.phantom_report import WORD_OF_FINDING
 
 FINDING_QUESTION = "What is the finding?"
 HEALTHY_ANSWER = "normal"
-FACTOR_QUESTIONS = {"side": "Which side is affected?", "zone": "Which zone is affected?"}
+FACTOR_QUESTIONS = {
+    "side": "Which side is affected?",
+    "zone": "Which zone is affected?",
+    "size": "How large is the finding?",
+}
 
 
 def ask(study: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

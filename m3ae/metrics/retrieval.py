@@ -1,6 +1,6 @@
 """Retrieval: which candidates are right, recall at K and median rank of a score matrix.
 
-Shapes: Q queries, C candidates, T texts, I images.
+Shapes: Q queries, C candidates of each, P pairs, T texts, I images.
 """
 
 from __future__ import annotations
@@ -17,49 +17,106 @@ from m3ae.metrics.base import InMemoryMetric, as_matrix
 RelevanceRule = Literal["every", "published"]
 
 
-def ranks_of_best_match(scores: Tensor, relevant: Tensor) -> Tensor:
+def ranks_of_best_match(scores: Tensor, relevant: Tensor, others: Tensor | None = None) -> Tensor:
     """Rank (1 = first) of the best-placed relevant candidate of each query.
 
     Ties count against the model, and so does NaN: a candidate that is not relevant is placed first.
 
     Args:
         scores: (Q, C), higher is better.
-        relevant: (Q, C) bool, at least one in each row.
+        relevant: (Q, C) bool.
+        others: (Q, C) for how many that are not relevant each stands; if None, for one unless it is relevant itself.
 
     Returns:
-        (Q,) ranks.
+        (Q,) float64 ranks; ∞ where no candidate is relevant.
     """
     best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
-    return (~(scores < best) & ~relevant).sum(dim=1) + 1
+    ahead = ~(scores < best) * (~relevant if others is None else others)
+    return (ahead.sum(dim=1) + 1).double().masked_fill(~relevant.any(dim=1), torch.inf)
 
 
 def recall_at_k(scores: Tensor, relevant: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """Share of the queries (Q, C) with a relevant candidate among the first K, as `recall@K`, and `median_rank`.
+    """Share of the queries (Q, C) with a relevant candidate among the first K, and median; see `summarize_ranks`."""
+    return summarize_ranks(ranks_of_best_match(scores, relevant), ks)
+
+
+def summarize_ranks(ranks: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    """Return the share of ranks (Q,) that are K at most, as `recall@K`, and `median_rank`.
 
     The median of an even number of ranks is the lower of the two in the middle.
     """
-    ranks = ranks_of_best_match(scores, relevant).double()
     recalls = {f"recall@{k}": float((ranks <= k).double().mean()) for k in ks}
     return recalls | {"median_rank": float(ranks.median())}
 
 
-def relevant_images(
-    text_rows: Tensor, image_rows: Tensor, text_ids: Tensor, image_ids: Tensor, rule: RelevanceRule = "every"
-) -> Tensor:
-    """Which images are right for which texts, and the other way round.
+class Relevance:
+    """Which candidates are right for which queries, without a matrix of all of them.
 
-    - `every`: an image is right for a text if the two stand together in any row of the data. Equal captions of
+    - `every`: a candidate is right if it stands together with the query in any row of the data. Equal captions of
       different images, equal images with different captions, and several captions or views of a row all count.
     - `published`: only if both come from the same row, as in the code of ViLT and M3AE (`compute_irtr_recall`), where
       an equal caption of another image is wrong. All captions of a row are queries and candidates there, and any of
       them is a hit; the candidates that `torch.topk` puts first among equal scores, whereas we count ties as misses.
 
     Args:
+        pairs: (P, 2) numbers of a query and a candidate that come from the same row of the data, each pair once.
+        queries: (Q,) which of the distinct texts, or images, each query is: from 0 on.
+        candidates: (C,) which of the distinct things that are searched each candidate is.
+        rule: One of the above.
+    """
+
+    def __init__(self, pairs: Tensor, queries: Tensor, candidates: Tensor, rule: RelevanceRule = "every") -> None:
+        self._pairs, self._candidates, self._rule = pairs, candidates, rule
+        self._queries = torch.arange(len(queries)) if rule == "published" else queries
+        self._copies = candidates.bincount()
+        keys = self._keys(pairs[:, 0], candidates[pairs[:, 1]])
+        self._together, self._right = keys.unique(return_counts=True)  # ascending
+        if rule == "every":
+            self._right = self._copies[self._together % len(self._copies)]
+
+    def copies(self, queries: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """Count the candidates that are one of the distinct ones: those right for a query, and the others.
+
+        Args:
+            queries: (B,) numbers of queries.
+            kinds: (B, K) numbers of distinct candidates.
+
+        Returns:
+            (B, K) and (B, K).
+        """
+        keys = self._keys(queries[:, None], kinds)
+        place = torch.searchsorted(self._together, keys).clamp(max=len(self._together) - 1)
+        right = torch.where(self._together[place] == keys, self._right[place], 0)
+        return right, self._copies[kinds] - right
+
+    def counts(self) -> Tensor:
+        """Return how many candidates are right for each query, (Q,)."""
+        found = torch.zeros(int(self._queries.max()) + 1, dtype=torch.long)
+        return found.index_add_(0, self._together // len(self._copies), self._right)[self._queries]
+
+    def right_for(self, query: int) -> list[int]:
+        """Return the numbers of all candidates that are right for a query."""
+        found = self._pairs[self._queries[self._pairs[:, 0]] == self._queries[query], 1]
+        if self._rule == "every":
+            found = torch.isin(self._candidates, self._candidates[found]).nonzero()[:, 0]
+        return [*found.tolist()]
+
+    def _keys(self, queries: Tensor, kinds: Tensor) -> Tensor:
+        keys: Tensor = self._queries[queries] * len(self._copies) + kinds
+        return keys
+
+
+def relevant_images(
+    text_rows: Tensor, image_rows: Tensor, text_ids: Tensor, image_ids: Tensor, rule: RelevanceRule = "every"
+) -> Tensor:
+    """Which images are right for which texts, all of them; see `Relevance`.
+
+    Args:
         text_rows: (T,) the row of the data that each text comes from.
         image_rows: (I,) the row that each image comes from.
         text_ids: (T,) equal numbers name the same text.
         image_ids: (I,) equal numbers name the same image.
-        rule: One of the above.
+        rule: What counts.
 
     Returns:
         (T, I) bool.
@@ -67,11 +124,11 @@ def relevant_images(
     same_row = text_rows[:, None] == image_rows
     if rule == "published":
         return same_row
-    text_kinds, image_kinds = text_ids.unique(return_inverse=True)[1], image_ids.unique(return_inverse=True)[1]
-    together = same_row.new_zeros(int(text_kinds.max()) + 1, int(image_kinds.max()) + 1)
-    texts, images = same_row.nonzero(as_tuple=True)
-    together[text_kinds[texts], image_kinds[images]] = True
-    return together[text_kinds][:, image_kinds]
+    texts, images = (ids.unique(return_inverse=True)[1] for ids in (text_ids, image_ids))
+    kinds = torch.arange(int(images.max()) + 1).expand(len(texts), -1)
+    right, _ = Relevance(same_row.nonzero(), texts, images).copies(torch.arange(len(texts)), kinds)
+    relevant: Tensor = (right > 0)[:, images]
+    return relevant
 
 
 def retrieval_metrics(scores: Tensor, relevant: Tensor) -> dict[str, float]:

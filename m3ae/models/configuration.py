@@ -2,54 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig, RobertaConfig
 
-# Accepted by `PreTrainedConfig` as keywords although they are not fields of it.
-_TRANSFORMERS_KEYS = frozenset(
-    {
-        "architectures",
-        "attn_implementation",
-        "experts_implementation",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "torch_dtype",
-        "transformers_version",
-    }
-)
-
-
-def _check_keys(config: PreTrainedConfig, extra: dict[str, Any]) -> None:
-    """Raise on keywords that nothing would read: a misspelt option must not train for ten hours."""
-    known = sorted(field.name for field in fields(config))
-    for key in extra:
-        if key in _TRANSFORMERS_KEYS or key.startswith("_"):
-            continue
-        nearest = difflib.get_close_matches(key, known, n=3)
-        hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
-        raise ValueError(f"{type(config).__name__} has no option {key!r}.{hint}")
-
-
-def _check_heads(name: str, hidden_size: int, num_heads: int) -> None:
-    if num_heads < 1 or hidden_size % num_heads:
-        raise ValueError(
-            f"{name}: the width {hidden_size} must be a multiple of the number of attention heads, got {num_heads}."
-        )
-
-
-def _check_width(name: str, width: int) -> None:
-    if width % 4:
-        raise ValueError(f"{name} must be a multiple of 4 for sine-cosine positions, got {width}.")
-
-
-def _check_fraction(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}.")
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.option_checks import check_fraction, check_heads, check_keys, check_width
 
 
 class M3AEImageConfig(PreTrainedConfig):
@@ -88,15 +47,15 @@ class M3AEImageConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _check_keys(self, kwargs)
+        check_keys(type(self).__name__, [field.name for field in fields(self)], kwargs)
         if self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             raise ValueError(
                 f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}: "
                 f"choose {below or self.patch_size} or {below + self.patch_size}."
             )
-        _check_width("image_config.hidden_size", self.hidden_size)
-        _check_heads("image_config", self.hidden_size, self.num_attention_heads)
+        check_width("image_config.hidden_size", self.hidden_size)
+        check_heads("image_config", self.hidden_size, self.num_attention_heads)
         super().__post_init__(**kwargs)
 
     @property
@@ -140,6 +99,7 @@ class M3AEConfig(PreTrainedConfig):
             several); 1 if None.
         num_negatives: Texts of the batch that each image is told apart from in retrieval training.
         mask_token_id: Index of the mask token; the last of the vocabulary if None, as RoBERTa has it.
+        latent: Options of `LatentConfig`, or one: the latent head. None, as published, leaves it out.
 
     Raises:
         ValueError: An option out of range, or one that does not exist.
@@ -149,6 +109,7 @@ class M3AEConfig(PreTrainedConfig):
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
         "image_config": M3AEImageConfig,
         "text_config": RobertaConfig,
+        "latent": LatentConfig,
     }
 
     image_config: dict[str, Any] | M3AEImageConfig | None = None
@@ -178,16 +139,19 @@ class M3AEConfig(PreTrainedConfig):
     class_weights: list[float] | None = None
     num_negatives: int = 15
     mask_token_id: int | None = None
+    latent: dict[str, Any] | LatentConfig | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _check_keys(self, kwargs)
+        check_keys(type(self).__name__, [field.name for field in fields(self)], kwargs)
         if not isinstance(self.image_config, M3AEImageConfig):
             self.image_config = M3AEImageConfig(**(self.image_config or {}))
         if not isinstance(self.text_config, RobertaConfig):
             self.text_config = RobertaConfig(**{**ROBERTA_BASE, **(self.text_config or {})})
-        _check_heads("fusion", self.hidden_size, self.num_attention_heads)
-        _check_heads("pixel decoder", self.decoder_hidden_size, self.decoder_num_attention_heads)
-        _check_width("decoder_hidden_size", self.decoder_hidden_size)
+        if self.latent is not None and not isinstance(self.latent, LatentConfig):
+            self.latent = LatentConfig(**self.latent)
+        check_heads("fusion", self.hidden_size, self.num_attention_heads)
+        check_heads("pixel decoder", self.decoder_hidden_size, self.decoder_num_attention_heads)
+        check_width("decoder_hidden_size", self.decoder_hidden_size)
         if not -1 <= self.mim_layer <= self.num_hidden_layers:
             raise ValueError(
                 f"mim_layer must lie between -1 and num_hidden_layers ({self.num_hidden_layers}), "
@@ -197,8 +161,8 @@ class M3AEConfig(PreTrainedConfig):
             raise ValueError(f"num_negatives must be at least 1, got {self.num_negatives}.")
         if self.schedule not in ("separate", "joint"):
             raise ValueError(f"schedule must be 'separate' or 'joint', got {self.schedule!r}.")
-        _check_fraction("mask_ratio", self.mask_ratio, 0.0, 0.99)
-        _check_fraction("mlm_probability", self.mlm_probability, 0.0, 1.0)
+        check_fraction("mask_ratio", self.mask_ratio, 0.0, 0.99)
+        check_fraction("mlm_probability", self.mlm_probability, 0.0, 1.0)
         super().__post_init__(**kwargs)
 
     @classmethod

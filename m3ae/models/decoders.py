@@ -125,6 +125,12 @@ class PooledHead(nn.Module):
         return logits
 
 
+def linear_in_float32(layer: nn.Linear, features: Tensor) -> Tensor:
+    """Apply a layer outside autocast: in bfloat16 the scores of many pairs would be equal."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(features.float(), layer.weight.float(), layer.bias.float())
+
+
 class ContrastiveHead(nn.Module):
     """Projects each modality, encoded alone, onto the unit sphere that both share (Radford et al. 2021)."""
 

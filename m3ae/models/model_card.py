@@ -16,8 +16,7 @@ tags: [m3ae, medical, multimodal, masked-autoencoder]
 
 # {title}
 
-A masked multimodal autoencoder (M3AE) of {parameters:.1f} M parameters: a ViT over {image_size} px images in
-patches of {patch_size} px and a RoBERTa, fused by {layers} co-attention layers; {head}.
+A masked multimodal autoencoder (M3AE) of {parameters:.1f} M parameters: {architecture}.
 {training}
 
 ```python
@@ -69,6 +68,22 @@ inputs = processor(images=image, text="Clear lungs.", return_tensors="pt")
 text = model.encode_text(inputs["input_ids"], inputs["attention_mask"])  # once for each text
 score = model.score(text, model.encode_image(inputs["pixel_values"]))"""
 
+_GENERATE = """\
+from m3ae import M3AEForGeneration
+
+model = M3AEForGeneration.from_pretrained("{location}").eval()
+joint = model.sample_prior(8)  # name of each modality → 8 samples
+given = {{name: {{"pixel_values": images}}}}  # of any modalities, with values in [0, 1]
+generated = model.generate_modalities(given, num_samples=4)"""
+
+_TRUNK = """\
+a ViT over {image_size} px images in
+patches of {patch_size} px and a RoBERTa, fused by {layers} co-attention layers; {head}"""
+
+_LATENT = """\
+experts of the
+modalities {modalities}, joined to a {kind} posterior over {size} latent dimensions"""
+
 # Class → tag of the hub, what the heads do, how to use it.
 _CLASSES = {
     "M3AEModel": ("feature-extraction", "without heads", _LOAD),
@@ -79,6 +94,7 @@ _CLASSES = {
     ),
     "M3AEForQuestionAnswering": ("visual-question-answering", "a head chooses one of {labels} answers", _ANSWER),
     "M3AEForClassification": ("image-classification", "a head scores {labels} classes", _CLASSIFY),
+    "M3AEForGeneration": ("any-to-any", "", _GENERATE),
     "M3AEForImageTextRetrieval": ("feature-extraction", "a head scores how well an image and a text match", _SCORE),
 }
 
@@ -109,14 +125,24 @@ def model_card(
         pipeline=pipeline,
         title=title or f"M3AE, {location}",
         parameters=model.num_parameters() / 1e6,
-        image_size=config.image_config.image_size,
-        patch_size=config.image_config.patch_size,
-        layers=config.num_hidden_layers,
-        head=head.format(labels=config.num_labels),
+        architecture=_architecture(model, head),
         training=training,
         usage=usage.format(location=location),
         data=data,
         metrics=metrics,
+    )
+
+
+def _architecture(model: PreTrainedModel, head: str) -> str:
+    config = model.config
+    if type(model).__name__ == "M3AEForGeneration":
+        latent = config.latent
+        return _LATENT.format(modalities=", ".join(latent.modalities), kind=latent.kind, size=latent.size)
+    return _TRUNK.format(
+        image_size=config.image_config.image_size,
+        patch_size=config.image_config.patch_size,
+        layers=config.num_hidden_layers,
+        head=head.format(labels=config.num_labels),
     )
 
 

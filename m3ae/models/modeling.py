@@ -7,7 +7,7 @@ Presence: True = the sample has this modality.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from m3ae.models.model_card import publish_card
 STREAMS = ("text", "image")  # in this order poolers are concatenated and modality types are numbered
 
 # Heads of another task in a saved model are left where they are, and nobody needs to be told.
-OTHER_HEADS = [r"^(mim|mlm|itm|itc|vqa|cls)_head\."]
+OTHER_HEADS = [r"^(mim|mlm|itm|itc|vqa|cls|latent)_head\."]
 
 
 @dataclass
@@ -108,36 +108,27 @@ class M3AEPreTrainedModel(PreTrainedModel):
         return "fusion" if path.startswith(("projections.", "modality_types.", "fusion.", "poolers.")) else "heads"
 
 
-class M3AEModel(M3AEPreTrainedModel):
-    """The trunk: image and text encoders, their projections, and the fusion."""
+class M3AEEncoders(M3AEPreTrainedModel):
+    """Image and text encoders with their projections, or one of the two.
 
-    _keys_to_ignore_on_load_unexpected = OTHER_HEADS
+    Args:
+        config: Of the model.
+        streams: Which of `STREAMS` to build.
+    """
 
-    def __init__(self, config: M3AEConfig) -> None:
+    def __init__(self, config: M3AEConfig, streams: Collection[str] = STREAMS) -> None:
         super().__init__(config)
         assert isinstance(config.image_config, M3AEImageConfig) and isinstance(config.text_config, RobertaConfig)
-        size = config.hidden_size
-        self.image_encoder = ImageEncoder(config.image_config)
-        self.text_encoder = RobertaModel(config.text_config, add_pooling_layer=False)
+        widths = {"text": config.text_config.hidden_size, "image": config.image_config.hidden_size}
+        if "image" in streams:
+            self.image_encoder = ImageEncoder(config.image_config)
+        if "text" in streams:
+            self.text_encoder = RobertaModel(config.text_config, add_pooling_layer=False)
         self.projections = nn.ModuleDict(
-            {
-                "text": nn.Linear(config.text_config.hidden_size, size),
-                "image": nn.Linear(config.image_config.hidden_size, size),
-            }
+            {name: nn.Linear(widths[name], config.hidden_size) for name in STREAMS if name in streams}
         )
-        self.modality_types = nn.Embedding(len(STREAMS), size)
-        self.fusion = Fusion(config, STREAMS)
-        self.poolers = nn.ModuleDict({name: Pooler(size) for name in STREAMS})
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embeddings."""
-        embeddings: nn.Module = self.text_encoder.get_input_embeddings()
-        return embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.text_encoder.set_input_embeddings(value)
+        if streams:
+            self.modality_types = nn.Embedding(len(STREAMS), config.hidden_size)
 
     def encode_image(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, present: Tensor | None = None
@@ -179,6 +170,27 @@ class M3AEModel(M3AEPreTrainedModel):
     def _stream(self, name: str, encoded: Tensor, mask: Tensor | None, present: Tensor | None) -> Stream:
         projected = self.projections[name](encoded)
         return Stream(projected + self.modality_types.weight[STREAMS.index(name)], mask, present)
+
+
+class M3AEModel(M3AEEncoders):
+    """The trunk: image and text encoders, their projections, and the fusion."""
+
+    _keys_to_ignore_on_load_unexpected = OTHER_HEADS
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__(config)
+        self.fusion = Fusion(config, STREAMS)
+        self.poolers = nn.ModuleDict({name: Pooler(config.hidden_size) for name in STREAMS})
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embeddings."""
+        embeddings: nn.Module = self.text_encoder.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.text_encoder.set_input_embeddings(value)
 
     def encode(
         self,

@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 
 from m3ae.models import losses, masking
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.decoders import ContrastiveHead, PixelDecoder, TokenHead
+from m3ae.models.decoders import ContrastiveHead, PixelDecoder, TokenHead, linear_in_float32
 from m3ae.models.fusion import Stream
 from m3ae.models.modeling import (
     STREAMS,
@@ -56,11 +56,17 @@ class M3AEForPreTrainingOutput(ModelOutput):
 
 
 class M3AEForPreTraining(M3AEPreTrainedModel):
-    """Masked-image modelling, masked-language modelling, image-text matching and contrast over one trunk."""
+    """Masked-image modelling, masked-language modelling, image-text matching and contrast over one trunk.
+
+    Raises:
+        ValueError: The configuration has a latent head.
+    """
 
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__(config)
         assert isinstance(config.text_config, RobertaConfig)
+        if config.latent is not None:
+            raise ValueError("M3AEForPreTraining has no latent pass; M3AEForGeneration is the class for config.latent.")
         self.m3ae = M3AEModel(config)
         self.mim_head = PixelDecoder(config)
         self.mlm_head = TokenHead(config, config.text_config.vocab_size)
@@ -277,9 +283,9 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             image: Tokens (B, 1 + N, D) of `encode_image`.
 
         Returns:
-            (B,) log-odds of being a matched pair.
+            (B,) float32 log-odds of being a matched pair.
         """
-        logits: Tensor = self.itm_head(self.m3ae.fuse_and_pool({"text": text, "image": image}))
+        logits = linear_in_float32(self.itm_head, self.m3ae.fuse_and_pool({"text": text, "image": image}))
         return logits[:, 1] - logits[:, 0]
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.decoders import ContrastiveHead
+from m3ae.models.decoders import ContrastiveHead, linear_in_float32
 from m3ae.models.fusion import Stream
 from m3ae.models.losses import contrastive_loss, ranking_loss
 from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel, all_present, image_fingerprint
@@ -68,9 +67,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
 
         `Stream.select` makes rows of pairs from texts and images encoded once.
         """
-        pooled, head = self.m3ae.fuse_and_pool({"text": text, "image": image}), self.itm_head
-        with torch.autocast(pooled.device.type, enabled=False):  # in bfloat16 the scores of many pairs are equal
-            return F.linear(pooled.float(), head.weight[1:].float(), head.bias[1:].float())[:, 0]
+        return linear_in_float32(self.itm_head, self.m3ae.fuse_and_pool({"text": text, "image": image}))[:, 1]
 
     def forward(
         self,

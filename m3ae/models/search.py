@@ -217,33 +217,22 @@ def rerank(
     return nearest.gather(1, order), scores
 
 
-def two_stage(similarity: Tensor, k: int, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Search both ways in two stages; each pair is scored at most once.
+def rerank_both_ways(
+    nearest_images: Tensor, nearest_texts: Tensor, score: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Score what a first stage has found for the texts and for the images; each pair is scored once.
 
     Args:
-        similarity: (Q, C) of the first stage, such as `embed(…, texts) @ embed(…, images).T`.
-        k: How many of the nearest are re-ranked.
+        nearest_images: (Q, K) numbers of images for each text.
+        nearest_texts: (C, K') numbers of texts for each image.
         score: Returns the scores (P,) of pairs (P, 2): `score_pairs` with its first arguments.
 
     Returns:
-        Scores of the images for each text (Q, C) and of the texts for each image (C, Q): those of `score` where a
-        candidate is among the k nearest, and lower ones, in the order of the first stage, where it is not.
+        The scores (Q, K) and (C, K') in the same places.
     """
-    of_texts, of_images = _nearest(similarity, k), _nearest(similarity.T, k)
-    wanted = of_texts | of_images.T
-    matched = torch.zeros_like(similarity)
-    matched[wanted] = score(wanted.nonzero())
-    return _fill_below(matched, of_texts, similarity), _fill_below(matched.T, of_images, similarity.T)
-
-
-def _nearest(similarity: Tensor, k: int) -> Tensor:
-    """(Q, C) bool: the candidate is among the k nearest of its row."""
-    top = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
-    return torch.zeros_like(similarity, dtype=torch.bool).scatter(1, top, True)
-
-
-def _fill_below(scores: Tensor, kept: Tensor, similarity: Tensor) -> Tensor:
-    """Replace the scores that are not kept by ones below all that are, in the order of the similarity."""
-    lowest = scores.masked_fill(~kept, torch.inf).amin(1, keepdim=True)
-    behind = similarity - similarity.amax(1, keepdim=True) - 1  # at most −1
-    return torch.where(kept, scores, lowest + behind)
+    count = len(nearest_texts)
+    of_texts = torch.arange(len(nearest_images))[:, None] * count + nearest_images
+    of_images = nearest_texts * count + torch.arange(count)[:, None]
+    wanted, place = torch.cat([of_texts.flatten(), of_images.flatten()]).unique(return_inverse=True)
+    scores = score(torch.stack([wanted // count, wanted % count], dim=1))[place]
+    return scores[: of_texts.numel()].view(of_texts.shape), scores[of_texts.numel() :].view(of_images.shape)

@@ -8,7 +8,10 @@ TASKS = {
     "question_answering": "m3ae.tasks.question_answering:QuestionAnswering",
     "classification": "m3ae.tasks.classification:Classification",
     "retrieval": "m3ae.tasks.retrieval:Retrieval",
+    "generation": "m3ae.tasks.generation:Generation",
 }
+
+PRETRAINING_TASKS = ("pretraining", "generation")  # those of `m3ae pretrain`; the others fine-tune
 
 
 def task_class(name: str) -> Any:

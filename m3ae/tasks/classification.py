@@ -176,9 +176,9 @@ class Classification(FineTuning[M3AEForClassification]):
 
     def scores_without_model(self, dataset: ExampleDataset) -> dict[str, NDArray[Any]]:
         """Return the scores (n, A) of majority and bag of words; nothing if there are no training rows."""
-        if not self.has("train"):
+        train, section = self.train_dataset.examples if self.has("train") else [], self.config.classification
+        if not train:
             return {}
-        train, section = self._rows("train").examples, self.config.classification
         texts, asked = ([(*e.texts, "")[0] for e in examples] for examples in (train, dataset.examples))
         reads = self.config.data.text_column is not None
         if section.multi_label:  # the most frequent labels rank no sample before another

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +26,7 @@ from m3ae.metrics.bootstrap import Interval, bootstrap_means
 from m3ae.metrics.gather import gather_rows
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
+from m3ae.tasks.adapters import add_adapters, merge_adapters, merged_weights
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import ModelT
 from m3ae.tasks.pretraining_data import collator, prepare_sets, refuse_test_rows
@@ -74,6 +75,8 @@ class FineTuning(ABC, Generic[ModelT]):
         self.training_collator = collator(config, model.config, processor, training=True)
         self.evaluation_collator = collator(config, model.config, processor, training=False)
         freeze(model, config.finetuning.frozen)
+        if config.finetuning.lora is not None:
+            add_adapters(model, config.finetuning.lora)
 
     @classmethod
     @abstractmethod
@@ -165,19 +168,29 @@ class FineTuning(ABC, Generic[ModelT]):
             "model": config.model.path,
             "from_scratch": config.model.from_scratch or config.model.path is None,
             "frozen": config.finetuning.frozen,
+            "lora": config.finetuning.lora and config.finetuning.lora.model_dump(),
             "seed": config.training.seed,
             "max_steps": config.training.max_steps,
-            "selected_by": config.training.best_metric,
+            "selected_by": config.training.best_metric if self.has_best else None,
         }
 
     def use_best(self, model: ModelT) -> None:
-        """Load the weights that were best on validation, if a run has kept any."""
-        if (self.folder.best / "config.json").is_file():
+        """Load the weights that were best on validation, without adapters; without any such, keep the last ones."""
+        merge_adapters(model)
+        if self.has_best:
             model.load_state_dict(type(model).from_pretrained(self.folder.best).state_dict())
+        else:
+            metric = self.config.training.best_metric
+            PartialState().print(f"{metric} was undefined in every validation: the last model is measured and saved")
+
+    @property
+    def has_best(self) -> bool:
+        """Whether the run has kept a model that was best on validation."""
+        return (self.folder.best / "config.json").is_file()
 
     def save(self, model: ModelT, folder: Path, metrics: dict[str, float]) -> None:
         """Write model, processor and model card in hub format."""
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=merged_weights(model))
         self.processor.save_pretrained(folder)
         write_model_card(folder, self.config, model, self.manifest, metrics)
 

@@ -50,7 +50,11 @@ def write_model_card(
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
-    """Lay out `<split>/<metric>` as a Markdown table, beside it `<split>/shuffled_<metric>` where that is measured."""
+    """Lay out `<split>/<metric>` as a Markdown table, beside it `<split>/shuffled_<metric>` where that is measured.
+
+    The numbers of questions of each type are left out.
+    """
+    metrics = {name: value for name, value in metrics.items() if not name.endswith("_questions")}
     own = {name: value for name, value in metrics.items() if "/shuffled_" not in name}
     if not own:
         return "Not measured yet."

@@ -176,7 +176,7 @@ def load_model(
         processor = M3AEProcessor.from_pretrained(path)
     except OSError as error:
         raise ValueError(f"model.path: no processor in {path!r} ({str(error).splitlines()[0]}).") from error
-    wanted, image_size = _merged(saved, {**overrides, **options})
+    wanted, image_size = merged_config(saved, {**overrides, **options})
     set_seed(seed)
     try:
         if from_scratch or new_head:
@@ -201,12 +201,12 @@ def load_model(
     return model, processor
 
 
-def _merged(saved: M3AEConfig, changes: Mapping[str, Any]) -> tuple[M3AEConfig, int]:
+def merged_config(saved: M3AEConfig, changes: Mapping[str, Any]) -> tuple[M3AEConfig, int]:
     """Return a saved configuration with changes, but of its own image size, and the image size that is wanted."""
     options = saved.to_dict()
     for key, value in changes.items():
         merge = isinstance(value, dict) and key != "id2label"
-        options[key] = {**options.get(key, {}), **value} if merge else value
+        options[key] = {**(options.get(key) or {}), **value} if merge else value
     for stale in ("architectures", *(["label2id"] if "id2label" in changes else [])):
         options.pop(stale, None)
     wanted = M3AEConfig(**options)

@@ -1,7 +1,8 @@
 """Fine-tuning for questions about images, answered from a list (Chen et al. 2022), and what results are worth.
 
-Beside the model stand four controls: the most frequent answer to each type of question, logistic regression on the
-words of the question, and the model itself with a blank image and with that of another question.
+Beside the model stand four controls: the most frequent answer to each type of question, closed and open ones apart;
+logistic regression on the words of the question; and the model itself with a blank image and with that of another
+question.
 """
 
 from __future__ import annotations
@@ -148,13 +149,14 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
         if not self.has("train"):
             return {}
         train = self.dataset("train").examples
-        answers, types = (
-            [example.target[0] for example in train],
-            [example.cells["question_type"] for example in train],
+        answers = [example.target[0] for example in train]
+        types, asked_types = (
+            [f"{example.cells['question_type']}, {example.cells['answer_type']}" for example in examples]
+            for examples in (train, dataset.examples)
         )
         texts, asked = ([example.texts[0] for example in examples] for examples in (train, dataset.examples))
         return {
-            "majority": majority_by_type(answers, types, [e.cells["question_type"] for e in dataset.examples]),
+            "majority": majority_by_type(answers, types, asked_types),
             "bag_of_words": bag_of_words(texts, answers, asked),
         }
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,12 +19,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from m3ae.data.examples import Example, ExampleDataset, Sample
-from m3ae.data.pairs import digest
-from m3ae.metrics.retrieval import RelevanceRule, ranks_of_best_match, relevant_images
+from m3ae.metrics.retrieval import Relevance, RelevanceRule, summarize_ranks
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
-from m3ae.tasks.finetuning import FineTuning, best_of, open_data, open_split, prefixed
-from m3ae.tasks.gallery import Gallery, both_ways
+from m3ae.tasks.finetuning import TOP, FineTuning, open_data, open_split, prefixed
+from m3ae.tasks.gallery import BothWays, Gallery
 from m3ae.tasks.models import open_model
 from m3ae.training.config import RunConfig
 
@@ -47,31 +48,34 @@ class Candidates(NamedTuple):
     text_names: list[str]
     image_ids: list[int]
 
-    def relevant(self, rule: RelevanceRule) -> Tensor:
-        """Return which images are right for which texts, (T, I)."""
-        text_ids = torch.tensor([digest(text.encode()) for text in self.texts])
-        images = torch.arange(len(self.image_ids))
-        return relevant_images(torch.tensor(self.text_rows), images, text_ids, torch.tensor(self.image_ids), rule)
+    def relevance(self, found: BothWays, rule: RelevanceRule) -> tuple[Relevance, Relevance]:
+        """Return which images are right for the texts, and which texts for the images, among what is found."""
+        pairs = torch.stack([torch.arange(len(self.texts)), torch.tensor(self.text_rows)], dim=1)
+        return (
+            Relevance(pairs, found[0].queries, found[0].candidates, rule),
+            Relevance(pairs.flip(1), found[1].queries, found[1].candidates, rule),
+        )
 
 
-class Ranking(NamedTuple):
-    """Scores of the images for each text (T, I), of the texts for each image (I, T), and which are right (T, I)."""
+@dataclass(frozen=True)
+class Ranking:
+    """What is found, and what is right, from texts to images and back."""
 
-    of_texts: Tensor
-    of_images: Tensor
-    relevant: Tensor
+    found: BothWays
+    relevance: tuple[Relevance, Relevance]
+
+    @cached_property
+    def ranks(self) -> tuple[Tensor, Tensor]:
+        """The rank of the best-placed right candidate, (T,) and (I,); ∞ if none is found."""
+        return self.found[0].ranks(self.relevance[0]), self.found[1].ranks(self.relevance[1])
 
     def metrics(self) -> dict[str, float]:
         """Return recalls and median ranks both ways, and the mean of the recalls."""
-        found = both_ways(*self)
+        found: dict[str, float] = {}
+        for direction, ranks in zip(DIRECTIONS, self.ranks, strict=True):
+            found |= prefixed(direction, summarize_ranks(ranks, KS) | {"queries": len(ranks)})
         recalls = [found[f"{direction}_recall@{k}"] for direction in DIRECTIONS for k in KS]
         return found | {"mean_recall": sum(recalls) / len(recalls)}
-
-    def ranks(self) -> dict[str, Tensor]:
-        """Return the rank of the best-placed right candidate, by direction: (T,) and (I,)."""
-        matrices = ((self.of_texts, self.relevant), (self.of_images, self.relevant.T))
-        ranks = (ranks_of_best_match(*matrix) for matrix in matrices)
-        return dict(zip(DIRECTIONS, ranks, strict=True))
 
 
 class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
@@ -95,10 +99,15 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
         model, processor = open_model(
             config, M3AEForImageTextRetrieval, lambda: open_texts(config, "train").texts(), new_head=False
         )
-        if config.retrieval.rerank is not None and model.itc_head is None:
+        k = config.retrieval.rerank
+        if k is not None and model.itc_head is None:
             raise ValueError(
-                f"retrieval.rerank: got {config.retrieval.rerank}, but the model has no contrastive head to choose "
-                "candidates with: pre-train it with model.overrides.itc_weight, or set retrieval.rerank=null"
+                f"retrieval.rerank: got {k}, but the model has no contrastive head to choose candidates with: "
+                "pre-train it with model.overrides.itc_weight, or set retrieval.rerank=null"
+            )
+        if k is not None and find_spec("faiss") is None:
+            raise ValueError(
+                f"retrieval.rerank: got {k}, which needs faiss; pip install 'm3ae[index]', or set it to null"
             )
         return cls(config, model, processor)
 
@@ -115,7 +124,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
     def evaluate(self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return the losses, recalls and median ranks both ways, and the mean recall."""
         dataset = self.dataset(split)
-        ranking = self.rank(model, accelerator, dataset, self.candidates(dataset))
+        ranking, _ = self.rank(model, accelerator, dataset, self.candidates(dataset))
         return self._losses(model, accelerator, dataset) | ranking.metrics()
 
     def final(self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, split: str) -> dict[str, float]:
@@ -125,13 +134,13 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
         """
         dataset = self.dataset(split)
         candidates = self.candidates(dataset)
-        ranking = self.rank(model, accelerator, dataset, candidates)
+        controls = self.config.evaluation.controls
+        ranking, first_stage = self.rank(model, accelerator, dataset, candidates, first_stage=controls)
         metrics = self._losses(model, accelerator, dataset) | ranking.metrics() | self._intervals(candidates, ranking)
-        if self.config.evaluation.controls:
-            metrics |= prefixed("chance", chance_recalls(ranking.relevant))
-            if model.itc_head is not None:
-                similarity = self._gallery(model, accelerator, dataset, candidates).compare(model.itc_head)
-                metrics |= prefixed("first_stage", Ranking(similarity, similarity.T, ranking.relevant).metrics())
+        if controls:
+            metrics |= prefixed("chance", chance_recalls(ranking.relevance))
+            if first_stage is not None:
+                metrics |= prefixed("first_stage", first_stage.metrics())
         if accelerator.is_main_process:
             self.write_predictions(split, self._describe_predictions(dataset, candidates, ranking))
             ids = "".join(f"{example.id}\n" for example in candidates.examples)
@@ -174,23 +183,16 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
         accelerator: Accelerator,
         dataset: ExampleDataset,
         candidates: Candidates,
-    ) -> Ranking:
-        """Score texts and images against each other, in one stage or two as the config says."""
-        gallery, k = self._gallery(model, accelerator, dataset, candidates), self.config.retrieval.rerank
-        relevant = candidates.relevant(self.config.retrieval.relevance)
-        if k is None or model.itc_head is None:
-            scores = gallery.match(model.score)
-            return Ranking(scores, scores.T, relevant)
-        return Ranking(*gallery.search(model.score, model.itc_head, k), relevant)
+        *,
+        first_stage: bool = False,
+    ) -> tuple[Ranking, Ranking | None]:
+        """Search texts and images for each other, in one stage or two as the config says.
 
-    def _gallery(
-        self,
-        model: M3AEForImageTextRetrieval,
-        accelerator: Accelerator,
-        dataset: ExampleDataset,
-        candidates: Candidates,
-    ) -> Gallery:
-        return Gallery(
+        Returns:
+            The ranking, and that of the contrastive head alone if the `first_stage` is asked for and there is one.
+        """
+        k, head = self.config.retrieval.rerank, model.itc_head
+        gallery = Gallery(
             model.m3ae,
             candidates.texts,
             candidates.image_ids,
@@ -199,6 +201,15 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
             accelerator,
             self._batch_size,
         )
+        first = None
+        if k is not None and head is not None:
+            first, found = gallery.search(model.score, head, k)
+        else:
+            found = gallery.match_all(model.score)
+            if first_stage and head is not None:
+                first = gallery.compare_all(head)
+        relevance = candidates.relevance(found, self.config.retrieval.relevance)
+        return Ranking(found, relevance), None if first is None else Ranking(first, relevance)
 
     @property
     def _batch_size(self) -> int:
@@ -227,7 +238,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
     def _intervals(self, candidates: Candidates, ranking: Ranking) -> dict[str, float]:
         found: dict[str, float] = {}
         groups = ([candidates.image_ids[row] for row in candidates.text_rows], candidates.image_ids)
-        for (direction, ranks), images in zip(ranking.ranks().items(), groups, strict=True):
+        for direction, ranks, images in zip(DIRECTIONS, ranking.ranks, groups, strict=True):
             hits = {f"{direction}_recall@{k}": (ranks <= k).double().tolist() for k in KS}
             found |= self.intervals(hits, images)
         return found
@@ -235,23 +246,23 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
     def _describe_predictions(
         self, dataset: ExampleDataset, candidates: Candidates, ranking: Ranking
     ) -> Iterator[dict[str, Any]]:
-        """Yield a line for every query, the texts first."""
-        image_names, ranks = [example.id for example in candidates.examples], ranking.ranks()
+        """Yield a line for every query, the texts first; the rank is null if no right candidate is found."""
+        image_names = [example.id for example in candidates.examples]
         sides = (
-            (candidates.text_names, candidates.text_rows, image_names, ranking.of_texts, ranking.relevant),
-            (image_names, range(len(image_names)), candidates.text_names, ranking.of_images, ranking.relevant.T),
+            (candidates.text_names, candidates.text_rows, image_names),
+            (image_names, range(len(image_names)), candidates.text_names),
         )
-        for direction, (queries, rows, names, scores, relevant) in zip(DIRECTIONS, sides, strict=True):
-            for place, (query, row) in enumerate(zip(queries, rows, strict=True)):
-                top = best_of(names, scores[place])
+        for i, (queries, rows, names) in enumerate(sides):
+            ranks, best = ranking.ranks[i].tolist(), ranking.found[i].best(TOP)
+            for place, (query, row, top) in enumerate(zip(queries, rows, best, strict=True)):
                 yield {
                     **self.reference(dataset, candidates.examples[row]),
-                    "direction": direction,
+                    "direction": DIRECTIONS[i],
                     "query": query,
-                    "prediction": top[0]["label"],
-                    "top": top,
-                    "truth": [names[right] for right in relevant[place].nonzero()[:, 0].tolist()],
-                    "rank": int(ranks[direction][place]),
+                    "prediction": names[top[0][0]],
+                    "top": [{"label": names[number], "score": round(score, 5)} for number, score in top],
+                    "truth": [names[right] for right in ranking.relevance[i].right_for(place)],
+                    "rank": int(ranks[place]) if math.isfinite(ranks[place]) else None,
                 }
 
 
@@ -274,17 +285,15 @@ def open_texts(config: RunConfig, split: str, limit: int | None = None) -> Examp
     return ExampleDataset(rows, examples, limit)
 
 
-def chance_recalls(relevant: Tensor) -> dict[str, float]:
+def chance_recalls(relevance: tuple[Relevance, Relevance]) -> dict[str, float]:
     """Return what a random order is expected to reach, both ways.
 
     Of C candidates of which r are right, the first K are all wrong with probability Π (C − r − i) / (C − i), i < K.
-
-    Args:
-        relevant: (T, I) bool.
     """
     found = {}
-    for direction, right in zip(DIRECTIONS, (relevant, relevant.T), strict=True):
-        wrong, total = (~right).sum(1, keepdim=True).double(), right.shape[1]
+    right = relevance[0].counts(), relevance[1].counts()
+    for direction, own, total in zip(DIRECTIONS, right, (len(right[1]), len(right[0])), strict=True):
+        wrong = total - own[:, None].double()
         for k in KS:
             i = torch.arange(min(k, total))
             missed = ((wrong - i).clamp(min=0) / (total - i)).prod(1)

@@ -89,7 +89,7 @@ def load_checkpoint(
     """
     record = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
     _check_weights_fit(checkpoint / SAFE_WEIGHTS_NAME, model)
-    remarks = _changes(_flatten(record["config"]), _flatten(config.model_dump(mode="json")))
+    remarks = _changes(flatten(record["config"]), flatten(config.model_dump(mode="json")))
     if not (checkpoint / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl").exists():
         remarks.append(f"written by {record['num_processes']} processes: dropout differs from an uninterrupted run")
     hyperparameters = [{k: v for k, v in group.items() if k != "params"} for group in _parameter_groups(accelerator)]
@@ -171,8 +171,9 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key} changes from {old.get(key)} to {new.get(key)}" for key in keys]
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of nested sections by their dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -27,11 +27,12 @@ from m3ae.training.task_config import (
     STRICT,
     ClassificationConfig,
     FineTuningConfig,
+    GenerationConfig,
     QuestionAnsweringConfig,
     RetrievalConfig,
 )
 
-TaskName = Literal["pretraining", "question_answering", "classification", "retrieval"]
+TaskName = Literal["pretraining", "question_answering", "classification", "retrieval", "generation"]
 
 
 class ConfigError(ValueError):
@@ -243,6 +244,7 @@ class RunConfig(_Section):
     question_answering: QuestionAnsweringConfig = QuestionAnsweringConfig()
     classification: ClassificationConfig = ClassificationConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+    generation: GenerationConfig = GenerationConfig()
 
     @model_validator(mode="after")
     def _warmup_fits_into_the_run(self) -> "RunConfig":
@@ -345,12 +347,13 @@ def _explain(problem: Any) -> str:
 def _nearest(key: str) -> str:
     section, _, name = re.sub(r"\.\d+\.", ".", key).rpartition(".")
     valid = [candidate.rpartition(".") for candidate in _dotted_keys(RunConfig)]
-    similar = difflib.get_close_matches(name, {candidate[2] for candidate in valid})
+    names = {candidate[2] for candidate in valid}
+    similar = [name] if name in names else difflib.get_close_matches(name, names)
     siblings = [candidate for candidate in valid if candidate[0] == section]
     # A misspelt key of this section is likelier than one of another section, which in turn beats a full list.
     for candidates in (siblings, valid):
-        if names := ["".join(candidate) for candidate in candidates if candidate[2] in similar]:
-            return f"did you mean {' or '.join(names)}?"
+        if nearest := ["".join(candidate) for candidate in candidates if candidate[2] in similar]:
+            return f"did you mean {' or '.join(nearest)}?"
     return f"expected one of {[''.join(candidate) for candidate in siblings]}"
 
 

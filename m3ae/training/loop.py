@@ -19,7 +19,7 @@ from m3ae.training.checkpoint import (
     save_checkpoint,
 )
 from m3ae.training.config import RunConfig
-from m3ae.training.cpu import attention_kernel, share_cores
+from m3ae.training.cpu import fast_kernels, share_cores
 from m3ae.training.curves import plot_losses
 from m3ae.training.loader import TrainingSamples, TrainingStream, micro_batches
 from m3ae.training.metrics_log import LossMeter, MetricsLog, format_metrics, read_metrics
@@ -35,7 +35,11 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class Task(Protocol[ModelT]):
-    """What the loop needs of a task."""
+    """What the loop needs of a task.
+
+    If it has `step_inputs(step)`, that returns further keyword arguments of the model in training: a pure function of
+    the optimiser step, counted from 0.
+    """
 
     @property
     def model(self) -> ModelT:
@@ -97,6 +101,7 @@ class _TrainingLoop:
 
     def __init__(self, config: RunConfig, task: Task[Any], accelerator: Accelerator, folder: RunFolder) -> None:
         self.config, self.task, self.accelerator, self.folder = config, task, accelerator, folder
+        self.step_inputs: Callable[[int], dict[str, Any]] = getattr(task, "step_inputs", lambda step: {})
         set_seed(config.training.seed, device_specific=True)
         if config.training.gradient_checkpointing:
             _enable_gradient_checkpointing(task.model)
@@ -109,7 +114,7 @@ class _TrainingLoop:
             lr_multipliers=config.optimizer.lr_multipliers,
         )
         self.learning_rates = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps)
+        optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
         # The data loader stays as it is: its sampler knows the processes, and its position is a pure function of the
         # step. So is the learning rate, set by `set_learning_rate`, which leaves no scheduler to prepare or to save.
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
@@ -194,12 +199,12 @@ class _TrainingLoop:
 
     def accumulate_gradients(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Leave the clipped gradient of one optimiser step; return its mean losses and the norm before clipping."""
-        losses = []
+        losses, kernels = [], fast_kernels(self.accelerator.device, compiled=self.config.training.compile)
         for _ in range(self.config.training.gradient_accumulation_steps):
-            batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
-            with self.accelerator.accumulate(self.model):
-                with attention_kernel(self.accelerator):
-                    output = self.model(**batch)
+            batch = {**next(batches), **self.step_inputs(self.state.step)}
+            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            with self.accelerator.accumulate(self.model), kernels:
+                output = self.model(**batch)
                 self.accelerator.backward(output.loss)
             losses.append({"loss": output.loss, **output.losses})
         limit = self.config.optimizer.max_grad_norm or float("inf")

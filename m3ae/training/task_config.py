@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -13,16 +13,41 @@ class Section(BaseModel):
     model_config = STRICT
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2022), which learn in place of the linear layers of encoders and fusion.
+
+    Attributes:
+        rank: Of a layer's update; its two factors have `rank` times as many weights as the layer has inputs, outputs.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Of what enters an adapter.
+    """
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 16
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
 class FineTuningConfig(Section):
     """What all fine-tuning tasks have in common.
 
     Attributes:
         image_size: Side of the images in pixels; where it is not the model's, the position table is interpolated.
         frozen: Which weights stay as they are: `trunk` leaves only the head to learn (probing).
+        lora: Learn the head, and low-rank updates of the rest: `{rank: 8}`; needs peft. `null` to learn all weights.
     """
 
     image_size: PositiveInt | None = None
     frozen: Literal["nothing", "encoders", "trunk"] = "nothing"
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _adapters_freeze_the_trunk_themselves(self) -> "FineTuningConfig":
+        if self.lora is not None and self.frozen != "nothing":
+            raise ValueError(
+                f"frozen: got {self.frozen} beside finetuning.lora, which freezes all but head and adapters; "
+                "set one of them"
+            )
+        return self
 
 
 class QuestionAnsweringConfig(Section):
@@ -71,11 +96,26 @@ class RetrievalConfig(Section):
     Attributes:
         relevance: What is right: an image that stands with an equal text in any row (`every`), or only that of the
             text's own row (`published`).
-        rerank: Rank by the contrastive head and re-rank so many of the nearest by the matching head; `null` to score
-            every pair by the matching head, as published.
+        rerank: Find so many of the nearest by the contrastive head and rank them by the matching head, what is not
+            among them counting as not found; needs faiss. `null` to score every pair by the matching head, as
+            published, which needs a matrix of all texts and images.
         max_rows: Rows of a split that are ranked, evenly spaced; `null` for all.
     """
 
     relevance: Literal["every", "published"] = "every"
     rerank: PositiveInt | None = None
     max_rows: PositiveInt | None = None
+
+
+class GenerationConfig(Section):
+    """How the latent head is trained on columns of the prepared data, which `model.overrides.latent` names.
+
+    Attributes:
+        missing_rate: Share of the modalities that training is not shown, drawn anew at every visit of a sample; never
+            a sample's last one.
+        prior_components: Gaussians of the prior that is fitted on the aggregated posterior at the end and kept with
+            the model; 0 for none.
+    """
+
+    missing_rate: float = Field(default=0.0, ge=0, le=1)
+    prior_components: NonNegativeInt = 30

@@ -27,6 +27,7 @@ def test_search_is_exact_over_shards_and_after_loading(tmp_path: Path, batch_siz
         rows, products = index.search(queries, 10)
         assert rows.tolist() == expected.tolist() and index.ids[rows[0, 0]] == f"image {expected[0, 0]}"
         np.testing.assert_allclose(products, np.take_along_axis(queries @ vectors.T, expected, axis=1), rtol=1e-5)
+        np.testing.assert_array_equal(index.vectors([88, 3, 19, 20, 3]), vectors[[88, 3, 19, 20, 3]])
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
@@ -44,6 +45,7 @@ def test_other_kinds_look_at_a_part_and_may_find_fewer(tmp_path: Path) -> None:
     rows, products = lists.search(vectors[:9], 400)
     assert rows[:, 0].tolist() == list(range(9))
     assert (rows == -1).any() and (np.isneginf(products) == (rows == -1)).all()
+    np.testing.assert_array_equal(lists.vectors(range(190, 210)), vectors[190:210])
 
 
 def test_more_than_there_are(tmp_path: Path) -> None:

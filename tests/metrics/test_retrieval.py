@@ -2,12 +2,14 @@ import pytest
 import torch
 
 from m3ae.metrics import RetrievalMetrics, relevant_images, retrieval_metrics
-from m3ae.metrics.retrieval import ranks_of_best_match, recall_at_k
+from m3ae.metrics.retrieval import Relevance, ranks_of_best_match, recall_at_k
 
 
 def test_ranks_by_hand() -> None:
     scores = torch.tensor([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.2, 0.2]])
     assert ranks_of_best_match(scores, torch.eye(3, dtype=torch.bool)).tolist() == [1, 2, 3]
+    found = recall_at_k(scores, torch.tensor([[True, False, False], [False] * 3, [False] * 3]))
+    assert found == {"recall@1": 1 / 3, "recall@5": 1 / 3, "recall@10": 1 / 3, "median_rank": torch.inf}
 
 
 def test_any_relevant_candidate_counts() -> None:
@@ -46,6 +48,38 @@ def test_what_stands_together_anywhere_is_right() -> None:
     published = [[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     assert relevant_images(**TEXTS, **IMAGES).int().tolist() == every
     assert relevant_images(**TEXTS, **IMAGES, rule="published").int().tolist() == published
+
+
+@pytest.mark.parametrize("rule", ["every", "published"])
+def test_relevance_of_pairs_is_that_of_the_matrix(rule: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(20, (50,), generator=generator)
+    text_ids, image_ids = torch.randint(90, 100, (50,), generator=generator), torch.arange(20) // 3
+    matrix = relevant_images(rows, torch.arange(20), text_ids, image_ids, rule)
+    pairs = torch.stack([torch.arange(50), rows], dim=1)
+    texts, images = text_ids.unique(return_inverse=True)[1], image_ids
+    for relevance, expected, kinds in (
+        (Relevance(pairs, texts, images, rule), matrix, images),
+        (Relevance(pairs.flip(1), images, texts, rule), matrix.T, texts),
+    ):
+        assert relevance.counts().tolist() == expected.sum(1).tolist()
+        assert sorted(relevance.right_for(7)) == expected[7].nonzero()[:, 0].tolist()
+        scores = torch.randint(4, (len(expected), int(kinds.max()) + 1), generator=generator).float()
+        every = torch.arange(scores.shape[1]).expand(scores.shape)
+        right, others = relevance.copies(torch.arange(len(expected)), every)
+        assert torch.equal(right[:, kinds] > 0, expected) if rule == "every" else right.sum() == expected.sum()
+        assert torch.equal(right + others, kinds.bincount().expand(scores.shape))
+        # Of equal candidates one stands for all: the ranks are those among all of them.
+        ranks = ranks_of_best_match(scores, right > 0, others)
+        assert torch.equal(ranks, ranks_of_best_match(scores[:, kinds], expected))
+
+
+def test_relevance_by_hand() -> None:
+    every = Relevance(torch.tensor([[0, 0], [1, 1], [2, 2]]), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+    assert [every.right_for(query) for query in range(3)] == [[0, 1, 2], [0, 1, 2], [1, 2]]
+    published = Relevance(torch.tensor([[0, 0], [1, 1]]), torch.tensor([0, 0]), torch.tensor([0, 0]), "published")
+    right, others = published.copies(torch.arange(2), torch.tensor([[0], [0]]))
+    assert (right.tolist(), others.tolist()) == ([[1], [1]], [[1], [1]]), "an equal one of another row is wrong"
 
 
 def published_recalls(scores: torch.Tensor, text_rows: torch.Tensor, image_rows: torch.Tensor, k: int) -> list[float]:

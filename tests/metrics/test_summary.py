@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner, Result
 
+from m3ae.cli import cli
 from m3ae.metrics import Interval
 from m3ae.metrics.summary import (
     Column,
@@ -12,7 +14,7 @@ from m3ae.metrics.summary import (
     markdown_header,
     markdown_row,
     summarize,
-    write_summary,
+    summarize_runs,
 )
 from m3ae.training.metrics_log import MetricsLog
 
@@ -46,12 +48,46 @@ def test_spread_by_hand():
 
 def test_a_summary_tells_how_the_runs_differ(tmp_path):
     runs = [finished_run(tmp_path / str(seed), seed, accuracy=0.5 + seed / 10) for seed in (0, 1)]
-    summary = write_summary(tmp_path / "results" / "summary.json", runs)
-    written = json.loads((tmp_path / "results" / "summary.json").read_text())
+    summary = summarize_runs(runs)
+    assert summary.metrics["test/accuracy"] == pytest.approx((0.55, 0.0707107, 2))
+    written = json.loads(summary.to_json())
     assert written["differing_settings"] == {"training.seed": [0, 1]}
     assert written["runs"][str(runs[1])] == {"test/accuracy": 0.6}
-    assert written["metrics"]["test/accuracy"] == summary["test/accuracy"]._asdict()
-    assert summary["test/accuracy"] == pytest.approx((0.55, 0.0707107, 2))
+    assert written["metrics"]["test/accuracy"] == summary.metrics["test/accuracy"]._asdict()
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["summarize", *map(str, arguments)])
+
+
+def test_the_command_prints_a_row_for_the_readme(tmp_path):
+    reports = ({"accuracy": 0.5, "open_accuracy": 0.3}, {"accuracy": 0.7, "open_accuracy": 0.3})
+    runs = [
+        finished_run(tmp_path / f"seed_{seed}", seed, loss=1.5, accuracy_low=0.4, accuracy_high=0.6, **report)
+        for seed, report in enumerate(reports)
+    ]
+    result = command(*runs, "--json", tmp_path / "all.json")
+    assert result.output.splitlines() == [
+        "| 2 runs | accuracy | open accuracy |",
+        "|---|---:|---:|",
+        "| seed_0 | 60.0 ± 14.1 | 30.0 ± 0.0 |",
+        "training.seed: 0, 1",
+    ]
+    assert json.loads((tmp_path / "all.json").read_text())["metrics"]["test/loss"] == {"mean": 1.5, "sd": 0, "runs": 2}
+    chosen = command(runs[0], "--name", "ours", "--metric", "test/accuracy", "--metric", "test/loss")
+    assert chosen.output.splitlines() == [
+        "| one run | accuracy | loss |",
+        "|---|---:|---:|",
+        "| ours | 50.0 (40.0–60.0) | 1.5 |",
+    ]
+
+
+def test_the_command_explains_what_it_cannot_summarize(tmp_path):
+    run = finished_run(tmp_path / "run", 0, accuracy=0.5)
+    unknown = command(run, "--metric", "test/acuracy")
+    assert unknown.exit_code == 2
+    assert unknown.stderr == "error: no run reports 'test/acuracy'; nearest are test/accuracy\n"
+    assert command(tmp_path).stderr.startswith(f"error: {tmp_path} holds no finished run: expected metrics.jsonl")
 
 
 def test_rows_of_a_table():

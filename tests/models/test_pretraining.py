@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from m3ae import M3AEForPreTraining, M3AEModel
-from tests.models.tiny import tiny_batch, tiny_model
+from tests.models.tiny import tiny_batch, tiny_model, tiny_of
 
 SCHEDULES = ("separate", "joint")
 
@@ -75,6 +75,22 @@ def test_separate_passes_equal_the_plain_procedure() -> None:
     states = trunk.fuse({"text": text, "image": trunk.encode_image(batch["pixel_values"], keep)})
     restore = batch["image_noise"].argsort(1).argsort(1)
     torch.testing.assert_close(output.mim_logits, model.mim_head(states[1]["image"], restore))
+
+
+def test_matching_scores_are_not_rounded_to_bfloat16() -> None:
+    model, batch = tiny_of(M3AEForPreTraining), tiny_batch()
+
+    def scores() -> torch.Tensor:
+        text = model.m3ae.encode_text(batch["input_ids"], batch["attention_mask"])
+        image = model.m3ae.encode_image(batch["pixel_values"])
+        rows, columns = torch.cartesian_prod(torch.arange(4), torch.arange(4)).T
+        return model.match(text.select(rows), image.select(columns))
+
+    exact = scores()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = scores()
+    assert found.dtype == torch.float32 and (found != found.bfloat16()).all()
+    torch.testing.assert_close(found, exact, atol=0.1, rtol=0)
 
 
 def test_joint_equals_plain_fusion_of_masked_inputs() -> None:

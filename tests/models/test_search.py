@@ -1,5 +1,3 @@
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,9 +11,9 @@ from m3ae.models.search import (
     encode_images,
     encode_texts,
     rerank,
+    rerank_both_ways,
     score_all,
     score_pairs,
-    two_stage,
 )
 from tests.models.tiny import tiny_of, tiny_pairs
 
@@ -108,28 +106,21 @@ def similarity(model, texts, images) -> Tensor:
     return embed(model.itc_head, "text", texts) @ embed(model.itc_head, "image", images).T
 
 
-def test_two_stages_with_all_candidates_are_one_stage(model, texts, images, similarity) -> None:
-    expected = score_all(model.score, texts, images)
-    for k in (7, 100):
-        of_texts, of_images = two_stage(similarity, k, partial(score_pairs, model.score, texts, images, batch_size=4))
-        torch.testing.assert_close(of_texts, expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(of_images, expected.T, atol=1e-5, rtol=1e-5)
-
-
-def test_two_stages_rerank_the_nearest_and_leave_the_others_behind(model, texts, images, similarity) -> None:
+def test_what_is_wanted_both_ways_is_scored_once(model, texts, images, similarity) -> None:
     scored = []
 
-    def score(text, image):
-        scored.append(len(image.tokens))
-        return model.score(text, image)
+    def score(pairs: Tensor) -> Tensor:
+        scored.extend(map(tuple, pairs.tolist()))
+        return score_pairs(model.score, texts, images, pairs, batch_size=4)
 
     expected = score_all(model.score, texts, images)
-    both = two_stage(similarity, 2, partial(score_pairs, score, texts, images))
-    for found, first, second in zip(both, (similarity, similarity.T), (expected, expected.T), strict=True):
-        for row, candidates in enumerate(first.argsort(1, descending=True)):
-            nearest = candidates[:2][second[row, candidates[:2]].argsort(descending=True)]
-            assert found[row].argsort(descending=True).tolist() == [*nearest.tolist(), *candidates[2:].tolist()]
-    assert 7 * 2 <= sum(scored) <= 7 * 2 + 5 * 2  # a pair wanted both ways is scored once
+    nearest_images, nearest_texts = similarity.topk(2).indices, similarity.T.topk(3).indices
+    of_texts, of_images = rerank_both_ways(nearest_images, nearest_texts, score)
+    torch.testing.assert_close(of_texts, expected.gather(1, nearest_images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(of_images, expected.T.gather(1, nearest_texts), atol=1e-5, rtol=1e-5)
+    wanted = {(text, image) for text, own in enumerate(nearest_images.tolist()) for image in own}
+    wanted |= {(text, image) for image, own in enumerate(nearest_texts.tolist()) for text in own}
+    assert sorted(scored) == sorted(wanted) and len(wanted) < 7 * 2 + 5 * 3
 
 
 def test_rerank_orders_candidates(model, texts, images, similarity) -> None:

@@ -108,6 +108,18 @@ def test_final_of_one_class_a_sample(data: Path) -> None:
     }
 
 
+def test_controls_choose_among_the_classes(tmp_path: Path) -> None:
+    kinds = ["gel", "gel", "gel", "blot", "blot", "assay"]
+    train = [row(number, kind) for number, kind in enumerate(kinds)]
+    folder = write_splits(tmp_path / "data", SPLITS | {"train": train, "test": [row(8, "blot"), row(9, "assay")]})
+    task = build(folder, SINGLE, labels=["assay", "blot"])
+    found = task.final(fixed(*[[1.0, 0.0]] * 6), Accelerator(cpu=True), "test")
+    assert found["accuracy"] == 0.5 and found["majority_accuracy"] == 0.5
+    chosen = task.scores_without_model(task.dataset("test"))
+    assert chosen["majority"].argmax(1).tolist() == [1, 1], "gel is more frequent, and no class"
+    assert chosen["bag_of_words"].argmax(1).tolist() == [1, 0]
+
+
 def test_final_of_several_labels(data: Path) -> None:
     task = build(data, MULTI, num_labels=2)
     own = [[-1.0, 2.0], [-2.0, 3.0], [1.0, -1.0]]  # air, fluid; of the second sample fluid is uncertain

@@ -17,7 +17,8 @@ def card(folder: Path, model_class: type, source: str, metrics: dict[str, float]
 
 
 def test_card_of_a_run(tmp_path) -> None:
-    text = card(tmp_path, M3AEForQuestionAnswering, "vqa_rad", {"test/accuracy": 0.62})
+    counts = {"test/questions": 451, "test/pos_type_questions": 59}
+    text = card(tmp_path, M3AEForQuestionAnswering, "vqa_rad", {"test/accuracy": 0.62} | counts)
     for part in (
         "# M3AE, trial",
         "7 steps of 4 samples",
@@ -27,6 +28,7 @@ def test_card_of_a_run(tmp_path) -> None:
     ):
         assert part in text
     assert "| test | accuracy | 0.62 |" in text and "schedule" not in text
+    assert "| test | questions | 451 |" in text and "pos_type_questions" not in text
 
 
 def test_card_of_a_pretrained_model_and_an_unknown_source(tmp_path) -> None:

@@ -7,7 +7,9 @@ import torch
 from accelerate import Accelerator
 
 from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionAnswering
-from m3ae.tasks.gallery import Gallery
+from m3ae.metrics.retrieval import Relevance, recall_at_k
+from m3ae.tasks import gallery as gallery_module
+from m3ae.tasks.gallery import BothWays, Found, Gallery
 from m3ae.tasks.retrieval import Ranking, Retrieval, chance_recalls, open_texts
 from m3ae.training.loop import train
 from m3ae.training.sampler import Visit
@@ -77,51 +79,97 @@ def test_every_right_item_counts_or_only_the_own_row(folder: Path, tmp_path: Pat
     task = open_task(folder, tmp_path, pretrained)
     candidates = task.candidates(task.dataset("test"))
     assert candidates.text_rows == [0, 1, 1, 2, 3] and len(set(candidates.image_ids)) == 3
-    assert candidates.relevant("published").int().tolist() == [
-        [1, 0, 0, 0],
-        [0, 1, 0, 0],
-        [0, 1, 0, 0],
-        [0, 0, 1, 0],
-        [0, 0, 0, 1],
-    ]
-    assert candidates.relevant("every").int().tolist() == [
-        [1, 0, 0, 1],
-        [0, 1, 0, 0],
-        [0, 1, 1, 0],
-        [0, 1, 1, 0],
-        [1, 0, 0, 1],
-    ]
+    found = task.rank(task.model.eval(), Accelerator(cpu=True), task.dataset("test"), candidates)[0].found
+    of_texts, of_images = candidates.relevance(found, "published")
+    assert [of_texts.right_for(text) for text in range(5)] == [[0], [1], [1], [2], [3]]
+    assert [of_images.right_for(image) for image in range(4)] == [[0], [1, 2], [3], [4]]
+    of_texts, of_images = candidates.relevance(found, "every")
+    assert [of_texts.right_for(text) for text in range(5)] == [[0, 3], [1], [1, 2], [1, 2], [0, 3]]
+    assert [of_images.right_for(image) for image in range(4)] == [[0, 4], [1, 2, 3], [2, 3], [0, 4]]
 
 
 def test_metrics_of_a_ranking_by_hand() -> None:
     scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
-    ranking = Ranking(scores, torch.eye(3), torch.eye(3, dtype=torch.bool))
+    numbers = torch.arange(3)
+    found = [Found(numbers.expand(3, 3), own, numbers, numbers) for own in (scores, torch.eye(3))]
+    own = Relevance(numbers[:, None].expand(3, 2), numbers, numbers)
+    ranking = Ranking(BothWays(*found), (own, own))
     metrics = ranking.metrics()
     assert metrics["text_to_image_recall@1"] == pytest.approx(1 / 3) and metrics["text_to_image_median_rank"] == 2
     assert metrics["image_to_text_recall@1"] == 1 and metrics["text_to_image_recall@5"] == 1
     assert metrics["mean_recall"] == pytest.approx((1 / 3 + 5) / 6)
-    assert ranking.ranks()["text_to_image"].tolist() == [1, 2, 3]
+    assert ranking.ranks[0].tolist() == [1, 2, 3]
+    nearest = Found(torch.tensor([[2, 0]] * 3), torch.tensor([[2.0, 1.0]] * 3), numbers, numbers)
+    metrics = Ranking(BothWays(nearest, found[1]), (own, own)).metrics()
+    assert metrics["text_to_image_recall@1"] == pytest.approx(1 / 3), "the last"
+    assert metrics["text_to_image_recall@5"] == pytest.approx(2 / 3), "the second is not found"
+    assert metrics["text_to_image_median_rank"] == 2
 
 
 def test_chance_is_the_mean_over_random_orders() -> None:
-    relevant = torch.zeros(2, 12, dtype=torch.bool)
-    relevant[0, 0] = relevant[1, :4] = True
-    expected = chance_recalls(relevant)
+    pairs = torch.tensor([[0, 0], [1, 0], [1, 1], [1, 2], [1, 3]])
+    ways = (
+        Relevance(pairs, torch.arange(2), torch.arange(12)),
+        Relevance(pairs.flip(1), torch.arange(12), torch.arange(2)),
+    )
+    expected = chance_recalls(ways)
     assert expected["text_to_image_recall@1"] == pytest.approx((1 / 12 + 4 / 12) / 2)
+    assert expected["image_to_text_recall@1"] == pytest.approx((1 + 3 / 2) / 12)
     torch.manual_seed(0)
-    drawn = [Ranking(torch.rand(2, 12), torch.rand(12, 2), relevant).ranks() for _ in range(4000)]
+    relevant = torch.tensor([[True] + [False] * 11, [True] * 4 + [False] * 8])
+    drawn = [recall_at_k(torch.rand(2, 12), relevant) for _ in range(4000)]
     for k in (1, 5, 10):
-        found = torch.stack([ranks["text_to_image"] <= k for ranks in drawn]).float().mean()
+        found = sum(own[f"recall@{k}"] for own in drawn) / 4000
         assert found == pytest.approx(expected[f"text_to_image_recall@{k}"], abs=0.02)
-    assert chance_recalls(torch.ones(2, 3, dtype=torch.bool))["image_to_text_recall@10"] == 1
 
 
 def test_two_stages_with_all_candidates_are_one_stage(folder: Path, tmp_path: Path, pretrained: str) -> None:
-    names = [f"{way}_recall@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
-    one, two, few = (final(open_task(folder, tmp_path, pretrained, retrieval={"rerank": k})) for k in (None, 100, 1))
-    assert [one[f"test/{name}"] for name in names] == [two[f"test/{name}"] for name in names]
-    for name in ("text_to_image_recall@1", "image_to_text_recall@1"):  # a single candidate cannot change its place
+    lines = []
+    for k, rule in ((None, "every"), (100, "every"), (None, "published"), (100, "published"), (1, "every")):
+        found = final(open_task(folder, tmp_path, pretrained, retrieval={"rerank": k, "relevance": rule}))
+        lines.append((found, [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]))
+    (one, first), (two, second), (own_one, _), (own_two, _), (few, nearest) = lines
+    assert one == pytest.approx(two, abs=1e-6) and own_one == pytest.approx(own_two, abs=1e-6) and one != own_one
+    assert [line["rank"] for line in first] == [line["rank"] for line in second]
+    assert [line["truth"] for line in first] == [line["truth"] for line in second]
+    for a, b in zip(first, second, strict=True):
+        assert {hit["label"]: hit["score"] for hit in a["top"]} == pytest.approx(
+            {hit["label"]: hit["score"] for hit in b["top"]}, abs=1e-4
+        )
+    for name in ("text_to_image_recall@1", "image_to_text_recall@10"):  # a single candidate cannot change its place
         assert few[f"test/{name}"] == few[f"test/first_stage_{name}"]
+    assert {None, 1} <= {line["rank"] for line in nearest}, "what is not among the candidates is not found"
+
+
+def test_the_first_stage_is_exact_whatever_is_embedded_at_once(
+    folder: Path, tmp_path: Path, pretrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = open_task(folder, tmp_path, pretrained, retrieval={"rerank": 2})
+    dataset, accelerator = task.dataset("test"), Accelerator(cpu=True)
+    monkeypatch.setattr(gallery_module, "EMBEDDED_AT_ONCE", 2)
+    with torch.no_grad():
+        _, two = task.rank(task.model.eval(), accelerator, dataset, task.candidates(dataset))
+        exhaustive = open_task(folder, tmp_path, pretrained)
+        _, one = exhaustive.rank(task.model, accelerator, dataset, task.candidates(dataset), first_stage=True)
+    for nearest, everything in zip(two.found, one.found, strict=True):
+        for found, ordered in zip(nearest.best(9), everything.best(9), strict=True):
+            assert [score for _, score in found] == pytest.approx([score for _, score in ordered[: len(found)]])
+            assert {number for number, _ in found} == {number for number, _ in ordered[: len(found)]}
+            assert len({round(score, 6) for _, score in found}) == 2
+
+
+def test_all_that_equals_what_is_found_is_listed() -> None:
+    kinds, scores = torch.tensor([[1, 0], [2, 1]]), torch.tensor([[0.5, 0.9], [0.8, 0.1]])
+    found = Found(kinds, scores, torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1, 2, 1]))
+    first, second, third = ([number for number, _ in best] for best in found.best(3))
+    assert first == third == [0, 1, 2] and second == [3, 1, 2]
+    assert [score for _, score in found.best(9)[1]] == pytest.approx([0.8, 0.1, 0.1, 0.1])
+
+
+def test_two_stages_need_faiss(folder: Path, tmp_path: Path, pretrained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m3ae.tasks.retrieval.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"rerank: got 5, which needs faiss; pip install 'm3ae\[index\]'"):
+        open_task(folder, tmp_path, pretrained, retrieval={"rerank": 5})
 
 
 def test_processes_share_the_images(folder: Path, tmp_path: Path, pretrained: str) -> None:

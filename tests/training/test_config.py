@@ -88,7 +88,7 @@ def test_dump_reads_back_equal(tmp_path):
         ("data={}", "data.path: missing; expected a value"),
         (
             "task=vqa",
-            "task: got 'vqa' (str), expected 'pretraining', 'question_answering', 'classification' or 'retri",
+            "task: got 'vqa' (str), expected 'pretraining', 'question_answering', 'classification', 'retr",
         ),
         ("model.from_scratch=true", "model.from_scratch: got true without model.path, which names the model to draw"),
         ("finetuning.frozen=all", "finetuning.frozen: got 'all' (str), expected 'nothing', 'encoders' or 'trunk'"),

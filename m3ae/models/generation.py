@@ -1,0 +1,395 @@
+"""M3AE for generation: a multimodal VAE whose experts are the trunk's encoders, and small ones of further modalities.
+
+Shapes: B batch, K samples, C mixture components, M experts, D shared latent dimensions, Z those and all private ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
+
+from m3ae.models import latent as algebra
+from m3ae.models import objectives
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.fitted_prior import FittedPrior
+from m3ae.models.fusion import Stream
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_head import (
+    TENSOR_NAMES,
+    LatentHead,
+    LatentPosterior,
+    Modalities,
+    image_statistics,
+    init_latent_weights,
+)
+from m3ae.models.modeling import OTHER_HEADS, M3AEEncoders, M3AEPreTrainedModel
+from m3ae.models.objectives import Elbo
+
+
+@dataclass
+class M3AEForGenerationOutput(ModelOutput):
+    """The objective and its terms.
+
+    Attributes:
+        loss: () what is minimised.
+        losses: Name → (): `kl`, the mean bound on KL(q‖p) in nats, and either `nll_<modality>`, −log p(x_m|z) in nats,
+            averaged over the samples that have the modality, or `iwae` or `dreg`, minus that bound, as weighted.
+        kl: (B, Z) bound on the KL of each dimension in nats.
+        log_likelihood: Name → (B,) log p(x_m|z) of the given modalities, 0 where absent; None for `iwae` and `dreg`.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    kl: Tensor | None = None
+    log_likelihood: dict[str, Tensor] | None = None
+
+
+class M3AEForGeneration(M3AEPreTrainedModel):
+    """A multimodal VAE over any modalities, any of them missing (`config.latent`).
+
+    The parameters of the trunk's encoders have the names of a pre-trained M3AE, which therefore loads into it; an
+    encoder that no modality uses is not built. Modalities are given as `m3ae.data.multimodal.MultimodalCollator`
+    returns them: name → `pixel_values` (B, C, S, S) in [0, 1], `input_ids` and `attention_mask` (B, L), `values`
+    (B, …) or `labels` (B,), and `present` (B,) bool, True for all if it is left out. What stands in the rows of absent
+    samples is never read; a modality that is not given at all is absent.
+    """
+
+    main_input_name = "modalities"
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012 (a list in the base class)
+        *OTHER_HEADS,
+        r"^m3ae\.(fusion|poolers|image_encoder|text_encoder|projections|modality_types)\.",
+    ]
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__(config)
+        if not isinstance(config.latent, LatentConfig):
+            raise ValueError("M3AEForGeneration needs config.latent, the options of the latent head; got None.")
+        encoders = {modality.encoder for modality in config.latent.typed_modalities.values()}
+        streams = [name for name, encoder in (("text", "roberta"), ("image", "vit")) if encoder in encoders]
+        self.m3ae = M3AEEncoders(config, streams)
+        self.latent_head = LatentHead(config)
+        count = config.latent.prior_components
+        self.fitted_prior = FittedPrior(count, config.latent.total_size) if count else None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_latent_weights(module, self.config.initializer_range)
+
+    @property
+    def latent(self) -> LatentConfig:
+        """Options of the latent head."""
+        assert isinstance(self.config.latent, LatentConfig)
+        return self.config.latent
+
+    def forward(
+        self,
+        modalities: Modalities,
+        beta: float | Tensor | None = None,
+        eps: Tensor | None = None,
+        component_noise: Tensor | None = None,
+        text_noise: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> M3AEForGenerationOutput:
+        """Compute the training objective, each modality with its weight.
+
+        Args:
+            modalities: See the class.
+            beta: Weight of the KL; the config's, which holds after warm-up, if None.
+            eps: Standard normal noise of the latents, as the objective takes it (`m3ae.models.objectives`).
+            component_noise: (K·B,) uniform noise that draws the K components of each sample for the objective `elbo`
+                with `num_samples`.
+            text_noise: Name → uniform noise of the masked tokens, see `LatentHead.log_likelihoods`.
+            generator: Draws the noise that is not given.
+
+        Raises:
+            ValueError: A modality is unknown or lacks a tensor, or none is given.
+        """
+        latent, inputs = self.latent, self._inputs(modalities)
+        members = self._subsets(generator) if latent.objective == "subset_elbos" else self._members(generator)
+        q = self.latent_head.posterior(self._encode(inputs), inputs.present, members)
+        choice = None
+        if latent.objective == "elbo" and latent.num_samples is not None and len(members) > 1:
+            choice = _draw_components(q.mixture.weights, latent.num_samples, component_noise, generator)
+        own = None if latent.objective == "subset_elbos" else _own_of(q, choice)
+        likelihoods = self._weighted(
+            self.latent_head.log_likelihoods(inputs.targets, inputs.present, own, text_noise, generator)
+        )
+        noise: dict[str, Any] = {"eps": eps, "generator": generator, "beta": latent.beta if beta is None else beta}
+        if latent.objective == "elbo":
+            elbo = objectives.elbo(q.mixture, likelihoods, choice, free_nats=latent.free_bits, **noise)
+        elif latent.objective == "subset_elbos":
+            elbo = objectives.sum_of_subset_elbos(q.mixture, members, likelihoods, free_nats=latent.free_bits, **noise)
+        else:
+            assert latent.num_samples is not None
+            bound = getattr(objectives, latent.objective)(q.mixture, likelihoods, latent.num_samples, **noise)
+            kl, loss = algebra.mixture_kl_bound(q.mixture), -bound.mean()
+            return M3AEForGenerationOutput(loss, {latent.objective: loss, "kl": kl.sum(-1).mean()}, kl)
+        return self._output(elbo, inputs.present)
+
+    def elbo(
+        self,
+        modalities: Modalities,
+        *,
+        eps: Tensor | None = None,
+        text_noise: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Elbo:
+        """Compute the bound on log p(the present modalities) with β = 1, no weights, and every component.
+
+        Private latents of modalities that a component does not contain are drawn from the auxiliary prior, as in
+        training; `m3ae.models.objectives.importance_log_likelihood` with `log_likelihoods` has the prior itself.
+
+        Args:
+            modalities: See the class.
+            eps: Standard normal noise (C, B, Z).
+            text_noise: Name → uniform noise of the masked tokens, (C, B, 1 + L).
+            generator: Draws the noise that is not given.
+
+        Returns:
+            `.bound` (B,) in nats, and its terms.
+        """
+        inputs = self._inputs(modalities)
+        q = self.latent_head.posterior(self._encode(inputs), inputs.present, self._members(generator))
+        likelihoods = self.latent_head.log_likelihoods(inputs.targets, inputs.present, q.own, text_noise, generator)
+        return objectives.elbo(q.mixture, likelihoods, eps=eps, generator=generator)
+
+    def log_likelihoods(
+        self, modalities: Modalities, generator: torch.Generator | None = None
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return log p(x_m|z) (…, B) of each given modality as a function of z (…, B, Z), in nats and unweighted."""
+        inputs = self._inputs(modalities)
+        return self.latent_head.log_likelihoods(inputs.targets, inputs.present, generator=generator)
+
+    def infer_latent(
+        self, available: Modalities, *, joint: bool = False, generator: torch.Generator | None = None
+    ) -> LatentPosterior:
+        """Return the posterior given any of the modalities.
+
+        Args:
+            available: Some modalities, see the class.
+            joint: For a `mopoe`, whether only the product of all that is available is returned, rather than the
+                mixture over its subsets. A `moe` has no such component.
+            generator: Draws the subsets of a `mopoe` of more than five modalities.
+
+        Raises:
+            ValueError: A modality is unknown or lacks a tensor, or none is given.
+        """
+        inputs = self._inputs(available)
+        members = self._members(generator)
+        if joint and self.latent.kind != "moe":
+            members = members[-1:]
+        return self.latent_head.posterior(self._encode(inputs), inputs.present, members)
+
+    @torch.no_grad()
+    def generate_modalities(
+        self,
+        given: Modalities,
+        targets: Sequence[str] | None = None,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Generate modalities from others: z from the posterior of all that is given, then what each decoder expects.
+
+        A private latent is of its modality's own posterior if that is given (of a mixture of experts: if z is drawn
+        from that expert), and otherwise drawn from the prior N(0, I).
+
+        Args:
+            given: Some modalities of B samples, see the class.
+            targets: Names of the modalities to generate, given or not; all if None.
+            num_samples: K.
+            temperature: Factor on the standard deviation of everything that is drawn; 0 for the means.
+            generator: Draws the noise.
+
+        Returns:
+            Name → (K, B, C, S, S) means of pixels, (K, B, …) means of values, (K, B, A) probabilities of classes, or
+            (K, B, L) token ids, the likeliest text found.
+
+        Raises:
+            ValueError: A modality is unknown or lacks a tensor, or none is given.
+        """
+        q = self.infer_latent(given, joint=True, generator=generator).mixture
+        noise = torch.rand(q.weights.shape[1], generator=generator, device=q.weights.device)
+        choice = algebra.stratified_components(q.weights, num_samples, noise)
+        chosen = algebra.choose(q.components, choice)
+        eps = torch.randn(chosen.mu.shape, generator=generator, device=noise.device)
+        return self.decode(algebra.sample(chosen, eps=eps * temperature), targets)
+
+    @torch.no_grad()
+    def sample_prior(
+        self,
+        num_samples: int,
+        density: Literal["standard", "fitted"] = "standard",
+        targets: Sequence[str] | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Generate modalities together from the prior.
+
+        Args:
+            num_samples: n.
+            density: The standard prior N(0, I), or that which `fit_prior` has left.
+            targets: Names of the modalities to generate; all if None.
+            temperature: Factor on the standard deviation of the standard prior.
+            generator: Draws the noise, on the model's device.
+
+        Returns:
+            As `generate_modalities`, but (n, …).
+
+        Raises:
+            ValueError: No prior has been fitted, or a target is unknown.
+        """
+        if density == "fitted":
+            if self.fitted_prior is None:
+                raise ValueError("density: got 'fitted' for a model without fitted prior; call fit_prior first.")
+            return self.decode(self.fitted_prior.sample(num_samples, generator), targets)
+        shape = (num_samples, self.latent.total_size)
+        return self.decode(torch.randn(shape, generator=generator, device=self.device) * temperature, targets)
+
+    @torch.no_grad()
+    def fit_prior(
+        self,
+        batches: Iterable[Modalities],
+        num_components: int = 30,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Fit a mixture of Gaussians to one posterior sample of each training sample, and keep it with the model.
+
+        Args:
+            batches: Modalities of the training samples; the posterior is that of all that is available.
+            num_components: Gaussians with full covariances.
+            generator: Draws the samples.
+            seed: Of the fit.
+        """
+        points = []
+        for modalities in batches:
+            q = self.infer_latent(modalities, joint=True, generator=generator).mixture
+            noise = torch.rand(q.weights.shape[1], generator=generator, device=q.weights.device)
+            choice = algebra.stratified_components(q.weights, 1, noise)
+            points.append(algebra.sample(algebra.choose(q.components, choice[0]), generator=generator).cpu())
+        self.latent.prior_components = num_components
+        self.fitted_prior = FittedPrior.fit(torch.cat(points), num_components, seed).to(self.device)
+
+    def decode(self, z: Tensor, targets: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return what the decoders expect at points z (…, Z), see `generate_modalities`.
+
+        Raises:
+            ValueError: A target is unknown.
+        """
+        names = list(self.latent_head.modalities) if targets is None else list(targets)
+        self._check_names(names)
+        return {name: self.latent_head.decode(name, z) for name in names}
+
+    def _members(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return the components (C, M) of the posterior; the product of all experts, if it is one, is the last."""
+        if self.latent.kind == "mopoe":
+            return self._subsets(generator)
+        return algebra.components(self.latent.kind, len(self.latent.experts))
+
+    def _subsets(self, generator: torch.Generator | None) -> Tensor:
+        """Return all subsets of the experts, or some of them where there are too many."""
+        count = len(self.latent.experts)
+        if self.latent.enumerates_subsets:
+            return algebra.subsets(count)
+        if generator is not None and generator.device.type != "cpu":  # subsets are drawn there
+            seed = torch.randint(2**31, (), generator=generator, device=generator.device)
+            generator = torch.Generator().manual_seed(int(seed))
+        return algebra.sample_subsets(count, self.latent.num_subsets, generator)
+
+    def _weighted(
+        self, likelihoods: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
+        weights = {name: modality.weight for name, modality in self.latent_head.modalities.items()}
+        return {name: partial(_scaled, weights[name], likelihood) for name, likelihood in likelihoods.items()}
+
+    def _output(self, elbo: Elbo, present: Mapping[str, Tensor]) -> M3AEForGenerationOutput:
+        modalities = self.latent_head.modalities
+        unweighted = {
+            name: elbo.log_likelihood[name] / modalities[name].weight for name in modalities if name in present
+        }
+        losses = {"kl": elbo.kl.sum(-1).mean()}
+        for name, value in unweighted.items():
+            losses[f"nll_{name}"] = -value.sum() / present[name].sum().clamp(min=1)
+        return M3AEForGenerationOutput(elbo.loss, losses, elbo.kl, unweighted)
+
+    def _encode(self, inputs: _Inputs) -> dict[str, Stream | Tensor]:
+        """Return what the expert of each given modality reads."""
+        found: dict[str, Stream | Tensor] = {}
+        for name in self.latent.experts:
+            if name not in inputs.targets:
+                continue
+            modality, tensors, present = self.latent_head.modalities[name], inputs.targets[name], inputs.present[name]
+            if modality.encoder == "roberta":
+                found[name] = self.m3ae.encode_text(tensors["input_ids"], tensors["attention_mask"], present)
+                continue
+            values = tensors[TENSOR_NAMES[modality.kind]]
+            if modality.kind == "image" and modality.mean is not None:
+                mean, std = image_statistics(modality)
+                values = (values - mean.to(values)) / std.to(values)
+            found[name] = self.m3ae.encode_image(values, None, present) if modality.encoder == "vit" else values
+        return found
+
+    def _inputs(self, modalities: Modalities) -> _Inputs:
+        """Check the given modalities; absent rows become zeros."""
+        self._check_names(modalities)
+        if not modalities:
+            raise ValueError(f"No modality given; expected some of {', '.join(self.latent_head.modalities)}.")
+        targets, presence = {}, {}
+        for name, tensors in modalities.items():
+            kind = self.latent_head.modalities[name].kind
+            if TENSOR_NAMES[kind] not in tensors:
+                raise ValueError(f"Modality {name!r} of kind {kind} needs {TENSOR_NAMES[kind]}; got {list(tensors)}.")
+            values = tensors[TENSOR_NAMES[kind]]
+            there = tensors.get("present")
+            present = torch.ones(len(values), dtype=torch.bool, device=values.device) if there is None else there
+            rows = present.reshape(-1, *[1] * (values.dim() - 1))
+            if kind == "text":
+                mask = tensors.get("attention_mask")
+                targets[name] = {
+                    "input_ids": values,
+                    "attention_mask": torch.ones_like(values) if mask is None else mask,
+                }
+            else:
+                targets[name] = {TENSOR_NAMES[kind]: torch.where(rows, values, 0)}
+            presence[name] = present
+        return _Inputs(targets, presence)
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        if unknown := [name for name in names if name not in self.latent_head.modalities]:
+            raise ValueError(
+                f"The model has no modality {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(self.latent_head.modalities)}."
+            )
+
+
+class _Inputs(NamedTuple):
+    """Tensors of the given modalities, finite, and which samples (B,) have them."""
+
+    targets: dict[str, dict[str, Tensor]]
+    present: dict[str, Tensor]
+
+
+def _scaled(weight: float, likelihood: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    return weight * likelihood(z)
+
+
+def _draw_components(weights: Tensor, count: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Draw components (K, B) of weights (C, B), in balance over all K·B."""
+    size = weights.shape[1]
+    if noise is None:
+        noise = torch.rand(count * size, generator=generator, device=weights.device)
+    return algebra.balanced_components(weights.repeat(1, count), noise).view(count, size)
+
+
+def _own_of(q: LatentPosterior, choice: Tensor | None) -> dict[str, Tensor]:
+    """Return `q.own`, or its values for chosen components (K, B)."""
+    return q.own if choice is None else {name: own.gather(0, choice) for name, own in q.own.items()}

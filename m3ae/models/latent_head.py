@@ -1,0 +1,281 @@
+"""The latent head: experts of any modalities, their joint posterior, and decoders that see only z.
+
+Shapes: M experts, C mixture components, K samples, B batch, S tokens, D shared dimensions, P private ones of a
+modality, Z = D + Σ P all of them, W width of an encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from m3ae.models import latent as algebra
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.fusion import Stream
+from m3ae.models.latent import Gaussian, Mixture
+from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
+from m3ae.models.latent_decoders import PatchDecoder, TextDecoder, build_decoder, mlp, shape_of
+from m3ae.models.likelihoods import Likelihood
+
+TENSOR_NAMES = {"image": "pixel_values", "text": "input_ids", "vector": "values", "sequence": "values"} | {
+    "label": "labels"
+}  # kind → what a batch of m3ae.data.multimodal calls its values
+
+Modalities = Mapping[str, Mapping[str, Tensor]]
+
+
+class LatentPosterior(NamedTuple):
+    """q(z, all private latents | the present modalities).
+
+    A component is the product of its experts in the shared dimensions; in the private dimensions of a modality it is
+    that modality's own posterior where the modality is among them, and the prior N(0, I) elsewhere.
+
+    Attributes:
+        mixture: Components (C, B, Z), the D shared dimensions first.
+        own: Name → (C, B) bool, whether a component contains the modality, for those with a private latent.
+        size: D.
+    """
+
+    mixture: Mixture
+    own: dict[str, Tensor]
+    size: int
+
+    @property
+    def shared(self) -> Mixture:
+        """The posterior of the shared latent alone, (C, B, D)."""
+        mu, logvar = self.mixture.components
+        return Mixture(Gaussian(mu[..., : self.size], logvar[..., : self.size]), self.mixture.weights)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the shared latent, (B, D)."""
+        return (self.mixture.weights[..., None] * self.shared.components.mu).sum(0)
+
+
+class AttentionPool(nn.Module):
+    """Learned queries that attend to tokens (B, S, W) and are joined to a vector (B, Q·W)."""
+
+    def __init__(self, width: int, num_heads: int, num_queries: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, num_queries, width) / width**0.5)
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+
+    def forward(self, stream: Stream) -> Tensor:
+        """Pool a stream; rows of absent modalities give something finite that nobody reads."""
+        tokens, mask, _ = stream
+        padding = None if mask is None else ~(mask | ~mask.any(1, keepdim=True))  # an empty softmax would be NaN
+        normed = self.norm(tokens)
+        queries = self.queries.expand(len(tokens), -1, -1)
+        pooled: Tensor = self.attention(queries, normed, normed, key_padding_mask=padding, need_weights=False)[0]
+        return pooled.flatten(1)
+
+
+class Expert(nn.Module):
+    """Tokens of the trunk, or the values of a small modality → the Gaussians of z and of the private latent."""
+
+    def __init__(self, config: M3AEConfig, latent: LatentConfig, modality: ModalityConfig) -> None:
+        super().__init__()
+        self.modality, self.size = modality, latent.size
+        if modality.encoder == "mlp":
+            self.features = mlp(math.prod(shape_of(config, modality)), modality.hidden_size, modality.num_layers)
+            width = modality.hidden_size
+        else:
+            self.pool = AttentionPool(config.hidden_size, config.num_attention_heads, latent.num_tokens)
+            width = config.hidden_size * latent.num_tokens
+        self.output = nn.Linear(width, 2 * (latent.size + modality.private_size))
+
+    def forward(self, inputs: Stream | Tensor) -> tuple[Gaussian, Gaussian]:
+        """Return the expert over z (B, D) and over the private latent (B, P)."""
+        features = self.pool(inputs) if isinstance(inputs, Stream) else self.features(self._flat(inputs))
+        mu, logvar = self.output(features).chunk(2, -1)
+        return Gaussian(mu[:, : self.size], logvar[:, : self.size]), Gaussian(
+            mu[:, self.size :], logvar[:, self.size :]
+        )
+
+    def _flat(self, values: Tensor) -> Tensor:
+        if self.modality.kind == "label":
+            return F.one_hot(values, len(self.modality.labels or [])).to(self.output.weight.dtype)
+        return values.flatten(1)
+
+
+class LatentHead(nn.Module):
+    """Experts, decoders and likelihoods of all modalities."""
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__()
+        assert isinstance(config.latent, LatentConfig)
+        self.config = config.latent
+        self.modalities = config.latent.typed_modalities
+        self.experts = nn.ModuleDict(
+            {name: Expert(config, self.config, self.modalities[name]) for name in self.config.experts}
+        )
+        self.decoders = nn.ModuleDict(
+            {name: build_decoder(config, self.config, modality) for name, modality in self.modalities.items()}
+        )
+        self.likelihoods = nn.ModuleDict(
+            {name: Likelihood(modality) for name, modality in self.modalities.items() if modality.kind != "text"}
+        )
+        # Log-scale of the auxiliary prior from which training draws a private latent that z does not come with.
+        self.auxiliary = nn.ParameterDict(
+            {name: torch.zeros(size) for name, modality in self.modalities.items() if (size := modality.private_size)}
+        )
+        bounds = [self.config.size]
+        for modality in self.modalities.values():
+            bounds.append(bounds[-1] + modality.private_size)
+        self._private = {
+            name: slice(start, end) for name, start, end in zip(self.modalities, bounds, bounds[1:], strict=False)
+        }
+
+    def posterior(
+        self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor], members: Tensor
+    ) -> LatentPosterior:
+        """Return the posterior given any of the modalities.
+
+        Args:
+            inputs: Name → tokens or values of some modalities; those of absent samples are finite.
+            present: Name → (B,) bool, for the same modalities.
+            members: (C, M) bool, the components, over all experts.
+        """
+        like = next(iter(present.values()))
+        nowhere = torch.zeros_like(like)
+        given = torch.stack([present.get(name, nowhere) for name in self.experts])  # (M, B)
+        shared, private = {}, {}
+        for name in self.experts:
+            if name in inputs:
+                shared[name], private[name] = self.experts[name](inputs[name])
+        zeros = torch.zeros(len(like), self.config.size, device=like.device)
+        filled = [shared.get(name, Gaussian(zeros, zeros)) for name in self.experts]
+        experts = Gaussian(
+            torch.stack([e.mu.to(zeros) for e in filled]), torch.stack([e.logvar.to(zeros) for e in filled])
+        )
+        mixture = algebra.posterior(experts, given, members, self.config.prior_expert)
+        available = members.to(given.device)[..., None] & given  # (C, M, B)
+        own = {name: available[:, number] for number, name in enumerate(self.experts) if name in self.auxiliary}
+        parts = [mixture.components]
+        for name in own:
+            size = self.modalities[name].private_size
+            expert = private.get(name, Gaussian(zeros.new_zeros(1, size), zeros.new_zeros(1, size)))
+            parts.append(Gaussian(*(torch.where(own[name][..., None], algebra.upcast(part), 0) for part in expert)))
+        joined = Gaussian(*(torch.cat(values, -1) for values in zip(*parts, strict=True)))
+        return LatentPosterior(Mixture(joined, mixture.weights), own, self.config.size)
+
+    def decoder_input(self, name: str, z: Tensor, own: Tensor | None = None) -> Tensor:
+        """Return what the decoder of a modality sees of z (…, Z): the shared and its private part (…, D + P).
+
+        Args:
+            name: Of the modality.
+            z: (…, Z).
+            own: Whether the private part is of the modality's own posterior; elsewhere it is taken for noise of the
+                prior, and scaled to the auxiliary prior of training. None takes z as it is.
+        """
+        private = z[..., self._private[name]]
+        if own is not None and name in self.auxiliary:
+            private = torch.where(own[..., None], private, private * self.auxiliary[name].exp())
+        return torch.cat([z[..., : self.config.size], private], -1)
+
+    def log_likelihoods(
+        self,
+        targets: Modalities,
+        present: Mapping[str, Tensor],
+        own: Mapping[str, Tensor] | None = None,
+        text_noise: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return log p(x_m|z) of each modality as a function of points z (…, B, Z), for `m3ae.models.objectives`.
+
+        It is 0 for samples that lack the modality, and for all samples if `targets` does.
+
+        Args:
+            targets: Name → tensors as `MultimodalCollator` returns them, finite.
+            present: Name → (B,) bool.
+            own: Name → (…, B) bool, see `decoder_input`.
+            text_noise: Name → uniform noise (…, B, 1 + L), see `TextDecoder.log_likelihood`.
+            generator: Draws the noise that is not given.
+        """
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        for name in self.modalities:
+            if name in targets:
+                there = None if own is None else own.get(name)
+                noise = None if text_noise is None else text_noise.get(name)
+                found[name] = partial(
+                    self._log_likelihood, name, targets[name], present[name], there, noise, generator
+                )
+            else:
+                found[name] = _nothing
+        return found
+
+    def _log_likelihood(
+        self,
+        name: str,
+        target: Mapping[str, Tensor],
+        present: Tensor,
+        own: Tensor | None,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+        z: Tensor,
+    ) -> Tensor:
+        latents = self.decoder_input(name, z, own)
+        decoder, lead = self.decoders[name], latents.shape[:-1]
+        if isinstance(decoder, TextDecoder):
+            ids = target["input_ids"].expand(*lead, -1)
+            shape = (*lead, 1 + ids.shape[-1])
+            if noise is None:
+                noise = torch.rand(shape, generator=generator, device=z.device)
+            mask = target["attention_mask"].expand(*lead, -1)
+            rows = (part.flatten(0, -2) for part in (latents, ids, mask, noise.expand(shape)))
+            value: Tensor = decoder.log_likelihood(*rows).unflatten(0, lead)
+        else:
+            predicted = decoder(latents.flatten(0, -2)).unflatten(0, lead)
+            value = self.likelihoods[name](predicted, target[TENSOR_NAMES[self.modalities[name].kind]])
+        return torch.where(present, value, 0)
+
+    @torch.no_grad()
+    def decode(self, name: str, z: Tensor) -> Tensor:
+        """Return what is expected of a modality at z (…, Z): the mean of its likelihood, or its likeliest text.
+
+        Returns:
+            (…, *shape) values, (…, A) probabilities of classes, or (…, L) token ids.
+        """
+        latents = self.decoder_input(name, z)
+        rows, decoder = latents.flatten(0, -2), self.decoders[name]
+        if isinstance(decoder, TextDecoder):
+            ids: Tensor = decoder.generate(rows).unflatten(0, latents.shape[:-1])
+            return ids
+        likelihood = self.likelihoods[name]
+        assert isinstance(likelihood, Likelihood)
+        mean: Tensor = likelihood.mean(decoder(rows)).unflatten(0, latents.shape[:-1])
+        return mean
+
+
+def _nothing(z: Tensor) -> Tensor:
+    return z.new_zeros(z.shape[:-1])
+
+
+def image_statistics(modality: ModalityConfig) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation (C, 1, 1) by which images of a modality are normalised before they are encoded."""
+    return torch.tensor(modality.mean)[:, None, None], torch.tensor(modality.std)[:, None, None]
+
+
+def init_latent_weights(module: nn.Module, std: float) -> None:
+    """Initialise what `PreTrainedModel._init_weights` does not know."""
+    if isinstance(module, AttentionPool):
+        init.normal_(module.queries, std=module.queries.shape[-1] ** -0.5)
+    elif isinstance(module, nn.MultiheadAttention):
+        assert module.in_proj_weight is not None and module.in_proj_bias is not None
+        init.normal_(module.in_proj_weight, std=std)
+        init.zeros_(module.in_proj_bias)
+    elif isinstance(module, PatchDecoder):
+        module.reset_queries()
+    elif isinstance(module, Likelihood) and module.log_scale is not None:
+        init.constant_(module.log_scale, math.log(module.initial_scale))
+    elif isinstance(module, LatentHead):
+        for scale in module.auxiliary.values():
+            init.zeros_(scale)

@@ -1,0 +1,212 @@
+"""Generation as a task of the training loop: a multimodal VAE on columns of a prepared folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device, set_seed
+from transformers import PreTrainedTokenizerBase
+
+from m3ae.data.multimodal import Batch, Kind, MultimodalCollator, MultimodalDataset, MultimodalSample
+from m3ae.data.prepared import load_manifest
+from m3ae.data.tokenizer import load_tokenizer
+from m3ae.metrics.sums import MeanMetrics
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.generation import M3AEForGeneration
+from m3ae.models.latent import beta_schedule
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_decoders import shape_of
+from m3ae.tasks.model_card import write_model_card
+from m3ae.tasks.models import build_tokenizer, merged_config, new_config, saved_config
+from m3ae.tasks.pretraining_data import prepare_sets, refuse_test_rows
+from m3ae.training.config import RunConfig
+from m3ae.training.sampler import Visit
+
+FITTED_SAMPLES = 10_000  # training samples that the prior is fitted on, at most
+
+
+class Generation:
+    """The latent head on the modalities of `model.overrides.latent`, whose names are columns of the prepared folder.
+
+    Args:
+        config: The run.
+        model: The model.
+        tokenizer: Of its texts; None without texts.
+    """
+
+    def __init__(self, config: RunConfig, model: M3AEForGeneration, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.kinds: dict[str, Kind] = {name: modality.kind for name, modality in model.latent.typed_modalities.items()}
+        self.train_dataset = self.dataset("train")
+        self.splits = list(load_manifest(config.data.path).splits)
+        _check_labels(model.latent, self.train_dataset)
+        self._training_collator = self._collator(config.generation.missing_rate)
+        self._evaluation_collator = self._collator(0.0)
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Generation:
+        """Prepare the data if the config says how, and build tokenizer and model.
+
+        Raises:
+            FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
+            ValueError: Data, tokenizer and model do not fit together, or a training image is in a held-out split.
+        """
+        if config.data.also or config.data.streaming or config.data.bucket_batches:
+            raise ValueError(
+                "data.also, data.streaming, data.bucket_batches: generation has none of them; leave them out."
+            )
+        prepare_sets(config.data)
+        refuse_test_rows(config.data)
+        if config.model.path is not None:
+            return cls(config, *_load(config))
+        given = dict(config.model.overrides)
+        latent = given.pop("latent", None)
+        if latent is None:
+            raise ValueError("model.overrides.latent: generation needs the options of the latent head, got none.")
+        kinds = {name: options.get("kind") for name, options in _modalities(latent).items()}
+        tokenizer = None
+        if "text" in kinds.values():
+            texts = {name: kind for name, kind in kinds.items() if kind == "text"}
+            tokenizer = build_tokenizer(
+                config, lambda: MultimodalDataset(config.data.path, "train", texts, image_size=1).texts()
+            )
+            model_config = new_config(config, tokenizer, given | {"latent": latent})
+        else:
+            model_config = M3AEConfig.named(config.model.size, **given, latent=latent)
+        set_seed(config.training.seed)
+        return cls(config, M3AEForGeneration(model_config), tokenizer)
+
+    def collate(self, samples: Sequence[MultimodalSample]) -> dict[str, Any]:
+        """Join training samples into the keyword arguments of the model."""
+        return {"modalities": self._training_collator(samples)}
+
+    def step_inputs(self, step: int) -> dict[str, Any]:
+        """Return β at an optimiser step."""
+        latent = self.model.latent
+        beta = beta_schedule(step, self.config.training.max_steps, latent.beta_warmup, latent.beta)
+        return {"beta": torch.tensor(beta)}
+
+    def dataset(self, split: str) -> MultimodalDataset:
+        """Open a split with the model's modalities."""
+        shapes = [
+            shape_of(self.model.config, modality)
+            for modality in self.model.latent.typed_modalities.values()
+            if modality.kind == "image"
+        ]
+        if any(shape != shapes[0] for shape in shapes):
+            raise ValueError(f"latent.modalities: images of one run have one shape, got {shapes}.")
+        channels, size = shapes[0][:2] if shapes else (1, 1)
+        return MultimodalDataset(
+            self.config.data.path,
+            split,
+            self.kinds,
+            image_size=size,
+            grayscale=channels == 1,
+            limit=self.config.data.max_validation_samples if split == "validation" else None,
+        )
+
+    def batches(self, dataset: MultimodalDataset, indices: Sequence[int]) -> Iterator[Batch]:
+        """Yield samples of a split, complete, in batches."""
+        size = self.config.evaluation.batch_size or self.config.training.batch_size
+        for start in range(0, len(indices), size):
+            yield self._evaluation_collator(
+                [dataset[Visit(int(index), seed=0)] for index in indices[start : start + size]]
+            )
+
+    def evaluate(self, model: M3AEForGeneration, accelerator: Accelerator, split: str) -> dict[str, float]:
+        """Return on a split, in nats a sample, the negative ELBO with β = 1 (`loss`) and its terms.
+
+        They are `kl` and `nll_<modality>`, this over the samples that have the modality. Every component of the
+        posterior counts, and no weight does.
+        """
+        dataset, sums = self.dataset(split), MeanMetrics()
+        own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+        for batch in self.batches(dataset, own):
+            batch = send_to_device(batch, accelerator.device)
+            elbo = model.elbo(batch)
+            sums.add("loss", -elbo.bound)
+            sums.add("kl", elbo.kl.sum(-1))
+            for name, value in elbo.log_likelihood.items():
+                sums.add(f"nll_{name}", -value, batch[name]["present"])
+        return sums.compute()
+
+    def report(self, model: M3AEForGeneration, accelerator: Accelerator) -> dict[str, float]:
+        """Fit the prior, and measure validation and test: names are `<split>/<metric>`."""
+        if self.config.generation.prior_components:
+            self.fit_prior(model, accelerator)
+        splits = [split for split in ("validation", "test") if split in self.splits]
+        found = {split: self.evaluate(model, accelerator, split) for split in splits}
+        return {f"{split}/{name}": value for split, metrics in found.items() for name, value in metrics.items()}
+
+    def fit_prior(self, model: M3AEForGeneration, accelerator: Accelerator) -> None:
+        """Fit the prior on training samples, the same in every process."""
+        count = min(len(self.train_dataset), FITTED_SAMPLES)
+        indices = np.linspace(0, len(self.train_dataset) - 1, count).round().astype(int).tolist()
+        batches = (send_to_device(batch, accelerator.device) for batch in self.batches(self.train_dataset, indices))
+        components = min(self.config.generation.prior_components, count)
+        generator = torch.Generator(accelerator.device).manual_seed(self.config.training.seed)
+        model.fit_prior(batches, components, generator, seed=self.config.training.seed)
+
+    def save(self, model: M3AEForGeneration, folder: Path, metrics: dict[str, float]) -> None:
+        """Write model, tokenizer and model card in hub format."""
+        model.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        write_model_card(folder, self.config, model, load_manifest(self.config.data.path), metrics)
+
+    def illustrate(self, model: M3AEForGeneration, folder: Path) -> list[Path]:
+        """Draw nothing."""
+        return []
+
+    def _collator(self, missing_rate: float) -> MultimodalCollator:
+        return MultimodalCollator(
+            self.kinds,
+            tokenizer=self.tokenizer,
+            max_text_length=self.config.data.max_text_length,
+            missing_rate=missing_rate,
+        )
+
+
+def _modalities(latent: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the modalities of options of `LatentConfig`, checked."""
+    return LatentConfig(**latent).modalities or {}
+
+
+def _load(config: RunConfig) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
+    """Load a saved model: one of this class, or any whose trunk the experts start from.
+
+    Raises:
+        ValueError: There is none, it has no latent head and the config names none, or sizes change.
+    """
+    path = config.model.path
+    assert path is not None
+    saved = saved_config(path)
+    wanted, image_size = merged_config(saved, config.model.overrides)
+    assert isinstance(saved.image_config, M3AEImageConfig)
+    if image_size != saved.image_config.image_size:
+        raise ValueError(
+            f"model.overrides.image_config.image_size: got {image_size} for a model of "
+            f"{saved.image_config.image_size} px; generation keeps the size of the saved model."
+        )
+    if not isinstance(wanted.latent, LatentConfig):
+        raise ValueError(f"model.overrides.latent: {path!r} has no latent head, and the config names none.")
+    set_seed(config.training.seed)
+    if config.model.from_scratch:
+        model = M3AEForGeneration(wanted)
+    else:
+        model = M3AEForGeneration.from_pretrained(path, config=wanted)
+    has_texts = any(modality.kind == "text" for modality in wanted.latent.typed_modalities.values())
+    return model, load_tokenizer(path) if has_texts else None
+
+
+def _check_labels(latent: LatentConfig, dataset: MultimodalDataset) -> None:
+    """Raise ValueError if a label has other classes in the data than in the model."""
+    for name, found in dataset.label_names.items():
+        expected = latent.typed_modalities[name].labels
+        if found != expected:
+            raise ValueError(f"latent.modalities.{name}.labels: got {expected}, but the training split has {found}.")

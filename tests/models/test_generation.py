@@ -1,0 +1,256 @@
+"""The latent head as a model: any modalities, any of them missing."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from m3ae import M3AEForGeneration, M3AEForPreTraining
+from m3ae.models import objectives
+from tests.models.tiny import tiny_model
+from tests.models.tiny_latent import (
+    DIGITS,
+    STUDY,
+    digits_batch,
+    latent_config,
+    latent_model,
+    rows,
+    study_batch,
+    without,
+)
+
+NAMES = ["glyph", "label", "speech"]  # as the model numbers them
+
+
+def ordered(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: batch[name] for name in sorted(batch)}
+
+
+def elbo(model: M3AEForGeneration, batch: dict, eps: Tensor) -> objectives.Elbo:
+    return model.elbo(batch, eps=eps)
+
+
+@pytest.mark.parametrize("kind", ["poe", "moe", "mopoe"])
+def test_every_presence_pattern_is_finite_and_as_alone(kind: str) -> None:
+    model = latent_model(kind=kind)
+    present = torch.tensor(list(product([False, True], repeat=3))).T  # (M, 8), none and all included
+    batch = without(ordered(digits_batch(8)), present)
+    components = {"poe": 1, "moe": 3, "mopoe": 7}[kind]
+    eps = torch.randn(components, 8, model.latent.total_size)
+    together = elbo(model, batch, eps)
+    assert together.bound.isfinite().all() and together.loss.isfinite()
+    for number, name in enumerate(NAMES):
+        assert ((together.log_likelihood[name] == 0) == ~present[number]).all()
+    assert (together.kl[0] == 0).all() and together.bound[0] == 0
+    for row in range(8):
+        alone = elbo(model, rows(batch, [row]), eps[:, [row]])
+        torch.testing.assert_close(alone.bound[0], together.bound[row])
+    order = torch.randperm(8)
+    torch.testing.assert_close(elbo(model, rows(batch, order), eps[:, order]).bound, together.bound[order])
+    given = {name: part for name, part in rows(batch, [5]).items() if present[NAMES.index(name), 5]}
+    torch.testing.assert_close(elbo(model, given, eps[:, [5]]).bound[0], together.bound[5])  # left out is absent
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "elbo"},
+        {"objective": "elbo", "num_samples": 2},
+        {"objective": "elbo", "kind": "poe"},
+        {"objective": "subset_elbos", "kind": "poe"},
+        {"objective": "iwae", "num_samples": 3, "kind": "moe"},
+        {"objective": "dreg", "num_samples": 3, "kind": "moe"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_objectives_reach_every_parameter_and_no_absent_value(options: dict) -> None:
+    model = latent_model(**options)
+    present = torch.tensor([[True, False, True, False, True, False]] * 2 + [[True] * 6])
+    output = model(without(ordered(digits_batch()), present), generator=torch.Generator().manual_seed(0))
+    assert output.loss.isfinite()
+    output.loss.backward()
+    private_prior_unused = options["objective"] == "subset_elbos" or options.get("kind") == "poe"
+    for name, parameter in model.named_parameters():
+        if "auxiliary" in name and private_prior_unused:
+            continue
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
+    modalities = {
+        name: {**options, "weight": weight} for weight, (name, options) in enumerate(DIGITS.items(), start=1)
+    }
+    model = latent_model(modalities, free_bits=0.0)
+    output = model(digits_batch(), beta=0.5)
+    terms = sum(modalities[name]["weight"] * output.losses[f"nll_{name}"] for name in DIGITS)
+    torch.testing.assert_close(output.loss, terms + 0.5 * output.losses["kl"])
+
+
+def test_the_training_bound_is_the_reported_one_without_weights() -> None:
+    model, eps = latent_model(free_bits=0.0), torch.randn(7, 6, 10)
+    torch.testing.assert_close(
+        -model(digits_batch(), beta=1.0, eps=eps).loss, elbo(model, digits_batch(), eps).bound.mean()
+    )
+
+
+def test_a_component_has_the_private_posterior_of_its_own_modalities_only() -> None:
+    model = latent_model(kind="moe")
+    q = model.infer_latent(digits_batch())
+    glyph, speech = (model.latent_head._private[name] for name in ("glyph", "speech"))
+    mu, logvar = q.mixture.components
+    for component, name in enumerate(NAMES):
+        for part, owner in ((glyph, "glyph"), (speech, "speech")):
+            is_prior = (mu[component, :, part] == 0).all() and (logvar[component, :, part] == 0).all()
+            assert is_prior == (name != owner)
+    assert {name: own.tolist() for name, own in q.own.items()} == {
+        name: [[member == name] * 6 for member in NAMES] for name in ("glyph", "speech")
+    }
+
+
+def test_a_foreign_private_latent_has_the_learned_scale_in_training_alone() -> None:
+    model = latent_model(kind="moe")
+    head = model.latent_head
+    z = torch.randn(3, 6, model.latent.total_size)
+    own = model.infer_latent(digits_batch()).own["glyph"]
+    head.auxiliary["glyph"].data.fill_(-1)
+    scaled, plain = head.decoder_input("glyph", z, own), head.decoder_input("glyph", z)
+    torch.testing.assert_close(scaled[0], plain[0])  # component 0 is the glyph's own expert
+    torch.testing.assert_close(scaled[1:, :, :5], plain[1:, :, :5])
+    torch.testing.assert_close(scaled[1:, :, 5:], plain[1:, :, 5:] * torch.tensor(-1.0).exp())
+
+
+def test_private_latents_vary_what_is_generated_from_others_and_not_what_is_given() -> None:
+    model = latent_model()
+    q = model.infer_latent({"speech": digits_batch()["speech"]}, joint=True).mixture
+    assert q.weights.shape[0] == 1 and q.components.mu.shape == (1, 6, 10)
+    assert (q.components.logvar[..., model.latent_head._private["glyph"]] == 0).all()
+    assert (q.components.mu[..., model.latent_head._private["speech"]] != 0).any()
+
+
+@pytest.mark.parametrize("kind", ["poe", "moe", "mopoe"])
+def test_generates_all_from_any(kind: str) -> None:
+    model, batch = latent_model(kind=kind), digits_batch()
+    for given in ({"label"}, {"glyph", "speech"}, set(DIGITS)):
+        chosen = {name: batch[name] for name in given}
+        found = model.generate_modalities(chosen, num_samples=2, generator=torch.Generator().manual_seed(1))
+        shapes = {name: tuple(value.shape) for name, value in found.items()}
+        assert shapes == {"glyph": (2, 6, 1, 6, 6), "label": (2, 6, 3), "speech": (2, 6, 4, 3)}
+        assert all(value.isfinite().all() for value in found.values())
+        torch.testing.assert_close(found["label"].sum(-1), torch.ones(2, 6))
+        again = model.generate_modalities(chosen, ["glyph"], 2, generator=torch.Generator().manual_seed(1))
+        assert list(again) == ["glyph"] and torch.equal(again["glyph"], found["glyph"])
+        if kind != "moe":
+            still = model.generate_modalities(chosen, num_samples=2, temperature=0)
+            for first, second in still.values():
+                torch.testing.assert_close(first, second)
+    assert model.sample_prior(3, targets=["speech"])["speech"].shape == (3, 4, 3)
+
+
+def test_saved_with_a_fitted_prior_it_gives_the_same_samples(tmp_path) -> None:
+    model = latent_model()
+    with pytest.raises(ValueError, match="call fit_prior first"):
+        model.sample_prior(2, "fitted")
+    model.fit_prior([digits_batch(30, seed) for seed in range(3)], 3, torch.Generator().manual_seed(0))
+    assert model.fitted_prior.weights.sum() == pytest.approx(1)
+    model.save_pretrained(tmp_path)
+    loaded = M3AEForGeneration.from_pretrained(tmp_path).eval()
+    for density in ("standard", "fitted"):
+        first, second = (
+            m.sample_prior(4, density, generator=torch.Generator().manual_seed(5)) for m in (model, loaded)
+        )
+        assert all(torch.equal(first[name], second[name]) for name in DIGITS)
+
+
+def test_the_fitted_prior_has_the_moments_of_the_posterior_samples() -> None:
+    model = latent_model()
+    model.fit_prior([digits_batch(60)], 1, torch.Generator().manual_seed(0))
+    q = model.infer_latent(digits_batch(60), joint=True).mixture.components
+    drawn = model.fitted_prior.sample(20_000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.mean(0), q.mu[0].mean(0), atol=0.5, rtol=0)  # 60 samples of deviation about 1
+    expected = q.logvar[0].exp().mean(0) + q.mu[0].var(0)
+    torch.testing.assert_close(drawn.var(0).log(), expected.log(), atol=0.7, rtol=0)
+
+
+def test_evidence_is_no_less_than_the_bound() -> None:
+    model, batch = latent_model({name: {**o, "private_size": 0} for name, o in DIGITS.items()}), digits_batch()
+    q = model.infer_latent(batch)
+    evidence = objectives.importance_log_likelihood(
+        q.mixture, model.log_likelihoods(batch), 500, generator=torch.Generator().manual_seed(0)
+    )
+    eps = torch.randn(200, 7, 6, 5, generator=torch.Generator().manual_seed(1))
+    bound = torch.stack([model.elbo(batch, eps=noise).bound for noise in eps]).mean(0)
+    assert (evidence > bound).all()
+
+
+def test_two_views_and_a_report() -> None:
+    """Both views share the trunk's encoder; patches and tokens attend to z."""
+    model = latent_model(STUDY, kind="mopoe")
+    assert {name.split(".")[1] for name, _ in model.named_parameters() if name.startswith("m3ae.")} == {
+        "image_encoder",
+        "text_encoder",
+        "projections",
+        "modality_types",
+    }
+    present = torch.tensor([[True, True, False, False], [True, False, False, True], [True, True, True, False]])
+    batch = without(study_batch(), present)
+    eps, noise = torch.randn(7, 4, 7), torch.rand(7, 4, 11)
+    together = model.elbo(batch, eps=eps, text_noise={"text": noise})
+    assert together.bound.isfinite().all()
+    for row in range(4):
+        alone = model.elbo(rows(batch, [row]), eps=eps[:, [row]], text_noise={"text": noise[:, [row]]})
+        torch.testing.assert_close(alone.bound[0], together.bound[row], rtol=1e-4, atol=1e-3)
+    found = model.generate_modalities({"frontal": rows(study_batch(), [0, 1])["frontal"]}, num_samples=2)
+    assert found["lateral"].shape == found["frontal"].shape == (2, 2, 3, 32, 32)
+    assert found["text"].shape[:2] == (2, 2) and (found["text"][..., 0] == 0).all()
+    assert not any("text_encoder" in name for name, _ in latent_model(DIGITS).named_parameters())
+
+
+def test_a_pretrained_trunk_loads_into_it(tmp_path) -> None:
+    pretrained = tiny_model()
+    pretrained.save_pretrained(tmp_path)
+    model = M3AEForGeneration.from_pretrained(tmp_path, config=latent_config(STUDY))
+    expected = pretrained.state_dict()
+    shared = {name: value for name, value in model.state_dict().items() if name.startswith("m3ae.")}
+    assert len(shared) > 20 and all(torch.equal(value, expected[name]) for name, value in shared.items())
+    assert model.parameter_group("m3ae.image_encoder.vit.cls_token") == "encoder"
+    assert {model.parameter_group(name) for name, _ in model.named_parameters()} == {"encoder", "fusion", "heads"}
+    assert not any("latent" in name for name in M3AEForPreTraining.from_pretrained(tmp_path).state_dict())
+
+
+def test_it_learns() -> None:
+    torch.manual_seed(0)
+    model = M3AEForGeneration(latent_config(DIGITS, free_bits=0.0))
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
+    for _ in range(30):
+        loss = model(digits_batch()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_more_than_five_experts_are_joined_by_some_subsets() -> None:
+    modalities = {f"v{i}": {"kind": "vector", "shape": [2], "hidden_size": 4, "num_layers": 1} for i in range(6)}
+    model = latent_model(modalities, num_subsets=4)
+    batch = {name: {"values": torch.randn(3, 2)} for name in modalities}
+    q = model.infer_latent(batch, generator=torch.Generator().manual_seed(0))
+    assert len(q.mixture.weights) == 6 + 4 + 1
+    assert model(batch).loss.isfinite() and model.infer_latent(batch, joint=True).mixture.weights.shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "No modality given; expected some of glyph, label, speech"),
+        ({"image": {}}, "The model has no modality 'image'; it has glyph, label, speech"),
+        ({"glyph": {"values": torch.zeros(1)}}, r"'glyph' of kind image needs pixel_values; got \['values'\]"),
+    ],
+)
+def test_bad_input_is_explained(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        latent_model().generate_modalities(given)
+    with pytest.raises(ValueError, match=r"needs config\.latent"):
+        M3AEForGeneration(tiny_model().config)

@@ -1,0 +1,76 @@
+from typing import Any
+
+import pytest
+import torch
+
+from m3ae import LatentConfig, M3AEConfig, M3AEForPreTraining
+from tests.models.tiny import tiny_config
+from tests.models.tiny_latent import DIGITS, STUDY, latent_config
+
+
+@pytest.mark.parametrize("modalities", [DIGITS, STUDY])
+def test_survives_saving(modalities: dict, tmp_path) -> None:
+    config = latent_config(modalities, kind="moe", objective="dreg", num_samples=3, beta_warmup=0.5)
+    config.save_pretrained(tmp_path)
+    loaded = M3AEConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict() and isinstance(loaded.latent, LatentConfig)
+    assert loaded.latent.typed_modalities == config.latent.typed_modalities
+    assert list(loaded.latent.typed_modalities) == list(config.latent.typed_modalities) == sorted(modalities)
+
+
+def test_defaults_are_image_and_text_of_the_trunk() -> None:
+    modalities = LatentConfig().typed_modalities
+    found = {name: (m.encoder, m.decoder, m.likelihood) for name, m in modalities.items()}
+    assert found == {
+        "image": ("vit", "transformer", "normal"),
+        "text": ("roberta", "transformer", "categorical"),
+    }
+    assert modalities["image"].mean is not None  # the trunk's encoder knows CLIP's normalisation
+
+
+def test_without_latent_head_the_model_is_the_published_one() -> None:
+    torch.manual_seed(0)
+    model = M3AEForPreTraining(tiny_config(latent=None))
+    assert tiny_config().latent is None and not any("latent" in name for name in model.state_dict())
+
+
+def label(**options: Any) -> dict[str, Any]:
+    return {"kind": "label", "labels": ["a", "b"], **options}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kinds": "poe"}, "LatentConfig has no option 'kinds'. Did you mean kind"),
+        ({"kind": "mope"}, "latent.kind is 'mope'; expected one of 'poe', 'moe', 'mopoe'"),
+        ({"objective": "iwae"}, "latent.num_samples of the objective iwae must be an integer of at least 1, got None"),
+        ({"size": 2.5}, "latent.size must be an integer of at least 1, got 2.5"),
+        ({"beta_warmup": 2}, "latent.beta_warmup must lie between 0 and 1, got 2"),
+        ({"modalities": {}}, "latent.modalities is empty"),
+        ({"modalities": {"x": {}}}, "latent.modalities.x.kind is None; expected one of 'image', 'text'"),
+        ({"modalities": {"x": label(num_labels=2)}}, "latent.modalities.x has no option 'num_labels'"),
+        (
+            {"modalities": {"x": label(encoder="vit")}},
+            "latent.modalities.x.encoder is 'vit'; expected one of 'mlp', 'no",
+        ),
+        ({"modalities": {"x": label(likelihood="normal")}}, "likelihood is 'normal'; expected one of 'categorical'"),
+        ({"modalities": {"x": {"kind": "label"}}}, "x.labels: a label needs the names of its classes, got None"),
+        ({"modalities": {"x": {"kind": "vector"}}}, r"x.shape is None; expected \[F\] for a modality of kind vector"),
+        ({"modalities": {"x": label(encoder="none", private_size=2)}}, "x.private_size: a modality without encoder"),
+        ({"modalities": {"x": label(encoder="none")}}, "all have the encoder 'none'"),
+        (
+            {"modalities": {"x": label(encoder="none"), "y": label()}, "objective": "subset_elbos"},
+            "each subset explains itself, so every modality needs an encoder; x has none",
+        ),
+        ({"modalities": {"x": {"kind": "image", "encoder": "mlp", "shape": [1, 6, 8]}}}, "images are square, got 6×8"),
+        ({"modalities": {"x": label(weight=0)}}, "x.weight must be a positive number, got 0"),
+    ],
+)
+def test_bad_options_are_explained(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        M3AEConfig(latent=options)
+
+
+def test_pre_training_does_not_ignore_a_latent_head() -> None:
+    with pytest.raises(ValueError, match="M3AEForGeneration is the class"):
+        M3AEForPreTraining(latent_config(DIGITS))

@@ -1,0 +1,141 @@
+"""Generation on the one training loop: digits in small, and studies with a text."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from m3ae import M3AEForGeneration
+from m3ae.models.latent import beta_schedule
+from m3ae.tasks.generation import Generation
+from m3ae.training.config import RunConfig
+from m3ae.training.loop import train
+from m3ae.training.metrics_log import read_metrics
+from tests.data.small_folder import picture, stored, write_splits
+from tests.tasks.test_pretraining import Killed, killing
+
+MODALITIES: dict[str, dict[str, Any]] = {
+    "image": {"kind": "image", "encoder": "mlp", "shape": [1, 8, 8], "hidden_size": 8, "private_size": 2},
+    "speech": {"kind": "sequence", "shape": [4, 3], "hidden_size": 8},
+    "label": {"kind": "label", "encoder": "none", "labels": ["a", "b"], "hidden_size": 8},
+}
+
+
+def row(number: int) -> dict[str, Any]:
+    speech = np.full((4, 3), number % 2, np.float32)
+    cells = {"image": stored(picture(number, (8, 8))), "speech": speech, "label": "ab"[number % 2]}
+    if number % 4 == 1:
+        del cells["image"]
+    text = ["Side left." if number % 2 else "Right."]
+    return {"id": f"r{number}", "text": text, **cells}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    numbers = iter(range(100))
+    splits = {
+        name: [row(next(numbers)) for _ in range(n)] for name, n in (("train", 20), ("validation", 6), ("test", 5))
+    }
+    return write_splits(tmp_path_factory.mktemp("data") / "digits", **splits)
+
+
+def run(folder: Path, output: Path, modalities: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
+    latent = {"size": 3, "num_samples": 2, "num_tokens": 2, "modalities": modalities or MODALITIES}
+    options: dict[str, Any] = {
+        "task": "generation",
+        "output_dir": output,
+        "data": {"path": folder},
+        "model": {"size": "tiny", "overrides": {"latent": latent}},
+        "optimizer": {"lr_multipliers": {}},
+        "training": {"max_steps": 4, "batch_size": 4, "validate_every": 2, "checkpoint_every": 2, "tracker": "none"},
+        "generation": {"missing_rate": 0.3, "prior_components": 2},
+    }
+    for name, values in sections.items():
+        options[name] = {**options.get(name, {}), **values}
+    return RunConfig.model_validate(options)
+
+
+def test_a_run_resumes_exactly_and_leaves_a_model_with_its_prior(data: Path, tmp_path: Path) -> None:
+    whole = run(data, tmp_path / "whole")
+    train(whole, Generation.from_config(whole))
+    parts = run(data, tmp_path / "parts")
+    task = Generation.from_config(parts)
+    task.collate = killing(task.collate, 4)
+    with pytest.raises(Killed):
+        train(parts, task)
+    train(parts, Generation.from_config(parts), resume=True)
+    weights = [load_file(config.output_dir / "model" / "model.safetensors") for config in (whole, parts)]
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+    metrics = read_metrics(whole.output_dir / "metrics.jsonl")
+    for split in ("validation", "test"):
+        names = {f"{split}/{name}" for name in ("loss", "kl", "nll_image", "nll_speech", "nll_label")}
+        assert names <= metrics[-1].keys()
+    assert {"training/kl", "training/nll_image"} <= {name for record in metrics for name in record}
+    model = M3AEForGeneration.from_pretrained(whole.output_dir / "model")
+    assert model.sample_prior(3, "fitted")["speech"].shape == (3, 4, 3)
+    card = (whole.output_dir / "model" / "README.md").read_text()
+    assert "modalities image, label, speech, joined to a mopoe posterior over 3 latent" in card
+
+
+def test_beta_depends_on_the_step_alone(data: Path, tmp_path: Path) -> None:
+    task = Generation.from_config(run(data, tmp_path))
+    found = [task.step_inputs(step)["beta"].item() for step in range(4)]
+    assert found == pytest.approx([beta_schedule(step, 4, 0.25, 1.0) for step in range(4)]) == [0, 1, 1, 1]
+
+
+def test_the_metrics_do_not_depend_on_the_batches(data: Path, tmp_path: Path) -> None:
+    """At scale 0 of all noise: the KL is exact, and means over those that have a modality are, too."""
+    from accelerate import Accelerator
+
+    found = []
+    for size in (2, 6):
+        task = Generation.from_config(run(data, tmp_path, evaluation={"batch_size": size}))
+        with torch.no_grad():
+            found.append(task.evaluate(task.model.eval(), Accelerator(cpu=True), "validation")["kl"])
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_texts_have_a_tokenizer(data: Path, tmp_path: Path) -> None:
+    text = {"kind": "text", "hidden_size": 8, "num_attention_heads": 2, "num_layers": 1, "max_length": 16}
+    modalities = {"text": text, "speech": MODALITIES["speech"]}
+    config = run(data, tmp_path, modalities, data={"max_text_length": 16}, tokenizer={"vocab_size": 270})
+    task = Generation.from_config(config)
+    batch = task.collate([task.train_dataset[visit] for visit in _visits(4)])
+    assert task.model(**batch).loss.isfinite()
+    task.save(task.model, tmp_path, {})
+    again = Generation.from_config(run(data, tmp_path / "next", model={"path": str(tmp_path), "overrides": {}}))
+    assert len(again.tokenizer) == len(task.tokenizer) == again.model.config.text_config.vocab_size
+    assert torch.equal(
+        again.model.latent_head.decoders["text"].embed.weight, task.model.latent_head.decoders["text"].embed.weight
+    )
+
+
+def _visits(count: int) -> list[Any]:
+    from m3ae.training.sampler import Visit
+
+    return [Visit(index, 0) for index in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"label": {**MODALITIES["label"], "labels": ["a", "c"]}},
+            r"label.labels: got \['a', 'c'\], but the training",
+        ),
+        ({"other": {"kind": "vector", "shape": [2]}}, "no column 'other'"),
+        ({"second": {**MODALITIES["image"], "shape": [1, 9, 9]}}, "images of one run have one shape"),
+    ],
+)
+def test_bad_modalities_are_explained(data: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Generation.from_config(run(data, tmp_path, {**MODALITIES, **changes}))
+
+
+def test_without_a_latent_head_there_is_nothing_to_train(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model.overrides.latent: generation needs the options"):
+        Generation.from_config(run(data, tmp_path, model={"overrides": {}}))

@@ -1,0 +1,82 @@
+"""The CPU's own attention and dropout against PyTorch's."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m3ae.training.cpu import attention, dropout, fast_kernels
+
+VISIBLE = torch.arange(7) < torch.tensor([7, 4])[:, None, None, None]
+MASKS = {"none": None, "bool": VISIBLE, "float": torch.zeros(2, 1, 1, 7).masked_fill(~VISIBLE, -1e30)}
+
+
+def heads(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 4)]
+    return tuple(torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes)
+
+
+def gradients(output: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    return [gradient.double() for gradient in torch.autograd.grad(output.square().sum(), inputs)]
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+)
+def test_attention_equals_pytorchs(kind: str, scale: float | None, dtype: torch.dtype, tolerance: float) -> None:
+    inputs, reference = heads(dtype), heads(torch.float64)
+    mask, wide = MASKS[kind], MASKS[kind]
+    if kind == "float":
+        mask, wide = MASKS[kind].to(dtype), MASKS[kind].double()
+    found = attention(*inputs, mask, scale=scale)
+    expected = F.scaled_dot_product_attention(*reference, wide, scale=scale)
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        gradients(found, inputs), gradients(expected, reference), atol=2 * tolerance, rtol=2 * tolerance
+    )
+
+
+def test_what_is_not_replaced_stays_pytorchs() -> None:
+    inputs = heads(torch.bfloat16)
+    assert torch.equal(attention(*inputs, is_causal=True), F.scaled_dot_product_attention(*inputs, is_causal=True))
+
+
+def test_dropout_zeroes_the_given_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    values = torch.ones(1001, 1003, requires_grad=True)  # no multiple of 4
+    dropped = dropout(values, 0.1)
+    share = float((dropped == 0).float().mean())
+    assert abs(share - 0.1) < 5 * (0.1 * 0.9 / values.numel()) ** 0.5
+    torch.testing.assert_close(dropped.max(), torch.tensor(1 / 0.9), atol=2e-5, rtol=0)
+    # Neighbours share a random word, rows do not: both are independent.
+    for neighbours in (dropped[:, :-1] * dropped[:, 1:], dropped[:-1] * dropped[1:]):
+        assert abs(float((neighbours > 0).float().mean()) - 0.81) < 2e-3
+    dropped.sum().backward()
+    assert torch.equal(values.grad, dropped)
+
+
+def test_dropout_follows_the_seed() -> None:
+    values = torch.ones(100, 100)
+    torch.manual_seed(1)
+    first, second = dropout(values, 0.5), dropout(values, 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(values, 0.5), first) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("p", "training", "factor"), [(0.3, False, 1.0), (0.0, True, 1.0), (1.0, True, 0.0)])
+def test_dropout_at_its_limits(p: float, training: bool, factor: float) -> None:
+    values = torch.arange(5.0)
+    assert torch.equal(dropout(values, p, training), factor * values)
+
+
+def test_modules_use_them_on_a_cpu_only() -> None:
+    layer, values = nn.Dropout(0.5), torch.ones(64)
+    for device, expected in (("cpu", dropout), ("meta", F.dropout)):
+        torch.manual_seed(2)
+        with fast_kernels(torch.device(device)):
+            found = layer(values)
+        torch.manual_seed(2)
+        assert torch.equal(found, expected(values, 0.5))
