@@ -66,7 +66,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         super().__init__(config)
         assert isinstance(config.text_config, RobertaConfig)
         if config.latent is not None:
-            raise ValueError("M3AEForPreTraining has no latent pass; M3AEForGeneration is the class for config.latent.")
+            raise ValueError("M3AEForPreTraining has no latent pass; M3AEForGeneration is the class for config.latent")
         self.m3ae = M3AEModel(config)
         self.mim_head = PixelDecoder(config)
         self.mlm_head = TokenHead(config, config.text_config.vocab_size)
