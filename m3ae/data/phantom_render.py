@@ -87,10 +87,10 @@ def _finding(
     centre = ZONE_OUTWARDS[f.zone] + p.lesion_x if view.mirrored else p.lesion_z
     if f.finding == "nodule":
         radius = NODULE_RADIUS[f.size]
-        return 0.95 * np.tanh(1.3 * ellipsoid(a, y, centre, height, radius, radius)), lung.air
+        return 1.2 * np.tanh(2 * ellipsoid(a, y, centre, height, radius, radius)), lung.air
     distance = np.hypot(a - centre, y - height) / OPACITY_RADIUS[f.size]
-    dense = inside(1 - distance + 0.3 * mottle, 0.45)
-    return 0.75 * view.filled * lung.air * dense, lung.air * (1 - dense)
+    dense = inside(1 - distance + 0.3 * mottle, 0.6)
+    return 0.7 * view.filled * lung.air * dense, lung.air * (1 - dense)
 
 
 def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
