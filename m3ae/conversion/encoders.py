@@ -26,15 +26,18 @@ from m3ae.conversion.reading import _load as load_checkpoint
 from m3ae.conversion.reading import some
 from m3ae.conversion.settings import CLIP_HEAD_WIDTH
 from m3ae.conversion.torchscript import is_torchscript, read_torchscript
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.modeling import M3AEModel
 from m3ae.models.processing import M3AEImageProcessor
 
 Normalization = tuple[list[float], list[float]]  # mean and standard deviation of each channel
 
 IMAGE_SOURCES = (
     "the name of a timm model, a folder or .safetensors file that timm has saved, a folder or hub name of a "
-    "transformers CLIPModel, CLIPVisionModel, ViTMAEModel or ViTMAEForPreTraining, or a CLIP file of OpenAI"
+    "transformers CLIPModel, CLIPVisionModel, ViTMAEModel or ViTMAEForPreTraining, a CLIP file of OpenAI, or a folder "
+    "or hub name of another M3AE"
 )
-TEXT_SOURCES = "a folder or hub name of a transformers RoBERTa"
+TEXT_SOURCES = "a folder or hub name of a transformers RoBERTa or of another M3AE"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def read_vit(source: str) -> PublishedViT:
         return _from_timm(source, f"{'local-dir' if path.is_dir() else 'hf-hub'}:{source}")
     if config.get("model_type") in _TRANSFORMERS:
         return _from_transformers(source, *_TRANSFORMERS[config["model_type"]])
+    if config.get("model_type") == M3AEConfig.model_type:
+        return _from_m3ae(source)
     raise ValueError(f"{source!r} holds a {_model_type(config)}; expected {IMAGE_SOURCES}.")
 
 
@@ -95,6 +100,9 @@ def read_roberta(source: str) -> tuple[RobertaModel, list[str]]:
         ValueError: There is nothing at the source, or it holds something else.
     """
     read_roberta_config(source)
+    if _read_config(source, TEXT_SOURCES)["model_type"] == M3AEConfig.model_type:
+        model, left_out = _load_transformers(source, M3AEModel)
+        return model.text_encoder, left_out + _beside(model, "text_encoder.")
     return _load_transformers(source, RobertaModel, add_pooling_layer=False)
 
 
@@ -105,6 +113,8 @@ def read_roberta_config(source: str) -> RobertaConfig:
         ValueError: There is nothing at the source, or it holds something else.
     """
     config = _read_config(source, TEXT_SOURCES)
+    if config.get("model_type") == M3AEConfig.model_type:
+        config = config["text_config"]
     if config.get("model_type") != "roberta":
         raise ValueError(f"{source!r} holds a {_model_type(config)}; expected {TEXT_SOURCES}.")
     return RobertaConfig.from_dict(config)
@@ -181,6 +191,20 @@ def _from_transformers(source: str, model_class: Any, names: Mapping[str, str]) 
     state = _fuse_qkv({_renamed(name, names): value for name, value in model.state_dict().items()})
     kind = f"transformers' {model_class.__name__}"
     return PublishedViT(kind, state, left_out, stated, _normalization(processor, "image_mean", "image_std"))
+
+
+def _from_m3ae(source: str) -> PublishedViT:
+    model, left_out = _load_transformers(source, M3AEModel)
+    options = model.config.image_config
+    stated = {name: getattr(options, name) for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
+    processor = ImageProcessingMixin.get_image_processor_dict(source)[0]
+    normalization = _normalization(processor, "image_mean", "image_std")
+    state, left_out = model.image_encoder.vit.state_dict(), left_out + _beside(model, "image_encoder.")
+    return PublishedViT("another M3AE", state, left_out, stated, normalization)
+
+
+def _beside(model: M3AEModel, part: str) -> list[str]:
+    return [name for name in model.state_dict() if not name.startswith(part)]
 
 
 def _load_transformers(source: str, model_class: Any, **options: Any) -> tuple[Any, list[str]]:

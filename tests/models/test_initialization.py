@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel, CLIPVisionModel, RobertaConfig, 
 from m3ae import M3AEForPreTraining
 from m3ae.models.decoders import sincos_positions
 from m3ae.models.initialization import init_image_encoder, init_text_encoder, resample_positions, resize_images
+from m3ae.models.processing import M3AEImageProcessor
 from tests.models.published import (
     assert_close,
     clip_vision,
@@ -228,3 +229,18 @@ class TestResizing:
         with pytest.raises(ValueError, match=r"multiple of patch_size \(8\), got 50: choose 48 or 56"):
             resize_images(trunk, 50)
         assert trunk.config.image_config.image_size == 64
+
+
+def test_the_encoders_of_another_m3ae(tmp_path: Path) -> None:
+    source, model, batch = shake(tiny_model()), tiny_model(num_hidden_layers=1), tiny_batch()
+    source.save_pretrained(tmp_path)
+    M3AEImageProcessor.for_size(32).save_pretrained(tmp_path)
+    image, text = init_image_encoder(model, str(tmp_path)), init_text_encoder(model, str(tmp_path))
+    assert not image.missing and image.normalization == (M3AEImageProcessor.image_mean, M3AEImageProcessor.image_std)
+    assert {name.split(".")[0] for name in image.unexpected} >= {"text_encoder", "fusion"}
+    assert "another M3AE" in str(image) and not text.missing
+    ours, theirs = model.m3ae, source.m3ae
+    torch.testing.assert_close(ours.image_encoder(batch["pixel_values"]), theirs.image_encoder(batch["pixel_values"]))
+    words = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = theirs.text_encoder(**words).last_hidden_state
+    torch.testing.assert_close(ours.text_encoder(**words).last_hidden_state, expected)
