@@ -77,21 +77,27 @@ def contrastive_loss(logits: Tensor, same: Tensor, valid: Tensor) -> Tensor:
     return -(log_odds * valid).sum() / (2 * valid.sum().clamp(min=1))
 
 
-def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy, summed over the answers and averaged over the questions (Chen et al. 2022).
+def answer_loss(logits: Tensor, labels: Tensor, *, exclusive: bool = False) -> Tensor:
+    """Cross-entropy of the answers, averaged over the questions.
 
     Args:
         logits: (B, A).
         labels: (B,) the answer's index, −100 for a question without one in the list, which is left out; or (B, A) how
             right each answer is, from 0 to 1.
+        exclusive: Whether one answer out of all is right (softmax; what is right is divided by its sum), rather than
+            each of them by itself (binary cross-entropy summed over the answers; Chen et al. 2022).
     """
     if labels.dim() == 1:
         known = labels != -100
-        targets = F.one_hot(labels.clamp(min=0), logits.shape[-1])
+        targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float()
     else:
         known = torch.ones_like(labels[:, 0], dtype=torch.bool)
-        targets = labels
-    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").sum(-1)
+        targets = labels.float()
+    if exclusive:
+        shares = targets / targets.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        loss = F.cross_entropy(logits.float(), shares, reduction="none")
+    else:
+        loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(-1)
     return (loss * known).sum() / known.sum().clamp(min=1)
 
 

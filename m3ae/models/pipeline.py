@@ -63,7 +63,7 @@ class QuestionAnsweringPipeline(Pipeline):
 
     def postprocess(self, model_outputs: ModelOutput, **options: Any) -> list[dict[str, Any]]:
         """Return the most probable answers."""
-        scores = model_outputs["logits"][0].float().sigmoid()
+        scores = self.model.probabilities(model_outputs["logits"].float())[0]  # type: ignore[operator]
         best = scores.topk(min(options.get("top_k", 5), len(scores)))
         answers: dict[int, str] = self.model.config.id2label  # type: ignore[assignment]  # keys are int once loaded
         return [

@@ -35,7 +35,8 @@ class M3AEForQuestionAnswering(M3AEPreTrainedModel):
     """The trunk with the published question-answering head (Chen et al. 2022).
 
     The answer list is `config.id2label`: `from_pretrained(folder, id2label=dict(enumerate(answers)))` on a pre-trained
-    model starts a new head of that size.
+    model starts a new head of that size. The published loss judges each answer by itself; with `config.problem_type =
+    "single_label_classification"` the answers exclude each other, which takes far fewer questions to learn.
     """
 
     _keys_to_ignore_on_load_unexpected = OTHER_HEADS
@@ -72,5 +73,17 @@ class M3AEForQuestionAnswering(M3AEPreTrainedModel):
         logits = self.vqa_head(self.m3ae.fuse_and_pool(streams))
         if labels is None:
             return M3AEForQuestionAnsweringOutput(logits=logits)
-        loss = answer_loss(logits, labels)
+        loss = self.loss(logits, labels)
         return M3AEForQuestionAnsweringOutput(loss, {"vqa": loss}, logits)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of logits (B, A) against labels, as `forward` takes them."""
+        return answer_loss(logits, labels, exclusive=self._exclusive)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, A) into the probability of each answer; they sum to 1 where answers exclude each other."""
+        return logits.softmax(-1) if self._exclusive else logits.sigmoid()
+
+    @property
+    def _exclusive(self) -> bool:
+        return bool(self.config.problem_type == "single_label_classification")

@@ -24,7 +24,6 @@ from m3ae.data.phantom_questions import ask
 from m3ae.data.prepared import load_manifest
 from m3ae.data.tables import read_json
 from m3ae.metrics.question_answering import VQAAccuracy, is_right
-from m3ae.models.losses import answer_loss
 from m3ae.models.processing import M3AEProcessor
 from m3ae.models.question_answering import M3AEForQuestionAnswering
 from m3ae.tasks.attention import plot_attention
@@ -141,7 +140,7 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
                 scores = self.score(examples, chosen)
                 metrics |= prefixed(name, {key: scores[key] for key in MAIN_METRICS if key in scores})
         if accelerator.is_main_process:
-            self.write_predictions(split, self._describe_predictions(dataset, logits.sigmoid()))
+            self.write_predictions(split, self._describe_predictions(dataset, self.model.probabilities(logits)))
         return metrics
 
     def answers_without_model(self, dataset: ExampleDataset) -> dict[str, list[str]]:
@@ -206,7 +205,7 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
     def _loss(self, dataset: ExampleDataset, logits: Tensor) -> dict[str, float]:
         targets = self.labels(dataset.examples)["labels"]
         known = targets.any(-1)
-        return {"loss": float(answer_loss(logits[known], targets[known]))}
+        return {"loss": float(self.model.loss(logits[known], targets[known]))}
 
     def _describe_predictions(self, dataset: ExampleDataset, scores: Tensor) -> Iterator[dict[str, Any]]:
         for example, own in zip(dataset.examples, scores, strict=True):

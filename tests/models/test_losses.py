@@ -62,6 +62,15 @@ def test_answer_loss_is_the_mean_times_the_number_of_answers() -> None:
     torch.testing.assert_close(losses.answer_loss(logits, scores), published)
 
 
+def test_answers_that_exclude_each_other() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    loss = losses.answer_loss(logits, torch.tensor([1, -100, 4]), exclusive=True)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor([1, -100, 4])))
+    two_right = torch.tensor([[0.0, 1, 0, 1, 0]])
+    expected = -logits[:1].log_softmax(-1)[0, [1, 3]].mean()
+    torch.testing.assert_close(losses.answer_loss(logits[:1], two_right, exclusive=True), expected)
+
+
 def test_answer_loss_leaves_out_questions_without_an_answer_in_the_list() -> None:
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     one_hot = F.one_hot(torch.tensor([1, 4]), 5)

@@ -21,6 +21,16 @@ def test_answers_by_the_published_head() -> None:
     assert model(**tiny_pairs()).loss is None
 
 
+def test_answers_that_exclude_each_other() -> None:
+    model = tiny_of(M3AEForQuestionAnswering, id2label=ANSWERS, problem_type="single_label_classification")
+    labels = torch.tensor([0, 2, -100, 1])
+    output = model(**tiny_pairs(), labels=labels)
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, labels))
+    torch.testing.assert_close(model.probabilities(output.logits).sum(-1), torch.ones(4))
+    published = tiny_of(M3AEForQuestionAnswering, id2label=ANSWERS)
+    assert torch.equal(published.probabilities(output.logits), output.logits.sigmoid())
+
+
 @pytest.mark.parametrize("absent", ["image", "text"])
 def test_a_missing_modality_is_the_same_for_all_samples_or_one(absent: str) -> None:
     model = tiny_of(M3AEForQuestionAnswering, id2label=ANSWERS)
