@@ -9,8 +9,10 @@ import click
 from m3ae.commands.convert import check_parity, convert
 from m3ae.commands.data import DataGroup
 from m3ae.commands.prepare import SourceGroup
+from m3ae.commands.run import run
 from m3ae.commands.summarize import summarize
 from m3ae.data.tables import printable
+from m3ae.training.interruption import STOPPED_STATUS, TrainingStopped
 
 PATH = click.Path(path_type=Path)
 
@@ -18,8 +20,8 @@ PATH = click.Path(path_type=Path)
 class Program(click.Group):
     """A group of commands that ends every expected error in one message, without a traceback.
 
-    The exit status is 2 where a command could not do its work, 1 where it did and the result is not acceptable, and
-    130 after Ctrl-C.
+    The exit status is 2 where a command could not do its work, 1 where it did and the result is not acceptable, 75
+    where training was asked to stop and can be resumed, and 130 after Ctrl-C.
     """
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
@@ -33,9 +35,11 @@ class Program(click.Group):
             status = _fail(error.format_message(), error.exit_code)
         except click.Abort:
             status = 130
+        except TrainingStopped:  # it has said so itself, once for all processes
+            status = STOPPED_STATUS
         except ModuleNotFoundError as error:
             status = _fail(f"{error}: install what training needs, pip install 'm3ae[train]'", 2)
-        except (OSError, ValueError, ArithmeticError, ImportError) as error:
+        except (OSError, ValueError, ArithmeticError, ImportError, MemoryError) as error:
             status = _fail(str(error), 2)
         sys.exit(status or 0)
 
@@ -104,12 +108,13 @@ def train_tokenizer(folder: Path, output: Path, vocab_size: int, text_column: st
 @cli.command()
 @click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--resume", is_flag=True, help="continue from the newest checkpoint in output_dir")
+@click.option("--resume", is_flag=True, help="continue from the newest intact checkpoint in output_dir, if any")
 @click.option("--print-config", is_flag=True, help="print all options and stop")
 def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_config: bool) -> None:
     """Pre-train a model as a YAML file says.
 
-    CONFIG is the file, KEY=VALUE replaces one of its options.
+    CONFIG is the file, KEY=VALUE replaces one of its options. After SIGTERM, SIGUSR1 or training.max_hours the run
+    finishes its step, writes a checkpoint and ends with the exit status 75; --resume continues it exactly.
 
     \b
     Examples, the second one on several GPUs:
@@ -134,18 +139,21 @@ def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
 cli.add_command(convert)
 cli.add_command(check_parity)
 cli.add_command(summarize)
+cli.add_command(run)
 
 
 @cli.command()
 @click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--resume", is_flag=True, help="continue from the newest checkpoint in output_dir")
+@click.option("--resume", is_flag=True, help="continue from the newest intact checkpoint in output_dir, if any")
 @click.option("--print-config", is_flag=True, help="print all options and stop")
 def finetune(config: Path, overrides: tuple[str, ...], resume: bool, print_config: bool) -> None:
     """Fine-tune a model for a task, as a YAML file says.
 
     CONFIG is the file, KEY=VALUE replaces one of its options, and model=FOLDER names the pre-trained model. The model
-    that is best on validation is kept, and measured on the test split beside what is reached without it.
+    that is best on validation is kept, and measured on the test split beside what is reached without it. After
+    SIGTERM, SIGUSR1 or training.max_hours the run finishes its step, writes a checkpoint and ends with the exit status
+    75; --resume continues it exactly.
 
     \b
     Examples, the second one with the same model from scratch:
@@ -173,13 +181,15 @@ def finetune(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
 @click.option("--split", default="test", show_default=True, help="split to measure on")
 @click.option("--output", type=PATH, help="folder for predictions and results  [default: evaluation in output_dir]")
 def evaluate(config: Path, overrides: tuple[str, ...], split: str, output: Path | None) -> None:
-    """Measure a fine-tuned model, without training.
+    """Measure a trained model, without training.
 
-    CONFIG is the file that it was fine-tuned with, and model=FOLDER names the model.
+    CONFIG is the file that it was trained with, and model=FOLDER names the model. Of a latent model, the report is
+    latent.md, with figures beside it.
 
     \b
-    Example:
+    Examples:
       m3ae evaluate configs/finetune/vqa_rad_small.yaml model=runs/vqa_rad_small/model
+      m3ae evaluate configs/pretrain/digits.yaml model=runs/digits/model
     """  # noqa: D301
     from m3ae.training.config import load_config
 

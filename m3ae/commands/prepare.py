@@ -58,6 +58,8 @@ def source_command(name: str) -> click.Command:
 
     def run(max_rejected: float, **options: Any) -> None:
         manifest = prepare(name, **options)
+        if manifest is None:  # a range of shards, of which only the whole can be judged
+            return
         by_choice = getattr(module, "LEFT_OUT_BY_CHOICE", ())
         if (share := manifest.rejected_share(by_choice)) > max_rejected:
             rejected = {reason: count for reason, count in manifest.rejected.items() if reason not in by_choice}

@@ -11,6 +11,7 @@ are no sign of a fault.
 
 import inspect
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
@@ -34,7 +35,9 @@ from m3ae.data.shards import (
     FinishedShard,
     Shard,
     file_sha256,
+    is_progress,
     plan_shards,
+    progress_file,
     record_progress,
     start_progress,
     write_shard,
@@ -69,14 +72,16 @@ def prepare(
     num_shards: int | None = None,
     num_workers: int | None = None,
     overwrite: bool = False,
+    shard_range: str | None = None,
     **options: Any,
-) -> Manifest:
+) -> Manifest | None:
     """Prepare a source into a folder and print a summary; a folder that already holds just this is reused.
 
     Nothing is lost silently: an unreadable image becomes null where the row has another one, too short a text where it
     has an image; otherwise the row is left out, as is one whose id was there before; `rejected.jsonl` lists them all.
     The same input gives the same bytes, whatever the number of workers, and however often the run was interrupted: it
-    continues behind the last finished shard.
+    continues behind the last finished shard. Several machines may share the work through the file system: each writes
+    a `shard_range`, and the same call without one, when all have ended, completes the folder.
 
     Args:
         name: a key of `SOURCES`.
@@ -89,7 +94,11 @@ def prepare(
         num_shards: shards per split; by default one per 4,096 rows.
         num_workers: processes; by default one per core.
         overwrite: replace what was prepared in `output` before.
+        shard_range: write only these shards, counted over all splits: 0:16 for the first sixteen.
         **options: passed on to the source's `rows`.
+
+    Returns:
+        The manifest, or None for a `shard_range`.
 
     Raises:
         FileExistsError: `output` holds something else.
@@ -97,6 +106,7 @@ def prepare(
         ValueError: unknown source or option, or a source in the wrong format.
     """
     _check_ranges(shorter_side=shorter_side, quality=quality, num_shards=num_shards, num_workers=num_workers)
+    part = _shards_in(shard_range, overwrite)
     module, output = load_source(name), Path(output)
     arguments = _bind(name, module.rows, options if source is None else {"source": source, **options})
     roots = [value for value in arguments.values() if isinstance(value, Path)]
@@ -113,13 +123,18 @@ def prepare(
         return existing
 
     shards = plan_shards(listing.rows, num_shards)
-    finished = _claim(output, planned)
+    own = shards[part]
+    finished = _claim(output, planned) if shard_range is None else _claim_part(output, planned, shard_range)
+    progress = progress_file(output, shard_range)
     finisher = RowFinisher(_image_columns(module.FEATURES), roots, **shape)
     try:
-        _write_shards(output, shards, finished, module.FEATURES, finisher, num_workers)
+        _write_shards(output, progress, own, finished, module.FEATURES, finisher, num_workers)
     except KeyboardInterrupt:
-        print(f"interrupted after {len(finished)} of {len(shards)} shards: run the same again to continue")
+        print(f"interrupted after {len(finished)} of {len(own)} shards: run the same again to continue")
         raise
+    if shard_range is not None:
+        print(f"{output}: {len(own)} of {len(shards)} shards; once all are written, the same without a range ends it")
+        return None
     manifest = _complete(output, planned, module, [finished[shard.name] for shard in shards], listing.rejected)
     print(manifest)
     return manifest
@@ -142,6 +157,17 @@ def _check_ranges(*, quality: int, **counts: int | None) -> None:
             raise ValueError(f"{name} is {value}, expected at least 1")
     if not 1 <= quality <= 95:
         raise ValueError(f"quality is {quality}, expected 1 to 95")
+
+
+def _shards_in(shard_range: str | None, overwrite: bool) -> slice:
+    if shard_range is None:
+        return slice(None)
+    found = re.fullmatch(r"(\d+):(\d+)", shard_range)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(f"shard_range is {shard_range!r}, expected first:end with first < end, such as 0:16")
+    if overwrite:
+        raise ValueError("shard_range with overwrite: machines would delete each other's shards; remove the folder")
+    return slice(int(found[1]), int(found[2]))
 
 
 def _bind(name: str, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +197,7 @@ def _existing(output: Path, planned: Manifest, overwrite: bool) -> Manifest | No
     Raises:
         FileExistsError: it may not.
     """
-    if (output / UNFINISHED).exists():
+    if output.exists() and any(map(is_progress, output.glob("*.jsonl"))):
         return None
     if (output / MANIFEST).exists() and not overwrite:
         existing = load_manifest(output)
@@ -180,7 +206,7 @@ def _existing(output: Path, planned: Manifest, overwrite: bool) -> Manifest | No
                 f"{output} was prepared from {difference}: pass --overwrite (overwrite=True) or choose another folder"
             )
         return existing
-    foreign = output.exists() and any(path.name != f"{UNFINISHED}.tmp" for path in output.iterdir())
+    foreign = output.exists() and not all(map(is_progress, output.iterdir()))
     if foreign and not (output / MANIFEST).exists():
         raise FileExistsError(f"{output} is not empty and holds no {MANIFEST}: choose an empty or new folder")
     return None
@@ -211,8 +237,15 @@ def _claim(output: Path, planned: Manifest) -> dict[str, FinishedShard]:
     return finished
 
 
+def _claim_part(output: Path, planned: Manifest, shard_range: str) -> dict[str, FinishedShard]:
+    """Like `_claim`, and leave alone what other machines write."""
+    output.mkdir(parents=True, exist_ok=True)
+    return start_progress(output, asdict(planned), shard_range)
+
+
 def _write_shards(
     output: Path,
+    progress: Path,
     shards: list[Shard],
     finished: dict[str, FinishedShard],
     features: datasets.Features,
@@ -232,7 +265,7 @@ def _write_shards(
         for shard in todo:
             part = islice(outcomes, len(shard.rows))
             finished[shard.name] = write_shard(output, shard, features, part)
-            record_progress(output, finished[shard.name])
+            record_progress(progress, finished[shard.name])
 
 
 def _count(results: Iterable[list[Outcome]], bar: "tqdm[Any]") -> Iterator[Outcome]:

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from m3ae.data.finish import Outcome, Row
 from m3ae.data.prepared import Rejected
 
-UNFINISHED = "manifest.unfinished.jsonl"  # marks a folder as ours until the manifest is there
+_STEM = "manifest.unfinished"
+UNFINISHED = f"{_STEM}.jsonl"  # marks a folder as ours until the manifest is there
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 100  # the unit in which Parquet is read: small, because images are large
 DICTIONARY_BYTES = 2**28  # more than a group holds, so that an image in several of its rows is stored once
@@ -91,28 +92,55 @@ def _kept(outcomes: Iterable[Outcome], rejected: list[Rejected]) -> Iterator[Row
             yield row
 
 
-def start_progress(folder: Path, plan: dict[str, Any]) -> dict[str, FinishedShard]:
-    """Mark a folder as unfinished, and return the shards that an earlier run with the same plan finished, by name."""
-    path = folder / UNFINISHED
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    records = [record for line in lines if (record := _parse(line)) is not None]
-    same = bool(records) and records[0] == plan
-    finished = [_finished_shard(record) for record in records[1:]] if same else []
+def start_progress(folder: Path, plan: dict[str, Any], part: str | None = None) -> dict[str, FinishedShard]:
+    """Mark a folder as unfinished, and return the shards that earlier runs with the same plan finished, by name.
+
+    Args:
+        folder: to be prepared.
+        plan: what decides its contents.
+        part: name of the part of it that this run writes, beside others; what they finished does not count. A run of
+            the whole takes over from all of them.
+    """
+    path = progress_file(folder, part)
+    earlier = [path] if part else sorted(folder.glob(f"{_STEM}*.jsonl"))
+    finished = [shard for file in earlier for shard in _read_progress(file, plan)]
     intact = {shard.name: shard for shard in finished if _is_intact(folder / shard.name, shard.sha256)}
     write_text(path, "".join(map(_line, [plan, *map(asdict, intact.values())])))
+    for file in earlier:
+        if file != path:
+            file.unlink()
     return intact
 
 
-def record_progress(folder: Path, shard: FinishedShard) -> None:
+def record_progress(file: Path, shard: FinishedShard) -> None:
     """Note that a shard is finished."""
-    with (folder / UNFINISHED).open("a", encoding="utf-8") as file:
-        file.write(_line(asdict(shard)))
+    with file.open("a", encoding="utf-8") as progress:
+        progress.write(_line(asdict(shard)))
+
+
+def progress_file(folder: Path, part: str | None = None) -> Path:
+    """Return the file that notes which shards of a folder, or of a part of it, are finished."""
+    return folder / (f"{_STEM}.{part.replace(':', '-')}.jsonl" if part else UNFINISHED)
+
+
+def is_progress(path: Path) -> bool:
+    """Return whether a file is such a note, or the beginning of one."""
+    return path.name.startswith(_STEM)
+
+
+def _read_progress(file: Path, plan: dict[str, Any]) -> list[FinishedShard]:
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    records = [record for line in lines if (record := _parse(line)) is not None]
+    return [_finished_shard(record) for record in records[1:]] if records and records[0] == plan else []
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears when it is whole."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from m3ae.tasks import PRETRAINING_TASKS, task_class
+from m3ae.tasks import task_class
 from m3ae.training.config import RunConfig
-from m3ae.training.cpu import share_cores
+from m3ae.training.cpu import prepare_cpu
 from m3ae.training.metrics_log import format_metrics
 from m3ae.training.randomness import fixed_randomness
 
@@ -18,9 +18,9 @@ def evaluate(config: RunConfig, split: str = "test", output: Path | None = None)
     """Measure the model at `model.path`, with its own head and labels, and print the metrics.
 
     Args:
-        config: A fine-tuning run; nothing of it is trained.
+        config: A run of any task but pre-training; nothing of it is trained.
         split: Name of the split.
-        output: Folder for predictions and results; by default `evaluation` in `output_dir`.
+        output: Folder for what is found; by default `evaluation` in `output_dir`.
 
     Returns:
         `<split>/<metric>`, with controls and intervals, as after training.
@@ -29,17 +29,17 @@ def evaluate(config: RunConfig, split: str = "test", output: Path | None = None)
         FileNotFoundError: There is no such prepared folder.
         ValueError: The task is pre-training, no model is named, it has not the task's head, or there is no such split.
     """
-    if config.task in PRETRAINING_TASKS:
-        raise ValueError(f"task: got {config.task}, which is measured when it ends; expected a fine-tuning task")
+    if config.task == "pretraining":
+        raise ValueError("task: got pretraining, which is measured when it ends; expected another task")
     if config.model.path is None or config.model.from_scratch:
-        raise ValueError("model.path: expected the folder or hub name of a fine-tuned model to evaluate: model=FOLDER")
+        raise ValueError("model.path: expected the folder or hub name of a trained model to evaluate: model=FOLDER")
     own_list = config.question_answering.model_copy(update={"answers": "checkpoint"})
     folder = output or config.output_dir / "evaluation"
     merged = config.finetuning.model_copy(update={"lora": None})
     changes = {"output_dir": folder, "question_answering": own_list, "finetuning": merged}
     config = config.model_copy(update=changes)
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
-    share_cores(accelerator)
+    prepare_cpu(accelerator)
     task = task_class(config.task).from_config(config, for_training=False)
     if not task.has(split):
         raise ValueError(f"{config.data.path} has no split {split!r}: it has {', '.join(task.manifest.splits)}")

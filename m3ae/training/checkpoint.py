@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.constants import RNG_STATE_NAME, SAFE_WEIGHTS_NAME
 from safetensors import safe_open
 
 from m3ae.training.config import RunConfig
+from m3ae.training.durable import find_damage, full_disk_as_oserror, is_full_disk, publish, write_checksums
 
 _STATE_FILE = "state.json"
+_NAME = r"step-\d{8}"
+_UNFINISHED = ".tmp"
 
 
 @dataclass
@@ -28,46 +32,99 @@ class TrainingState:
         skipped_steps: Steps skipped so far because the loss or the gradient was not finite.
         skipped_in_a_row: Those among the last steps.
         best: Best value of the best metric, None before the first validation.
+        log_lines: Lines of `metrics.jsonl` so far.
     """
 
     step: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     best: float | None = None
+    log_lines: int = 0
 
 
-def find_checkpoint(folder: Path) -> Path | None:
-    """Return `folder` if it is a checkpoint, else the newest checkpoint of the run in it, or None."""
-    if (folder / _STATE_FILE).is_file():
-        return folder
-    found = _checkpoints(folder / "checkpoints")
-    return found[-1] if found else None
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return `folder` if it is a checkpoint, else those of the run in it, oldest first, damaged ones included."""
+    if folder.is_dir() and (re.fullmatch(_NAME, folder.name) or (folder / _STATE_FILE).is_file()):
+        return [folder]
+    return _checkpoints(folder / "checkpoints")
+
+
+def choose_checkpoint(
+    accelerator: Accelerator, candidates: Sequence[Path], own_folder: Path
+) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint without damage; every process has to call it.
+
+    Args:
+        accelerator: Gives the other processes.
+        candidates: Checkpoints, oldest first.
+        own_folder: Damaged checkpoints in this folder that are newer than the chosen one lose their name.
+
+    Returns:
+        The checkpoint, None if there are no candidates, and one remark for each that was passed over.
+
+    Raises:
+        ValueError: All of them are damaged.
+    """
+    chosen: Path | None = None
+    damaged: dict[Path, str] = {}
+    if accelerator.is_main_process:
+        for candidate in reversed(candidates):
+            problem = find_damage(candidate, last=_STATE_FILE)
+            if problem is None:
+                chosen = candidate
+                break
+            damaged[candidate] = problem
+    chosen, damaged = broadcast_object_list([chosen, damaged])
+    if candidates and chosen is None:
+        found = "; ".join(f"{path.name}: {problem}" for path, problem in damaged.items())
+        raise ValueError(
+            f"no checkpoint in {candidates[-1].parent} can be used ({found}); resume from another run, or move this "
+            f"one away to start afresh"
+        )
+    remarks = []
+    for path, problem in damaged.items():
+        remark = f"{path.name} is damaged ({problem}): falling back to the checkpoint before"
+        if path.parent.resolve() == own_folder.resolve():
+            remark += f"; it is now {path.name}.damaged"
+            if accelerator.is_main_process:
+                _set_aside(path)
+        remarks.append(remark)
+    return chosen, remarks
 
 
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, state: TrainingState, config: RunConfig, *, keep: int
-) -> Path:
-    """Write `folder/step-<step>` and delete all but the last `keep` checkpoints; every process has to call it."""
+) -> str | None:
+    """Write `folder/step-<step>` and delete all but the last `keep` checkpoints; every process has to call it.
+
+    Returns:
+        None, or why the disk had no room for it; then nothing of it is left, and the older checkpoints stay.
+    """
     target = folder / f"step-{state.step:08d}"
-    temporary = folder / f"{target.name}.tmp"
+    temporary = folder / f"{target.name}{_UNFINISHED}"
+    problems: list[str] = []
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        with _full_disk_noted(problems):
+            for leftover in folder.glob(f"step-*{_UNFINISHED}"):
+                shutil.rmtree(leftover)
+            temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
+    with _full_disk_noted(problems):
+        accelerator.save_state(str(temporary))
+    problems = gather_object(problems)
     if accelerator.is_main_process:
-        record = {
-            "training": asdict(state),
-            "num_processes": accelerator.num_processes,
-            "config": config.model_dump(mode="json"),
-        }
-        (temporary / _STATE_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
-        _move(temporary, target)
-        for old in _checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    return target
+        if not problems:
+            with _full_disk_noted(problems):
+                _close(temporary, state, config, accelerator.num_processes)
+                publish(temporary, target)
+        if problems:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            for old in _checkpoints(folder)[:-keep]:
+                # Renamed first: a kill while it is being deleted leaves no part of it under its name.
+                shutil.rmtree(old.rename(folder / f"{old.name}{_UNFINISHED}"))
+    problems = broadcast_object_list([problems])[0]
+    return problems[0] if problems else None
 
 
 def load_checkpoint(
@@ -115,30 +172,31 @@ def keep_plain_names(accelerator: Accelerator) -> None:
     accelerator.register_load_state_pre_hook(before_loading)
 
 
+def _close(folder: Path, state: TrainingState, config: RunConfig, num_processes: int) -> None:
+    record = {"training": asdict(state), "num_processes": num_processes, "config": config.model_dump(mode="json")}
+    (folder / _STATE_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
+    write_checksums(folder, last=_STATE_FILE)
+
+
 @contextmanager
-def complete_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder of the same name that becomes `target` only when the block has ended well."""
-    temporary = target.parent / ".incomplete" / target.name
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    _move(temporary, target)
-    shutil.rmtree(temporary.parent)
-
-
-def _move(source: Path, target: Path) -> None:
-    # A folder cannot replace one that is not empty, so the old one steps aside first.
-    old = target.with_name(f"{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def _full_disk_noted(problems: list[str]) -> Iterator[None]:
+    try:
+        with full_disk_as_oserror():
+            yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        problems.append(str(error))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    names = sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
-    return [path for path in names if (path / _STATE_FILE).is_file()]
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(_NAME, path.name))
+
+
+def _set_aside(checkpoint: Path) -> None:
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
 def _parameter_groups(accelerator: Accelerator) -> list[dict[str, Any]]:

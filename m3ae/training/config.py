@@ -73,7 +73,8 @@ class DataConfig(DataSetConfig):
         texts: Whether a visit draws `one` text of a row, or an epoch visits a row with `all` its texts in turn.
         max_text_length: Tokens a text is cut to, special tokens included.
         augmentation: What training changes about an image: `crop` only cuts out and resizes, `radiograph` also turns,
-            shifts, and varies brightness, contrast and gamma a little. Nothing is ever mirrored.
+            shifts, and varies brightness, contrast and gamma a little; `affine` turns, shifts and scales, for
+            handwriting and the like. Nothing is ever mirrored.
         crop_scale: Range of the area of the random resized crop in training, published as [0.9, 1]; `[1, 1]` is the
             published centre crop.
         streaming: Read the shards as a stream, without a copy in the cache, instead of by index.
@@ -87,7 +88,7 @@ class DataConfig(DataSetConfig):
     allow_test_rows: bool = False
     texts: Literal["one", "all"] = "one"
     max_text_length: PositiveInt = 64
-    augmentation: Literal["crop", "radiograph"] = "crop"
+    augmentation: Literal["crop", "radiograph", "affine"] = "crop"
     crop_scale: tuple[float, float] = (1.0, 1.0)
     streaming: bool = False
     bucket_batches: NonNegativeInt = 0
@@ -187,6 +188,10 @@ class TrainingConfig(_Section):
         keep_checkpoints: How many of the last checkpoints stay.
         log_every: Steps between lines of `metrics.jsonl`.
         max_skipped_steps: Non-finite steps in a row that stop the run.
+        max_hours: Hours after which training stops with a checkpoint and the exit status 75, to be resumed; `null` for
+            no limit.
+        max_step_minutes: Minutes after which a step has hung: the run ends and names the process that the others wait
+            for; `null` for the limit of the communication library, which names none.
         compile: Whether `torch.compile` is applied to the model.
         gradient_checkpointing: Whether activations are recomputed in the backward pass.
         tracker: Where metrics go besides `metrics.jsonl`.
@@ -204,6 +209,8 @@ class TrainingConfig(_Section):
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 10
     max_skipped_steps: PositiveInt = 10
+    max_hours: PositiveFloat | None = None
+    max_step_minutes: PositiveFloat | None = None
     compile: bool = False
     gradient_checkpointing: bool = False
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"

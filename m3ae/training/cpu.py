@@ -1,6 +1,7 @@
 """Making good use of a machine without a GPU."""
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,12 +15,29 @@ from torch.overrides import TorchFunctionMode
 
 from m3ae.data.parallel import available_cores
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
-def share_cores(accelerator: Accelerator) -> None:
-    """Give each process on a CPU its share of the cores; `accelerate launch` leaves one core to each by default."""
+
+def prepare_cpu(accelerator: Accelerator) -> None:
+    """Make a process on a CPU ready to train or evaluate: its share of the cores, and memory that stays its own.
+
+    `accelerate launch` leaves one core to each process by default.
+    """
     if accelerator.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, available_cores() // local_processes))
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a step frees for the next one, where it can be asked to (glibc).
+
+    By default it gives large blocks back to the system, and the next step pays for each of their pages once more.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def fast_kernels(device: torch.device, *, compiled: bool = False) -> AbstractContextManager[Any]:

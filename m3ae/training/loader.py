@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, IterableDataset
 
 from m3ae.training.config import RunConfig
+from m3ae.training.interruption import ignore_stop_signals
 from m3ae.training.sampler import MicroBatchSampler, Visit, length_buckets
 
 
@@ -61,6 +62,7 @@ def micro_batches(
         **order,
         collate_fn=collate,
         num_workers=config.data.num_workers,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
         # A generator of its own: the loader would otherwise draw from the one of dropout when it starts.
         generator=torch.Generator().manual_seed(config.training.seed),

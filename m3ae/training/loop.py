@@ -1,31 +1,36 @@
 """The one training loop, for every task. It knows nothing of modalities: a task brings model, samples and metrics."""
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration, gather_object, send_to_device, set_seed
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device, set_seed
 from tqdm import tqdm
 
 from m3ae.training.checkpoint import (
     TrainingState,
-    complete_folder,
+    choose_checkpoint,
     keep_plain_names,
     load_checkpoint,
     save_checkpoint,
 )
 from m3ae.training.config import RunConfig
-from m3ae.training.cpu import fast_kernels, share_cores
+from m3ae.training.cpu import fast_kernels, prepare_cpu
 from m3ae.training.curves import plot_losses
+from m3ae.training.durable import complete_folder, is_full_disk, restore
+from m3ae.training.engine import build_accelerator, device_name
+from m3ae.training.interruption import StopRequest, TrainingStopped, stop_request
 from m3ae.training.loader import TrainingSamples, TrainingStream, micro_batches
+from m3ae.training.memory import out_of_memory_explained
 from m3ae.training.metrics_log import LossMeter, MetricsLog, format_metrics, read_metrics
 from m3ae.training.optim import learning_rate_factor, parameter_groups, warmup_steps
 from m3ae.training.randomness import fixed_randomness
 from m3ae.training.run_folder import RunFolder
+from m3ae.training.watchdog import Watchdog
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
@@ -72,7 +77,8 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
         config: The run.
         task: Model, samples and metrics. In every process the same model, built from the same seed.
         resume: True continues from the newest checkpoint in the output folder, if there is one; a path from that
-            checkpoint or run folder. The continuation is exact: same weights, bit for bit, on a CPU.
+            checkpoint or run folder. The continuation is exact: same weights, bit for bit, on a CPU. A checkpoint
+            that has been damaged is passed over for the one before it.
 
     Returns:
         `step`, `skipped_steps`, `best` (value of the best metric), and the task's report, named `<split>/<metric>`.
@@ -80,27 +86,35 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
     Raises:
         FileExistsError: The output folder holds another run.
         FileNotFoundError: `resume` names no checkpoint.
+        MemoryError: The device has too little memory; the message names the settings to change.
         NonFiniteLossError: Too many steps in a row had a non-finite loss or gradient.
-        ValueError: Configuration, data, model or checkpoint do not fit together.
+        OSError: The disk is full and the final model has no room; a checkpoint or metrics without room are a warning.
+        TrainingStopped: SIGTERM, SIGUSR1 or `training.max_hours` ended the run early; all processes have finished the
+            same step and written a checkpoint.
+        ValueError: Configuration, data, model or checkpoint do not fit together, or all checkpoints are damaged.
     """
     folder = RunFolder(config.output_dir)
-    checkpoint = folder.starting_point(resume)
-    accelerator = _build_accelerator(config, folder)
-    share_cores(accelerator)
-    try:
-        loop = _TrainingLoop(config, task, accelerator, folder)
-        loop.start(checkpoint, looked_for=bool(resume))
-        loop.run()
-        return loop.finish()
-    finally:
-        accelerator.end_training()
+    checkpoints = folder.starting_points(resume)
+    accelerator = build_accelerator(config, folder)
+    prepare_cpu(accelerator)
+    with stop_request(config.training.max_hours) as request:
+        try:
+            loop = _TrainingLoop(config, task, accelerator, folder, request)
+            loop.start(checkpoints, looked_for=bool(resume))
+            loop.run()
+            return loop.finish()
+        finally:
+            accelerator.end_training()
 
 
 class _TrainingLoop:
     """State and steps of `train`."""
 
-    def __init__(self, config: RunConfig, task: Task[Any], accelerator: Accelerator, folder: RunFolder) -> None:
+    def __init__(
+        self, config: RunConfig, task: Task[Any], accelerator: Accelerator, folder: RunFolder, request: StopRequest
+    ) -> None:
         self.config, self.task, self.accelerator, self.folder = config, task, accelerator, folder
+        self.request, self.stopping = request, False
         self.step_inputs: Callable[[int], dict[str, Any]] = getattr(task, "step_inputs", lambda step: {})
         set_seed(config.training.seed, device_specific=True)
         if config.training.gradient_checkpointing:
@@ -125,24 +139,26 @@ class _TrainingLoop:
         self.steps_since_log = 0
         self.last_finite: dict[str, torch.Tensor] = {}
 
-    def start(self, checkpoint: Path | None, *, looked_for: bool) -> None:
-        """Load the checkpoint, if any, and open the records of the run."""
-        remarks: list[str] = []
+    def start(self, checkpoints: Sequence[Path], *, looked_for: bool) -> None:
+        """Load the newest checkpoint that can be used, if there are any, and open the records of the run."""
+        checkpoint, damaged = choose_checkpoint(self.accelerator, checkpoints, self.folder.checkpoints)
+        for remark in damaged:
+            self.announce(remark)
         if checkpoint:
             self.state, remarks = load_checkpoint(self.accelerator, checkpoint, self.task.model, self.config)
-            self.announce(f"resuming from {checkpoint}")
+            self.announce("\n  ".join([f"resuming from {checkpoint}", *remarks]))
         elif looked_for:
             self.announce(f"no checkpoint in {self.folder.root}: starting afresh")
-        for remark in remarks:
-            self.announce(f"  {remark}")
         if self.accelerator.is_main_process:
+            for folder in (self.folder.best, self.folder.model, self.folder.figures):
+                restore(folder)
             self.folder.describe_run(
                 self.config,
                 step=self.state.step,
-                device=_device_name(self.accelerator.device),
+                device=device_name(self.accelerator.device),
                 num_processes=self.accelerator.num_processes,
             )
-            self.log_file = MetricsLog(self.folder.metrics, self.state.step)
+            self.log_file = MetricsLog(self.folder.metrics, self.state.log_lines)
         self.accelerator.init_trackers(
             self.config.task,
             init_kwargs={"wandb": {"dir": str(self.folder.root), "name": self.folder.root.name}},
@@ -162,14 +178,17 @@ class _TrainingLoop:
             dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
         )
-        with self.progress:
+        with self.progress, Watchdog(settings.max_step_minutes, self.accelerator) as self.watchdog:
             while self.state.step < settings.max_steps:
                 started = time.perf_counter()
-                losses, grad_norm = self.accumulate_gradients(batches)
-                self.update_parameters(losses, grad_norm)
+                self.watchdog.begin(self.state.step + 1)
+                with out_of_memory_explained(settings, self.accelerator.device):
+                    losses, grad_norm = self.accumulate_gradients(batches)
+                    self.update_parameters(losses, grad_norm)
+                self.watchdog.end()
                 self.seconds += time.perf_counter() - started
                 self.progress.update()
-                checkpoint_due = self.is_due(settings.checkpoint_every)
+                checkpoint_due = self.stopping or self.is_due(settings.checkpoint_every)
                 # A checkpoint closes the running means, so that a resumed run logs what an uninterrupted one does.
                 if checkpoint_due or self.is_due(settings.log_every):
                     self.log()
@@ -177,6 +196,8 @@ class _TrainingLoop:
                     self.validate()
                 if checkpoint_due:
                     self.checkpoint()
+                if self.stopping:
+                    self.stop()
 
     def finish(self) -> dict[str, Any]:
         """Measure the last model, write it and the figures, and print the report."""
@@ -185,9 +206,10 @@ class _TrainingLoop:
         if self.accelerator.is_main_process:
             with complete_folder(self.folder.model) as folder:
                 self.task.save(self.task.model, folder, metrics)
-            plot_losses(read_metrics(self.folder.metrics), self.folder.figures / "losses.png")
-            with fixed_randomness(self.config.training.seed), torch.no_grad():
-                self.task.illustrate(self.task.model.eval(), self.folder.figures)
+            with complete_folder(self.folder.figures) as folder:
+                plot_losses(read_metrics(self.folder.metrics), folder / "losses.png")
+                with fixed_randomness(self.config.training.seed), torch.no_grad():
+                    self.task.illustrate(self.task.model.eval(), folder)
             self.announce(format_metrics(f"step {self.state.step}", metrics))
         self.accelerator.wait_for_everyone()
         return {
@@ -201,10 +223,13 @@ class _TrainingLoop:
         """Leave the clipped gradient of one optimiser step; return its mean losses and the norm before clipping."""
         losses, kernels = [], fast_kernels(self.accelerator.device, compiled=self.config.training.compile)
         for _ in range(self.config.training.gradient_accumulation_steps):
+            self.watchdog.note("loads a batch")
             batch = {**next(batches), **self.step_inputs(self.state.step)}
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             with self.accelerator.accumulate(self.model), kernels:
+                self.watchdog.note("computes the loss")
                 output = self.model(**batch)
+                self.watchdog.note("computes gradients, or waits for those of others")
                 self.accelerator.backward(output.loss)
             losses.append({"loss": output.loss, **output.losses})
         limit = self.config.optimizer.max_grad_norm or float("inf")
@@ -212,10 +237,14 @@ class _TrainingLoop:
         return _mean(losses), grad_norm
 
     def update_parameters(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> None:
-        """Take the optimiser step, or skip it in all processes if the loss or the gradient is not finite in one."""
+        """Take the optimiser step, or skip it in all processes if the loss or the gradient is not finite in one.
+
+        A request to stop, which may have reached only some of the processes, is shared with all at the same time.
+        """
         self.set_learning_rate()
-        broken = ~(losses["loss"].isfinite() & grad_norm.isfinite())
-        skipped = bool(self.accelerator.reduce(broken.float(), reduction="sum") > 0)
+        broken = (~(losses["loss"].isfinite() & grad_norm.isfinite())).float()
+        flags = torch.stack([broken, torch.full_like(broken, self.request.reason is not None)])
+        skipped, self.stopping = (self.accelerator.reduce(flags, reduction="sum") > 0).tolist()
         if not skipped:
             self.optimizer.step()
             self.last_finite = {**losses, "grad_norm": grad_norm}
@@ -284,13 +313,15 @@ class _TrainingLoop:
         self.record(metrics)
         if settings.best_metric not in metrics:
             raise ValueError(f"training.best_metric: got {settings.best_metric}, expected one of {list(metrics)}")
-        value = metrics[settings.best_metric]
-        if _is_better(value, self.state.best, settings.best_mode):
-            self.state.best = value
-            if self.accelerator.is_main_process:
+        best = [self.state.best]
+        if self.accelerator.is_main_process and _is_better(
+            metrics[settings.best_metric], self.state.best, settings.best_mode
+        ):
+            with self.full_disk_announced("the best model so far"):
                 with complete_folder(self.folder.best) as folder:
                     self.task.save(self.task.model, folder, metrics)
-        self.accelerator.wait_for_everyone()
+                best = [metrics[settings.best_metric]]
+        self.state.best = broadcast_object_list(best)[0]
 
     def measure(self, measurement: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
         """Return what a method of the task measures, the course of training left as it was."""
@@ -301,39 +332,46 @@ class _TrainingLoop:
         return metrics
 
     def checkpoint(self) -> None:
-        save_checkpoint(
+        if self.accelerator.is_main_process:
+            self.state.log_lines = self.log_file.lines
+        problem = save_checkpoint(
             self.accelerator,
             self.folder.checkpoints,
             self.state,
             self.config,
             keep=self.config.training.keep_checkpoints,
         )
+        if problem:
+            self.announce(f"warning: the checkpoint of step {self.state.step} was not written: {problem}; going on")
+
+    def stop(self) -> None:
+        """End the run early, all processes after the same step."""
+        reason = next(reason for reason in gather_object([self.request.reason]) if reason)
+        self.announce(f"stopped after step {self.state.step} by {reason}; --resume continues from the last checkpoint")
+        raise TrainingStopped(f"stopped after step {self.state.step} by {reason}")
 
     def is_due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.config.training.max_steps
 
     def record(self, values: dict[str, float]) -> None:
-        if self.accelerator.is_main_process:
-            self.log_file.write(self.state.step, values)
-        self.accelerator.log(values, step=self.state.step)
+        with self.full_disk_announced("the metrics"):
+            if self.accelerator.is_main_process:
+                self.log_file.write(self.state.step, values)
+            self.accelerator.log(values, step=self.state.step)
+
+    @contextmanager
+    def full_disk_announced(self, what: str) -> Iterator[None]:
+        """Go on without what the disk has no room for."""
+        try:
+            yield
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            self.announce(f"warning: {what} at step {self.state.step}: {error}; going on without")
 
     def announce(self, message: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(message)
-
-
-def _build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
-    tracker = config.training.tracker
-    if tracker == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise ValueError("training.tracker: got wandb, which is not installed; pip install 'm3ae[wandb]'")
-    return Accelerator(
-        mixed_precision=config.training.mixed_precision,
-        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
-        log_with=None if tracker == "none" else tracker,
-        project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.tensorboard)),
-        # A batch without any image or text leaves that branch without gradient, and DDP would wait for it for ever.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
 
 
 def _mean(losses: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -352,7 +390,3 @@ def _enable_gradient_checkpointing(model: torch.nn.Module) -> None:
     if not callable(enable):
         raise ValueError(f"training.gradient_checkpointing: got true, but {type(model).__name__} does not support it")
     enable()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

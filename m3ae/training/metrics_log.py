@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+
+from m3ae.data.shards import write_text
 
 
 class LossMeter:
@@ -43,20 +46,34 @@ class MetricsLog:
     """The file `metrics.jsonl`: one JSON object a line, each with its `step`; non-finite numbers become null.
 
     Args:
-        path: The file; what a killed run wrote after `step` is dropped from it.
-        step: The step to continue from; 0 starts the file afresh.
+        path: The file.
+        lines: Lines to continue after; what a killed run wrote after its last checkpoint is dropped.
+
+    Attributes:
+        lines: Lines in the file.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, lines: int) -> None:
         self.path = path
-        kept = [record for record in read_metrics(path) if record["step"] <= step] if step else []
-        path.write_text("".join(f"{json.dumps(record)}\n" for record in kept), encoding="utf-8")
+        kept = read_metrics(path)[:lines]
+        self.lines = len(kept)
+        write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            OSError: The disk is full; nothing of the line is left.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps({'step': step, **finite})}\n")
+        length = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps({'step': step, **finite})}\n")
+        except OSError:
+            os.truncate(self.path, length)
+            raise
+        self.lines += 1
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from m3ae.training.checkpoint import find_checkpoint
+from m3ae.data.prepared import MANIFEST
+from m3ae.data.shards import file_sha256, write_text
+from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import RunConfig, dump_config
+from m3ae.training.metrics_log import read_metrics
 
 _PACKAGES = (
     "m3ae",
@@ -74,28 +78,27 @@ class RunFolder:
         """Loss curves and the task's pictures."""
         return self.root / "figures"
 
-    def starting_point(self, resume: Path | bool) -> Path | None:
-        """Return the checkpoint to start from, or None to start afresh.
+    def starting_points(self, resume: Path | bool) -> list[Path]:
+        """Return the checkpoints to start from, the newest last; none to start afresh.
 
         Args:
-            resume: True for the newest checkpoint here, if there is one; a path for a checkpoint or another run
-                folder's newest one.
+            resume: True for those here, if there are any; a path for a checkpoint, or for those of another run folder.
 
         Raises:
             FileExistsError: This folder holds a run that `resume` does not continue.
             FileNotFoundError: `resume` names a folder without a checkpoint.
         """
-        newest = find_checkpoint(self.root)
-        chosen = newest if resume is True else find_checkpoint(resume) if resume else None
-        if resume and resume is not True and chosen is None:
+        own = list_checkpoints(self.root)
+        chosen = own if resume is True else list_checkpoints(resume) if resume else []
+        if resume and resume is not True and not chosen:
             raise FileNotFoundError(
                 f"no checkpoint in {resume}; expected a run folder or a checkpoints/step-* folder in it"
             )
-        if newest and (chosen is None or chosen.resolve() != newest.resolve()):
+        if own and (not chosen or chosen[-1].resolve() != own[-1].resolve()):
             raise FileExistsError(
-                f"{self.root} holds a run up to {newest.name}; pass --resume to continue it, or another output_dir"
+                f"{self.root} holds a run up to {own[-1].name}; pass --resume to continue it, or another output_dir"
             )
-        if chosen is None and self.model.exists():
+        if not chosen and self.model.exists():
             raise FileExistsError(f"{self.root} holds a trained model without checkpoints; pass another output_dir")
         return chosen
 
@@ -109,12 +112,45 @@ class RunFolder:
             num_processes: Number of processes.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        write_text(self.root / "config.yaml", dump_config(config))
         file = self.root / "environment.json"
         starts = json.loads(file.read_text(encoding="utf-8")) if step and file.exists() else []
         seeds = [config.training.seed + process for process in range(num_processes)]
-        starts.append({"step": step, "device": device, "seeds": seeds, **environment()})
-        file.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
+        record = {"step": step, "device": device, "seeds": seeds, "data": data_checksums(config)}
+        starts.append(record | environment())
+        write_text(file, json.dumps(starts, indent=2) + "\n")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the folder records: `finished`, `step`, `checkpoints`, `metrics` (the last), `starts`, `config`.
+
+        Raises:
+            FileNotFoundError: The folder holds no run.
+            ValueError: Its records are damaged.
+        """
+        config, environment = self.root / "config.yaml", self.root / "environment.json"
+        if missing := [file.name for file in (config, environment) if not file.is_file()]:
+            raise FileNotFoundError(f"{self.root} holds no run: expected {' and '.join(missing)} in it")
+        try:
+            starts = json.loads(environment.read_text(encoding="utf-8"))
+            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+            records = read_metrics(self.metrics)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"the records in {self.root} are damaged: {error}") from error
+        return {
+            "finished": self.model.is_dir(),
+            "step": records[-1]["step"] if records else 0,
+            "checkpoints": [path.name for path in list_checkpoints(self.root)],
+            "metrics": {name: value for name, value in records[-1].items() if name != "step"} if records else {},
+            "starts": starts,
+            "config": settings,
+        }
+
+
+def data_checksums(config: RunConfig) -> dict[str, str]:
+    """Return the SHA-256 of the manifest of each prepared folder of a run; it holds those of the shards."""
+    data = config.data
+    manifests = [folder / MANIFEST for folder in (data.path, *(part.path for part in data.also), *data.held_out)]
+    return {str(file.parent): file_sha256(file) for file in manifests if file.is_file()}
 
 
 def environment() -> dict[str, Any]:

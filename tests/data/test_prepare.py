@@ -247,6 +247,37 @@ def test_a_run_killed_again_and_again_gives_the_same_bytes(tmp_path: Path) -> No
     assert rejected_in(tmp_path / "out") == [("99.png", None, "not an image")]
 
 
+def test_machines_share_the_shards_of_a_folder(
+    tmp_path: Path, source: list[Entry], capsys: pytest.CaptureFixture[str]
+) -> None:
+    camera, out = Camera(), tmp_path / "out"
+    source += [row(f"{number}", split=split, frontal=camera) for split in ("train", "test") for number in range(6)]
+    for entry in source[6:]:
+        entry["id"] += "t"
+    source.append(row("short", text=["two words"], frontal=None))
+    options: dict[str, Any] = {"num_shards": 3, "num_workers": 1}
+    for shard_range in ("4:9", "0:2"):
+        assert prepare("toy", out, shard_range=shard_range, **options) is None
+    assert "out: 2 of 6 shards; once all are written, the same without a range" in capsys.readouterr().out
+    assert len(list(out.glob("*.parquet"))) == 4 and not (out / "manifest.json").exists()
+    pictures = camera.pictures
+    prepare("toy", out, shard_range="0:2", **options)  # again: nothing is left to do
+    assert camera.pictures == pictures
+    next(out.glob("test-00002-*.parquet")).write_bytes(b"damaged")
+    prepare("toy", out, **options)  # shards 2 and 3, which nobody had, and the damaged one
+    prepare("toy", tmp_path / "alone", **options)
+    assert contents(out) == contents(tmp_path / "alone")
+    assert prepare("toy", out, shard_range="0:2", **options) == load_manifest(out)  # complete: reused
+
+
+@pytest.mark.parametrize("shard_range", ["3", "2:2", "a:b", "-1:2"])
+def test_a_shard_range_has_two_ends(tmp_path: Path, source: list[Entry], shard_range: str) -> None:
+    with pytest.raises(ValueError, match="expected first:end with first < end"):
+        prepare("toy", tmp_path / "out", shard_range=shard_range)
+    with pytest.raises(ValueError, match="delete each other's shards"):
+        prepare("toy", tmp_path / "out", shard_range="0:2", overwrite=True)
+
+
 def test_a_folder_that_was_barely_claimed_is_still_ours(tmp_path: Path, source: list[Entry]) -> None:
     source.append(row("a"))
     (tmp_path / "out").mkdir()

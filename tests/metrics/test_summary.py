@@ -25,7 +25,7 @@ def finished_run(folder: Path, seed: int, **report: float) -> Path:
     (folder / "model").mkdir(parents=True)
     config = {"output_dir": str(folder), "training": {"seed": seed, "max_steps": 2}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    log = MetricsLog(folder / "metrics.jsonl", step=0)
+    log = MetricsLog(folder / "metrics.jsonl", lines=0)
     log.write(1, {"training/loss": 3.0})
     log.write(2, {"validation/accuracy": 0.1})
     log.write(2, {f"test/{name}": value for name, value in report.items()})

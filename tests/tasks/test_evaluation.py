@@ -66,7 +66,7 @@ def test_data_without_training_rows_are_measured_without_their_controls(tmp_path
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        (None, "error: model.path: expected the folder or hub name of a fine-tuned model to evaluate: model=FOLDER"),
+        (None, "error: model.path: expected the folder or hub name of a trained model to evaluate: model=FOLDER"),
         (M3AEForPreTraining, "is M3AEForPreTraining and has no vqa_head, which M3AEForQuestionAnswering needs"),
         (M3AEForClassification, "is M3AEForClassification and has no vqa_head"),
     ],

@@ -1,22 +1,26 @@
+import shutil
+
 import pytest
 import torch
 from torch import nn
 
-from m3ae.training.checkpoint import complete_folder, find_checkpoint
+from m3ae.training.checkpoint import list_checkpoints
+from m3ae.training.durable import complete_folder, restore
 from m3ae.training.loop import train
 
 from .toy import Killed, ToyTask, toy_config
 
 
-def test_the_newest_complete_checkpoint_is_found(tmp_path):
-    assert find_checkpoint(tmp_path) is None
-    for name in ("step-00000002", "step-00000010", "step-00000020.tmp"):
+def test_the_checkpoints_of_a_run_are_listed(tmp_path):
+    assert list_checkpoints(tmp_path) == []
+    for name in ("step-00000010", "step-00000002", "step-00000020.tmp", "step-00000030.damaged"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-        (tmp_path / "checkpoints" / name / "state.json").touch()
-    (tmp_path / "checkpoints" / "step-00000030").mkdir()
-    newest = tmp_path / "checkpoints" / "step-00000010"
-    assert find_checkpoint(tmp_path) == newest
-    assert find_checkpoint(newest) == newest
+    checkpoints = [tmp_path / "checkpoints" / name for name in ("step-00000002", "step-00000010")]
+    assert list_checkpoints(tmp_path) == checkpoints
+    assert list_checkpoints(checkpoints[0]) == checkpoints[:1]
+    renamed = checkpoints[1].rename(tmp_path / "kept")
+    (renamed / "state.json").touch()
+    assert list_checkpoints(renamed) == [renamed]
 
 
 def test_a_folder_appears_only_when_complete(tmp_path):
@@ -27,7 +31,24 @@ def test_a_folder_appears_only_when_complete(tmp_path):
     with pytest.raises(RuntimeError), complete_folder(target) as folder:
         (folder / "third").touch()
         raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert [path.name for path in target.iterdir()] == ["second"]
+
+
+def test_a_replacement_cut_short_is_undone(tmp_path):
+    target, old = tmp_path / "best", tmp_path / "best.old"
+    old.mkdir()
+    (old / "first").touch()
+    restore(target)
+    assert not old.exists() and [path.name for path in target.iterdir()] == ["first"]
+    shutil.copytree(target, old)
+    (target / "second").touch()
+    restore(target)  # the new one had arrived
+    assert (target / "second").exists()
+    with complete_folder(target) as folder:
+        (folder / "third").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert [path.name for path in target.iterdir()] == ["third"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """The CPU's own attention and dropout against PyTorch's."""
 
+import ctypes
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -80,3 +84,20 @@ def test_modules_use_them_on_a_cpu_only() -> None:
             found = layer(values)
         torch.manual_seed(2)
         assert torch.equal(found, expected(values, 0.5))
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_what_is_freed_stays_with_the_process() -> None:
+    program = """
+import resource, torch
+from m3ae.training.cpu import keep_freed_memory
+keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MB, 16,384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(*(faults() for _ in range(4)))  # the second time the place may be another one
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, *_, last = map(int, found.stdout.split())
+    assert last < 100 < first

@@ -1,0 +1,66 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from m3ae.cli import cli
+from m3ae.data.shards import file_sha256
+from m3ae.training.loop import train
+from m3ae.training.run_folder import RunFolder
+
+from .toy import ToyTask, toy_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on data of which there is only the manifest."""
+    root = tmp_path_factory.mktemp("run")
+    (root / "data").mkdir()
+    (root / "data" / "manifest.json").write_text("{}")
+    config = toy_config(root / "run")
+    data = config.data.model_copy(update={"path": root / "data"})
+    train(config.model_copy(update={"data": data}), ToyTask())
+    return root
+
+
+def show(*arguments: object) -> str:
+    result = CliRunner().invoke(cli, ["run", "show", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_run_is_shown(finished: Path) -> None:
+    data, folder = finished / "data", finished / "run"
+    printed = show(folder)
+    assert printed.startswith(
+        f"{folder}: pretraining, finished, step 8 of 8\ncheckpoints: step-00000006, step-00000008\n"
+    )
+    digest = file_sha256(data / "manifest.json")
+    for line in (
+        "start at step 0, 20",
+        "  seeds: 0\n",
+        f"  {data}: manifest {digest} (the same now)\n",
+        "  max_steps: 8\n",
+    ):
+        assert line in printed
+    changed = shutil.copytree(folder, finished / "copy")
+    (data / "manifest.json").write_text("{ }")
+    assert "(another now)" in show(changed)
+    (data / "manifest.json").unlink()
+    assert "(not there now)" in show(changed)
+
+
+def test_as_json_it_holds_everything(finished: Path) -> None:
+    found = json.loads(show(finished / "run", "--json"))
+    assert found == RunFolder(finished / "run").describe()
+    assert found["finished"] and found["step"] == 8 and "validation/loss" in found["metrics"]
+    assert found["config"]["training"]["seed"] == 0
+    assert {"command", "packages", "git_revision", "data", "seeds"} <= found["starts"][0].keys()
+
+
+def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", "show", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {tmp_path} holds no run: expected config.yaml and environment.json in it\n"
