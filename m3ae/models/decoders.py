@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.encoders import gather_tokens
 from m3ae.models.fusion import Stream
 
 
@@ -73,8 +74,7 @@ class PixelDecoder(nn.Module):
         class_token, visible = tokens[:, :1], tokens[:, 1:]
         num_masked = ids_restore.shape[1] - visible.shape[1]
         hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), num_masked, -1)
-        index = ids_restore[..., None].expand(-1, -1, tokens.shape[-1])
-        patches = torch.cat([visible, hidden], dim=1).gather(1, index)
+        patches = gather_tokens(torch.cat([visible, hidden], dim=1), ids_restore)
         tokens = torch.cat([class_token, patches], dim=1) + self.positions.to(tokens.dtype)
         predicted: Tensor = self.predict(self.norm(self.blocks(tokens)[:, 1:]))
         return predicted

@@ -11,13 +11,16 @@ from functools import partial
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from m3ae.models.configuration import M3AEImageConfig
+from m3ae.models.losses import patchify
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Select the tokens (B, K, D) that `index` (B, K) names from tokens (B, N, D)."""
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+    first = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
+    return F.embedding(first + index, tokens.flatten(0, 1))  # rows at a time, where `gather` takes single numbers
 
 
 class ImageEncoder(nn.Module):
@@ -71,9 +74,7 @@ class ImageEncoder(nn.Module):
             )
         vit = self.vit
         assert vit.pos_embed is not None and vit.cls_token is not None
-        tokens = vit.patch_embed(pixel_values) + vit.pos_embed[:, 1:]
-        if ids_keep is not None:
-            tokens = gather_tokens(tokens, ids_keep)
+        tokens = self._embed_patches(pixel_values, ids_keep)
         class_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         tokens = vit.norm_pre(torch.cat([class_token, tokens], dim=1))
         for block in vit.blocks:
@@ -81,3 +82,12 @@ class ImageEncoder(nn.Module):
             tokens = self._gradient_checkpointing_func(block, tokens) if recompute else block(tokens)
         encoded: Tensor = vit.norm(tokens)
         return encoded
+
+    def _embed_patches(self, pixel_values: Tensor, ids_keep: Tensor | None) -> Tensor:
+        """Return (B, K, D); the convolution does not overlap, and so is linear in the patches, of which it needs K."""
+        projection, positions = self.vit.patch_embed.proj, self.vit.pos_embed
+        assert isinstance(projection, nn.Conv2d) and positions is not None
+        patches, places = patchify(pixel_values, projection.kernel_size[0]), positions[:, 1:]
+        if ids_keep is not None:
+            patches, places = gather_tokens(patches, ids_keep), F.embedding(ids_keep, places[0])
+        return F.linear(patches, projection.weight.permute(0, 2, 3, 1).flatten(1), projection.bias) + places
