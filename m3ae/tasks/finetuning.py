@@ -113,7 +113,15 @@ class FineTuning(ABC, Generic[ModelT]):
         """Return images and texts as keyword arguments, without a modality that the config leaves out."""
         data, collate = self.config.data, self.training_collator if training else self.evaluation_collator
         names = (IMAGE_INPUTS if data.image_columns else ()) + (TEXT_INPUTS if data.text_column else ())
-        return {name: value for name, value in collate(pairs).items() if name in names}
+        batch = collate(pairs)
+        if training:
+            self._mask_tokens(batch)
+        return {name: value for name, value in batch.items() if name in names}
+
+    def _mask_tokens(self, batch: dict[str, Tensor]) -> None:
+        masked = batch["text_noise"][..., 0] < self.config.finetuning.token_dropout
+        masked &= ~batch["special_tokens_mask"].bool()
+        batch["input_ids"] = batch["input_ids"].masked_fill(masked, self.processor.tokenizer.mask_token_id)
 
     def predict(
         self, model: ModelT, accelerator: Accelerator, dataset: ExampleDataset, images: Images = "own"

@@ -34,11 +34,14 @@ class FineTuningConfig(Section):
         image_size: Side of the images in pixels; where it is not the model's, the position table is interpolated.
         frozen: Which weights stay as they are: `trunk` leaves only the head to learn (probing).
         lora: Learn the head, and low-rank updates of the rest: `{rank: 8}`; needs peft. `null` to learn all weights.
+        token_dropout: Share of a text's tokens that are masked at each visit in training, against overfitting where
+            texts are few.
     """
 
     image_size: PositiveInt | None = None
     frozen: Literal["nothing", "encoders", "trunk"] = "nothing"
     lora: LoraConfig | None = None
+    token_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _adapters_freeze_the_trunk_themselves(self) -> "FineTuningConfig":
@@ -115,7 +118,11 @@ class GenerationConfig(Section):
             a sample's last one.
         prior_components: Gaussians of the prior that is fitted on the aggregated posterior at the end and kept with
             the model; 0 for none.
+        importance_samples: Numbers K of samples of which `m3ae evaluate` estimates log p(x); `[]` for no estimate.
+        importance_rows: Rows of which it does, evenly spaced.
     """
 
     missing_rate: float = Field(default=0.0, ge=0, le=1)
     prior_components: NonNegativeInt = 30
+    importance_samples: list[PositiveInt] = [1, 10, 100, 1000]
+    importance_rows: PositiveInt = 100
