@@ -12,12 +12,13 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageChops
 
-Augmentation = Literal["crop", "radiograph"]
+Augmentation = Literal["crop", "radiograph", "affine"]
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 MAX_ROTATION = 5.0  # degrees
 MAX_SHIFT = 0.05  # share of the side
+MAX_TURN, MAX_SCALE_CHANGE, MAX_MOVE = 12.0, 0.12, 0.07  # of `affine`: degrees, as a factor, share of the side
 MAX_TONE_CHANGE = 0.1  # of contrast and gamma as factors, and of the grey range for half the brightness
 
 
@@ -44,11 +45,13 @@ def augment(
         image: Of mode "L" or "RGB".
         size: Side in pixels.
         draw: Source of all randomness.
-        augmentation: `crop`, or `radiograph`, which also turns, shifts and re-tones.
+        augmentation: `crop`; `radiograph`, which also turns, shifts and re-tones; or `affine`, which turns, shifts and
+            scales.
         crop_scale: Range of the area that is cut out; (1, 1) is the centre crop.
     """
     square = centre_crop(image, size) if crop_scale == (1.0, 1.0) else random_crop(image, size, draw, crop_scale)
-    return jitter(square, draw) if augmentation == "radiograph" else square
+    changes = {"radiograph": jitter, "affine": affine}
+    return changes[augmentation](square, draw) if augmentation in changes else square
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -95,3 +98,17 @@ def jitter(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     grey = (np.arange(256) / 255) ** gamma
     table = ((grey - 0.5) * contrast + 0.5 + brightness).clip(0, 1) * 255
     return turned.point(table.round().astype(int).tolist() * len(image.getbands()))
+
+
+def affine(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    """Turn by up to 12 degrees, scale by up to 12 %, and shift by up to 7 % of the side, as a hand does that writes.
+
+    What comes in at the borders is black.
+    """
+    angle = math.radians(draw.uniform(-MAX_TURN, MAX_TURN))
+    scale = math.exp(draw.uniform(-1, 1) * math.log(1 + MAX_SCALE_CHANGE))
+    centre = np.array(image.size) / 2
+    matrix = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
+    offset = centre - matrix @ (centre + draw.uniform(-MAX_MOVE, MAX_MOVE, size=2) * image.size)
+    rows = np.column_stack([matrix, offset]).ravel().tolist()
+    return image.transform(image.size, Image.Transform.AFFINE, rows, Image.Resampling.BILINEAR)

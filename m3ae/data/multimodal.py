@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from m3ae.data.augment import centre_crop
+from m3ae.data.augment import Augmentation, augment, centre_crop
 from m3ae.data.collate import draw_noise, tokenize
 from m3ae.data.pairs import PairColumns, Visit, drawn_text
 from m3ae.data.prepared import array_shape, load_split
@@ -132,6 +132,7 @@ class MultimodalCollator:
         max_text_length: Longest text in tokens, special ones included; longer ones are cut.
         missing_rate: Share of the modalities that training is not shown, drawn anew at every visit of a sample; see
             `drop_modalities`.
+        augmentation: What training changes about images, anew at every visit: see `m3ae.data.augment.augment`.
 
     Raises:
         ValueError: There are texts and no tokenizer, or the rate is not in [0, 1].
@@ -144,6 +145,7 @@ class MultimodalCollator:
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_text_length: int = 64,
         missing_rate: float = 0.0,
+        augmentation: Augmentation = "crop",
     ) -> None:
         if tokenizer is None and "text" in modalities.values():
             texts = [name for name, kind in modalities.items() if kind == "text"]
@@ -152,6 +154,7 @@ class MultimodalCollator:
             raise ValueError(f"missing_rate is {missing_rate}, expected 0 to 1.")
         self.modalities, self.tokenizer = dict(modalities), tokenizer
         self.max_text_length, self.missing_rate = max_text_length, missing_rate
+        self.augmentation: Augmentation = augmentation
 
     def __call__(self, samples: Sequence[MultimodalSample]) -> Batch:
         """Return the tensors of each modality by name."""
@@ -159,6 +162,8 @@ class MultimodalCollator:
         if self.missing_rate:
             draws = [np.random.default_rng([sample.seed, 2]) for sample in samples]
             present = drop_modalities(present, draw_noise(draws, present.shape[1]), self.missing_rate)
+        if self.augmentation != "crop":
+            samples = [self._augmented(sample) for sample in samples]
         batch: Batch = {}
         for (name, kind), there in zip(self.modalities.items(), present.T.contiguous(), strict=True):
             cells = [sample.cells[name] for sample in samples]
@@ -166,6 +171,17 @@ class MultimodalCollator:
                 "present": there
             }
         return batch
+
+    def _augmented(self, sample: MultimodalSample) -> MultimodalSample:
+        """Return a sample with its images (C, S, S) changed, each in its own way."""
+        draw, cells = np.random.default_rng([sample.seed, 3]), dict(sample.cells)
+        for name, kind in self.modalities.items():
+            if kind == "image":
+                channels, size, _ = cells[name].shape
+                image = Image.fromarray(cells[name][0] if channels == 1 else cells[name].transpose(1, 2, 0))
+                changed = np.asarray(augment(image, size, draw, self.augmentation, (1.0, 1.0)))
+                cells[name] = changed.reshape(size, size, channels).transpose(2, 0, 1)
+        return sample._replace(cells=cells)
 
     def _text(self, texts: Sequence[str], there: Tensor) -> dict[str, Tensor]:
         assert self.tokenizer is not None

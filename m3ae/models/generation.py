@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,12 @@ from m3ae.models.fitted_prior import FittedPrior
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import (
-    TENSOR_NAMES,
     LatentHead,
     LatentPosterior,
-    Modalities,
     image_statistics,
     init_latent_weights,
 )
+from m3ae.models.latent_inputs import TENSOR_NAMES, LatentInputs, Modalities, check_names, read_inputs
 from m3ae.models.modeling import OTHER_HEADS, M3AEEncoders, M3AEPreTrainedModel
 from m3ae.models.objectives import Elbo
 
@@ -40,7 +39,8 @@ class M3AEForGenerationOutput(ModelOutput):
         loss: () what is minimised.
         losses: Name → (): `kl`, the mean bound on KL(q‖p) in nats, and either `nll_<modality>`, −log p(x_m|z) in nats,
             averaged over the samples that have the modality, or `iwae` or `dreg`, minus that bound, as weighted.
-        kl: (B, Z) bound on the KL of each dimension in nats.
+        kl: (B, Z) bound on the KL of each dimension in nats; with a learned prior, its first column is for the shared
+            ones together.
         log_likelihood: Name → (B,) log p(x_m|z) of the given modalities, 0 where absent; None for `iwae` and `dreg`.
     """
 
@@ -112,7 +112,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Raises:
             ValueError: A modality is unknown or lacks a tensor, or none is given.
         """
-        latent, inputs = self.latent, self._inputs(modalities)
+        latent, inputs = self.latent, self._read(modalities)
         members = self._subsets(generator) if latent.objective == "subset_elbos" else self._members(generator)
         q = self.latent_head.posterior(self._encode(inputs), inputs.present, members)
         choice = None
@@ -123,6 +123,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             self.latent_head.log_likelihoods(inputs.targets, inputs.present, own, text_noise, generator)
         )
         noise: dict[str, Any] = {"eps": eps, "generator": generator, "beta": latent.beta if beta is None else beta}
+        noise["prior"] = self.latent_head.prior
         if latent.objective == "elbo":
             elbo = objectives.elbo(q.mixture, likelihoods, choice, free_nats=latent.free_bits, **noise)
         elif latent.objective == "subset_elbos":
@@ -130,7 +131,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         else:
             assert latent.num_samples is not None
             bound = getattr(objectives, latent.objective)(q.mixture, likelihoods, latent.num_samples, **noise)
-            kl, loss = algebra.mixture_kl_bound(q.mixture), -bound.mean()
+            kl, loss = self._kl(q, generator), -bound.mean()
             return M3AEForGenerationOutput(loss, {latent.objective: loss, "kl": kl.sum(-1).mean()}, kl)
         return self._output(elbo, inputs.present)
 
@@ -156,16 +157,16 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Returns:
             `.bound` (B,) in nats, and its terms.
         """
-        inputs = self._inputs(modalities)
+        inputs = self._read(modalities)
         q = self.latent_head.posterior(self._encode(inputs), inputs.present, self._members(generator))
         likelihoods = self.latent_head.log_likelihoods(inputs.targets, inputs.present, q.own, text_noise, generator)
-        return objectives.elbo(q.mixture, likelihoods, eps=eps, generator=generator)
+        return objectives.elbo(q.mixture, likelihoods, eps=eps, generator=generator, prior=self.latent_head.prior)
 
     def log_likelihoods(
         self, modalities: Modalities, generator: torch.Generator | None = None
     ) -> dict[str, Callable[[Tensor], Tensor]]:
         """Return log p(x_m|z) (…, B) of each given modality as a function of z (…, B, Z), in nats and unweighted."""
-        inputs = self._inputs(modalities)
+        inputs = self._read(modalities)
         return self.latent_head.log_likelihoods(inputs.targets, inputs.present, generator=generator)
 
     def infer_latent(
@@ -182,11 +183,41 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Raises:
             ValueError: A modality is unknown or lacks a tensor, or none is given.
         """
-        inputs = self._inputs(available)
+        inputs = self._read(available)
         members = self._members(generator)
         if joint and self.latent.kind != "moe":
             members = members[-1:]
         return self.latent_head.posterior(self._encode(inputs), inputs.present, members)
+
+    def sample_latent(
+        self,
+        available: Modalities,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw z and all private latents given any of the modalities, see `generate_modalities`.
+
+        Returns:
+            (K, B, Z).
+        """
+        q = self.infer_latent(available, joint=True, generator=generator).mixture
+        noise = torch.rand(q.weights.shape[1], generator=generator, device=q.weights.device)
+        chosen = algebra.choose(q.components, algebra.stratified_components(q.weights, num_samples, noise))
+        eps = torch.randn(chosen.mu.shape, generator=generator, device=noise.device)
+        return algebra.sample(chosen, eps=eps * temperature)
+
+    def precision_shares(self, available: Modalities) -> dict[str, Tensor]:
+        """Return the share of `prior` and of each expert in the precision of the product of all that is available.
+
+        Args:
+            available: Some modalities, see the class.
+
+        Returns:
+            Name → (B, D), which sum to 1.
+        """
+        inputs = self._read(available)
+        return self.latent_head.precision_shares(self._encode(inputs), inputs.present)
 
     @torch.no_grad()
     def generate_modalities(
@@ -216,18 +247,13 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Raises:
             ValueError: A modality is unknown or lacks a tensor, or none is given.
         """
-        q = self.infer_latent(given, joint=True, generator=generator).mixture
-        noise = torch.rand(q.weights.shape[1], generator=generator, device=q.weights.device)
-        choice = algebra.stratified_components(q.weights, num_samples, noise)
-        chosen = algebra.choose(q.components, choice)
-        eps = torch.randn(chosen.mu.shape, generator=generator, device=noise.device)
-        return self.decode(algebra.sample(chosen, eps=eps * temperature), targets)
+        return self.decode(self.sample_latent(given, num_samples, temperature, generator), targets)
 
     @torch.no_grad()
     def sample_prior(
         self,
         num_samples: int,
-        density: Literal["standard", "fitted"] = "standard",
+        density: Literal["own", "fitted"] = "own",
         targets: Sequence[str] | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
@@ -236,9 +262,9 @@ class M3AEForGeneration(M3AEPreTrainedModel):
 
         Args:
             num_samples: n.
-            density: The standard prior N(0, I), or that which `fit_prior` has left.
+            density: The model's own prior, N(0, I) or the learned one, or that which `fit_prior` has left.
             targets: Names of the modalities to generate; all if None.
-            temperature: Factor on the standard deviation of the standard prior.
+            temperature: Factor on the standard deviation of the own prior, or of its Gaussians; not of a fitted one.
             generator: Draws the noise, on the model's device.
 
         Returns:
@@ -251,8 +277,10 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             if self.fitted_prior is None:
                 raise ValueError("density: got 'fitted' for a model without fitted prior; call fit_prior first.")
             return self.decode(self.fitted_prior.sample(num_samples, generator), targets)
-        shape = (num_samples, self.latent.total_size)
-        return self.decode(torch.randn(shape, generator=generator, device=self.device) * temperature, targets)
+        z = torch.randn(num_samples, self.latent.total_size, generator=generator, device=self.device) * temperature
+        if self.latent_head.prior is not None:
+            z[:, : self.latent.size] = self.latent_head.prior.sample(num_samples, generator, temperature)
+        return self.decode(z, targets)
 
     @torch.no_grad()
     def fit_prior(
@@ -264,6 +292,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
     ) -> None:
         """Fit a mixture of Gaussians to one posterior sample of each training sample, and keep it with the model.
 
+        It spans the private latents, too: these need not be standard normal in all that training has seen.
+
         Args:
             batches: Modalities of the training samples; the posterior is that of all that is available.
             num_components: Gaussians with full covariances.
@@ -272,10 +302,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         points = []
         for modalities in batches:
-            q = self.infer_latent(modalities, joint=True, generator=generator).mixture
-            noise = torch.rand(q.weights.shape[1], generator=generator, device=q.weights.device)
-            choice = algebra.stratified_components(q.weights, 1, noise)
-            points.append(algebra.sample(algebra.choose(q.components, choice[0]), generator=generator).cpu())
+            points.append(self.sample_latent(modalities, generator=generator)[0].cpu())
         self.latent.prior_components = num_components
         self.fitted_prior = FittedPrior.fit(torch.cat(points), num_components, seed).to(self.device)
 
@@ -286,7 +313,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             ValueError: A target is unknown.
         """
         names = list(self.latent_head.modalities) if targets is None else list(targets)
-        self._check_names(names)
+        check_names(names, self.latent_head.modalities)
         return {name: self.latent_head.decode(name, z) for name in names}
 
     def _members(self, generator: torch.Generator | None = None) -> Tensor:
@@ -305,6 +332,10 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             generator = torch.Generator().manual_seed(int(seed))
         return algebra.sample_subsets(count, self.latent.num_subsets, generator)
 
+    def _kl(self, q: LatentPosterior, generator: torch.Generator | None) -> Tensor:
+        z = algebra.sample(q.mixture.components, generator=generator) if self.latent_head.prior is not None else None
+        return algebra.mixture_kl_bound(q.mixture, z, self.latent_head.prior)
+
     def _weighted(
         self, likelihoods: Mapping[str, Callable[[Tensor], Tensor]]
     ) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -321,7 +352,10 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             losses[f"nll_{name}"] = -value.sum() / present[name].sum().clamp(min=1)
         return M3AEForGenerationOutput(elbo.loss, losses, elbo.kl, unweighted)
 
-    def _encode(self, inputs: _Inputs) -> dict[str, Stream | Tensor]:
+    def _read(self, modalities: Modalities) -> LatentInputs:
+        return read_inputs(modalities, self.latent_head.modalities)
+
+    def _encode(self, inputs: LatentInputs) -> dict[str, Stream | Tensor]:
         """Return what the expert of each given modality reads."""
         found: dict[str, Stream | Tensor] = {}
         for name in self.latent.experts:
@@ -337,45 +371,6 @@ class M3AEForGeneration(M3AEPreTrainedModel):
                 values = (values - mean.to(values)) / std.to(values)
             found[name] = self.m3ae.encode_image(values, None, present) if modality.encoder == "vit" else values
         return found
-
-    def _inputs(self, modalities: Modalities) -> _Inputs:
-        """Check the given modalities; absent rows become zeros."""
-        self._check_names(modalities)
-        if not modalities:
-            raise ValueError(f"No modality given; expected some of {', '.join(self.latent_head.modalities)}.")
-        targets, presence = {}, {}
-        for name, tensors in modalities.items():
-            kind = self.latent_head.modalities[name].kind
-            if TENSOR_NAMES[kind] not in tensors:
-                raise ValueError(f"Modality {name!r} of kind {kind} needs {TENSOR_NAMES[kind]}; got {list(tensors)}.")
-            values = tensors[TENSOR_NAMES[kind]]
-            there = tensors.get("present")
-            present = torch.ones(len(values), dtype=torch.bool, device=values.device) if there is None else there
-            rows = present.reshape(-1, *[1] * (values.dim() - 1))
-            if kind == "text":
-                mask = tensors.get("attention_mask")
-                targets[name] = {
-                    "input_ids": values,
-                    "attention_mask": torch.ones_like(values) if mask is None else mask,
-                }
-            else:
-                targets[name] = {TENSOR_NAMES[kind]: torch.where(rows, values, 0)}
-            presence[name] = present
-        return _Inputs(targets, presence)
-
-    def _check_names(self, names: Iterable[str]) -> None:
-        if unknown := [name for name in names if name not in self.latent_head.modalities]:
-            raise ValueError(
-                f"The model has no modality {', '.join(map(repr, unknown))}; it has "
-                f"{', '.join(self.latent_head.modalities)}."
-            )
-
-
-class _Inputs(NamedTuple):
-    """Tensors of the given modalities, finite, and which samples (B,) have them."""
-
-    targets: dict[str, dict[str, Tensor]]
-    present: dict[str, Tensor]
 
 
 def _scaled(weight: float, likelihood: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

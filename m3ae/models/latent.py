@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,15 @@ class Mixture(NamedTuple):
 
     components: Gaussian
     weights: Tensor
+
+
+class Prior(Protocol):
+    """A density of the first `size` dimensions of z; the others are standard normal, independent of them."""
+
+    size: int
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log p(z) (…) of points (…, size)."""
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -246,8 +255,10 @@ def log_density(z: Tensor, gaussian: Gaussian) -> Tensor:
     return -0.5 * (((z - mu) * (-logvar / 2).exp()).square() + logvar + math.log(2 * math.pi)).sum(-1)
 
 
-def log_prior(z: Tensor) -> Tensor:
-    """Return log N(z; 0, I) of points (…, D)."""
+def log_prior(z: Tensor, prior: Prior | None = None) -> Tensor:
+    """Return log p(z) of points (…, D): log N(z; 0, I) if there is no other prior."""
+    if prior is not None:
+        return prior.log_prob(z[..., : prior.size]) + log_prior(z[..., prior.size :])
     return -0.5 * (upcast(z).square() + math.log(2 * math.pi)).sum(-1)
 
 
@@ -262,9 +273,35 @@ def kl_divergence(gaussian: Gaussian) -> Tensor:
     return 0.5 * (mu.square() + logvar.expm1() - logvar)
 
 
-def mixture_kl_bound(mixture: Mixture) -> Tensor:
-    """Return Σ_k π_k KL(q_k ‖ N(0, 1)) for each dimension, (B, D): by convexity no less than the KL of the mixture."""
-    return (mixture.weights[..., None] * kl_divergence(mixture.components)).sum(0)
+def sampled_kl_divergence(gaussian: Gaussian, z: Tensor, prior: Prior) -> Tensor:
+    """Return KL(N(μ, σ²) ‖ p) in nats, its cross-entropy estimated at points z drawn from the Gaussian.
+
+    −½ Σ_d (log 2πe + log σ²_d) − log p(z) over the dimensions of the prior (S), exact in the others.
+
+    Returns:
+        (…, 1 + D − S): the first column is for the dimensions of the prior together.
+    """
+    mu, logvar = map(upcast, gaussian)
+    size = prior.size
+    entropy = 0.5 * (logvar[..., :size] + math.log(2 * math.pi) + 1).sum(-1)
+    own = -entropy - prior.log_prob(z[..., :size])
+    return torch.cat([own[..., None], kl_divergence(Gaussian(mu[..., size:], logvar[..., size:]))], -1)
+
+
+def mixture_kl_bound(mixture: Mixture, z: Tensor | None = None, prior: Prior | None = None) -> Tensor:
+    """Return Σ_k π_k KL(q_k ‖ p) for each dimension, (B, D): by convexity no less than the KL of the mixture.
+
+    Args:
+        mixture: The posterior.
+        z: (C, B, D), drawn from its components; needed for a prior that is not standard.
+        prior: N(0, I) if None; otherwise the columns are those of `sampled_kl_divergence`.
+    """
+    if prior is None:
+        kl = kl_divergence(mixture.components)
+    else:
+        assert z is not None
+        kl = sampled_kl_divergence(mixture.components, z, prior)
+    return (mixture.weights[..., None] * kl).sum(0)
 
 
 def free_bits(kl: Tensor, nats: float) -> Tensor:

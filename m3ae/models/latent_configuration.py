@@ -19,7 +19,7 @@ from m3ae.models.option_checks import (
 )
 
 # Kind → encoders, decoders and likelihoods it may have, the default first.
-_ENCODERS = {"image": ("vit", "mlp"), "text": ("roberta",)}
+_ENCODERS = {"image": ("vit", "mlp", "cnn"), "text": ("roberta",)}
 _DECODERS = {"image": ("transformer", "mlp"), "text": ("transformer",)}
 _LIKELIHOODS = {"text": ("categorical",), "label": ("categorical",)}
 _KINDS = {"image": 3, "text": 0, "vector": 1, "sequence": 2, "label": 0}  # kind → dimensions of its shape
@@ -31,9 +31,9 @@ class ModalityConfig:
 
     Attributes:
         kind: `image`, `text`, `vector`, `sequence` or `label`.
-        encoder: `vit` and `roberta` are the trunk's encoders, shared by all modalities that have them; `mlp` is one of
-            its own; `none` leaves the modality without an expert: it is decoded from z and says nothing about it. By
-            default `vit` for images, `roberta` for texts, `mlp` for the rest.
+        encoder: `vit` and `roberta` are the trunk's encoders, shared by all modalities that have them; `mlp`, and for
+            images `cnn`, are of its own; `none` leaves the modality without an expert: it is decoded from z and says
+            nothing about it. By default `vit` for images, `roberta` for texts, `mlp` for the rest.
         decoder: `transformer` (queries that attend to the latent tokens) or `mlp`; by default that for texts and
             for images with the encoder `vit`.
         shape: Of an image [C, S, S] (the trunk's if None), of a sequence [T, F], of a vector [F].
@@ -45,7 +45,8 @@ class ModalityConfig:
         weight: Of its log-likelihood in training; not in what is reported.
         private_size: Dimensions of a latent of its own (Palumbo et al. 2023); 0 for none.
         hidden_size: Width of the MLPs, or of the transformer decoder.
-        num_layers: Hidden layers of each MLP, or blocks of the transformer decoder.
+        num_layers: Hidden layers of each MLP, convolutions of stride 2, or blocks of the transformer decoder.
+        dropout: Of what enters the layers of the encoder `mlp` or `cnn`.
         num_attention_heads: Attention heads of a transformer decoder.
         patch_size: Side of the patches that a transformer decoder predicts; those of the trunk if None.
         max_length: Longest text in tokens that can be decoded, special ones included.
@@ -65,6 +66,7 @@ class ModalityConfig:
     private_size: int = 0
     hidden_size: int = 512
     num_layers: int = 2
+    dropout: float = 0.0
     num_attention_heads: int = 4
     patch_size: int | None = None
     max_length: int = 64
@@ -91,7 +93,7 @@ class ModalityConfig:
         if filled["encoder"] == "vit" and filled.get("mean") is None and filled.get("std") is None:
             filled["mean"], filled["std"] = list(OPENAI_CLIP_MEAN), list(OPENAI_CLIP_STD)
         if filled.get("decoder") is None:
-            filled["decoder"] = "mlp" if filled["encoder"] == "mlp" else decoders[0]
+            filled["decoder"] = "mlp" if filled["encoder"] in ("mlp", "cnn") else decoders[0]
         likelihoods = _LIKELIHOODS.get(kind, ("normal", "laplace", "bernoulli"))
         if filled.get("likelihood") is None:
             filled["likelihood"] = likelihoods[0]
@@ -109,6 +111,7 @@ class ModalityConfig:
         check_count(f"{owner}.max_length", self.max_length, 3)
         check_number(f"{owner}.scale", self.scale, positive=True)
         check_number(f"{owner}.weight", self.weight, positive=True)
+        check_fraction(f"{owner}.dropout", self.dropout, 0.0, 0.9)
         if self.decoder == "transformer":
             check_heads(owner, self.hidden_size, self.num_attention_heads)
         if self.encoder == "none" and self.private_size:
@@ -148,6 +151,8 @@ class LatentConfig(PreTrainedConfig):
         beta: Weight of the KL after warm-up.
         beta_warmup: Share of the steps over which the weight rises from 0.
         free_bits: Nats of each latent dimension that cost nothing (Kingma et al. 2016).
+        learned_prior: Gaussians of a prior of z that is learned with the model (`m3ae.models.learned_prior`); 0 for
+            N(0, I), which that of the private latents always is.
         prior_components: Gaussians of the fitted prior; set by `M3AEForGeneration.fit_prior`.
         modalities: Name → options of `ModalityConfig`; the trunk's `image` and `text` if None. They are numbered in
             alphabetical order, which a saved configuration has, too.
@@ -169,6 +174,7 @@ class LatentConfig(PreTrainedConfig):
     beta: float = 1.0
     beta_warmup: float = 0.25
     free_bits: float = 0.1
+    learned_prior: int = 0
     prior_components: int = 0
     modalities: dict[str, dict[str, Any]] | None = None
 
@@ -177,7 +183,13 @@ class LatentConfig(PreTrainedConfig):
         check_choice("latent.kind", self.kind, ("poe", "moe", "mopoe"))
         check_choice("latent.prior_expert", self.prior_expert, ("always", "full_only", "never"))
         check_choice("latent.objective", self.objective, ("elbo", "subset_elbos", "iwae", "dreg"))
-        for option, least in (("size", 1), ("num_tokens", 1), ("num_subsets", 1), ("prior_components", 0)):
+        for option, least in (
+            ("size", 1),
+            ("num_tokens", 1),
+            ("num_subsets", 1),
+            ("learned_prior", 0),
+            ("prior_components", 0),
+        ):
             check_count(f"latent.{option}", getattr(self, option), least)
         if self.num_samples is not None or self.objective in ("iwae", "dreg"):
             check_count(f"latent.num_samples of the objective {self.objective}", self.num_samples, 1)

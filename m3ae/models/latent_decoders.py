@@ -24,12 +24,14 @@ from m3ae.models.losses import unpatchify
 FULLY_MASKED_SHARE = 0.25  # of the rows in training: what generation starts from
 
 
-def mlp(input_size: int, hidden_size: int, num_layers: int, output_size: int | None = None) -> nn.Sequential:
-    """Build hidden layers (linear, normalisation, GELU), and a linear output if its size is given."""
+def mlp(
+    input_size: int, hidden_size: int, num_layers: int, output_size: int | None = None, *, dropout: float = 0.0
+) -> nn.Sequential:
+    """Build hidden layers (dropout, linear, normalisation, GELU), and a linear output if its size is given."""
     sizes = [input_size] + [hidden_size] * num_layers
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.GELU()]
+        layers += [nn.Dropout(dropout), nn.Linear(before, after), nn.LayerNorm(after), nn.GELU()]
     return nn.Sequential(*layers, *([] if output_size is None else [nn.Linear(hidden_size, output_size)]))
 
 

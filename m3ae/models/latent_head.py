@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import initialization as init
 
 from m3ae.models import latent as algebra
@@ -21,14 +20,11 @@ from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent import Gaussian, Mixture
 from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
-from m3ae.models.latent_decoders import PatchDecoder, TextDecoder, build_decoder, mlp, shape_of
+from m3ae.models.latent_decoders import PatchDecoder, TextDecoder, build_decoder
+from m3ae.models.latent_encoders import AttentionPool, Expert
+from m3ae.models.latent_inputs import TENSOR_NAMES, Modalities
+from m3ae.models.learned_prior import LearnedPrior
 from m3ae.models.likelihoods import Likelihood
-
-TENSOR_NAMES = {"image": "pixel_values", "text": "input_ids", "vector": "values", "sequence": "values"} | {
-    "label": "labels"
-}  # kind → what a batch of m3ae.data.multimodal calls its values
-
-Modalities = Mapping[str, Mapping[str, Tensor]]
 
 
 class LatentPosterior(NamedTuple):
@@ -59,53 +55,6 @@ class LatentPosterior(NamedTuple):
         return (self.mixture.weights[..., None] * self.shared.components.mu).sum(0)
 
 
-class AttentionPool(nn.Module):
-    """Learned queries that attend to tokens (B, S, W) and are joined to a vector (B, Q·W)."""
-
-    def __init__(self, width: int, num_heads: int, num_queries: int) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.randn(1, num_queries, width) / width**0.5)
-        self.norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
-
-    def forward(self, stream: Stream) -> Tensor:
-        """Pool a stream; rows of absent modalities give something finite that nobody reads."""
-        tokens, mask, _ = stream
-        padding = None if mask is None else ~(mask | ~mask.any(1, keepdim=True))  # an empty softmax would be NaN
-        normed = self.norm(tokens)
-        queries = self.queries.expand(len(tokens), -1, -1)
-        pooled: Tensor = self.attention(queries, normed, normed, key_padding_mask=padding, need_weights=False)[0]
-        return pooled.flatten(1)
-
-
-class Expert(nn.Module):
-    """Tokens of the trunk, or the values of a small modality → the Gaussians of z and of the private latent."""
-
-    def __init__(self, config: M3AEConfig, latent: LatentConfig, modality: ModalityConfig) -> None:
-        super().__init__()
-        self.modality, self.size = modality, latent.size
-        if modality.encoder == "mlp":
-            self.features = mlp(math.prod(shape_of(config, modality)), modality.hidden_size, modality.num_layers)
-            width = modality.hidden_size
-        else:
-            self.pool = AttentionPool(config.hidden_size, config.num_attention_heads, latent.num_tokens)
-            width = config.hidden_size * latent.num_tokens
-        self.output = nn.Linear(width, 2 * (latent.size + modality.private_size))
-
-    def forward(self, inputs: Stream | Tensor) -> tuple[Gaussian, Gaussian]:
-        """Return the expert over z (B, D) and over the private latent (B, P)."""
-        features = self.pool(inputs) if isinstance(inputs, Stream) else self.features(self._flat(inputs))
-        mu, logvar = self.output(features).chunk(2, -1)
-        return Gaussian(mu[:, : self.size], logvar[:, : self.size]), Gaussian(
-            mu[:, self.size :], logvar[:, self.size :]
-        )
-
-    def _flat(self, values: Tensor) -> Tensor:
-        if self.modality.kind == "label":
-            return F.one_hot(values, len(self.modality.labels or [])).to(self.output.weight.dtype)
-        return values.flatten(1)
-
-
 class LatentHead(nn.Module):
     """Experts, decoders and likelihoods of all modalities."""
 
@@ -123,6 +72,8 @@ class LatentHead(nn.Module):
         self.likelihoods = nn.ModuleDict(
             {name: Likelihood(modality) for name, modality in self.modalities.items() if modality.kind != "text"}
         )
+        count = self.config.learned_prior
+        self.prior = LearnedPrior(count, self.config.size) if count else None  # of z; None is N(0, I)
         # Log-scale of the auxiliary prior from which training draws a private latent that z does not come with.
         self.auxiliary = nn.ParameterDict(
             {name: torch.zeros(size) for name, modality in self.modalities.items() if (size := modality.private_size)}
@@ -130,7 +81,7 @@ class LatentHead(nn.Module):
         bounds = [self.config.size]
         for modality in self.modalities.values():
             bounds.append(bounds[-1] + modality.private_size)
-        self._private = {
+        self.private_dimensions = {
             name: slice(start, end) for name, start, end in zip(self.modalities, bounds, bounds[1:], strict=False)
         }
 
@@ -144,6 +95,36 @@ class LatentHead(nn.Module):
             present: Name → (B,) bool, for the same modalities.
             members: (C, M) bool, the components, over all experts.
         """
+        experts, given, private = self._infer_experts(inputs, present)
+        mixture = algebra.posterior(experts, given, members, self.config.prior_expert)
+        available = members.to(given.device)[..., None] & given  # (C, M, B)
+        own = {name: available[:, number] for number, name in enumerate(self.experts) if name in self.auxiliary}
+        parts = [mixture.components]
+        for name in own:
+            size = self.modalities[name].private_size
+            nothing = experts.mu.new_zeros(1, size)
+            expert = private.get(name, Gaussian(nothing, nothing))
+            parts.append(Gaussian(*(torch.where(own[name][..., None], algebra.upcast(part), 0) for part in expert)))
+        joined = Gaussian(*(torch.cat(values, -1) for values in zip(*parts, strict=True)))
+        return LatentPosterior(Mixture(joined, mixture.weights), own, self.config.size)
+
+    def precision_shares(
+        self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the share of `prior` and of each expert in the precision of z given all that is there, (B, D) each.
+
+        Args:
+            inputs: As for `posterior`.
+            present: As for `posterior`.
+        """
+        experts, given, _ = self._infer_experts(inputs, present)
+        shares = algebra.precision_shares(experts, given, self.config.prior_expert)
+        return dict(zip(["prior", *self.experts], shares, strict=True))
+
+    def _infer_experts(
+        self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor]
+    ) -> tuple[Gaussian, Tensor, dict[str, Gaussian]]:
+        """Return the experts (M, B, D) over z, which ones are there (M, B), and those of private latents (B, P)."""
         like = next(iter(present.values()))
         nowhere = torch.zeros_like(like)
         given = torch.stack([present.get(name, nowhere) for name in self.experts])  # (M, B)
@@ -156,16 +137,7 @@ class LatentHead(nn.Module):
         experts = Gaussian(
             torch.stack([e.mu.to(zeros) for e in filled]), torch.stack([e.logvar.to(zeros) for e in filled])
         )
-        mixture = algebra.posterior(experts, given, members, self.config.prior_expert)
-        available = members.to(given.device)[..., None] & given  # (C, M, B)
-        own = {name: available[:, number] for number, name in enumerate(self.experts) if name in self.auxiliary}
-        parts = [mixture.components]
-        for name in own:
-            size = self.modalities[name].private_size
-            expert = private.get(name, Gaussian(zeros.new_zeros(1, size), zeros.new_zeros(1, size)))
-            parts.append(Gaussian(*(torch.where(own[name][..., None], algebra.upcast(part), 0) for part in expert)))
-        joined = Gaussian(*(torch.cat(values, -1) for values in zip(*parts, strict=True)))
-        return LatentPosterior(Mixture(joined, mixture.weights), own, self.config.size)
+        return experts, given, private
 
     def decoder_input(self, name: str, z: Tensor, own: Tensor | None = None) -> Tensor:
         """Return what the decoder of a modality sees of z (…, Z): the shared and its private part (…, D + P).
@@ -176,7 +148,7 @@ class LatentHead(nn.Module):
             own: Whether the private part is of the modality's own posterior; elsewhere it is taken for noise of the
                 prior, and scaled to the auxiliary prior of training. None takes z as it is.
         """
-        private = z[..., self._private[name]]
+        private = z[..., self.private_dimensions[name]]
         if own is not None and name in self.auxiliary:
             private = torch.where(own[..., None], private, private * self.auxiliary[name].exp())
         return torch.cat([z[..., : self.config.size], private], -1)
@@ -276,6 +248,10 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
         module.reset_queries()
     elif isinstance(module, Likelihood) and module.log_scale is not None:
         init.constant_(module.log_scale, math.log(module.initial_scale))
+    elif isinstance(module, LearnedPrior):
+        init.normal_(module.means)
+        init.zeros_(module.logvars)
+        init.zeros_(module.logits)
     elif isinstance(module, LatentHead):
         for scale in module.auxiliary.values():
             init.zeros_(scale)

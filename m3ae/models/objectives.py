@@ -17,6 +17,7 @@ from torch import Tensor
 from m3ae.models.latent import (
     Gaussian,
     Mixture,
+    Prior,
     choose,
     free_bits,
     log_prior,
@@ -36,7 +37,7 @@ class Elbo(NamedTuple):
     Attributes:
         loss: What to minimise: −mean_b Σ_m log p(x_m|z) + β·(the mean KL, with free bits).
         log_likelihood: (B,) of each modality.
-        kl: (B, D), before β and free bits.
+        kl: (B, D), before β and free bits; for a prior that is not standard, see `sampled_kl_divergence`.
     """
 
     loss: Tensor
@@ -58,6 +59,7 @@ def elbo(
     free_nats: float = 0.0,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
+    prior: Prior | None = None,
 ) -> Elbo:
     """Return Σ_k π_k [Σ_m E_{q_k} log p(x_m|z) − β·KL(q_k‖p)]: every component explains every modality.
 
@@ -67,20 +69,23 @@ def elbo(
         q: The posterior.
         log_likelihoods: log p(x_m|z) of each modality.
         choice: (B,) from `balanced_components`, or (K, B): decode these components only, for an unbiased estimate. The
-            KL is exact all the same. All components, each with its weight, if None.
+            KL to the standard prior is exact all the same. All components, each with its weight, if None.
         beta: Weight of the KL.
         free_nats: λ of `free_bits`, for each dimension.
         eps: Standard normal noise, (C, B, D), or (B, D) or (K, B, D) for a choice.
         generator: Draws the noise that is not given.
+        prior: p(z); N(0, I) if None.
     """
-    if choice is None:
-        z, weights = sample(q.components, eps=eps, generator=generator), q.weights
-    else:
-        z = sample(choose(q.components, choice), eps=eps, generator=generator)
-        z = z.reshape(-1, *q.components.mu.shape[1:])
-        weights = z.new_full((len(z), 1), 1 / len(z))
+    decoded = q
+    if choice is not None:
+        rows = (len(choice), -1) if choice.dim() == 2 else (1, -1)
+        chosen = choose(q.components, choice.view(rows))
+        decoded = Mixture(chosen, chosen.mu.new_full(chosen.mu.shape[:2], 1 / len(chosen.mu)))
+        eps = eps if eps is None else eps.view(chosen.mu.shape)
+    z, weights = sample(decoded.components, eps=eps, generator=generator), decoded.weights
     terms = {name: (weights * upcast(likelihood(z))).sum(0) for name, likelihood in log_likelihoods.items()}
-    return _elbo(terms, mixture_kl_bound(q), beta, free_nats)
+    kl = mixture_kl_bound(q) if prior is None else mixture_kl_bound(decoded, z, prior)
+    return _elbo(terms, kl, beta, free_nats)
 
 
 def sum_of_subset_elbos(
@@ -92,6 +97,7 @@ def sum_of_subset_elbos(
     free_nats: float = 0.0,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
+    prior: Prior | None = None,
 ) -> Elbo:
     """Return (1/n) Σ_S [Σ_{m∈S} E_{q_S} log p(x_m|z) − β·KL(q_S‖p)]: each subset explains itself.
 
@@ -106,6 +112,7 @@ def sum_of_subset_elbos(
         free_nats: λ of `free_bits`, for each dimension.
         eps: Standard normal noise (C, B, D).
         generator: Draws the noise that is not given.
+        prior: p(z); N(0, I) if None.
 
     Raises:
         ValueError: If there are not as many likelihoods as experts.
@@ -120,7 +127,7 @@ def sum_of_subset_elbos(
         name: (q.weights[own] * upcast(likelihood(z[own]))).sum(0)
         for own, (name, likelihood) in zip(members.T, log_likelihoods.items(), strict=True)
     }
-    return _elbo(terms, mixture_kl_bound(q), beta, free_nats)
+    return _elbo(terms, mixture_kl_bound(q, z, prior), beta, free_nats)
 
 
 def _elbo(log_likelihood: dict[str, Tensor], kl: Tensor, beta: float, free_nats: float) -> Elbo:
@@ -128,9 +135,11 @@ def _elbo(log_likelihood: dict[str, Tensor], kl: Tensor, beta: float, free_nats:
     return Elbo(loss, log_likelihood, kl)
 
 
-def log_weights(q: Mixture, z: Tensor, log_likelihoods: LogLikelihoods, beta: float = 1.0) -> Tensor:
+def log_weights(
+    q: Mixture, z: Tensor, log_likelihoods: LogLikelihoods, beta: float = 1.0, prior: Prior | None = None
+) -> Tensor:
     """Return log w(z) = Σ_m log p(x_m|z) + β·[log p(z) − log Σ_k π_k q_k(z)], (…, B), of points (…, B, D)."""
-    log_ratio = beta * (log_prior(z) - mixture_log_density(z, q))
+    log_ratio = beta * (log_prior(z, prior) - mixture_log_density(z, q))
     return sum((upcast(likelihood(z)) for likelihood in log_likelihoods.values()), log_ratio)
 
 
@@ -142,6 +151,7 @@ def iwae(
     beta: float = 1.0,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
+    prior: Prior | None = None,
 ) -> Tensor:
     """Return Σ_k π_k log (1/K) Σ_i w(z_ki), z_ki ~ q_k, with the mixture's density in w.
 
@@ -155,12 +165,13 @@ def iwae(
         beta: Weight of log p(z) − log q(z).
         eps: Standard normal noise (K, C, B, D).
         generator: Draws the noise if it is not given.
+        prior: p(z); N(0, I) if None.
 
     Returns:
         The bound (B,); the loss is −mean_b.
     """
     z = sample(q.components, num_samples, eps, generator)
-    return _mean_of_bounds(q, log_weights(q, z, log_likelihoods, beta))
+    return _mean_of_bounds(q, log_weights(q, z, log_likelihoods, beta, prior))
 
 
 def dreg(
@@ -171,6 +182,7 @@ def dreg(
     beta: float = 1.0,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
+    prior: Prior | None = None,
 ) -> Tensor:
     """Return the value of `iwae` with the doubly reparameterised gradient (DReG, Tucker et al. 2019).
 
@@ -185,13 +197,14 @@ def dreg(
         beta: Weight of log p(z) − log q(z).
         eps: Standard normal noise (K, C, B, D).
         generator: Draws the noise if it is not given.
+        prior: p(z); N(0, I) if None.
 
     Returns:
         The bound (B,); the loss is −mean_b.
     """
     z = sample(q.components, num_samples, eps, generator)
     frozen = Mixture(Gaussian(q.components.mu.detach(), q.components.logvar.detach()), q.weights)
-    log_w = log_weights(frozen, z, log_likelihoods, beta)
+    log_w = log_weights(frozen, z, log_likelihoods, beta, prior)
     if z.requires_grad:  # the bound's gradient brings w̃ once, this the second time
         share = 1 - beta + beta * log_w.detach().softmax(0)[..., None]
         z.register_hook(lambda gradient: share * gradient)
@@ -210,6 +223,7 @@ def importance_log_likelihood(
     *,
     chunk_size: int = 100,
     generator: torch.Generator | None = None,
+    prior: Prior | None = None,
 ) -> Tensor:
     """Return log (1/K) Σ_i w(z_i), z_i ~ q stratified over the mixture: on average a bound that rises to log p(x).
 
@@ -221,6 +235,7 @@ def importance_log_likelihood(
         num_samples: K.
         chunk_size: How many samples to decode at once.
         generator: Draws the noise.
+        prior: p(z); N(0, I) if None.
 
     Returns:
         (B,) in nats.
@@ -230,5 +245,5 @@ def importance_log_likelihood(
     total = weights.new_full(noise.shape, -torch.inf)
     for choice in stratified_components(weights, num_samples, noise).split(chunk_size):
         z = sample(choose(q.components, choice), generator=generator)
-        total = total.logaddexp(log_weights(q, z, log_likelihoods).logsumexp(0))
+        total = total.logaddexp(log_weights(q, z, log_likelihoods, prior=prior).logsumexp(0))
     return total - math.log(num_samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from transformers import PreTrainedTokenizerBase
 
+from m3ae.data.augment import Augmentation
 from m3ae.data.multimodal import Batch, Kind, MultimodalCollator, MultimodalDataset, MultimodalSample
 from m3ae.data.prepared import load_manifest
 from m3ae.data.tokenizer import load_tokenizer
@@ -21,6 +23,7 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_decoders import shape_of
+from m3ae.tasks.finetuning import in_main_process
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import build_tokenizer, merged_config, new_config, saved_config
 from m3ae.tasks.pretraining_data import prepare_sets, refuse_test_rows
@@ -28,6 +31,8 @@ from m3ae.training.config import RunConfig
 from m3ae.training.sampler import Visit
 
 FITTED_SAMPLES = 10_000  # training samples that the prior is fitted on, at most
+LEARNT_ROWS = 20_000  # training rows that probes and classifiers of the evaluation learn from, at most
+DRAWN_ROWS = 64  # rows of which figures know, at most
 
 
 class Generation:
@@ -43,14 +48,18 @@ class Generation:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.kinds: dict[str, Kind] = {name: modality.kind for name, modality in model.latent.typed_modalities.items()}
         self.train_dataset = self.dataset("train")
-        self.splits = list(load_manifest(config.data.path).splits)
+        self.manifest = load_manifest(config.data.path)
         _check_labels(model.latent, self.train_dataset)
-        self._training_collator = self._collator(config.generation.missing_rate)
-        self._evaluation_collator = self._collator(0.0)
+        self._training_collator = self._collator(config.generation.missing_rate, config.data.augmentation)
+        self._evaluation_collator = self._collator()
 
     @classmethod
-    def from_config(cls, config: RunConfig) -> Generation:
-        """Prepare the data if the config says how, and build tokenizer and model.
+    def from_config(cls, config: RunConfig, *, for_training: bool = True) -> Generation:
+        """Prepare the data if the config says how, and build tokenizer and model, or load them.
+
+        Args:
+            config: The run.
+            for_training: Whether what the config says about the model counts; otherwise the saved one stays as it is.
 
         Raises:
             FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
@@ -61,7 +70,10 @@ class Generation:
                 "data.also, data.streaming, data.bucket_batches: generation has none of them; leave them out."
             )
         prepare_sets(config.data)
-        refuse_test_rows(config.data)
+        if not for_training:
+            config = config.model_copy(update={"model": config.model.model_copy(update={"overrides": {}})})
+        else:
+            refuse_test_rows(config.data)
         if config.model.path is not None:
             return cls(config, *_load(config))
         given = dict(config.model.overrides)
@@ -139,16 +151,49 @@ class Generation:
         """Fit the prior, and measure validation and test: names are `<split>/<metric>`."""
         if self.config.generation.prior_components:
             self.fit_prior(model, accelerator)
-        splits = [split for split in ("validation", "test") if split in self.splits]
+        splits = [split for split in ("validation", "test") if self.has(split)]
         found = {split: self.evaluate(model, accelerator, split) for split in splits}
         return {f"{split}/{name}": value for split, metrics in found.items() for name, value in metrics.items()}
 
+    def has(self, split: str) -> bool:
+        """Return whether the data have a split."""
+        return split in self.manifest.splits
+
+    def measure(self, model: M3AEForGeneration, accelerator: Accelerator, split: str) -> dict[str, float]:
+        """Write the whole evaluation of a split and its figures into the output folder; return its main numbers.
+
+        The main process works alone.
+        """
+        found = in_main_process(accelerator, lambda: self._evaluate_everything(model, split))
+        return {f"{split}/{name}": value for name, value in found.items()}
+
+    def _evaluate_everything(self, model: M3AEForGeneration, split: str) -> dict[str, float]:
+        # scikit-learn and matplotlib are slow to import, and only a report needs them.
+        from m3ae.tasks.generation_evaluation import GenerationEvaluator
+        from m3ae.tasks.generation_report import main_metrics, write_report
+        from m3ae.tasks.latent_figures import plot_missing_rates
+
+        dataset, folder = self.dataset(split), self.config.output_dir
+        learnt = _evenly(len(self.train_dataset), LEARNT_ROWS)
+        evaluator = GenerationEvaluator(
+            model,
+            lambda: self.batches(self.train_dataset, learnt),
+            self.batches(dataset, range(len(dataset))),
+            self.config.generation,
+            self.config.training.seed,
+        )
+        report = evaluator.evaluate()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_report(folder, f"{self.config.model.path} on {split}", report)
+        self._draw(model, dataset, folder)
+        plot_missing_rates(folder / "missing_rates.png", report["missing_rate"])
+        return main_metrics(report)
+
     def fit_prior(self, model: M3AEForGeneration, accelerator: Accelerator) -> None:
         """Fit the prior on training samples, the same in every process."""
-        count = min(len(self.train_dataset), FITTED_SAMPLES)
-        indices = np.linspace(0, len(self.train_dataset) - 1, count).round().astype(int).tolist()
+        indices = _evenly(len(self.train_dataset), FITTED_SAMPLES)
         batches = (send_to_device(batch, accelerator.device) for batch in self.batches(self.train_dataset, indices))
-        components = min(self.config.generation.prior_components, count)
+        components = min(self.config.generation.prior_components, len(indices))
         generator = torch.Generator(accelerator.device).manual_seed(self.config.training.seed)
         model.fit_prior(batches, components, generator, seed=self.config.training.seed)
 
@@ -157,19 +202,42 @@ class Generation:
         model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        write_model_card(folder, self.config, model, load_manifest(self.config.data.path), metrics)
+        write_model_card(folder, self.config, model, self.manifest, metrics)
 
     def illustrate(self, model: M3AEForGeneration, folder: Path) -> list[Path]:
-        """Draw nothing."""
-        return []
+        """Draw what is generated from what, what latent dimensions do, and samples of the priors."""
+        split = "validation" if self.has("validation") else "train"
+        return self._draw(model, self.dataset(split), folder)
 
-    def _collator(self, missing_rate: float) -> MultimodalCollator:
+    def _draw(self, model: M3AEForGeneration, dataset: MultimodalDataset, folder: Path) -> list[Path]:
+        """Draw the figures of the first rows that have all modalities; none if there is no such row."""
+        from m3ae.tasks.latent_figures import LatentFigures
+
+        complete: list[int] = []
+        for index in range(len(dataset)):
+            if len(complete) < DRAWN_ROWS and dataset[Visit(index, seed=0)].present.all():
+                complete.append(index)
+        if not complete:
+            return []
+        batch = send_to_device(next(self.batches(dataset, complete)), model.device)
+        tokenizer = self.tokenizer
+        decode = None if tokenizer is None else partial(tokenizer.batch_decode, skip_special_tokens=True)
+        return LatentFigures(model, batch, self.config.training.seed, decode).draw_all(folder)
+
+    def _collator(self, missing_rate: float = 0.0, augmentation: Augmentation = "crop") -> MultimodalCollator:
         return MultimodalCollator(
             self.kinds,
             tokenizer=self.tokenizer,
             max_text_length=self.config.data.max_text_length,
             missing_rate=missing_rate,
+            augmentation=augmentation,
         )
+
+
+def _evenly(size: int, limit: int) -> list[int]:
+    """Return the numbers of at most `limit` of so many rows, evenly spaced."""
+    numbers: list[int] = np.linspace(0, size - 1, min(size, limit)).round().astype(int).tolist()
+    return numbers
 
 
 def _modalities(latent: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

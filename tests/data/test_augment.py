@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m3ae.data.augment import augment, centre_crop, jitter, plain, random_crop
+from m3ae.data.augment import affine, augment, centre_crop, jitter, plain, random_crop
 from m3ae.models.processing import M3AEImageProcessor
 
 GRADIENT = Image.fromarray((np.add.outer(np.arange(120), np.arange(160)) % 251).astype(np.uint8))
@@ -67,7 +67,7 @@ def test_jitter_moves_and_retones_a_little_and_mirrors_nothing() -> None:
     assert 35 < min(tones) < 50 and 68 < max(tones) < 90
 
 
-@pytest.mark.parametrize("augmentation", ["crop", "radiograph"])
+@pytest.mark.parametrize("augmentation", ["crop", "radiograph", "affine"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_augmentations_depend_on_their_draw_alone(augmentation, mode) -> None:
     image = GRADIENT.convert(mode)
@@ -79,3 +79,35 @@ def test_augmentations_depend_on_their_draw_alone(augmentation, mode) -> None:
 def test_a_scale_of_one_is_the_centre_crop() -> None:
     found = augment(GRADIENT, 48, np.random.default_rng(0), "crop", (1.0, 1.0))
     assert found.tobytes() == centre_crop(GRADIENT, 48).tobytes()
+
+
+class Draws:
+    """In place of a generator: angle and scale as shares of their ranges, and the shift (2,)."""
+
+    def __init__(self, angle: float, scale: float, shift: tuple[float, float]) -> None:
+        self.values = [angle, scale, shift]
+
+    def uniform(self, low: float, high: float, size: int | None = None):
+        value = np.asarray(self.values.pop(0))
+        return value * high if size else float(value) * high
+
+
+def test_affine_changes_are_what_the_draw_says() -> None:
+    pixels = np.zeros((100, 100), np.uint8)
+    pixels[30:40, 60:64] = 255
+    image = Image.fromarray(pixels)
+    assert affine(image, Draws(0, 0, (0, 0))).tobytes() == image.tobytes()
+    moved = np.asarray(affine(image, Draws(0, 0, (1, -1))))
+    assert np.array_equal(moved[23:33, 67:71], pixels[30:40, 60:64]), "7 % to the right, 7 % up"
+
+    def centre(found: Image.Image) -> np.ndarray:
+        weights = np.asarray(found, dtype=float)
+        return np.array([(np.arange(100) + 0.5) @ weights.sum(axis) for axis in (0, 1)]) / weights.sum() - 50
+
+    before = centre(image)
+    np.testing.assert_allclose(centre(affine(image, Draws(0, 1, (0, 0)))), 1.12 * before, atol=0.1)
+    cos, sin = np.cos(np.radians(12)), np.sin(np.radians(12))
+    turned = centre(affine(image, Draws(1, 0, (0, 0))))
+    np.testing.assert_allclose(
+        turned, [cos * before[0] - sin * before[1], sin * before[0] + cos * before[1]], atol=0.1
+    )

@@ -184,6 +184,19 @@ def test_dropped_modalities_look_like_missing_ones(digits: Path) -> None:
     assert visits[0].cells["image"].any(), "the dataset keeps what the batch does not show"
 
 
+def test_augmentation_changes_images_and_depends_on_the_visit_alone(digits: Path) -> None:
+    dataset, plain = MultimodalDataset(digits, "train", DIGITS, image_size=28), MultimodalCollator(DIGITS)
+    collator = MultimodalCollator(DIGITS, augmentation="affine")
+    rows = [*samples(dataset, [0, 0, 1], seed=1), *samples(dataset, [0], seed=2)]
+    batch, alone, before = collator(rows), collator(rows[:1]), plain(rows)
+    images = batch["image"]["pixel_values"]
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], alone["image"]["pixel_values"][0])
+    assert not torch.equal(images[0], images[3]) and not torch.equal(images[0], before["image"]["pixel_values"][0])
+    assert not images[2].any(), "what is missing stays so"
+    assert torch.equal(batch["speech"]["values"], before["speech"]["values"])
+    assert rows[0].cells["image"].tobytes() == samples(dataset, [0])[0].cells["image"].tobytes()
+
+
 def test_labels_are_numbered_as_in_training(digits: Path) -> None:
     dataset = MultimodalDataset(digits, "test", {"label": "label"}, image_size=28)
     assert dataset.label_names == {"label": ["a", "c"]} and dataset[Visit(0, 0)].cells["label"] == 1

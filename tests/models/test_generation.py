@@ -98,7 +98,7 @@ def test_the_training_bound_is_the_reported_one_without_weights() -> None:
 def test_a_component_has_the_private_posterior_of_its_own_modalities_only() -> None:
     model = latent_model(kind="moe")
     q = model.infer_latent(digits_batch())
-    glyph, speech = (model.latent_head._private[name] for name in ("glyph", "speech"))
+    glyph, speech = (model.latent_head.private_dimensions[name] for name in ("glyph", "speech"))
     mu, logvar = q.mixture.components
     for component, name in enumerate(NAMES):
         for part, owner in ((glyph, "glyph"), (speech, "speech")):
@@ -125,8 +125,8 @@ def test_private_latents_vary_what_is_generated_from_others_and_not_what_is_give
     model = latent_model()
     q = model.infer_latent({"speech": digits_batch()["speech"]}, joint=True).mixture
     assert q.weights.shape[0] == 1 and q.components.mu.shape == (1, 6, 10)
-    assert (q.components.logvar[..., model.latent_head._private["glyph"]] == 0).all()
-    assert (q.components.mu[..., model.latent_head._private["speech"]] != 0).any()
+    assert (q.components.logvar[..., model.latent_head.private_dimensions["glyph"]] == 0).all()
+    assert (q.components.mu[..., model.latent_head.private_dimensions["speech"]] != 0).any()
 
 
 @pytest.mark.parametrize("kind", ["poe", "moe", "mopoe"])
@@ -156,7 +156,7 @@ def test_saved_with_a_fitted_prior_it_gives_the_same_samples(tmp_path) -> None:
     assert model.fitted_prior.weights.sum() == pytest.approx(1)
     model.save_pretrained(tmp_path)
     loaded = M3AEForGeneration.from_pretrained(tmp_path).eval()
-    for density in ("standard", "fitted"):
+    for density in ("own", "fitted"):
         first, second = (
             m.sample_prior(4, density, generator=torch.Generator().manual_seed(5)) for m in (model, loaded)
         )

@@ -1,0 +1,89 @@
+"""Encoders of the latent pass: tokens of the trunk or values of a small modality → Gaussians.
+
+Shapes: B batch, S tokens, W width of an encoder, Q queries, D shared dimensions, P private ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.fusion import Stream
+from m3ae.models.latent import Gaussian
+from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
+from m3ae.models.latent_decoders import mlp, shape_of
+
+
+class AttentionPool(nn.Module):
+    """Learned queries that attend to tokens (B, S, W) and are joined to a vector (B, Q·W)."""
+
+    def __init__(self, width: int, num_heads: int, num_queries: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, num_queries, width) / width**0.5)
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+
+    def forward(self, stream: Stream) -> Tensor:
+        """Pool a stream; rows of absent modalities give something finite that nobody reads."""
+        tokens, mask, _ = stream
+        padding = None if mask is None else ~(mask | ~mask.any(1, keepdim=True))  # an empty softmax would be NaN
+        normed = self.norm(tokens)
+        queries = self.queries.expand(len(tokens), -1, -1)
+        pooled: Tensor = self.attention(queries, normed, normed, key_padding_mask=padding, need_weights=False)[0]
+        return pooled.flatten(1)
+
+
+def mlp_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:
+    """Build a network from values (B, *shape) to features (B, W)."""
+    size = math.prod(shape)
+    return nn.Sequential(nn.Flatten(), mlp(size, modality.hidden_size, modality.num_layers, dropout=modality.dropout))
+
+
+def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:
+    """Build a network from images (B, C, S, S) to features (B, W): convolutions of stride 2, and a linear layer.
+
+    The last convolution has W / 16 channels, each one before it half as many as the next.
+    """
+    channels, side, _ = shape
+    layers: list[nn.Module] = []
+    for number in range(modality.num_layers):
+        width = max(1, modality.hidden_size // 2 ** (modality.num_layers + 3 - number))
+        layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GELU()]
+        channels, side = width, (side + 1) // 2
+    return nn.Sequential(
+        *layers, nn.Flatten(), mlp(channels * side**2, modality.hidden_size, 1, dropout=modality.dropout)
+    )
+
+
+class Expert(nn.Module):
+    """Tokens of the trunk, or the values of a small modality → the Gaussians of z and of the private latent."""
+
+    def __init__(self, config: M3AEConfig, latent: LatentConfig, modality: ModalityConfig) -> None:
+        super().__init__()
+        self.modality, self.size = modality, latent.size
+        if modality.encoder in ("mlp", "cnn"):
+            build = mlp_encoder if modality.encoder == "mlp" else cnn_encoder
+            self.features = build(shape_of(config, modality), modality)
+            width = modality.hidden_size
+        else:
+            self.pool = AttentionPool(config.hidden_size, config.num_attention_heads, latent.num_tokens)
+            width = config.hidden_size * latent.num_tokens
+        self.output = nn.Linear(width, 2 * (latent.size + modality.private_size))
+
+    def forward(self, inputs: Stream | Tensor) -> tuple[Gaussian, Gaussian]:
+        """Return the expert over z (B, D) and over the private latent (B, P)."""
+        features = self.pool(inputs) if isinstance(inputs, Stream) else self.features(self._values(inputs))
+        mu, logvar = self.output(features).chunk(2, -1)
+        return Gaussian(mu[:, : self.size], logvar[:, : self.size]), Gaussian(
+            mu[:, self.size :], logvar[:, self.size :]
+        )
+
+    def _values(self, values: Tensor) -> Tensor:
+        if self.modality.kind == "label":
+            return F.one_hot(values, len(self.modality.labels or [])).to(self.output.weight.dtype)
+        return values

@@ -1,0 +1,93 @@
+"""Classifiers of real data that judge generated data: which class does it show?
+
+Shapes: N samples, A classes, F features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m3ae.models.latent_configuration import ModalityConfig
+from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
+
+EPOCHS, MIN_STEPS, MAX_STEPS = 30, 200, 1200
+BATCH_SIZE, LEARNING_RATE, AT_ONCE = 128, 1e-3, 1000
+FEATURES = 256
+
+
+class RealDataClassifier:
+    """A small network that learns the classes of a modality from real data, on the CPU: of images, convolutional.
+
+    Equal values, which triplets of few recordings repeat, are learnt once; images also shifted by a pixel.
+
+    Args:
+        values: (N, …) images (C, S, S), sequences (T, F) or vectors.
+        classes: (N,) numbers.
+        seed: Of its weights, and of the order of samples.
+    """
+
+    def __init__(self, values: NDArray[np.float32], classes: NDArray[np.int64], seed: int = 0) -> None:
+        distinct = list({value.tobytes(): row for row, value in enumerate(values)}.values())
+        images, numbers = torch.from_numpy(values[distinct]), classes[distinct]
+        self.classes, targets = np.unique(numbers, return_inverse=True)
+        self._is_image = values.ndim == 4
+        over = None if self._is_image else 0
+        self._mean = torch.from_numpy(np.asarray(images.numpy().mean(over)))
+        self._std = torch.from_numpy(np.asarray(images.numpy().std(over))).clamp(min=1e-3)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(seed)
+            shape = list(values.shape[1:])
+            options = ModalityConfig("image" if self._is_image else "vector", hidden_size=FEATURES, dropout=0.2)
+            self._encode = (cnn_encoder if self._is_image else mlp_encoder)(shape, options)
+            self._output = nn.Linear(FEATURES, len(self.classes))
+            self._learn(images, torch.from_numpy(targets))
+        self._encode.eval()
+
+    def predict(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return the classes (N,) of values (N, …)."""
+        with torch.no_grad():
+            chosen = self._output(self._features(torch.from_numpy(values))).argmax(-1)
+        found: NDArray[np.int64] = self.classes[chosen.numpy()]
+        return found
+
+    def features(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return what its last hidden layer says of values (N, …): (N, F)."""
+        return self._features(torch.from_numpy(values)).double().numpy()
+
+    @torch.no_grad()
+    def _features(self, values: Tensor) -> Tensor:
+        parts = [self._encode(self._scaled(part)) for part in values.split(AT_ONCE)]
+        return torch.cat(parts)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return (values - self._mean) / self._std
+
+    def _learn(self, values: Tensor, targets: Tensor) -> None:
+        steps = min(MAX_STEPS, max(MIN_STEPS, EPOCHS * len(values) // BATCH_SIZE))
+        parameters = [*self._encode.parameters(), *self._output.parameters()]
+        optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.01)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+            rows = torch.randint(len(values), (BATCH_SIZE,))
+            batch = self._scaled(values[rows])
+            if self._is_image:
+                batch = batch.roll(torch.randint(-1, 2, (2,)).tolist(), (2, 3))
+            loss = F.cross_entropy(self._output(self._encode(batch)), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def linear_probe(latents: NDArray[np.float32], classes: NDArray[np.int64]) -> Pipeline:
+    """Fit a logistic regression on standardised posterior means (N, D)."""
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(latents, classes)

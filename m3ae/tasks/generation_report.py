@@ -1,0 +1,156 @@
+"""The evaluation of a latent model as files: `latent.json`, `latent.md`, and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+JSON, MARKDOWN = "latent.json", "latent.md"
+
+
+def write_report(folder: Path, title: str, report: Mapping[str, Any]) -> None:
+    """Write what `GenerationEvaluator.evaluate` returns into an existing folder."""
+    (folder / JSON).write_text(json.dumps(_finite(report), indent=2) + "\n", encoding="utf-8")
+    (folder / MARKDOWN).write_text(markdown_report(title, report), encoding="utf-8")
+
+
+def main_metrics(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is printed and logged of a report, one number for each name."""
+    subsets, whole = report["subsets"], report["subsets"][-1]
+    metrics = {"elbo": whole["elbo"], "kl": whole["kl"]}
+    metrics |= {f"reconstruction_{name}": value for name, value in whole["reconstruction"].items()}
+    for label, summary in report["summary"].items():
+        for entry in subsets:
+            if "probe" in entry["labels"][label]:
+                metrics[f"{label}_probe_{'+'.join(entry['given'])}"] = entry["labels"][label]["probe"]
+        metrics |= {f"{label}_{name}": value for name, value in summary.items()}
+        for density, joint in report["joint"].items():
+            if label in joint["coherence"]:
+                metrics[f"{label}_joint_{density}"] = joint["coherence"][label]
+    return metrics
+
+
+def markdown_report(title: str, report: Mapping[str, Any]) -> str:
+    """Lay out a report as Markdown tables; shares in percent, likelihoods in nats."""
+    whole = report["subsets"][-1]
+    modalities = list(whole["reconstruction"])
+    counts = list(whole["evidence"])
+    images = list(whole["ssim"])
+    lines = [f"# {title}", "", f"{report['rows']:,} rows. Likelihoods and KL in nats a row, the rest in percent.", ""]
+    headers = [
+        "given",
+        "ELBO",
+        "KL",
+        *(f"log p, K = {count}" for count in counts),
+        *(f"{name}: {'accuracy' if name in report['summary'] else 'R²'}" for name in modalities),
+        *(f"{name}: SSIM" for name in images),
+        *(f"{name}: Fréchet" for name in images),
+    ]
+    rows = [
+        [
+            _given(entry),
+            f"{entry['elbo']:.1f}",
+            f"{entry['kl']:.1f}",
+            *(f"{entry['evidence'][count]:.1f}" for count in counts),
+            *(_percent(entry["reconstruction"].get(name)) for name in modalities),
+            *(_percent(entry["ssim"].get(name)) for name in images),
+            *(_number(entry["frechet"].get(name)) for name in images),
+        ]
+        for entry in report["subsets"]
+    ]
+    lines += ["## What each subset of the modalities tells", "", *_table(headers, rows), ""]
+    for label, summary in report["summary"].items():
+        lines += _label_section(label, summary, report)
+    lines += _latent_section(report)
+    return "\n".join(lines) + "\n"
+
+
+def _label_section(label: str, summary: Mapping[str, float], report: Mapping[str, Any]) -> list[str]:
+    classified = [name for name in report["classifiers"][label] if name != "all"]
+    headers = [
+        "given",
+        "probe",
+        *(f"{name} shows it" for name in classified),
+        *(f"{name}: diversity" for name in classified),
+    ]
+    rows = []
+    for entry in report["subsets"]:
+        own = entry["labels"][label]
+        shown = [_percent(own["coherence"].get(name)) for name in classified]
+        varied = [_percent(own["diversity"].get(name)) for name in classified]
+        rows.append([_given(entry), _percent(own.get("probe")), *shown, *varied])
+    real = [_percent(report["classifiers"][label][name]) for name in classified]
+    rows.append(["real data", "", *real, *["100.0"] * len(classified)])
+    facts = {
+        "one → one coherence": summary.get("one_to_one"),
+        "two → one coherence": summary.get("two_to_one"),
+        "within-class diversity of one → one": summary.get("diversity"),
+        "the same, of those of the right class": summary.get("diversity_of_right"),
+        "probe: everything minus the best single modality": summary.get("synergy"),
+        **{
+            f"joint coherence from the {density} prior": joint["coherence"].get(label)
+            for density, joint in report["joint"].items()
+        },
+        "all classifiers right on real rows": report["classifiers"][label]["all"],
+    }
+    table = _table(["", "%"], [[name, _percent(value)] for name, value in facts.items() if value is not None])
+    return [f"## {label}", "", *_table(headers, rows), "", *table, ""]
+
+
+def _latent_section(report: Mapping[str, Any]) -> list[str]:
+    units = [[name, f"{active} of {total}"] for name, (active, total) in report["active_units"].items()]
+    shares = [[name, _percent(value)] for name, value in report["precision_shares"].items()]
+    lost = [[name, _number(own["shared"]), _number(own["private"])] for name, own in report["permutation"].items()]
+    curve = report["missing_rate"]
+    names = [name for name in curve if name != "rates"]
+    over_rates = [
+        [name, *(f"{value:.1f}" if name == "elbo" else _percent(value) for value in curve[name])] for name in names
+    ]
+    distances = [
+        [f"{density} prior", *(_number(value) for value in joint["frechet"].values())]
+        for density, joint in report["joint"].items()
+    ]
+    images = list(next(iter(report["joint"].values()))["frechet"])
+    return [
+        "## The latent space, given everything",
+        "",
+        *_table(["active units", ""], units),
+        "",
+        *_table(["share of precision", "%"], shares),
+        "",
+        *_table(["nats lost with another row's", "z", "private latents"], lost),
+        "",
+        *([*_table(["Fréchet distance of samples", *images], distances), ""] if images else []),
+        "## Missing modalities",
+        "",
+        *_table(["missing, %", *(f"{100 * rate:.0f}" for rate in curve["rates"])], over_rates),
+    ]
+
+
+def _given(entry: Mapping[str, Any]) -> str:
+    return " + ".join(entry["given"])
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(headers)} |", f"|---|{'---:|' * (len(headers) - 1)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _finite(value: Any) -> Any:
+    """Return a tree as JSON has it: null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
