@@ -39,8 +39,8 @@ class M3AEForGenerationOutput(ModelOutput):
         loss: () what is minimised.
         losses: Name → (): `kl`, the mean bound on KL(q‖p) in nats, and either `nll_<modality>`, −log p(x_m|z) in nats,
             averaged over the samples that have the modality, or `iwae` or `dreg`, minus that bound, as weighted.
-        kl: (B, Z) bound on the KL of each dimension in nats; with a learned prior, its first column is for the shared
-            ones together.
+        kl: (B, *) bound on the KL in nats, for each shared dimension, or for all together if their prior is learned;
+            then for each private latent.
         log_likelihood: Name → (B,) log p(x_m|z) of the given modalities, 0 where absent; None for `iwae` and `dreg`.
     """
 
@@ -75,7 +75,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         self.m3ae = M3AEEncoders(config, streams)
         self.latent_head = LatentHead(config)
         count = config.latent.prior_components
-        self.fitted_prior = FittedPrior(count, config.latent.total_size) if count else None
+        self.fitted_prior = FittedPrior(count, config.latent.size) if count else None
         self.post_init()
 
     @torch.no_grad()
@@ -114,16 +114,22 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         latent, inputs = self.latent, self._read(modalities)
         members = self._subsets(generator) if latent.objective == "subset_elbos" else self._members(generator)
-        q = self.latent_head.posterior(self._encode(inputs), inputs.present, members)
+        q = self.latent_head.posterior(
+            self._encode(inputs),
+            inputs.present,
+            members,
+            each_explains_itself=latent.objective == "subset_elbos",
+        )
         choice = None
         if latent.objective == "elbo" and latent.num_samples is not None and len(members) > 1:
             choice = _draw_components(q.mixture.weights, latent.num_samples, component_noise, generator)
-        own = None if latent.objective == "subset_elbos" else _own_of(q, choice)
         likelihoods = self._weighted(
-            self.latent_head.log_likelihoods(inputs.targets, inputs.present, own, text_noise, generator)
+            self.latent_head.log_likelihoods(
+                inputs.targets, inputs.present, text_noise=text_noise, generator=generator
+            )
         )
         noise: dict[str, Any] = {"eps": eps, "generator": generator, "beta": latent.beta if beta is None else beta}
-        noise["prior"] = self.latent_head.prior
+        noise["prior"] = self.latent_head.prior(q.own)
         if latent.objective == "elbo":
             elbo = objectives.elbo(q.mixture, likelihoods, choice, free_nats=latent.free_bits, **noise)
         elif latent.objective == "subset_elbos":
@@ -138,18 +144,19 @@ class M3AEForGeneration(M3AEPreTrainedModel):
     def elbo(
         self,
         modalities: Modalities,
+        given: Iterable[str] | None = None,
         *,
+        joint: bool = False,
         eps: Tensor | None = None,
         text_noise: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> Elbo:
         """Compute the bound on log p(the present modalities) with β = 1, no weights, and every component.
 
-        Private latents of modalities that a component does not contain are drawn from the auxiliary prior, as in
-        training; `m3ae.models.objectives.importance_log_likelihood` with `log_likelihoods` has the prior itself.
-
         Args:
             modalities: See the class.
+            given: Names of those that the posterior is inferred from; all if None.
+            joint: See `infer_latent`.
             eps: Standard normal noise (C, B, Z).
             text_noise: Name → uniform noise of the masked tokens, (C, B, 1 + L).
             generator: Draws the noise that is not given.
@@ -157,17 +164,60 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Returns:
             `.bound` (B,) in nats, and its terms.
         """
-        inputs = self._read(modalities)
-        q = self.latent_head.posterior(self._encode(inputs), inputs.present, self._members(generator))
-        likelihoods = self.latent_head.log_likelihoods(inputs.targets, inputs.present, q.own, text_noise, generator)
-        return objectives.elbo(q.mixture, likelihoods, eps=eps, generator=generator, prior=self.latent_head.prior)
+        q = self.infer_latent(_chosen(modalities, given), joint=joint, generator=generator)
+        likelihoods = self.log_likelihoods(modalities, q.own, text_noise=text_noise, generator=generator)
+        return objectives.elbo(
+            q.mixture, likelihoods, eps=eps, generator=generator, prior=self.latent_head.prior(q.own)
+        )
+
+    @torch.no_grad()
+    def log_evidence(
+        self,
+        modalities: Modalities,
+        num_samples: int,
+        given: Iterable[str] | None = None,
+        *,
+        chunk_size: int = 100,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Estimate log p(the present modalities) in nats, (B,), with K samples, see `importance_log_likelihood`.
+
+        Args:
+            modalities: See the class.
+            num_samples: K.
+            given: Names of those that the proposal, the model's own posterior, is inferred from; all if None.
+            chunk_size: How many samples to decode at once.
+            generator: Draws all noise.
+        """
+        q = self.infer_latent(_chosen(modalities, given), generator=generator)
+        return objectives.importance_log_likelihood(
+            q.mixture,
+            self.log_likelihoods(modalities, q.own, generator=generator),
+            num_samples,
+            chunk_size=chunk_size,
+            generator=generator,
+            prior=self.latent_head.prior(q.own),
+        )
 
     def log_likelihoods(
-        self, modalities: Modalities, generator: torch.Generator | None = None
+        self,
+        modalities: Modalities,
+        own: Mapping[str, Tensor] | None = None,
+        *,
+        text_noise: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return log p(x_m|z) (…, B) of each given modality as a function of z (…, B, Z), in nats and unweighted."""
+        """Return log p(x_m|z) (…, B) of each given modality as a function of z (…, B, Z), in nats and unweighted.
+
+        Args:
+            modalities: See the class.
+            own: `LatentPosterior.own` of the posterior that z is drawn from: what is not inferred follows the prior
+                given z. If None, z is complete.
+            text_noise: Name → uniform noise of the masked tokens, see `LatentHead.log_likelihoods`.
+            generator: Draws the noise that is not given.
+        """
         inputs = self._read(modalities)
-        return self.latent_head.log_likelihoods(inputs.targets, inputs.present, generator=generator)
+        return self.latent_head.log_likelihoods(inputs.targets, inputs.present, own, text_noise, generator)
 
     def infer_latent(
         self, available: Modalities, *, joint: bool = False, generator: torch.Generator | None = None
@@ -201,11 +251,11 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Returns:
             (K, B, Z).
         """
-        q = self.infer_latent(available, joint=True, generator=generator).mixture
+        q, own, _ = self.infer_latent(available, joint=True, generator=generator)
         noise = torch.rand(q.weights.shape[1], generator=generator, device=q.weights.device)
         chosen = algebra.choose(q.components, algebra.stratified_components(q.weights, num_samples, noise))
         eps = torch.randn(chosen.mu.shape, generator=generator, device=noise.device)
-        return algebra.sample(chosen, eps=eps * temperature)
+        return self.latent_head.complete(algebra.sample(chosen, eps=eps * temperature), own)
 
     def precision_shares(self, available: Modalities) -> dict[str, Tensor]:
         """Return the share of `prior` and of each expert in the precision of the product of all that is available.
@@ -230,8 +280,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
     ) -> dict[str, Tensor]:
         """Generate modalities from others: z from the posterior of all that is given, then what each decoder expects.
 
-        A private latent is of its modality's own posterior if that is given (of a mixture of experts: if z is drawn
-        from that expert), and otherwise drawn from the prior N(0, I).
+        A private latent is of its modality's own posterior if that is given, and otherwise drawn from its prior
+        given z.
 
         Args:
             given: Some modalities of B samples, see the class.
@@ -262,9 +312,10 @@ class M3AEForGeneration(M3AEPreTrainedModel):
 
         Args:
             num_samples: n.
-            density: The model's own prior, N(0, I) or the learned one, or that which `fit_prior` has left.
+            density: The model's own prior of z, N(0, I) or the learned one, or that which `fit_prior` has left.
             targets: Names of the modalities to generate; all if None.
-            temperature: Factor on the standard deviation of the own prior, or of its Gaussians; not of a fitted one.
+            temperature: Factor on the standard deviation of the own prior, or of its Gaussians, and of the private
+                latents given z; not of a fitted prior.
             generator: Draws the noise, on the model's device.
 
         Returns:
@@ -273,14 +324,26 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Raises:
             ValueError: No prior has been fitted, or a target is unknown.
         """
+        return self.decode(self.sample_latent_prior(num_samples, density, temperature, generator), targets)
+
+    @torch.no_grad()
+    def sample_latent_prior(
+        self,
+        num_samples: int,
+        density: Literal["own", "fitted"] = "own",
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw z and all private latents (n, Z) from the prior, see `sample_prior`."""
+        z = torch.randn(num_samples, self.latent.total_size, generator=generator, device=self.device) * temperature
+        shared = slice(0, self.latent.size)
         if density == "fitted":
             if self.fitted_prior is None:
                 raise ValueError("density: got 'fitted' for a model without fitted prior; call fit_prior first.")
-            return self.decode(self.fitted_prior.sample(num_samples, generator), targets)
-        z = torch.randn(num_samples, self.latent.total_size, generator=generator, device=self.device) * temperature
-        if self.latent_head.prior is not None:
-            z[:, : self.latent.size] = self.latent_head.prior.sample(num_samples, generator, temperature)
-        return self.decode(z, targets)
+            z[:, shared] = self.fitted_prior.sample(num_samples, generator)
+        elif self.latent_head.shared_prior is not None:
+            z[:, shared] = self.latent_head.shared_prior.sample(num_samples, generator, temperature)
+        return self.latent_head.complete(z, {})
 
     @torch.no_grad()
     def fit_prior(
@@ -290,9 +353,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         generator: torch.Generator | None = None,
         seed: int = 0,
     ) -> None:
-        """Fit a mixture of Gaussians to one posterior sample of each training sample, and keep it with the model.
-
-        It spans the private latents, too: these need not be standard normal in all that training has seen.
+        """Fit a mixture of Gaussians to one posterior sample of z of each training sample, and keep it with the model.
 
         Args:
             batches: Modalities of the training samples; the posterior is that of all that is available.
@@ -302,7 +363,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         points = []
         for modalities in batches:
-            points.append(self.sample_latent(modalities, generator=generator)[0].cpu())
+            points.append(self.sample_latent(modalities, generator=generator)[0, :, : self.latent.size].cpu())
         self.latent.prior_components = num_components
         self.fitted_prior = FittedPrior.fit(torch.cat(points), num_components, seed).to(self.device)
 
@@ -333,8 +394,9 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         return algebra.sample_subsets(count, self.latent.num_subsets, generator)
 
     def _kl(self, q: LatentPosterior, generator: torch.Generator | None) -> Tensor:
-        z = algebra.sample(q.mixture.components, generator=generator) if self.latent_head.prior is not None else None
-        return algebra.mixture_kl_bound(q.mixture, z, self.latent_head.prior)
+        prior = self.latent_head.prior(q.own)
+        z = None if prior is None else algebra.sample(q.mixture.components, generator=generator)
+        return algebra.mixture_kl_bound(q.mixture, z, prior)
 
     def _weighted(
         self, likelihoods: Mapping[str, Callable[[Tensor], Tensor]]
@@ -385,6 +447,5 @@ def _draw_components(weights: Tensor, count: int, noise: Tensor | None, generato
     return algebra.balanced_components(weights.repeat(1, count), noise).view(count, size)
 
 
-def _own_of(q: LatentPosterior, choice: Tensor | None) -> dict[str, Tensor]:
-    """Return `q.own`, or its values for chosen components (K, B)."""
-    return q.own if choice is None else {name: own.gather(0, choice) for name, own in q.own.items()}
+def _chosen(modalities: Modalities, names: Iterable[str] | None) -> Modalities:
+    return modalities if names is None else {name: modalities[name] for name in names}

@@ -38,13 +38,18 @@ class Mixture(NamedTuple):
     weights: Tensor
 
 
-class Prior(Protocol):
-    """A density of the first `size` dimensions of z; the others are standard normal, independent of them."""
-
-    size: int
+class Density(Protocol):
+    """A density of points."""
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return log p(z) (…) of points (…, size)."""
+        """Return log p(z) (…) of points (…, D)."""
+
+
+class Prior(Density, Protocol):
+    """A prior other than N(0, I)."""
+
+    def kl_divergence(self, gaussian: Gaussian, z: Tensor) -> Tensor:
+        """Return KL(q‖p) of Gaussians (…, D) in nats, in columns (…, *), perhaps estimated at points z of theirs."""
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -255,10 +260,10 @@ def log_density(z: Tensor, gaussian: Gaussian) -> Tensor:
     return -0.5 * (((z - mu) * (-logvar / 2).exp()).square() + logvar + math.log(2 * math.pi)).sum(-1)
 
 
-def log_prior(z: Tensor, prior: Prior | None = None) -> Tensor:
+def log_prior(z: Tensor, prior: Density | None = None) -> Tensor:
     """Return log p(z) of points (…, D): log N(z; 0, I) if there is no other prior."""
     if prior is not None:
-        return prior.log_prob(z[..., : prior.size]) + log_prior(z[..., prior.size :])
+        return prior.log_prob(z)
     return -0.5 * (upcast(z).square() + math.log(2 * math.pi)).sum(-1)
 
 
@@ -267,25 +272,26 @@ def mixture_log_density(z: Tensor, mixture: Mixture) -> Tensor:
     return (mixture.weights.log() + log_density(z[..., None, :, :], mixture.components)).logsumexp(-2)
 
 
-def kl_divergence(gaussian: Gaussian) -> Tensor:
-    """Return KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − log σ²) in nats for each dimension, (…, D)."""
+def kl_divergence(gaussian: Gaussian, other: Gaussian | None = None) -> Tensor:
+    """Return KL(N(μ, σ²) ‖ N(ν, τ²)) = ½ ((μ − ν)²/τ² + σ²/τ² − 1 − log σ²/τ²) in nats for each dimension, (…, D).
+
+    Args:
+        gaussian: N(μ, σ²).
+        other: N(ν, τ²), of a shape that it can be broadcast with; N(0, 1) if None.
+    """
     mu, logvar = upcast(gaussian.mu), upcast(gaussian.logvar)
+    if other is not None:
+        mu, logvar = (mu - other.mu) * (-other.logvar / 2).exp(), logvar - other.logvar
     return 0.5 * (mu.square() + logvar.expm1() - logvar)
 
 
-def sampled_kl_divergence(gaussian: Gaussian, z: Tensor, prior: Prior) -> Tensor:
-    """Return KL(N(μ, σ²) ‖ p) in nats, its cross-entropy estimated at points z drawn from the Gaussian.
+def sampled_kl_divergence(gaussian: Gaussian, z: Tensor, density: Density) -> Tensor:
+    """Return KL(N(μ, σ²) ‖ p) (…) in nats, its cross-entropy estimated at points z (…, D) drawn from the Gaussian.
 
-    −½ Σ_d (log 2πe + log σ²_d) − log p(z) over the dimensions of the prior (S), exact in the others.
-
-    Returns:
-        (…, 1 + D − S): the first column is for the dimensions of the prior together.
+    −½ Σ_d (log 2πe + log σ²_d) − log p(z).
     """
-    mu, logvar = map(upcast, gaussian)
-    size = prior.size
-    entropy = 0.5 * (logvar[..., :size] + math.log(2 * math.pi) + 1).sum(-1)
-    own = -entropy - prior.log_prob(z[..., :size])
-    return torch.cat([own[..., None], kl_divergence(Gaussian(mu[..., size:], logvar[..., size:]))], -1)
+    entropy = 0.5 * (upcast(gaussian.logvar) + math.log(2 * math.pi) + 1).sum(-1)
+    return -entropy - density.log_prob(z)
 
 
 def mixture_kl_bound(mixture: Mixture, z: Tensor | None = None, prior: Prior | None = None) -> Tensor:
@@ -294,13 +300,13 @@ def mixture_kl_bound(mixture: Mixture, z: Tensor | None = None, prior: Prior | N
     Args:
         mixture: The posterior.
         z: (C, B, D), drawn from its components; needed for a prior that is not standard.
-        prior: N(0, I) if None; otherwise the columns are those of `sampled_kl_divergence`.
+        prior: N(0, I) if None; otherwise the columns are those of its `kl_divergence`.
     """
     if prior is None:
         kl = kl_divergence(mixture.components)
     else:
         assert z is not None
-        kl = sampled_kl_divergence(mixture.components, z, prior)
+        kl = prior.kl_divergence(mixture.components, z)
     return (mixture.weights[..., None] * kl).sum(0)
 
 

@@ -43,7 +43,8 @@ class ModalityConfig:
         scale: Standard deviation of the normal likelihood, b of the Laplace one.
         learn_scale: Whether `scale` is only where it starts from (one for all elements; Rybkin et al. 2021).
         weight: Of its log-likelihood in training; not in what is reported.
-        private_size: Dimensions of a latent of its own (Palumbo et al. 2023); 0 for none.
+        private_size: Dimensions of a latent of its own, whose prior given z is learned
+            (`m3ae.models.learned_prior.ConditionalPrior`); 0 for none.
         hidden_size: Width of the MLPs, or of the transformer decoder.
         num_layers: Hidden layers of each MLP, convolutions of stride 2, or blocks of the transformer decoder.
         dropout: Of what enters the layers of the encoder `mlp` or `cnn`.
@@ -152,7 +153,7 @@ class LatentConfig(PreTrainedConfig):
         beta_warmup: Share of the steps over which the weight rises from 0.
         free_bits: Nats of each latent dimension that cost nothing (Kingma et al. 2016).
         learned_prior: Gaussians of a prior of z that is learned with the model (`m3ae.models.learned_prior`); 0 for
-            N(0, I), which that of the private latents always is.
+            N(0, I).
         prior_components: Gaussians of the fitted prior; set by `M3AEForGeneration.fit_prior`.
         modalities: Name → options of `ModalityConfig`; the trunk's `image` and `text` if None. They are numbered in
             alphabetical order, which a saved configuration has, too.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,21 @@ from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
 from m3ae.models.latent_decoders import PatchDecoder, TextDecoder, build_decoder
 from m3ae.models.latent_encoders import AttentionPool, Expert
 from m3ae.models.latent_inputs import TENSOR_NAMES, Modalities
-from m3ae.models.learned_prior import LearnedPrior
+from m3ae.models.learned_prior import ConditionalPrior, HierarchicalPrior, LearnedPrior, ZeroLinear
 from m3ae.models.likelihoods import Likelihood
 
 
 class LatentPosterior(NamedTuple):
     """q(z, all private latents | the present modalities).
 
-    A component is the product of its experts in the shared dimensions; in the private dimensions of a modality it is
-    that modality's own posterior where the modality is among them, and the prior N(0, I) elsewhere.
+    A component is the product of its experts in the shared dimensions. The private dimensions of a modality have its
+    own posterior, whatever the component; where it is absent they have N(0, I), the noise that its private latent is
+    drawn with (`LatentHead.complete`).
 
     Attributes:
         mixture: Components (C, B, Z), the D shared dimensions first.
-        own: Name → (C, B) bool, whether a component contains the modality, for those with a private latent.
+        own: Name → (B,) bool, whether the private latent is inferred; (C, B) where each subset explains itself, and
+            infers its own ones only.
         size: D.
     """
 
@@ -73,10 +75,13 @@ class LatentHead(nn.Module):
             {name: Likelihood(modality) for name, modality in self.modalities.items() if modality.kind != "text"}
         )
         count = self.config.learned_prior
-        self.prior = LearnedPrior(count, self.config.size) if count else None  # of z; None is N(0, I)
-        # Log-scale of the auxiliary prior from which training draws a private latent that z does not come with.
-        self.auxiliary = nn.ParameterDict(
-            {name: torch.zeros(size) for name, modality in self.modalities.items() if (size := modality.private_size)}
+        self.shared_prior = LearnedPrior(count, self.config.size) if count else None  # of z; None is N(0, I)
+        self.private_priors = nn.ModuleDict(
+            {
+                name: ConditionalPrior(self.config.size, modality.private_size, modality.hidden_size // 2)
+                for name, modality in self.modalities.items()
+                if modality.private_size
+            }
         )
         bounds = [self.config.size]
         for modality in self.modalities.values():
@@ -86,7 +91,12 @@ class LatentHead(nn.Module):
         }
 
     def posterior(
-        self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor], members: Tensor
+        self,
+        inputs: Mapping[str, Stream | Tensor],
+        present: Mapping[str, Tensor],
+        members: Tensor,
+        *,
+        each_explains_itself: bool = False,
     ) -> LatentPosterior:
         """Return the posterior given any of the modalities.
 
@@ -94,17 +104,20 @@ class LatentHead(nn.Module):
             inputs: Name → tokens or values of some modalities; those of absent samples are finite.
             present: Name → (B,) bool, for the same modalities.
             members: (C, M) bool, the components, over all experts.
+            each_explains_itself: Whether a component infers the private latents of its own members only.
         """
         experts, given, private = self._infer_experts(inputs, present)
         mixture = algebra.posterior(experts, given, members, self.config.prior_expert)
-        available = members.to(given.device)[..., None] & given  # (C, M, B)
-        own = {name: available[:, number] for number, name in enumerate(self.experts) if name in self.auxiliary}
+        available = members.to(given.device)[..., None] & given if each_explains_itself else given  # (C, M, B), (M, B)
+        own = {
+            name: available[..., number, :] for number, name in enumerate(self.experts) if name in self.private_priors
+        }
         parts = [mixture.components]
         for name in own:
-            size = self.modalities[name].private_size
-            nothing = experts.mu.new_zeros(1, size)
+            nothing = experts.mu.new_zeros(1, self.modalities[name].private_size)
             expert = private.get(name, Gaussian(nothing, nothing))
-            parts.append(Gaussian(*(torch.where(own[name][..., None], algebra.upcast(part), 0) for part in expert)))
+            filled = (torch.where(own[name][..., None], algebra.upcast(part), 0) for part in expert)
+            parts.append(Gaussian(*(part.expand(len(members), len(experts.mu[0]), -1) for part in filled)))
         joined = Gaussian(*(torch.cat(values, -1) for values in zip(*parts, strict=True)))
         return LatentPosterior(Mixture(joined, mixture.weights), own, self.config.size)
 
@@ -139,19 +152,50 @@ class LatentHead(nn.Module):
         )
         return experts, given, private
 
+    def prior(self, own: Mapping[str, Tensor]) -> HierarchicalPrior | None:
+        """Return the prior of all latents; None if it is N(0, I).
+
+        Args:
+            own: Of the posterior that it is for, see `LatentPosterior`.
+        """
+        if self.shared_prior is None and not self.private_priors:
+            return None
+        conditional = cast(Mapping[str, ConditionalPrior], self.private_priors)
+        return HierarchicalPrior(self.config.size, self.shared_prior, conditional, self.private_dimensions, own)
+
+    def complete(self, z: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """Put private latents in the place of the noise that they are drawn with, (…, Z).
+
+        Args:
+            z: (…, B, Z).
+            own: Name → (…, B) bool, where the private latent is there already; nowhere if it is left out.
+        """
+        nowhere = torch.zeros(z.shape[-2], dtype=torch.bool, device=z.device)
+        shared = z[..., : self.config.size]
+        return torch.cat(
+            [shared, *(self._private(name, z, own.get(name, nowhere)) for name in self.private_priors)], -1
+        )
+
+    def _private(self, name: str, z: Tensor, own: Tensor | None) -> Tensor:
+        private = z[..., self.private_dimensions[name]]
+        if own is None or name not in self.private_priors:
+            return private
+        prior = cast(ConditionalPrior, self.private_priors[name])
+        drawn = prior.transform(private, z[..., : self.config.size])
+        return torch.where(own[..., None], private, drawn)
+
     def decoder_input(self, name: str, z: Tensor, own: Tensor | None = None) -> Tensor:
-        """Return what the decoder of a modality sees of z (…, Z): the shared and its private part (…, D + P).
+        """Return what the decoder of a modality sees of points z (…, B, Z): the shared and its private part.
 
         Args:
             name: Of the modality.
-            z: (…, Z).
-            own: Whether the private part is of the modality's own posterior; elsewhere it is taken for noise of the
-                prior, and scaled to the auxiliary prior of training. None takes z as it is.
+            z: (…, B, Z).
+            own: (…, B) bool, see `complete`; everywhere if None.
+
+        Returns:
+            (…, B, D + P).
         """
-        private = z[..., self.private_dimensions[name]]
-        if own is not None and name in self.auxiliary:
-            private = torch.where(own[..., None], private, private * self.auxiliary[name].exp())
-        return torch.cat([z[..., : self.config.size], private], -1)
+        return torch.cat([z[..., : self.config.size], self._private(name, z, own)], -1)
 
     def log_likelihoods(
         self,
@@ -168,7 +212,7 @@ class LatentHead(nn.Module):
         Args:
             targets: Name → tensors as `MultimodalCollator` returns them, finite.
             present: Name → (B,) bool.
-            own: Name → (…, B) bool, see `decoder_input`.
+            own: Name → (…, B) bool, see `complete`; everywhere if None.
             text_noise: Name → uniform noise (…, B, 1 + L), see `TextDecoder.log_likelihood`.
             generator: Draws the noise that is not given.
         """
@@ -252,6 +296,6 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
         init.normal_(module.means)
         init.zeros_(module.logvars)
         init.zeros_(module.logits)
-    elif isinstance(module, LatentHead):
-        for scale in module.auxiliary.values():
-            init.zeros_(scale)
+    elif isinstance(module, ZeroLinear):
+        init.zeros_(module.weight)
+        init.zeros_(module.bias)

@@ -37,7 +37,7 @@ class Elbo(NamedTuple):
     Attributes:
         loss: What to minimise: −mean_b Σ_m log p(x_m|z) + β·(the mean KL, with free bits).
         log_likelihood: (B,) of each modality.
-        kl: (B, D), before β and free bits; for a prior that is not standard, see `sampled_kl_divergence`.
+        kl: (B, D), before β and free bits; for a prior that is not standard, in its columns.
     """
 
     loss: Tensor

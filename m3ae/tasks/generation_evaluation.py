@@ -6,7 +6,7 @@ Shapes: N rows of the split, D shared latent dimensions, Z all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from m3ae.tasks.latent_passes import (
 from m3ae.training.task_config import GenerationConfig
 
 MISSING_RATES = tuple(round(0.1 * tenth, 1) for tenth in range(10))
-Density = str  # "own" or "fitted"
+Density = Literal["own", "fitted"]
 
 
 class GenerationEvaluator:
@@ -98,7 +98,7 @@ class GenerationEvaluator:
         with torch.no_grad():
             present = [number for number, given in enumerate(self.subsets) if len(self.rows.having(given))]
             subsets = [self.measure_subset(number) for number in present]
-            densities = ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
+            densities: list[Density] = ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
             return {
                 "rows": sum(len(next(iter(batch.values()))["present"]) for batch in self.rows.batches),
                 "classifiers": self.judge_real_data(),
@@ -134,7 +134,7 @@ class GenerationEvaluator:
         modalities that are not given, and `diversity_of_right`, of the samples that show the right class.
         """
         given, model = self.subsets[number], self.model
-        found = run_pass(model, self.rows, given, self.generator)
+        found = run_pass(model, self.rows, given, self.generator, self.options.temperature)
         result: dict[str, Any] = {
             "given": given,
             "rows": len(found.rows),
@@ -159,9 +159,8 @@ class GenerationEvaluator:
         `coherence` by label: the share whose modalities all show one class; `frechet` by modality, of images.
         """
         count = max(len(own) for own in self.rows.present.values())
-        assert density in ("own", "fitted")
         names = list(self.rows.values)
-        drawn = self.model.sample_prior(count, density, names, generator=self.generator)  # type: ignore[arg-type]
+        drawn = self.model.sample_prior(count, density, names, self.options.temperature, self.generator)
         values = {name: value.cpu().numpy() for name, value in drawn.items()}
         coherence = {
             label: joint_coherence(np.stack([own.predict(values[name]) for name, own in classifiers.items()]))

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m3ae.data.multimodal import Batch
-from m3ae.models import objectives
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_inputs import TENSOR_NAMES
 
@@ -73,8 +72,8 @@ class Pass:
         bound: (n,) evidence lower bound on all modalities of the row, in nats, β = 1.
         kl: (n,) its KL.
         log_likelihood: Modality → (n,) its log p(x|z) in nats.
-        expected: Modality → (n, …) decoded from the mean of z; private latents that are not inferred are 0.
-        drawn: Modality → (n, …) decoded from a sample of z; private latents that are not inferred are of the prior.
+        expected: Modality → (n, …) decoded from the mean of z and private latents without noise.
+        drawn: Modality → (n, …) decoded from a sample; private latents that are not inferred are of their prior.
     """
 
     rows: Array
@@ -100,7 +99,9 @@ def posterior_means(
 
 
 @torch.no_grad()
-def run_pass(model: M3AEForGeneration, rows: Rows, given: Sequence[str], generator: torch.Generator) -> Pass:
+def run_pass(
+    model: M3AEForGeneration, rows: Rows, given: Sequence[str], generator: torch.Generator, temperature: float = 1.0
+) -> Pass:
     """Infer z from `given`, and decode everything.
 
     Args:
@@ -108,6 +109,7 @@ def run_pass(model: M3AEForGeneration, rows: Rows, given: Sequence[str], generat
         rows: A split.
         given: Modalities with an encoder, which at least one row has.
         generator: Draws all noise, on the model's device.
+        temperature: Of `Pass.drawn`, see `M3AEForGeneration.generate_modalities`.
     """
     targets = [name for name, modality in model.latent_head.modalities.items() if modality.kind != "text"]
     parts: list[dict[str, Any]] = []
@@ -117,17 +119,14 @@ def run_pass(model: M3AEForGeneration, rows: Rows, given: Sequence[str], generat
             continue
         batch = send_to_device(select(batch, complete), model.device)
         available = {name: batch[name] for name in given}
-        q = model.infer_latent(available, joint=True, generator=generator)
-        elbo = objectives.elbo(
-            q.mixture, model.log_likelihoods(batch, generator), generator=generator, prior=model.latent_head.prior
-        )
+        elbo = model.elbo(batch, given, joint=True, generator=generator)
         means, draws = (
-            model.generate_modalities(available, targets, temperature=temperature, generator=generator)
-            for temperature in (0.0, 1.0)
+            model.generate_modalities(available, targets, temperature=factor, generator=generator)
+            for factor in (0.0, temperature)
         )
         parts.append(
             {
-                "latents": q.mean,
+                "latents": model.infer_latent(available, joint=True).mean,
                 "bound": elbo.bound,
                 "kl": elbo.kl.sum(-1),
                 "log_likelihood": elbo.log_likelihood,
@@ -153,14 +152,8 @@ def evidence(
     """
     complete = torch.stack([batch[name]["present"] for name in given]).all(0)
     batch = send_to_device(select(batch, complete), model.device)
-    q = model.infer_latent({name: batch[name] for name in given}, generator=generator).mixture
-    likelihoods, prior = model.log_likelihoods(batch, generator), model.latent_head.prior
     return {
-        count: float(
-            objectives.importance_log_likelihood(
-                q, likelihoods, count, chunk_size=50, generator=generator, prior=prior
-            ).mean()
-        )
+        count: float(model.log_evidence(batch, count, given, chunk_size=50, generator=generator).mean())
         for count in sample_counts
     }
 
@@ -179,7 +172,7 @@ def permutation_test(model: M3AEForGeneration, rows: Rows, generator: torch.Gene
         z = model.sample_latent(available, generator=generator)[0]
         shift = max(1, len(z) // 2)
         other = z.roll(shift, 0)
-        likelihoods = model.log_likelihoods(moved, generator)
+        likelihoods = model.log_likelihoods(moved, generator=generator)
         permuted = {
             "shared": torch.cat([other[:, :size], z[:, size:]], 1),
             "private": torch.cat([z[:, :size], other[:, size:]], 1),

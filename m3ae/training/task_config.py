@@ -120,9 +120,12 @@ class GenerationConfig(Section):
             the model; 0 for none.
         importance_samples: Numbers K of samples of which `m3ae evaluate` estimates log p(x); `[]` for no estimate.
         importance_rows: Rows of which it does, evenly spaced.
+        temperature: Factor on the standard deviation of what `m3ae evaluate` draws for coherence, diversity and
+            distances; likelihoods and bounds do not know it.
     """
 
     missing_rate: float = Field(default=0.0, ge=0, le=1)
     prior_components: NonNegativeInt = 30
     importance_samples: list[PositiveInt] = [1, 10, 100, 1000]
     importance_rows: PositiveInt = 100
+    temperature: float = Field(default=1.0, ge=0)

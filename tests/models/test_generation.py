@@ -9,6 +9,7 @@ from torch import Tensor
 
 from m3ae import M3AEForGeneration, M3AEForPreTraining
 from m3ae.models import objectives
+from m3ae.models.latent import log_prior, subsets
 from tests.models.tiny import tiny_model
 from tests.models.tiny_latent import (
     DIGITS,
@@ -71,10 +72,7 @@ def test_objectives_reach_every_parameter_and_no_absent_value(options: dict) -> 
     output = model(without(ordered(digits_batch()), present), generator=torch.Generator().manual_seed(0))
     assert output.loss.isfinite()
     output.loss.backward()
-    private_prior_unused = options["objective"] == "subset_elbos" or options.get("kind") == "poe"
     for name, parameter in model.named_parameters():
-        if "auxiliary" in name and private_prior_unused:
-            continue
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
@@ -95,30 +93,49 @@ def test_the_training_bound_is_the_reported_one_without_weights() -> None:
     )
 
 
-def test_a_component_has_the_private_posterior_of_its_own_modalities_only() -> None:
-    model = latent_model(kind="moe")
-    q = model.infer_latent(digits_batch())
-    glyph, speech = (model.latent_head.private_dimensions[name] for name in ("glyph", "speech"))
+@pytest.mark.parametrize("objective", ["elbo", "subset_elbos"])
+def test_a_private_latent_is_inferred_from_its_own_modality(objective: str) -> None:
+    """By every component; where subsets explain themselves, by those that contain the modality."""
+    model = latent_model(objective=objective)
+    present = torch.tensor([[True] * 6, [True] * 6, [True, False] * 3])  # glyph, label, speech
+    batch = without(ordered(digits_batch()), present)
+    inputs = model._read(batch)
+    members = subsets(3)
+    alone = objective == "subset_elbos"
+    q = model.latent_head.posterior(model._encode(inputs), inputs.present, members, each_explains_itself=alone)
     mu, logvar = q.mixture.components
-    for component, name in enumerate(NAMES):
-        for part, owner in ((glyph, "glyph"), (speech, "speech")):
-            is_prior = (mu[component, :, part] == 0).all() and (logvar[component, :, part] == 0).all()
-            assert is_prior == (name != owner)
-    assert {name: own.tolist() for name, own in q.own.items()} == {
-        name: [[member == name] * 6 for member in NAMES] for name in ("glyph", "speech")
-    }
+    for name, number in (("glyph", 0), ("speech", 2)):
+        part = model.latent_head.private_dimensions[name]
+        inferred = present[number].expand(7, 6) & (members[:, [number]] if alone else True)
+        assert (q.own[name].expand(7, 6) == inferred).all()
+        for values in (mu, logvar):
+            assert ((values[..., part] != 0).any(-1) == inferred).all()
 
 
-def test_a_foreign_private_latent_has_the_learned_scale_in_training_alone() -> None:
-    model = latent_model(kind="moe")
+def test_what_is_not_inferred_follows_the_prior_given_z() -> None:
+    model = latent_model()
     head = model.latent_head
-    z = torch.randn(3, 6, model.latent.total_size)
-    own = model.infer_latent(digits_batch()).own["glyph"]
-    head.auxiliary["glyph"].data.fill_(-1)
-    scaled, plain = head.decoder_input("glyph", z, own), head.decoder_input("glyph", z)
-    torch.testing.assert_close(scaled[0], plain[0])  # component 0 is the glyph's own expert
-    torch.testing.assert_close(scaled[1:, :, :5], plain[1:, :, :5])
-    torch.testing.assert_close(scaled[1:, :, 5:], plain[1:, :, 5:] * torch.tensor(-1.0).exp())
+    z, own = torch.randn(3, 6, model.latent.total_size), torch.tensor([True, False, True, True, False, False])
+    complete = head.complete(z, {"glyph": own})
+    glyph, speech = (head.private_dimensions[name] for name in ("glyph", "speech"))
+    torch.testing.assert_close(complete[..., :5], z[..., :5])
+    torch.testing.assert_close(complete[:, own, glyph], z[:, own, glyph])
+    for part, name, rows_of in ((glyph, "glyph", ~own), (speech, "speech", slice(None))):
+        drawn = head.private_priors[name].transform(z[..., part], z[..., :5])
+        torch.testing.assert_close(complete[:, rows_of, part], drawn[:, rows_of])
+    torch.testing.assert_close(head.decoder_input("glyph", z, own), head.decoder_input("glyph", complete))
+    everywhere = {name: torch.ones_like(own) for name in ("glyph", "speech")}
+    torch.testing.assert_close(head.complete(complete, everywhere), complete)
+
+
+def test_the_density_of_inferred_and_drawn_latents_is_the_joint_one() -> None:
+    """log p(z) + Σ log p(w|z), where what is drawn has the change of variables in its noise."""
+    model, z = latent_model(), torch.randn(6, 10)
+    head = model.latent_head
+    own = {"glyph": torch.ones(6, dtype=torch.bool), "speech": torch.zeros(6, dtype=torch.bool)}
+    glyph, speech = (head.private_dimensions[name] for name in own)
+    expected = log_prior(z[:, :5]) + head.private_priors["glyph"].log_prob(z[:, glyph], z[:, :5])
+    torch.testing.assert_close(head.prior(own).log_prob(z), expected + log_prior(z[:, speech]))
 
 
 def test_private_latents_vary_what_is_generated_from_others_and_not_what_is_given() -> None:
@@ -166,22 +183,20 @@ def test_saved_with_a_fitted_prior_it_gives_the_same_samples(tmp_path) -> None:
 def test_the_fitted_prior_has_the_moments_of_the_posterior_samples() -> None:
     model = latent_model()
     model.fit_prior([digits_batch(60)], 1, torch.Generator().manual_seed(0))
-    q = model.infer_latent(digits_batch(60), joint=True).mixture.components
+    shared = model.infer_latent(digits_batch(60), joint=True).shared.components
     drawn = model.fitted_prior.sample(20_000, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(drawn.mean(0), q.mu[0].mean(0), atol=0.5, rtol=0)  # 60 samples of deviation about 1
-    expected = q.logvar[0].exp().mean(0) + q.mu[0].var(0)
+    torch.testing.assert_close(drawn.mean(0), shared.mu[0].mean(0), atol=0.5, rtol=0)  # 60 samples
+    expected = shared.logvar[0].exp().mean(0) + shared.mu[0].var(0)
     torch.testing.assert_close(drawn.var(0).log(), expected.log(), atol=0.7, rtol=0)
 
 
 def test_evidence_is_no_less_than_the_bound() -> None:
-    model, batch = latent_model({name: {**o, "private_size": 0} for name, o in DIGITS.items()}), digits_batch()
-    q = model.infer_latent(batch)
-    evidence = objectives.importance_log_likelihood(
-        q.mixture, model.log_likelihoods(batch), 500, generator=torch.Generator().manual_seed(0)
-    )
-    eps = torch.randn(200, 7, 6, 5, generator=torch.Generator().manual_seed(1))
-    bound = torch.stack([model.elbo(batch, eps=noise).bound for noise in eps]).mean(0)
-    assert (evidence > bound).all()
+    model, batch = latent_model(), digits_batch()
+    for given in (None, ["glyph"]):
+        evidence = model.log_evidence(batch, 500, given, generator=torch.Generator().manual_seed(0))
+        eps = torch.randn(200, 7, 6, 10, generator=torch.Generator().manual_seed(1))
+        bound = torch.stack([model.elbo(batch, given, eps=noise).bound for noise in eps]).mean(0)
+        assert (evidence > bound).all()
 
 
 def test_two_views_and_a_report() -> None:

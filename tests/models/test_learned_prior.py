@@ -1,5 +1,6 @@
 """The prior that is learned with a latent model."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -9,7 +10,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from m3ae import M3AEForGeneration
 from m3ae.models import latent, objectives
 from m3ae.models.latent import Gaussian
-from m3ae.models.learned_prior import LearnedPrior
+from m3ae.models.learned_prior import ConditionalPrior, LearnedPrior
 from tests.models.tiny_latent import digits_batch, latent_model
 
 
@@ -18,6 +19,13 @@ def prior(seed: int = 0, size: int = 2) -> LearnedPrior:
     made = LearnedPrior(3, size)
     torch.nn.init.normal_(made.logits)
     torch.nn.init.normal_(made.logvars)
+    return made
+
+
+def conditional(size: int) -> ConditionalPrior:
+    made = ConditionalPrior(3, size, 8)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
     return made
 
 
@@ -41,37 +49,71 @@ def test_density_and_samples_are_those_of_the_mixture() -> None:
 
 
 def test_the_sampled_divergence_is_exact_on_average() -> None:
-    """At μ ± σ the cross-entropy to a single Gaussian has its mean; dimensions beyond the prior are exact."""
-    gaussian = Gaussian(torch.randn(4, 3), torch.randn(4, 3))
+    """At μ ± σ the cross-entropy to a single Gaussian has its mean."""
+    gaussian = Gaussian(torch.randn(4, 2), torch.randn(4, 2))
     own = prior()
     with torch.no_grad():
         own.logits.copy_(torch.tensor([0.0, -1e9, -1e9]))
     signs = torch.tensor(list(product([-1.0, 1.0], repeat=2)))
     found = []
     for sign in signs:
-        z = gaussian.mu + (gaussian.logvar / 2).exp() * torch.cat([sign, torch.zeros(1)])
+        z = gaussian.mu + (gaussian.logvar / 2).exp() * sign
         found.append(latent.sampled_kl_divergence(gaussian, z, own))
     target = Normal(own.means[0], (own.logvars[0] / 2).exp())
-    q = Normal(gaussian.mu[:, :2], (gaussian.logvar[:, :2] / 2).exp())
-    expected = torch.distributions.kl_divergence(q, target).sum(-1)
-    torch.testing.assert_close(torch.stack(found).mean(0)[:, 0], expected)
-    torch.testing.assert_close(found[0][:, 1:], latent.kl_divergence(gaussian)[:, 2:])
+    q = Normal(gaussian.mu, (gaussian.logvar / 2).exp())
+    expected = torch.distributions.kl_divergence(q, target)
+    torch.testing.assert_close(torch.stack(found).mean(0), expected.sum(-1))
+    torch.testing.assert_close(latent.kl_divergence(gaussian, Gaussian(own.means[0], own.logvars[0])), expected)
 
 
 @pytest.mark.parametrize("kind", ["poe", "moe", "mopoe"])
 def test_a_standard_prior_that_could_be_learned_changes_no_density(kind: str) -> None:
     model, batch = latent_model(kind=kind), digits_batch()
-    q, likelihoods = model.infer_latent(batch).mixture, model.log_likelihoods(batch)
-    z = torch.randn(4, 6, model.latent.total_size)
-    weights = [objectives.log_weights(q, z, likelihoods, prior=own) for own in (None, standard(5))]
-    torch.testing.assert_close(*weights)
+    q, own, _ = model.infer_latent(batch)
+    likelihoods, z = model.log_likelihoods(batch, own), torch.randn(4, 6, model.latent.total_size)
+    fixed = model.latent_head.prior(own)
+    priors = [fixed, replace(fixed, shared=standard(5))]
+    torch.testing.assert_close(*[objectives.log_weights(q, z, likelihoods, prior=prior) for prior in priors])
     bounds = [
-        objectives.elbo(q, likelihoods, generator=torch.Generator().manual_seed(0), prior=own)
-        for own in (None, standard(5))
+        objectives.elbo(q, likelihoods, generator=torch.Generator().manual_seed(0), prior=prior) for prior in priors
     ]
-    assert bounds[1].kl.shape == (6, 1 + 5)
+    assert bounds[0].kl.shape == (6, 5 + 2) and bounds[1].kl.shape == (6, 1 + 2)
+    torch.testing.assert_close(bounds[0].kl[:, 5:], bounds[1].kl[:, 1:])
     for name, value in bounds[0].log_likelihood.items():
         torch.testing.assert_close(value, bounds[1].log_likelihood[name])
+
+
+def test_private_latents_are_a_change_of_variables_given_z() -> None:
+    """log p(w|z) = log N(ε) − log |∂w/∂ε|, and noise and points are one-to-one."""
+    torch.manual_seed(0)
+    for size in (1, 2, 5):
+        own = conditional(size)
+        z, noise = torch.randn(3), torch.randn(size)
+        w = own.transform(noise, z)
+        jacobian = torch.autograd.functional.jacobian(lambda eps, own=own, z=z: own.transform(eps, z), noise)
+        expected = latent.log_prior(noise) - torch.linalg.slogdet(jacobian).logabsdet
+        torch.testing.assert_close(own.log_prob(w, z), expected, rtol=1e-4, atol=1e-4)
+        assert (own.transform(noise, z + 1) - w).abs().min() > 0.01, "it follows z"
+
+
+def test_untrained_private_latents_are_standard_normal() -> None:
+    torch.manual_seed(0)
+    config = latent_model().config
+    head, w, z = M3AEForGeneration(config).latent_head, torch.randn(4, 3), torch.randn(4, 5)
+    torch.testing.assert_close(head.private_priors["speech"].log_prob(w, z), latent.log_prior(w))
+    torch.testing.assert_close(head.private_priors["speech"].transform(w, z), w)
+
+
+def test_the_divergence_of_private_latents_vanishes_where_they_follow_the_prior() -> None:
+    """Absent ones cost nothing; for inferred ones the estimate is log q − log p at the point, on average."""
+    model, batch = latent_model(), digits_batch()
+    q, own, _ = model.infer_latent({"speech": batch["speech"]}, joint=True)
+    prior, points = model.latent_head.prior(own), latent.sample(q.components, 4000)
+    many = Gaussian(*(part.expand(4000, 6, 10) for part in q.components))
+    kl = prior.kl_divergence(many, points[:, 0])  # (4000, 6, 5 + 2)
+    assert (kl[..., 5] == 0).all()
+    ratio = latent.mixture_log_density(points[:, 0], q) - prior.log_prob(points[:, 0])
+    torch.testing.assert_close(kl.sum(-1).mean(0), ratio.mean(0), rtol=0.05, atol=0.2)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +130,14 @@ def test_every_objective_moves_it(options: dict) -> None:
     model = latent_model(learned_prior=3, **options)
     output = model(digits_batch())
     output.loss.backward()
-    for parameter in model.latent_head.prior.parameters():
+    for parameter in model.latent_head.shared_prior.parameters():
         assert parameter.grad.isfinite().all() and parameter.grad.any()
 
 
 def test_saved_it_gives_the_same_samples_and_clusters_the_latents(tmp_path) -> None:
     model = latent_model(learned_prior=3)
     with torch.no_grad():
-        model.latent_head.prior.logvars.fill_(-20)
+        model.latent_head.shared_prior.logvars.fill_(-20)
     model.save_pretrained(tmp_path)
     loaded = M3AEForGeneration.from_pretrained(tmp_path).eval()
     first, second = (

@@ -26,7 +26,7 @@ def latent_config(modalities: dict[str, dict[str, Any]], **options: Any) -> M3AE
 
 
 def latent_model(modalities: dict[str, dict[str, Any]] = DIGITS, **options: Any) -> M3AEForGeneration:
-    """A model whose experts disagree: fresh ones are all close to the prior."""
+    """A model whose experts disagree, as private latents and their priors do: fresh ones are all close to N(0, I)."""
     torch.manual_seed(0)
     model = M3AEForGeneration(latent_config(modalities, **options)).eval()
     for name, parameter in model.named_parameters():
