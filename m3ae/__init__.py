@@ -14,8 +14,9 @@ from transformers import (
 
 from m3ae.models.classification import M3AEForClassification, M3AEForClassificationOutput
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.generation import M3AEForGeneration, M3AEForGenerationOutput
+from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_pass import M3AEForGenerationOutput
 from m3ae.models.modeling import M3AEModel, M3AEModelOutput
 from m3ae.models.pipeline import register_pipeline
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput

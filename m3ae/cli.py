@@ -1,20 +1,30 @@
 """The command `m3ae`. What is heavy is imported by the command that needs it."""
 
 import sys
+from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from m3ae.commands.answer import answer
+from m3ae.commands.app import app
+from m3ae.commands.configs import ConfigFile
 from m3ae.commands.convert import check_parity, convert
 from m3ae.commands.data import DataGroup
+from m3ae.commands.embed import embed
+from m3ae.commands.export import export
+from m3ae.commands.generate import generate
 from m3ae.commands.prepare import SourceGroup
+from m3ae.commands.reconstruct import reconstruct
 from m3ae.commands.run import run
+from m3ae.commands.search import search
 from m3ae.commands.summarize import summarize
 from m3ae.data.tables import printable
 from m3ae.training.interruption import STOPPED_STATUS, TrainingStopped
 
 PATH = click.Path(path_type=Path)
+EXTRAS = {"matplotlib": "figures", "gradio": "app", "faiss": "index", "peft": "lora", "pydicom": "dicom"}
 
 
 class Program(click.Group):
@@ -23,6 +33,19 @@ class Program(click.Group):
     The exit status is 2 where a command could not do its work, 1 where it did and the result is not acceptable, 75
     where training was asked to stop and can be resumed, and 130 after Ctrl-C.
     """
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command, before which the package is run where `m3ae_command` has put that off."""
+        callback = cmd.callback
+        assert callback is not None
+
+        @wraps(callback)
+        def run(*args: Any, **options: Any) -> Any:
+            _run_package()
+            return callback(*args, **options)
+
+        cmd.callback = run
+        super().add_command(cmd, name)
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run the command line and exit."""
@@ -38,10 +61,18 @@ class Program(click.Group):
         except TrainingStopped:  # it has said so itself, once for all processes
             status = STOPPED_STATUS
         except ModuleNotFoundError as error:
-            status = _fail(f"{error}: install what training needs, pip install 'm3ae[train]'", 2)
+            needed = EXTRAS.get((error.name or "").partition(".")[0], "train")
+            status = _fail(f"{error}: install what is needed with pip install 'm3ae[{needed}]'", 2)
         except (OSError, ValueError, ArithmeticError, ImportError, MemoryError) as error:
             status = _fail(str(error), 2)
         sys.exit(status or 0)
+
+
+def _run_package() -> None:
+    package = sys.modules["m3ae"]
+    if not hasattr(package, "__all__"):
+        assert package.__spec__ is not None and package.__spec__.loader is not None
+        package.__spec__.loader.exec_module(package)
 
 
 def _fail(message: str, status: int) -> int:
@@ -58,7 +89,7 @@ def cli() -> None:
     Example, from a downloaded data set to a model:
       m3ae prepare iu_xray --source DOWNLOADS/iu_xray --output data/iu_xray
       m3ae data show data/iu_xray
-      m3ae pretrain configs/pretrain/iu_xray.yaml
+      m3ae pretrain iu_xray
     """  # noqa: D301
 
 
@@ -106,20 +137,21 @@ def train_tokenizer(folder: Path, output: Path, vocab_size: int, text_column: st
 
 
 @cli.command()
-@click.argument("config", type=PATH)
+@click.argument("config", type=ConfigFile("pretrain"))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--resume", is_flag=True, help="continue from the newest intact checkpoint in output_dir, if any")
 @click.option("--print-config", is_flag=True, help="print all options and stop")
 def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_config: bool) -> None:
     """Pre-train a model as a YAML file says.
 
-    CONFIG is the file, KEY=VALUE replaces one of its options. After SIGTERM, SIGUSR1 or training.max_hours the run
-    finishes its step, writes a checkpoint and ends with the exit status 75; --resume continues it exactly.
+    CONFIG is the file or the name of a shipped one, KEY=VALUE replaces one of its options. After SIGTERM, SIGUSR1 or
+    training.max_hours the run finishes its step, writes a checkpoint and ends with the exit status 75; --resume
+    continues it exactly.
 
     \b
     Examples, the second one on several GPUs:
-      m3ae pretrain configs/pretrain/quickstart.yaml training.max_steps=9
-      accelerate launch scripts/pretrain.py configs/pretrain/base.yaml
+      m3ae pretrain quickstart training.max_steps=9
+      accelerate launch -m m3ae pretrain base data.path=data/mine
     """  # noqa: D301
     from m3ae.training.config import dump_config, load_config
 
@@ -139,26 +171,33 @@ def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
 cli.add_command(convert)
 cli.add_command(check_parity)
 cli.add_command(summarize)
+cli.add_command(reconstruct)
+cli.add_command(answer)
+cli.add_command(search)
+cli.add_command(embed)
+cli.add_command(generate)
+cli.add_command(app)
+cli.add_command(export)
 cli.add_command(run)
 
 
 @cli.command()
-@click.argument("config", type=PATH)
+@click.argument("config", type=ConfigFile("finetune"))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--resume", is_flag=True, help="continue from the newest intact checkpoint in output_dir, if any")
 @click.option("--print-config", is_flag=True, help="print all options and stop")
 def finetune(config: Path, overrides: tuple[str, ...], resume: bool, print_config: bool) -> None:
     """Fine-tune a model for a task, as a YAML file says.
 
-    CONFIG is the file, KEY=VALUE replaces one of its options, and model=FOLDER names the pre-trained model. The model
-    that is best on validation is kept, and measured on the test split beside what is reached without it. After
-    SIGTERM, SIGUSR1 or training.max_hours the run finishes its step, writes a checkpoint and ends with the exit status
-    75; --resume continues it exactly.
+    CONFIG is the file or the name of a shipped one, KEY=VALUE replaces one of its options, and model=FOLDER names the
+    pre-trained model. The model that is best on validation is kept, and measured on the test split beside what is
+    reached without it. After SIGTERM, SIGUSR1 or training.max_hours the run finishes its step, writes a checkpoint and
+    ends with the exit status 75; --resume continues it exactly.
 
     \b
     Examples, the second one with the same model from scratch:
-      m3ae finetune configs/finetune/vqa_rad_small.yaml model=runs/iu_xray/model
-      m3ae finetune configs/finetune/vqa_rad_small.yaml model=runs/iu_xray/model model.from_scratch=true
+      m3ae finetune vqa_rad_small model=runs/iu_xray/model
+      m3ae finetune vqa_rad_small model=runs/iu_xray/model model.from_scratch=true
     """  # noqa: D301
     from m3ae.training.config import dump_config, load_config
 
@@ -176,20 +215,20 @@ def finetune(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
 
 
 @cli.command()
-@click.argument("config", type=PATH)
+@click.argument("config", type=ConfigFile("finetune", "pretrain"))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--split", default="test", show_default=True, help="split to measure on")
 @click.option("--output", type=PATH, help="folder for predictions and results  [default: evaluation in output_dir]")
 def evaluate(config: Path, overrides: tuple[str, ...], split: str, output: Path | None) -> None:
     """Measure a trained model, without training.
 
-    CONFIG is the file that it was trained with, and model=FOLDER names the model. Of a latent model, the report is
-    latent.md, with figures beside it.
+    CONFIG is the one that it was trained with, a file or the name of a shipped one, and model=FOLDER names the model.
+    Of a latent model, the report is latent.md, with figures beside it.
 
     \b
     Examples:
-      m3ae evaluate configs/finetune/vqa_rad_small.yaml model=runs/vqa_rad_small/model
-      m3ae evaluate configs/pretrain/digits.yaml model=runs/digits/model
+      m3ae evaluate vqa_rad_small model=runs/vqa_rad_small/model
+      m3ae evaluate digits model=runs/digits/model
     """  # noqa: D301
     from m3ae.training.config import load_config
 
@@ -197,7 +236,3 @@ def evaluate(config: Path, overrides: tuple[str, ...], split: str, output: Path 
     from m3ae.tasks.evaluation import evaluate
 
     evaluate(loaded, split, output)
-
-
-if __name__ == "__main__":
-    cli()

@@ -130,7 +130,7 @@ def test_a_missing_library_is_named(tmp_path: Path, source: list[Any], monkeypat
         yield {}
 
     monkeypatch.setattr(sys.modules["toy"], "rows", rows)
-    expected = "error: No module named 'not_installed': install what training needs, pip install 'm3ae[train]'"
+    expected = "error: No module named 'not_installed': install what is needed with pip install 'm3ae[train]'"
     assert error("prepare", "toy", "--source", tmp_path, "--output", tmp_path / "out") == expected
 
 

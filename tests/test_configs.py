@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils import DistributedType
 
 from m3ae import (
     M3AEConfig,
@@ -88,8 +86,3 @@ def test_fine_tuning_follows_the_published_recipes(name: str) -> None:
     processes = 8 if name == "roco_retrieval" else 1
     assert processes * training.batch_size * training.gradient_accumulation_steps == batch
     assert training.max_steps == pytest.approx(epochs * samples / batch, abs=1)
-
-
-def test_the_launch_config_is_one_of_accelerate():
-    launch = load_config_from_file(str(ROOT / "configs" / "accelerate" / "ddp.yaml"))
-    assert (launch.distributed_type, launch.num_processes) == (DistributedType.MULTI_GPU, 8)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+# What PyTorch's reader and its own unpickler trip over.
+_MALFORMED = (
+    *(RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError),
+    *(struct.error, UnpicklingError, OverflowError, MemoryError),
+)
 
 
 class CheckpointError(ValueError):
@@ -55,15 +62,13 @@ def read_released(path: str | Path) -> Released:
     state = content.get("state_dict", content.get("model", content)) if isinstance(content, Mapping) else {}
     state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     _check_is_m3ae(path, state)
-    settings = content.get("hyper_parameters") or {}
-    if not isinstance(settings.get("config"), Mapping):
+    settings = content.get("hyper_parameters")
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("config"), Mapping):
         raise CheckpointError(
             f"{path} has the weights of an M3AE but no hyper_parameters.config, which says how many attention heads "
             f"they make up; got the entries {some(content)}. Use the whole Lightning file, not its state_dict alone."
         )
-    beside = path.parent / "config.json"
-    found = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    settings = {**settings, **{key: found[key] for key in ("roberta", "vision") if key in found}}
+    settings = {**settings, **_sections(path.parent / "config.json")}
     _check_encoders(path, state, settings["config"])
     return Released(state, settings)
 
@@ -76,7 +81,7 @@ def _load(path: Path) -> Any:
         is_zip = file.read(2) == b"PK"
     if is_zip and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is cut short or damaged ({path.stat().st_size:,} bytes); fetch it again.")
-    foreign: list[str] = get_unsafe_globals_in_checkpoint(path) if is_zip else []
+    foreign = _foreign(path) if is_zip else []
     harmful = [name for name in foreign if not name.startswith(("pytorch_lightning.", "lightning."))]
     if harmful:
         raise CheckpointError(_refusal(path, ", ".join(harmful)))
@@ -84,12 +89,38 @@ def _load(path: Path) -> Any:
         with warnings.catch_warnings(), safe_globals([(_Inert, name) for name in foreign]):
             warnings.simplefilter("ignore")  # about pickle protocols, which the next lines judge
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(_refusal(path, asked.group(1) if asked else "something that is not a tensor")) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint, or is damaged ({reason}).") from error
+    except _MALFORMED as error:
+        raise _damaged(path, error) from error
+
+
+def _sections(path: Path) -> dict[str, Any]:
+    """Return the sections `roberta` and `vision` of a JSON file, those of them that are there."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); mend it, or take it away.") from error
+    sections = {key: found[key] for key in ("roberta", "vision") if key in found} if isinstance(found, dict) else {}
+    if wrong := [key for key, section in sections.items() if not isinstance(section, dict)]:
+        raise CheckpointError(f"{path}: {wrong[0]} is {sections[wrong[0]]!r:.99}, expected an object of settings.")
+    return sections
+
+
+def _foreign(path: Path) -> list[str]:
+    try:
+        names: list[str] = get_unsafe_globals_in_checkpoint(path)
+    except _MALFORMED as error:
+        raise _damaged(path, error) from error
+    return names
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return CheckpointError(f"{path} is not a PyTorch checkpoint, or is damaged ({reason}).")
 
 
 def _refusal(path: Path, names: str) -> str:

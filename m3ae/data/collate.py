@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from m3ae.data.augment import Augmentation, augment, plain
-from m3ae.data.pairs import Pair
 from m3ae.models.processing import M3AEProcessor
+
+if TYPE_CHECKING:
+    from m3ae.data.pairs import Pair  # needs datasets, which inference does without
 
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]+")  # letters and digits, or punctuation; never both
 
@@ -81,7 +84,7 @@ class PairCollator:
         values = torch.zeros(len(pairs), 3, self.image_size, self.image_size)
         for value, pair, draw in zip(values, pairs, draws, strict=True):
             if pair.image is not None:
-                square = augment(plain(pair.image), self.image_size, draw, self.augmentation, self.crop_scale)
+                square = augment(_decode(pair), self.image_size, draw, self.augmentation, self.crop_scale)
                 torch.addcmul(self._offset, _channels_first(square), self._scale, out=value)
         return values
 
@@ -115,6 +118,15 @@ def tokenize(
         **options,
     )
     return encoded
+
+
+def _decode(pair: Pair) -> Image.Image:
+    assert pair.image is not None
+    try:
+        pair.image.load()
+        return plain(pair.image)
+    except Exception as error:  # a decoder raises whatever its parser trips over
+        raise ValueError(f"row {pair.id!r}: its image is damaged ({error}); prepare the folder again") from error
 
 
 def word_ids(text: str, token_starts: np.ndarray) -> Tensor:

@@ -15,7 +15,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
-from m3ae.data.images import MAX_SIDE, UnreadableImageError
+from m3ae.data.images import MAX_ASPECT, MAX_SIDE, UnreadableImageError
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
@@ -63,6 +63,8 @@ def _require_decodable(dataset: Dataset, name: str) -> None:
     if max(rows, columns) > MAX_SIDE or (limit is not None and rows * columns * frames > limit):
         size = f"{frames} frames of {columns}x{rows} pixels"
         raise UnreadableImageError("image too large", f"{name}: {size}, limit {limit} and {MAX_SIDE} on a side")
+    if max(rows, columns) > MAX_ASPECT * min(rows, columns):
+        raise UnreadableImageError("image too narrow", f"{name}: {columns}x{rows} pixels")
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)

@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
 MAX_SIDE = 65_500  # the longest side that libjpeg writes
+MAX_ASPECT = 100  # the longer side over the shorter: enlarging the shorter to a model's size takes as much memory
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
@@ -40,7 +42,8 @@ def load_image(path: Path) -> Image.Image:
     Raises:
         ImportError: a DICOM file, and pydicom is not installed.
         UnreadableImageError: the file is missing, empty, truncated, corrupt or no image, or its header announces more
-            than `PIL.Image.MAX_IMAGE_PIXELS` (89 million) pixels or 65,500 on a side.
+            than `PIL.Image.MAX_IMAGE_PIXELS` (89 million) pixels, 65,500 on a side, or a side of over 100 times the
+            other.
     """
     if not os.path.isfile(path):  # unlike `Path.is_file`, False for a name that is too long
         raise UnreadableImageError("image missing", path.name)
@@ -55,8 +58,12 @@ def load_image(path: Path) -> Image.Image:
         with opened as image:
             if max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, limit {MAX_SIDE} on a side")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise UnreadableImageError("image too narrow", f"{path.name}: {image.width}x{image.height} pixels")
             image.load()
             return _to_8bit(ImageOps.exif_transpose(image) if _orientation(image) != 1 else image)
+    except UnreadableImageError:
+        raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image", path.name) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

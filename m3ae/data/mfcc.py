@@ -41,7 +41,7 @@ def load_recording(path: Path, sampling_rate: int) -> NDArray[np.float64]:
         with wave.open(str(path)) as file:
             found = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
             announced, content = file.getnframes(), file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
+    except (OSError, EOFError, RuntimeError, wave.Error) as error:  # RuntimeError: a chunk that leaves the file
         raise UnreadableRecordingError("not a WAV file", f"{path.name}: {str(error) or 'ends early'}") from error
     if found != (expected := (1, 16, sampling_rate)):
         raise UnreadableRecordingError(

@@ -105,7 +105,7 @@ class PairColumns:
         chosen_text = texts[text % len(texts)] if texts else None
         return Pair(
             id=row["id"],
-            image=Image.open(io.BytesIO(chosen_view)) if chosen_view else None,
+            image=_open(chosen_view, row["id"]) if chosen_view else None,
             text=chosen_text,
             image_id=digest(chosen_view) if chosen_view else 0,
             text_id=digest(chosen_text.encode()) if chosen_text else 0,
@@ -199,6 +199,13 @@ class PairDataset:
     @cached_property
     def _text_lengths(self) -> np.ndarray:
         return np.array([len(text) for texts in self._texts_by_row() for text in texts], dtype=np.int64)
+
+
+def _open(content: bytes, id: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content))
+    except Exception as error:  # a decoder raises whatever its parser trips over
+        raise ValueError(f"row {id!r}: its image is damaged ({error}); prepare the folder again") from error
 
 
 def drawn_text(seed: int) -> int:

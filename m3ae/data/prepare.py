@@ -11,7 +11,6 @@ are no sign of a fault.
 
 import inspect
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
@@ -39,6 +38,7 @@ from m3ae.data.shards import (
     plan_shards,
     progress_file,
     record_progress,
+    shards_in,
     start_progress,
     write_shard,
     write_text,
@@ -106,7 +106,9 @@ def prepare(
         ValueError: unknown source or option, or a source in the wrong format.
     """
     _check_ranges(shorter_side=shorter_side, quality=quality, num_shards=num_shards, num_workers=num_workers)
-    part = _shards_in(shard_range, overwrite)
+    part = shards_in(shard_range)
+    if shard_range is not None and overwrite:
+        raise ValueError("shard_range with overwrite: machines would delete each other's shards; remove the folder")
     module, output = load_source(name), Path(output)
     arguments = _bind(name, module.rows, options if source is None else {"source": source, **options})
     roots = [value for value in arguments.values() if isinstance(value, Path)]
@@ -157,17 +159,6 @@ def _check_ranges(*, quality: int, **counts: int | None) -> None:
             raise ValueError(f"{name} is {value}, expected at least 1")
     if not 1 <= quality <= 95:
         raise ValueError(f"quality is {quality}, expected 1 to 95")
-
-
-def _shards_in(shard_range: str | None, overwrite: bool) -> slice:
-    if shard_range is None:
-        return slice(None)
-    found = re.fullmatch(r"(\d+):(\d+)", shard_range)
-    if found is None or int(found[1]) >= int(found[2]):
-        raise ValueError(f"shard_range is {shard_range!r}, expected first:end with first < end, such as 0:16")
-    if overwrite:
-        raise ValueError("shard_range with overwrite: machines would delete each other's shards; remove the folder")
-    return slice(int(found[1]), int(found[2]))
 
 
 def _bind(name: str, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

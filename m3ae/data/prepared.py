@@ -10,12 +10,16 @@ manifest.json                  source, options, counts, checksums; written last,
 """
 
 import json
+import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from m3ae.data.tables import printable
 
@@ -126,6 +130,9 @@ class Manifest:
         return "\n".join([*table, *self.summaries.values()])
 
 
+_MANIFESTS = TypeAdapter(Manifest)
+
+
 def _heading(splits: dict[str, SplitInfo]) -> list[str]:
     info = next(iter(splits.values()), SplitInfo(0, {}, None, 0, {}))
     return ["split", "rows", *info.images, *([] if info.texts is None else ["texts"]), "rejected"]
@@ -143,17 +150,18 @@ def load_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {MANIFEST}: prepare it, or finish it, with m3ae prepare")
+    again = "prepare the folder again with --overwrite"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        version = fields["format_version"]
-        if version == FORMAT_VERSION:
-            splits = {name: SplitInfo(**info) for name, info in fields.pop("splits").items()}
-            return Manifest(splits=splits, **fields)
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): prepare the folder again with --overwrite") from error
-    raise ValueError(
-        f"{path} has format version {version}, expected {FORMAT_VERSION}: prepare the folder again with --overwrite"
-    )
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text)["format_version"]
+        manifest = _MANIFESTS.validate_json(text, strict=True) if version == FORMAT_VERSION else None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): {again}") from error
+    if manifest is None:
+        raise ValueError(f"{path} has format version {version}, expected {FORMAT_VERSION}: {again}")
+    if outside := [name for info in manifest.splits.values() for name in info.shards if Path(name).name != name]:
+        raise ValueError(f"{path} names {outside[0]!r}, which is no file in its folder: {again}")
+    return manifest
 
 
 def array_shape(feature: Any) -> tuple[int, ...]:
@@ -166,6 +174,29 @@ def array_shape(feature: Any) -> tuple[int, ...]:
     return tuple(shape) if is_number and min(shape, default=0) > 0 else ()
 
 
+def shard_features(schema: pa.Schema) -> datasets.Features:
+    """Return the columns of a shard.
+
+    Raises:
+        pyarrow.ArrowInvalid: Their description is damaged.
+    """
+    try:
+        return datasets.Features.from_arrow_schema(schema)
+    except Exception as error:  # it parses JSON and looks names up
+        raise pa.ArrowInvalid(f"its description of the columns is damaged: {error}") from error
+
+
+def _is_readable(shard: Path) -> bool:
+    try:
+        with pq.ParquetFile(shard) as file:
+            shard_features(file.schema_arrow)
+            for batch in file.iter_batches():
+                batch.validate(full=True)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
 def load_split(folder: Path, split: str) -> datasets.Dataset:
     """Open one split of a prepared folder, memory-mapped, for reading by index; images decode to PIL images.
 
@@ -173,7 +204,7 @@ def load_split(folder: Path, split: str) -> datasets.Dataset:
 
     Raises:
         FileNotFoundError: the folder, its manifest or a shard is missing.
-        ValueError: the manifest is damaged, there is no such split, or the split has no rows.
+        ValueError: the manifest or a shard is damaged, there is no such split, or the split has no rows.
     """
     manifest = load_manifest(folder)
     if split not in manifest.splits:
@@ -182,9 +213,16 @@ def load_split(folder: Path, split: str) -> datasets.Dataset:
     if info.rows == 0:
         raise ValueError(f"split {split!r} of {folder} is empty: all its {info.rejected} rows are in {REJECTED}")
     shards = [folder / name for name in info.shards]
-    if missing := [shard.name for shard in shards if not shard.is_file()]:
+    if missing := [shard.name for shard in shards if not os.path.isfile(shard)]:  # False for too long a name
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: prepare it again with --overwrite")
-    dataset = datasets.Dataset.from_parquet([str(shard) for shard in shards], split=split)
+    try:
+        dataset = datasets.Dataset.from_parquet([str(shard) for shard in shards], split=split)
+    except Exception as error:  # as each library puts it; a full disk or too little memory is no fault of the shards
+        if not (unreadable := [shard.name for shard in shards if not _is_readable(shard)]):
+            raise
+        raise ValueError(
+            f"{folder}: {', '.join(unreadable)} cannot be read: prepare it again with --overwrite"
+        ) from error
     if len(dataset) != info.rows:
         raise ValueError(f"{folder}: {split} has {len(dataset)} rows, {MANIFEST} says {info.rows}: use --overwrite")
     return dataset

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -68,6 +69,20 @@ def plan_shards(rows: dict[str, list[Row]], num_shards: int | None) -> list[Shar
             part = slice(total * index // count, total * (index + 1) // count)
             shards.append(Shard(split, f"{split}-{index:05d}-of-{count:05d}.parquet", split_rows[part]))
     return shards
+
+
+def shards_in(shard_range: str | None) -> slice:
+    """Return which of all shards a range such as `0:16` names; None names all.
+
+    Raises:
+        ValueError: It is no such range.
+    """
+    if shard_range is None:
+        return slice(None)
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", shard_range, re.ASCII)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(f"shard_range is {shard_range!r}, expected first:end with first < end, such as 0:16")
+    return slice(int(found[1]), int(found[2]))
 
 
 def write_shard(folder: Path, shard: Shard, features: datasets.Features, outcomes: Iterable[Outcome]) -> FinishedShard:

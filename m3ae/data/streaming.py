@@ -2,13 +2,17 @@
 
 The unit of reading is a slice of a Parquet row group. Every epoch shuffles the slices of all sets, shares them out
 among the processes and their workers, and mixes the rows within each of these by a buffer: between them they visit
-each row once. Which row comes when is a function of the seed and of the numbers of processes and workers.
+each row once. Which row comes when is a function of the seed and of the numbers of processes and workers, as long as
+every shard can be read.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import count, islice
 from math import ceil, floor
 from pathlib import Path
@@ -16,12 +20,13 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
 from m3ae.data.pairs import Pair, PairColumns, Texts, digest
-from m3ae.data.prepared import load_manifest
+from m3ae.data.prepared import load_manifest, shard_features
 
 SHUFFLE_BUFFER = 1000  # rows
 SLICES_PER_WORKER = 4  # at least, where the rows suffice: workers then differ little in how much they have to read
@@ -38,13 +43,50 @@ class _Slice(NamedTuple):
     repeat: int
 
 
+class UnreadableShardError(ValueError):
+    """A shard that cannot be read."""
+
+
+@dataclass
+class ShardBudget:
+    """How many shards may be left out because they cannot be read, and which are.
+
+    Attributes:
+        max_unreadable: How many, of a process or a worker; each is named in a warning.
+        unreadable: Their paths.
+    """
+
+    max_unreadable: int = 0
+    unreadable: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def reading(self, path: str) -> Iterator[None]:
+        """Name the shard that the block cannot read, and end the block if it may be left out.
+
+        Raises:
+            UnreadableShardError: It may not.
+        """
+        try:
+            yield
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            remark = f"{path} cannot be read ({' '.join(str(error).split())})"
+            if len(self.unreadable | {path}) > self.max_unreadable:
+                raise UnreadableShardError(
+                    f"{remark}; restore it, prepare its folder again, or raise data.max_unreadable_shards "
+                    f"(now {self.max_unreadable})"
+                ) from error
+            if path not in self.unreadable:
+                print(f"warning: {remark}; going on without its rows", file=sys.stderr, flush=True)
+            self.unreadable.add(path)
+
+
 @dataclass(frozen=True)
 class StreamedSet:
     """The training rows of a prepared folder, and how often an epoch visits each of them.
 
     Raises:
         FileNotFoundError: There is no such prepared folder, or it lacks a shard.
-        ValueError: It has no training rows, or not the columns.
+        ValueError: It has no training rows.
     """
 
     folder: Path
@@ -55,8 +97,8 @@ class StreamedSet:
         info = load_manifest(self.folder).splits.get("train")
         if info is None or info.rows == 0:
             raise ValueError(f"{self.folder} has no rows in split 'train' to train on.")
-        features = datasets.Features.from_arrow_schema(pq.read_schema(self.paths[0]))
-        self.columns.check(self.folder, features)
+        if missing := [path for path in self.paths if not os.path.isfile(path)]:  # False for too long a name
+            raise FileNotFoundError(f"{missing[0]} is missing: prepare its folder again with --overwrite")
 
     @property
     def paths(self) -> list[str]:
@@ -76,17 +118,23 @@ class PairStream:
         sets: The sets.
         seed: Decides the order and every visit's own seed.
         texts: Whether a visit draws `one` text of a row, or an epoch visits a row with `all` its texts.
+        max_unreadable: Leave out so many shards that cannot be read.
+
+    Raises:
+        UnreadableShardError: More than that cannot be read; also while samples are drawn.
+        ValueError: A set has not the columns.
     """
 
-    def __init__(self, sets: Sequence[StreamedSet], seed: int, texts: Texts = "one") -> None:
+    def __init__(self, sets: Sequence[StreamedSet], seed: int, texts: Texts = "one", max_unreadable: int = 0) -> None:
         self.sets, self.seed, self.all_texts = tuple(sets), seed, texts == "all"
-        self._groups = [
-            (part, path, group, file.metadata.row_group(group).num_rows)
-            for part, streamed in enumerate(self.sets)
-            for path in streamed.paths
-            for file in [pq.ParquetFile(path)]
-            for group in range(file.num_row_groups)
-        ]
+        self._shards = ShardBudget(max_unreadable)
+        self._groups: list[tuple[int, str, int, int]] = []
+        for part, streamed in enumerate(self.sets):
+            for path in streamed.paths:
+                with self._shards.reading(path), pq.ParquetFile(path) as file:
+                    streamed.columns.check(streamed.folder, shard_features(file.schema_arrow))
+                    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                    self._groups += [(part, path, group, rows) for group, rows in enumerate(sizes)]
 
     def __len__(self) -> int:
         """Return the number of rows, however often an epoch visits them."""
@@ -94,14 +142,13 @@ class PairStream:
 
     def texts(self) -> list[str]:
         """Return all texts of all sets."""
-        return [
-            text
-            for part in self.sets
-            if part.columns.texts
-            for path in part.paths
-            for row in pq.read_table(path, columns=list(part.columns.texts)).to_pylist()
-            for text in part.columns.texts_of(row)
-        ]
+        texts: list[str] = []
+        for part in self.sets:
+            for path in part.paths if part.columns.texts else []:
+                with self._shards.reading(path):
+                    rows = pq.read_table(path, columns=list(part.columns.texts)).to_pylist()
+                    texts += [text for row in rows for text in part.columns.texts_of(row)]
+        return texts
 
     def samples(self, process_index: int, num_processes: int, skip: int = 0) -> Iterator[Pair]:
         """Yield this process's (in a worker: this worker's) share of epoch after epoch.
@@ -112,9 +159,14 @@ class PairStream:
             skip: Leave out this many samples: of whole epochs no image is read, of the last one none is decoded.
 
         Raises:
+            UnreadableShardError: Too many shards, or all of them, cannot be read.
             ValueError: There are fewer rows than workers.
         """
         for epoch in count():
+            if all(path in self._shards.unreadable for _, path, *_ in self._groups):
+                raise UnreadableShardError(
+                    "no shard is left that can be read; restore them, or prepare the data again"
+                )
             if skip:
                 size = sum(1 for _ in self._visits(epoch, process_index, num_processes, images=False))
                 if size <= skip:
@@ -132,7 +184,10 @@ class PairStream:
         """Yield rows, still undecoded, with the seed of their visit and which text it is about."""
         worker = get_worker_info()
         slices = self._slices(world_size * (worker.num_workers if worker else 1))
-        options = {"slices": slices, "stream": _Reading(self.sets, self.seed, self.all_texts, epoch, images)}
+        options = {
+            "slices": slices,
+            "stream": _Reading(self.sets, self.seed, self.all_texts, epoch, images, self._shards),
+        }
         stream = datasets.IterableDataset.from_generator(_read, gen_kwargs=options)
         stream = stream.shuffle(generator=np.random.default_rng([self.seed, epoch]), buffer_size=SHUFFLE_BUFFER)
         yield from split_dataset_by_node(stream, rank, world_size, strategy="shards")  # `datasets` splits over workers
@@ -163,12 +218,16 @@ class _Reading:
     all_texts: bool
     epoch: int
     images: bool
+    shards: ShardBudget
 
     def rows(self, piece: _Slice) -> Iterator[dict[str, Any]]:
         streamed = self.sets[piece.part]
         names = streamed.columns.names if self.images else ["id", *streamed.columns.texts]
-        table = pq.ParquetFile(piece.path).read_row_group(piece.group, columns=names)
-        for row in table.slice(piece.start, piece.stop - piece.start).to_pylist():
+        rows: list[dict[str, Any]] = []
+        with self.shards.reading(piece.path), pq.ParquetFile(piece.path) as file:
+            table = file.read_row_group(piece.group, columns=names)
+            rows = table.slice(piece.start, piece.stop - piece.start).to_pylist()
+        for row in rows:
             if streamed.visits(row["id"], self.epoch) <= piece.repeat:
                 continue
             for text in range(max(1, len(streamed.columns.texts_of(row)))) if self.all_texts else [None]:

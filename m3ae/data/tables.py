@@ -15,6 +15,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+
 
 def require_folder(folder: Path, what: str) -> Path:
     """Return `folder`.
@@ -50,8 +52,9 @@ def read_csv(
     with _open(path) as file:
         reader = csv.DictReader((line.replace("\0", "") for line in file), names, delimiter=delimiter, restval="")
         missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if reader.fieldnames and missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it has {', '.join(reader.fieldnames)}")
+        if reader.fieldnames is not None and missing:  # [] where the first line is blank
+            there = ", ".join(reader.fieldnames) or "none in its first line"
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it has {there}")
         records = list(reader)
     if not records:
         raise ValueError(f"{path} is empty: expected {'' if names else 'a header and '}at least one row")

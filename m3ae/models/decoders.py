@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import gather_tokens
 from m3ae.models.fusion import Stream
+from m3ae.models.gathering import gather_rows
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
@@ -148,7 +149,11 @@ class ContrastiveHead(nn.Module):
         return F.normalize(getattr(self, name)(mean).float(), dim=-1)
 
     def forward(self, text: Stream, image: Stream) -> Tensor:
-        """Return the similarity of each text and each image over the temperature, (B, B)."""
-        return self.log_scale.clamp(max=math.log(100)).exp() * (
-            self.embed("text", text) @ self.embed("image", image).T
-        )
+        """Return the similarity of each text and each image over the temperature, (B, B).
+
+        In training, those of all P processes are compared, (P·B, P·B) in the order of `gather_rows`.
+        """
+        texts, images = self.embed("text", text), self.embed("image", image)
+        if self.training:
+            texts, images = gather_rows(texts), gather_rows(images)
+        return self.log_scale.clamp(max=math.log(100)).exp() * (texts @ images.T)

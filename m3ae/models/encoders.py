@@ -75,7 +75,7 @@ class ImageEncoder(nn.Module):
         vit = self.vit
         assert vit.pos_embed is not None and vit.cls_token is not None
         tokens = self._embed_patches(pixel_values, ids_keep)
-        class_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        class_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
         tokens = vit.norm_pre(torch.cat([class_token, tokens], dim=1))
         for block in vit.blocks:
             recompute = self.gradient_checkpointing and self.training

@@ -132,7 +132,9 @@ class FusionLayer(GradientCheckpointingLayer):
         """Update the tokens (B, S, D), or only those (B, R, D) at the positions `read` (B, R)."""
         queries = tokens if read is None else gather_tokens(tokens, read)
         queries = self.self_attention(queries, tokens, mask)
-        if context is not None:
+        if context is None:
+            queries = self.cross_attention.norm(queries)  # as where all context is absent
+        else:
             queries = self.cross_attention(queries, context, context_mask, gate)
         update = self.output(F.gelu(self.intermediate(queries)))
         normed: Tensor = self.norm(queries + F.dropout(update, self.config.hidden_dropout_prob, self.training))

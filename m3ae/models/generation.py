@@ -6,13 +6,10 @@ Shapes: B batch, K samples, C mixture components, M experts, D shared latent dim
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
 
 from m3ae.models import latent as algebra
 from m3ae.models import objectives
@@ -27,27 +24,9 @@ from m3ae.models.latent_head import (
     init_latent_weights,
 )
 from m3ae.models.latent_inputs import TENSOR_NAMES, LatentInputs, Modalities, check_names, read_inputs
+from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass, posterior_members
 from m3ae.models.modeling import OTHER_HEADS, M3AEEncoders, M3AEPreTrainedModel
 from m3ae.models.objectives import Elbo
-
-
-@dataclass
-class M3AEForGenerationOutput(ModelOutput):
-    """The objective and its terms.
-
-    Attributes:
-        loss: () what is minimised.
-        losses: Name → (): `kl`, the mean bound on KL(q‖p) in nats, and either `nll_<modality>`, −log p(x_m|z) in nats,
-            averaged over the samples that have the modality, or `iwae` or `dreg`, minus that bound, as weighted.
-        kl: (B, *) bound on the KL in nats, for each shared dimension, or for all together if their prior is learned;
-            then for each private latent.
-        log_likelihood: Name → (B,) log p(x_m|z) of the given modalities, 0 where absent; None for `iwae` and `dreg`.
-    """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    kl: Tensor | None = None
-    log_likelihood: dict[str, Tensor] | None = None
 
 
 class M3AEForGeneration(M3AEPreTrainedModel):
@@ -112,34 +91,17 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Raises:
             ValueError: A modality is unknown or lacks a tensor, or none is given.
         """
-        latent, inputs = self.latent, self._read(modalities)
-        members = self._subsets(generator) if latent.objective == "subset_elbos" else self._members(generator)
-        q = self.latent_head.posterior(
+        inputs = self._read(modalities)
+        return latent_pass(
+            self.latent_head,
             self._encode(inputs),
-            inputs.present,
-            members,
-            each_explains_itself=latent.objective == "subset_elbos",
+            inputs,
+            beta=beta,
+            eps=eps,
+            component_noise=component_noise,
+            text_noise=text_noise,
+            generator=generator,
         )
-        choice = None
-        if latent.objective == "elbo" and latent.num_samples is not None and len(members) > 1:
-            choice = _draw_components(q.mixture.weights, latent.num_samples, component_noise, generator)
-        likelihoods = self._weighted(
-            self.latent_head.log_likelihoods(
-                inputs.targets, inputs.present, text_noise=text_noise, generator=generator
-            )
-        )
-        noise: dict[str, Any] = {"eps": eps, "generator": generator, "beta": latent.beta if beta is None else beta}
-        noise["prior"] = self.latent_head.prior(q.own)
-        if latent.objective == "elbo":
-            elbo = objectives.elbo(q.mixture, likelihoods, choice, free_nats=latent.free_bits, **noise)
-        elif latent.objective == "subset_elbos":
-            elbo = objectives.sum_of_subset_elbos(q.mixture, members, likelihoods, free_nats=latent.free_bits, **noise)
-        else:
-            assert latent.num_samples is not None
-            bound = getattr(objectives, latent.objective)(q.mixture, likelihoods, latent.num_samples, **noise)
-            kl, loss = self._kl(q, generator), -bound.mean()
-            return M3AEForGenerationOutput(loss, {latent.objective: loss, "kl": kl.sum(-1).mean()}, kl)
-        return self._output(elbo, inputs.present)
 
     def elbo(
         self,
@@ -234,7 +196,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             ValueError: A modality is unknown or lacks a tensor, or none is given.
         """
         inputs = self._read(available)
-        members = self._members(generator)
+        members = posterior_members(self.latent, generator)
         if joint and self.latent.kind != "moe":
             members = members[-1:]
         return self.latent_head.posterior(self._encode(inputs), inputs.present, members)
@@ -377,43 +339,6 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         check_names(names, self.latent_head.modalities)
         return {name: self.latent_head.decode(name, z) for name in names}
 
-    def _members(self, generator: torch.Generator | None = None) -> Tensor:
-        """Return the components (C, M) of the posterior; the product of all experts, if it is one, is the last."""
-        if self.latent.kind == "mopoe":
-            return self._subsets(generator)
-        return algebra.components(self.latent.kind, len(self.latent.experts))
-
-    def _subsets(self, generator: torch.Generator | None) -> Tensor:
-        """Return all subsets of the experts, or some of them where there are too many."""
-        count = len(self.latent.experts)
-        if self.latent.enumerates_subsets:
-            return algebra.subsets(count)
-        if generator is not None and generator.device.type != "cpu":  # subsets are drawn there
-            seed = torch.randint(2**31, (), generator=generator, device=generator.device)
-            generator = torch.Generator().manual_seed(int(seed))
-        return algebra.sample_subsets(count, self.latent.num_subsets, generator)
-
-    def _kl(self, q: LatentPosterior, generator: torch.Generator | None) -> Tensor:
-        prior = self.latent_head.prior(q.own)
-        z = None if prior is None else algebra.sample(q.mixture.components, generator=generator)
-        return algebra.mixture_kl_bound(q.mixture, z, prior)
-
-    def _weighted(
-        self, likelihoods: Mapping[str, Callable[[Tensor], Tensor]]
-    ) -> dict[str, Callable[[Tensor], Tensor]]:
-        weights = {name: modality.weight for name, modality in self.latent_head.modalities.items()}
-        return {name: partial(_scaled, weights[name], likelihood) for name, likelihood in likelihoods.items()}
-
-    def _output(self, elbo: Elbo, present: Mapping[str, Tensor]) -> M3AEForGenerationOutput:
-        modalities = self.latent_head.modalities
-        unweighted = {
-            name: elbo.log_likelihood[name] / modalities[name].weight for name in modalities if name in present
-        }
-        losses = {"kl": elbo.kl.sum(-1).mean()}
-        for name, value in unweighted.items():
-            losses[f"nll_{name}"] = -value.sum() / present[name].sum().clamp(min=1)
-        return M3AEForGenerationOutput(elbo.loss, losses, elbo.kl, unweighted)
-
     def _read(self, modalities: Modalities) -> LatentInputs:
         return read_inputs(modalities, self.latent_head.modalities)
 
@@ -433,18 +358,6 @@ class M3AEForGeneration(M3AEPreTrainedModel):
                 values = (values - mean.to(values)) / std.to(values)
             found[name] = self.m3ae.encode_image(values, None, present) if modality.encoder == "vit" else values
         return found
-
-
-def _scaled(weight: float, likelihood: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    return weight * likelihood(z)
-
-
-def _draw_components(weights: Tensor, count: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """Draw components (K, B) of weights (C, B), in balance over all K·B."""
-    size = weights.shape[1]
-    if noise is None:
-        noise = torch.rand(count * size, generator=generator, device=weights.device)
-    return algebra.balanced_components(weights.repeat(1, count), noise).view(count, size)
 
 
 def _chosen(modalities: Modalities, names: Iterable[str] | None) -> Modalities:

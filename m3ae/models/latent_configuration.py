@@ -152,6 +152,8 @@ class LatentConfig(PreTrainedConfig):
         beta: Weight of the KL after warm-up.
         beta_warmup: Share of the steps over which the weight rises from 0.
         free_bits: Nats of each latent dimension that cost nothing (Kingma et al. 2016).
+        weight: Of the latent pass beside the masked ones of `M3AEForPreTraining`: its loss is a sum over all elements
+            of a sample, in nats, theirs are means.
         learned_prior: Gaussians of a prior of z that is learned with the model (`m3ae.models.learned_prior`); 0 for
             N(0, I).
         prior_components: Gaussians of the fitted prior; set by `M3AEForGeneration.fit_prior`.
@@ -175,6 +177,7 @@ class LatentConfig(PreTrainedConfig):
     beta: float = 1.0
     beta_warmup: float = 0.25
     free_bits: float = 0.1
+    weight: float = 1e-3
     learned_prior: int = 0
     prior_components: int = 0
     modalities: dict[str, dict[str, Any]] | None = None
@@ -194,7 +197,7 @@ class LatentConfig(PreTrainedConfig):
             check_count(f"latent.{option}", getattr(self, option), least)
         if self.num_samples is not None or self.objective in ("iwae", "dreg"):
             check_count(f"latent.num_samples of the objective {self.objective}", self.num_samples, 1)
-        for option in ("beta", "free_bits"):
+        for option in ("beta", "free_bits", "weight"):
             check_number(f"latent.{option}", getattr(self, option))
         check_fraction("latent.beta_warmup", self.beta_warmup, 0.0, 1.0)
         given = {"image": {"kind": "image"}, "text": {"kind": "text"}} if self.modalities is None else self.modalities

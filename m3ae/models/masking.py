@@ -167,7 +167,7 @@ def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Ten
         noise: (B, 2) uniform in [0, 1): the first channel decides who gets a negative, the second one which.
     """
     size = len(noise)
-    same = _equal(image_ids) | _equal(text_ids)  # (B, B)
+    same = same_samples(image_ids, text_ids)
     allowed = ~same & present[:, None] & present[None, :]
     ahead = (noise[None, :, 1] - noise[:, None, 1]) % 1.0
     partner = ahead.masked_fill(~allowed, 2.0).argmin(dim=1)
@@ -176,6 +176,11 @@ def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Ten
     mismatched = candidate & (rank < (present.sum() + 1) // 2)
     own = torch.arange(size, device=noise.device)
     return MatchingPairs(torch.where(mismatched, partner, own), (~mismatched).long(), present, same)
+
+
+def same_samples(image_ids: Tensor, text_ids: Tensor) -> Tensor:
+    """Return which samples share the image or the text, (B, B) bool; the ids are those of `match_pairs`."""
+    return _equal(image_ids) | _equal(text_ids)
 
 
 def _equal(ids: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ P patch side, V vocabulary. Masks: 1 = masked. Presence: True = the sample has t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -18,6 +18,11 @@ from m3ae.models import losses, masking
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead, PixelDecoder, TokenHead, linear_in_float32
 from m3ae.models.fusion import Stream
+from m3ae.models.gathering import gather_pairs
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_head import LatentHead, image_statistics, init_latent_weights
+from m3ae.models.latent_inputs import read_inputs
+from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass
 from m3ae.models.modeling import (
     STREAMS,
     M3AEModel,
@@ -34,7 +39,8 @@ class M3AEForPreTrainingOutput(ModelOutput):
 
     Attributes:
         loss: () weighted sum of `losses`.
-        losses: Name (`mim`, `mlm`, `itm`, `itc`) → unweighted loss ().
+        losses: Name (`mim`, `mlm`, `itm`, `itc`, `latent`) → unweighted loss (), and the terms of the latent pass, see
+            `M3AEForGenerationOutput`.
         mim_logits: (B, N, P·P·C) predicted patches, normalised per patch if `config.norm_pix_loss`.
         mim_mask: (B, N) bool, True = masked, and the image is present.
         mlm_logits: (B, M, V) predictions at `mlm_positions`.
@@ -58,21 +64,31 @@ class M3AEForPreTrainingOutput(ModelOutput):
 class M3AEForPreTraining(M3AEPreTrainedModel):
     """Masked-image modelling, masked-language modelling, image-text matching and contrast over one trunk.
 
+    With `config.latent` there is a latent pass, too: the unmasked inputs are encoded, and explained from z alone.
+    `M3AEForGeneration` loads what it has learnt.
+
     Raises:
-        ValueError: The configuration has a latent head.
+        ValueError: The latent head has other modalities than the trunk's `image` and `text`.
     """
 
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__(config)
         assert isinstance(config.text_config, RobertaConfig)
-        if config.latent is not None:
-            raise ValueError("M3AEForPreTraining has no latent pass; M3AEForGeneration is the class for config.latent")
         self.m3ae = M3AEModel(config)
         self.mim_head = PixelDecoder(config)
         self.mlm_head = TokenHead(config, config.text_config.vocab_size)
         self.itm_head = nn.Linear(2 * config.hidden_size, 2)
         self.itc_head = ContrastiveHead(config) if config.itc_weight else None
+        self.latent_head = None
+        if isinstance(config.latent, LatentConfig):
+            _check_modalities(config.latent)
+            self.latent_head = LatentHead(config)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_latent_weights(module, self.config.initializer_range)
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the layer that maps to the vocabulary; not tied to the word embeddings, as published."""
@@ -100,6 +116,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         match_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         schedule: str | None = None,
+        beta: float | Tensor | None = None,
     ) -> M3AEForPreTrainingOutput:
         """Mask, encode each distinct input once, fuse, decode, and compute the losses whose weight is not 0.
 
@@ -114,12 +131,14 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             mlm_input_ids: (B, L) an already masked text; then `mlm_labels` is needed and `text_noise` is not used.
             mlm_labels: (B, L) tokens to predict, −100 elsewhere.
             image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
-            text_ids: (B,) equal numbers name the same text; compared token by token if None.
+            text_ids: (B,) equal numbers name the same text; compared token by token if None. Contrast across
+                processes, in training, needs them.
             image_noise: (B, N) uniform noise that chooses the visible patches.
             text_noise: (B, L, 2) uniform noise that chooses and replaces tokens.
             match_noise: (B, 2) uniform noise that chooses the mismatched pairs.
             generator: Draws the noise that is not given.
             schedule: `separate` or `joint`; the config's if None.
+            beta: Weight of the KL in the latent pass; the config's if None.
 
         Raises:
             ValueError: `mlm_input_ids` without `mlm_labels`, whole-word masking without `word_ids`, or images of
@@ -137,14 +156,20 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             raise ValueError("mlm_input_ids needs mlm_labels beside it; got none.")
         else:
             words = masking.TokenMask(mlm_input_ids, *masking.collect_labels(mlm_labels))
-        pairs = masking.match_pairs(
+        ids = (
             image_fingerprint(pixel_values) if image_ids is None else image_ids,
             input_ids if text_ids is None else text_ids,
-            inputs.complete(),
-            draw(match_noise, size, 2),
         )
+        pairs = masking.match_pairs(*ids, inputs.complete(), draw(match_noise, size, 2))
         run = {"separate": self._separate, "joint": self._joint}[schedule or self.config.schedule]
-        return self._decode(inputs, patches, words, pairs, run(inputs, patches, words, pairs))
+        fused = run(inputs, patches, words, pairs)
+        if fused.similarity is not None:
+            contrast = gather_pairs(*ids, pairs.valid) if self.training else (pairs.same, pairs.valid)
+            fused.contrast = losses.contrastive_loss(fused.similarity, *contrast)
+        output = self._decode(inputs, patches, words, pairs, fused)
+        if self.latent_head is not None:
+            self._add_latent(output, self._latent_pass(self.latent_head, inputs, fused.whole, beta, generator))
+        return output
 
     @property
     def patch_size(self) -> int:
@@ -187,8 +212,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         config, trunk, fused = self.config, self.m3ae, _Fused()
         if config.mlm_weight or config.itm_weight or self.itc_head:
             full_image = trunk.encode_image(inputs.pixel_values, None, inputs.image_present)
+            fused.whole["image"] = full_image
         if config.mim_weight or config.itm_weight or self.itc_head:
             full_text = trunk.encode_text(inputs.input_ids, inputs.attention_mask, inputs.text_present)
+            fused.whole["text"] = full_text
         if config.mlm_weight:
             masked = trunk.encode_text(words.input_ids, inputs.attention_mask, inputs.text_present)
             states = trunk.fuse({"text": masked, "image": full_image}, read={"text": words.positions})
@@ -261,14 +288,49 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             logits = self.itm_head(self.m3ae.pool(fused.pair))
             computed["itm"] = losses.matching_loss(logits, pairs.labels, pairs.valid)
             output.itm_logits, output.itm_labels = logits, pairs.labels.masked_fill(~pairs.valid, -100)
-        if fused.similarity is not None:
-            computed["itc"] = losses.contrastive_loss(fused.similarity, pairs.same, pairs.valid)
+        if fused.contrast is not None:
+            computed["itc"] = fused.contrast
         output.losses = computed
         if computed:
             output.loss = torch.stack(
                 [getattr(config, f"{name}_weight") * loss for name, loss in computed.items()]
             ).sum()
         return output
+
+    def _latent_pass(
+        self,
+        head: LatentHead,
+        inputs: _Inputs,
+        whole: dict[str, Stream],
+        beta: float | Tensor | None,
+        generator: torch.Generator | None,
+    ) -> M3AEForGenerationOutput:
+        """Infer z from the unmasked inputs, encoded already or not, and explain them from it."""
+        given: dict[str, dict[str, Tensor]] = {}
+        presence = {"image": inputs.image_present, "text": inputs.text_present}
+        for name, modality in head.modalities.items():
+            if name == "text":
+                mask = inputs.attention_mask
+                given[name] = {"input_ids": inputs.input_ids}
+                given[name] |= {} if mask is None else {"attention_mask": mask}
+                encode = partial(self.m3ae.encode_text, inputs.input_ids, mask)
+            else:
+                mean, std = (part.to(inputs.pixel_values) for part in image_statistics(modality))
+                given[name] = {"pixel_values": inputs.pixel_values * std + mean}
+                encode = partial(self.m3ae.encode_image, inputs.pixel_values, None)
+            there = presence[name]
+            given[name] |= {} if there is None else {"present": there}
+            if name not in whole:
+                whole[name] = encode(there)
+        targets = read_inputs(given, head.modalities)
+        streams = {name: whole[name] for name in head.experts}
+        return latent_pass(head, streams, targets, beta=beta, generator=generator)
+
+    def _add_latent(self, output: M3AEForPreTrainingOutput, latent: M3AEForGenerationOutput) -> None:
+        assert self.latent_head is not None and latent.loss is not None and latent.losses is not None
+        weighted = self.latent_head.config.weight * latent.loss
+        output.loss = weighted if output.loss is None else output.loss + weighted
+        output.losses = {**(output.losses or {}), "latent": latent.loss, **latent.losses}
 
     def mim_target(self, pixel_values: Tensor) -> Tensor:
         """Patches (B, N, P·P·C) that masked-image modelling predicts, normalised if the config says so."""
@@ -310,12 +372,23 @@ class _Inputs:
 
 @dataclass
 class _Fused:
-    """What the heads read."""
+    """What the heads read, and the streams of whole inputs that it has taken."""
 
     text: Tensor | None = None
     image: Tensor | None = None
     pair: dict[str, Tensor] | None = None
     similarity: Tensor | None = None
+    contrast: Tensor | None = None
+    whole: dict[str, Stream] = field(default_factory=dict)
+
+
+def _check_modalities(latent: LatentConfig) -> None:
+    encoders = {name: modality.encoder for name, modality in latent.typed_modalities.items()}
+    if not encoders.items() <= {("image", "vit"), ("text", "roberta")}:
+        raise ValueError(
+            f"latent.modalities: M3AEForPreTraining has an image (encoder vit) and a text (roberta), got {encoders}; "
+            f"M3AEForGeneration trains any modalities"
+        )
 
 
 def _draw(given: Tensor | None, *shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

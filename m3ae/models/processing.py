@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
+
+from m3ae.data.images import MAX_ASPECT
 
 
 class M3AEImageProcessor(PilBackend):
@@ -28,6 +31,21 @@ class M3AEImageProcessor(PilBackend):
     image_std = [0.26862954, 0.26130258, 0.27577711]  # noqa: RUF012
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
+    def resize(self, image: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Resize an image (C, H, W).
+
+        Raises:
+            ValueError: One of its sides is over 100 times the other: resizing would need as many times the memory.
+        """
+        height, width = image.shape[-2:]
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise ValueError(
+                f"got an image of {width}x{height} pixels, expected a longer side of at most {MAX_ASPECT} times the "
+                "shorter one: cut out the part that matters"
+            )
+        resized: np.ndarray = super().resize(image, *args, **kwargs)
+        return resized
+
     @classmethod
     def for_size(cls, image_size: int) -> M3AEImageProcessor:
         """Build the processor of a model whose images have `image_size` pixels a side."""
@@ -42,7 +60,9 @@ class M3AEProcessor(ProcessorMixin):
         tokenizer: Any Hugging Face tokenizer with a mask and a padding token.
 
     Raises:
-        ValueError: The tokenizer lacks a special token that masked-language modelling needs.
+        TypeError: What is to be processed is no image, or no text.
+        ValueError: The tokenizer lacks a special token that masked-language modelling needs; or what is to be
+            processed is an empty list, or an image without pixels or of a shape that no image has.
     """
 
     def __init__(
@@ -61,3 +81,16 @@ class M3AEProcessor(ProcessorMixin):
                         f"{{{name!r}: '<{name.removesuffix('_token')}>'}})."
                     )
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    def validate_inputs(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> None:
+        """Refuse what cannot be processed before anything is.
+
+        Raises:
+            ValueError: An empty list, or an array without elements.
+        """
+        for name, given in (("images", images), ("text", text)):
+            if (isinstance(given, list | tuple) and not given) or 0 in getattr(given, "shape", ()):
+                raise ValueError(f"{name}: got an empty {type(given).__name__}, expected at least one, or None")
+        super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)

@@ -14,7 +14,9 @@ from transformers.utils.generic import ModelOutput
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.decoders import ContrastiveHead, linear_in_float32
 from m3ae.models.fusion import Stream
+from m3ae.models.gathering import gather_pairs
 from m3ae.models.losses import contrastive_loss, ranking_loss
+from m3ae.models.masking import same_samples
 from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel, all_present, image_fingerprint
 
 
@@ -95,7 +97,8 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             image_present: (B,) bool.
             text_present: (B,) bool.
             image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
-            text_ids: (B,) equal numbers name the same text; compared token by token if None.
+            text_ids: (B,) equal numbers name the same text; compared token by token if None. Contrast across
+                processes, in training, needs them.
             negatives: (B, K) rows of the batch to take negatives from; drawn if None.
             negative_noise: (B, B) uniform noise that draws the negatives: of equally similar ones, those with the
                 lowest are taken.
@@ -103,15 +106,17 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         """
         size, device = len(input_ids), input_ids.device
         present = all_present(input_ids, image_present, text_present)
-        allowed = _allowed(image_fingerprint(pixel_values) if image_ids is None else image_ids, present)
-        allowed &= _allowed(input_ids if text_ids is None else text_ids, present)
+        image_ids = image_fingerprint(pixel_values) if image_ids is None else image_ids
+        text_ids = input_ids if text_ids is None else text_ids
+        same = same_samples(image_ids, text_ids)
+        allowed = ~same & present[:, None] & present[None]
         text = self.encode_text(input_ids, attention_mask, text_present)
         image = self.encode_image(pixel_values, image_present)
         similarity = None if self.itc_head is None else self.itc_head(text, image)
         if negatives is None:
             if negative_noise is None:
                 negative_noise = torch.rand(size, size, generator=generator, device=device)
-            order = _draw_order(negative_noise, None if similarity is None else similarity.T)
+            order = _draw_order(negative_noise, None if similarity is None else similarity[:size, :size].T)
             order = order.masked_fill(~allowed, torch.inf).argsort(1)
             negatives = order[:, : min(self.config.num_negatives, size - 1)]
         own = torch.arange(size, device=device)[:, None]
@@ -122,7 +127,8 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         losses = {"irtr": ranking_loss(scores, present)}
         loss = losses["irtr"]
         if similarity is not None:
-            losses["itc"] = contrastive_loss(similarity, ~allowed, present)
+            contrast = gather_pairs(image_ids, text_ids, present) if self.training else (same, present)
+            losses["itc"] = contrastive_loss(similarity, *contrast)
             loss = loss + self.config.itc_weight * losses["itc"]
         return M3AEForImageTextRetrievalOutput(loss, losses, scores, candidates)
 
@@ -134,10 +140,3 @@ def _draw_order(noise: Tensor, log_weights: Tensor | None) -> Tensor:
     """
     arrival = (-torch.log1p(-noise)).log()
     return arrival if log_weights is None else arrival - log_weights.detach()
-
-
-def _allowed(ids: Tensor, present: Tensor) -> Tensor:
-    """(B, B) bool: the rows have different entries and are both complete."""
-    ids = ids.reshape(len(ids), -1)
-    same = (ids[:, None] == ids[None]).all(-1)
-    return ~same & present[:, None] & present[None]

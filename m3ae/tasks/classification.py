@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m3ae.data.examples import Example, ExampleDataset, Sample
+from m3ae.figures import draw_roc, save_figure
 from m3ae.metrics.bootstrap import bootstrap
 from m3ae.metrics.classification import UNKNOWN, multi_label_metrics, single_label_metrics
 from m3ae.models.classification import M3AEForClassification
@@ -42,6 +44,7 @@ from m3ae.training.config import RunConfig
 from m3ae.training.task_config import ClassificationConfig
 
 UNCERTAIN = "labels_uncertain"
+CURVES = 16  # labels whose ROC curve is drawn
 PROBLEM_TYPES = {False: "single_label_classification", True: "multi_label_classification"}
 MAIN_METRICS = ("accuracy", "macro_f1", "macro_auroc", "macro_average_precision")
 UNCERTAIN_VALUES = {"ignore": UNKNOWN, "zero": 0, "one": 1}
@@ -212,6 +215,17 @@ class Classification(FineTuning[M3AEForClassification]):
         """Return what the results depend on, the classes among it."""
         return super().describe() | {"classes": self.classes, "uncertain": self.config.classification.uncertain}
 
+    def illustrate(self, model: M3AEForClassification, folder: Path) -> list[Path]:
+        """Draw the ROC curves of the labels, the most frequent ones first, if a sample may have several."""
+        if not self.config.classification.multi_label:
+            return []
+        split = "test" if self.has("test") else "validation"
+        truth = encode(self.dataset(split).examples, self.classes, self.config.classification)
+        shown = np.argsort(-(truth == 1).sum(0), kind="stable")[:CURVES]
+        names = [self.classes[column] for column in shown]
+        scores = np.array([[row["scores"][name] for name in names] for row in self.read_predictions(split)])
+        return [save_figure(draw_roc(scores, truth[:, shown], names), folder / "roc.png")]
+
     def _loss(self, dataset: ExampleDataset, logits: Tensor) -> dict[str, float]:
         """Return the loss, the classes not weighted."""
         loss = multi_label_loss if self.config.classification.multi_label else class_loss
@@ -226,6 +240,9 @@ class Classification(FineTuning[M3AEForClassification]):
             if multi_label:
                 chosen = [name for name, score in zip(self.classes, own.tolist(), strict=True) if score >= 0.5]
                 told = {"truth": [*truth.present], "uncertain": [*truth.uncertain]}
+                told |= {
+                    "scores": {name: round(score, 5) for name, score in zip(self.classes, own.tolist(), strict=True)}
+                }
                 yield {**line, "prediction": chosen, "top": top, **told}
             else:
                 name, (label,) = top[0]["label"], truth.present

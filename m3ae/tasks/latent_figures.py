@@ -12,12 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from m3ae.data.multimodal import Batch
+from m3ae.figures import STYLES, draw_value, new_figure, save_figure
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_inputs import TENSOR_NAMES
 from m3ae.tasks.latent_passes import select
@@ -26,14 +25,6 @@ EXAMPLES, DRAWS = 3, 3  # of the grid of generated samples
 STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # of a traversal, in standard deviations of the prior
 DIMENSIONS = 6
 PRIOR_SAMPLES = 12
-STYLES = (  # Okabe and Ito's colours; line and marker tell them apart in grey
-    ("#0072B2", "-", "o"),
-    ("#D55E00", "--", "s"),
-    ("#009E73", "-.", "^"),
-    ("#CC79A7", ":", "D"),
-    ("#E69F00", "-", "v"),
-    ("#56B4E9", "--", "x"),
-)
 Picture = NDArray[np.float32]
 
 
@@ -76,7 +67,7 @@ class LatentFigures:
         examples = select(self.batch, torch.arange(min(EXAMPLES, self._size())))
         count = len(next(iter(examples.values()))["present"])
         columns = 1 + sum(draws.values())
-        figure = _figure(1.0 * columns, 1.05 * count * len(experts) + 0.6)
+        figure = new_figure(1.0 * columns, 1.05 * count * len(experts) + 0.6)
         axes = figure.subplots(count * len(experts), columns, squeeze=False)
         for block, given in enumerate(experts):
             made = self.model.generate_modalities(
@@ -97,7 +88,7 @@ class LatentFigures:
                         panel.set_title(
                             title, fontsize=8, parse_math=False, weight="bold" if panel is row[0] else None
                         )
-        return _save(figure, path)
+        return save_figure(figure, path)
 
     def traversal(self, path: Path) -> Path:
         """Draw what changes as one latent dimension does: the most active shared ones, and private ones below."""
@@ -107,7 +98,7 @@ class LatentFigures:
         variance = (means.weights[..., None] * means.components.mu).sum(0).var(0)  # (Z,)
         parts = {"shared": slice(0, self.model.latent.size)}
         head = self.model.latent_head
-        figure = _figure(2.6 * len(self.pictured), 5.6)
+        figure = new_figure(2.6 * len(self.pictured), 5.6)
         axes = figure.subplots(2, len(self.pictured), squeeze=False)
         for column, name in enumerate(self.pictured):
             for row, part in enumerate((parts["shared"], head.private_dimensions[name])):
@@ -126,13 +117,13 @@ class LatentFigures:
                     f"{name}: {'shared' if row == 0 else 'private'} dimensions", fontsize=9, parse_math=False
                 )
                 panel.set_xlabel(f"{STEPS[0]:g} … {STEPS[-1]:g}", fontsize=8)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
     def prior_samples(self, path: Path) -> Path:
         """Draw samples of the priors, each a column of all modalities."""
         densities: list[Literal["own", "fitted"]] = ["own"]
         densities += ["fitted"] if self.model.fitted_prior is not None else []
-        figure = _figure(0.8 * PRIOR_SAMPLES, 0.95 * len(self.pictured) * len(densities) + 0.4)
+        figure = new_figure(0.8 * PRIOR_SAMPLES, 0.95 * len(self.pictured) * len(densities) + 0.4)
         axes = figure.subplots(len(self.pictured) * len(densities), 1, squeeze=False)[:, 0]
         labels = [name for name, kind in self.kinds.items() if kind == "label"]
         for number, density in enumerate(densities):
@@ -149,7 +140,7 @@ class LatentFigures:
                 centres = [(column + 0.5) * width for column in range(PRIOR_SAMPLES)]
                 names_below = [" / ".join(classes) for classes in zip(*shown, strict=True)]
                 own[-1].set_xticks(centres, names_below, fontsize=8, parse_math=False)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
     def _size(self) -> int:
         return len(next(iter(self.batch.values()))["present"])
@@ -172,22 +163,12 @@ class LatentFigures:
         return values.numpy()
 
     def _draw(self, axes: Axes, name: str, value: Any) -> None:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        kind = self.kinds[name]
-        if kind == "image":
-            axes.imshow(value, cmap="gray", vmin=0, vmax=1)
-        elif kind == "sequence":
-            axes.imshow(value, cmap="viridis", vmin=-2, vmax=2, aspect="auto", origin="lower")
-        elif kind == "vector":
-            axes.plot(value, linewidth=1)
-        else:
-            axes.text(0.5, 0.5, value, ha="center", va="center", fontsize=9 if kind == "label" else 5, wrap=True)
+        draw_value(axes, self.kinds[name], value)
 
 
 def plot_missing_rates(path: Path, curve: Mapping[str, Sequence[float]]) -> Path:
     """Draw what `missing_curve` returns over the rate: shares on the left, the ELBO on the right."""
-    figure = _figure(9.0, 3.6)
+    figure = new_figure(9.0, 3.6)
     left, right = figure.subplots(1, 2)
     rates = [100 * rate for rate in curve["rates"]]
     shares = [name for name in curve if name not in ("rates", "elbo")]
@@ -201,7 +182,7 @@ def plot_missing_rates(path: Path, curve: Mapping[str, Sequence[float]]) -> Path
     for panel in (left, right):
         panel.set_xlabel("missing modalities, %")
         panel.grid(alpha=0.3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _mosaic(pictures: Picture, columns: int) -> Picture:
@@ -211,14 +192,3 @@ def _mosaic(pictures: Picture, columns: int) -> Picture:
     padded[:, :height, :width] = pictures
     rows = padded.reshape(count // columns, columns, *padded.shape[1:])
     return np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=130)
-    return path

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from m3ae.data.answers import normalize_answer
 from m3ae.data.contact_sheet import cut
+from m3ae.figures import VERMILION, new_figure, save_figure
 from m3ae.metrics.question_answering import is_right
 
-WRONG, ASKED = "#D55E00", "#DADADA"  # Okabe and Ito's vermilion on grey
+WRONG, ASKED = VERMILION, "#DADADA"
 ROW = 0.42  # inches
 
 
@@ -73,8 +72,7 @@ def plot_mistakes(path: Path, rows: Iterable[Mapping[str, Any]], limit: int = 15
     rows = list(rows)
     mistakes = common_mistakes(rows)
     shown = mistakes[:limit]
-    figure = Figure(figsize=(10, 1.1 + ROW * len(shown)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 1.1 + ROW * len(shown))
     axes = figure.subplots()
     total = sum(mistake.wrong for mistake in mistakes)
     axes.set_title(f"Questions most often wrong ({total:,} wrong answers of {len(rows):,})", loc="left", fontsize=11)
@@ -82,7 +80,7 @@ def plot_mistakes(path: Path, rows: Iterable[Mapping[str, Any]], limit: int = 15
         _draw_bars(axes, shown)
     else:
         axes.set_axis_off()
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def _draw_bars(axes: Axes, mistakes: Sequence[Mistake]) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 
 from m3ae.data.prepared import load_manifest
+from m3ae.figures import save_figure
+from m3ae.inference.drawing import draw_samples
+from m3ae.inference.reconstruction import reconstruct
+from m3ae.models.latent import beta_schedule
+from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import open_model
 from m3ae.tasks.pretraining_data import collator, evaluation_pairs, prepare_sets, refuse_test_rows, training_pairs
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
-from m3ae.tasks.reconstruction import plot_reconstructions
 from m3ae.training.config import RunConfig
 
 
@@ -47,6 +52,14 @@ class PreTraining:
         model, processor = open_model(config, M3AEForPreTraining, lambda: training_pairs(config).texts())
         return cls(config, model, processor)
 
+    def step_inputs(self, step: int) -> dict[str, Any]:
+        """Return β of the latent pass at an optimiser step, if the model has a latent head."""
+        latent = self.model.config.latent
+        if not isinstance(latent, LatentConfig):
+            return {}
+        beta = beta_schedule(step, self.config.training.max_steps, latent.beta_warmup, latent.beta)
+        return {"beta": torch.tensor(beta)}
+
     def evaluate(self, model: M3AEForPreTraining, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return losses and accuracies on a split, with own images."""
         evaluator = self._evaluator(accelerator, split)
@@ -78,14 +91,16 @@ class PreTraining:
         write_model_card(folder, self.config, model, load_manifest(self.config.data.path), metrics)
 
     def illustrate(self, model: M3AEForPreTraining, folder: Path) -> list[Path]:
-        """Draw masked reconstructions of validation images."""
+        """Draw masked reconstructions of validation images, if there are any."""
         dataset = evaluation_pairs(self.config, "validation")
         spread = range(0, len(dataset), max(1, len(dataset) // 6))
         pairs = [pair for index in spread if (pair := dataset.first(index, index)).image is not None][:6]
-        batch = send_to_device(self.evaluation_collate(pairs), model.device)
-        path = folder / "reconstructions.png"
-        plot_reconstructions(path, model, batch, [pair.text for pair in pairs], self.processor.image_processor)
-        return [path]
+        if not pairs:
+            return []
+        fast = self.processor.tokenizer.is_fast  # others do not know which tokens make a word
+        texts = [pair.text if fast else None for pair in pairs]
+        samples = reconstruct(model, self.processor, [pair.image for pair in pairs], texts)
+        return [save_figure(draw_samples(model, samples, texts), folder / "reconstructions.png")]
 
     def _evaluator(self, accelerator: Accelerator, split: str) -> PreTrainingEvaluator:
         batch_size = self.config.evaluation.batch_size or self.config.training.batch_size

@@ -58,7 +58,7 @@ def training_pairs(config: RunConfig) -> MixedPairs | PairStream:
     if data.streaming:
         columns = [PairColumns.of(part.image_columns, part.text_column) for part in parts]
         sets = [StreamedSet(part.path, read, part.weight) for part, read in zip(parts, columns, strict=True)]
-        return PairStream(sets, seed, data.texts)
+        return PairStream(sets, seed, data.texts, data.max_unreadable_shards)
     datasets = [
         PairDataset(part.path, "train", part.image_columns, part.text_column, texts=data.texts) for part in parts
     ]

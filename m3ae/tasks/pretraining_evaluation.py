@@ -18,13 +18,13 @@ from torch import Tensor
 
 from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import Pair, PairDataset
+from m3ae.inference.reconstruction import predicted_patches
 from m3ae.metrics.retrieval import recall_at_k, relevant_images
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.losses import patchify
 from m3ae.models.masking import collect_labels
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.tasks.gallery import Gallery
-from m3ae.tasks.reconstruction import predicted_patches
 
 
 class PreTrainingEvaluator:
@@ -46,15 +46,19 @@ class PreTrainingEvaluator:
         self.batch_size = batch_size
 
     def masked_metrics(self, model: M3AEForPreTraining, *, shuffled: bool) -> dict[str, float]:
-        """Losses, PSNR of the masked patches in dB, and accuracies of words and matches."""
+        """Losses, PSNR of the masked patches in dB, accuracies of words and matches, nats of the latent pass."""
         sums = MeanMetrics()
         deviation = torch.tensor(self.collator.processor.image_processor.image_std)
         image_std = deviation.repeat(model.patch_size**2).to(self.accelerator.device)  # (P·P·C,), channels last
+        generator = torch.Generator(self.accelerator.device).manual_seed(0)  # of the latent pass
         for pairs in self._batches(shuffled=shuffled):
             batch = self._to_device(self.collator(pairs))
-            _add_masked_metrics(sums, model, batch, model(**batch, schedule="separate"), image_std)
+            output = model(**batch, schedule="separate", generator=generator)
+            _add_masked_metrics(sums, model, batch, output, image_std)
+            _add_latent_metrics(sums, batch, output)
         metrics = sums.compute()
         weights = {name: getattr(model.config, f"{name}_weight") for name in ("mim", "mlm", "itm", "itc")}
+        weights |= {"latent": model.latent_head.config.weight} if model.latent_head is not None else {}
         found = [weight * metrics[f"{name}_loss"] for name, weight in weights.items() if f"{name}_loss" in metrics]
         return {"loss": sum(found), **metrics}
 
@@ -205,3 +209,14 @@ def _add_masked_metrics(
         sums.add("itm_accuracy", output.itm_logits.argmax(-1) == labels, valid)
     if output.losses and "itc" in output.losses:  # depends on the size of the batch, which is what it contrasts
         sums.add("itc_loss", output.losses["itc"].expand(len(batch["input_ids"])))
+
+
+def _add_latent_metrics(sums: MeanMetrics, batch: Mapping[str, Tensor], output: M3AEForPreTrainingOutput) -> None:
+    """Add the means of a batch, each as often as there are samples that it is a mean of."""
+    losses, size = output.losses or {}, len(batch["input_ids"])
+    for name, metric in (("latent", "latent_loss"), ("kl", "kl")):
+        if name in losses:
+            sums.add(metric, losses[name].expand(size))
+    for modality in ("image", "text"):
+        if f"nll_{modality}" in losses:
+            sums.add(f"nll_{modality}", losses[f"nll_{modality}"].expand(size), batch.get(f"{modality}_present"))

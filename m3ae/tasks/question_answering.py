@@ -23,10 +23,11 @@ from m3ae.data.examples import Example, ExampleDataset, Sample
 from m3ae.data.phantom_questions import ask
 from m3ae.data.prepared import load_manifest
 from m3ae.data.tables import read_json
+from m3ae.figures import save_figure
+from m3ae.inference.drawing import draw_word_attention
 from m3ae.metrics.question_answering import VQAAccuracy, is_right
 from m3ae.models.processing import M3AEProcessor
 from m3ae.models.question_answering import M3AEForQuestionAnswering
-from m3ae.tasks.attention import plot_attention
 from m3ae.tasks.controls import bag_of_words, majority_by_type
 from m3ae.tasks.finetuning import (
     IMAGE_CONTROLS,
@@ -194,8 +195,8 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
             pair, said = dataset[Visit(index, seed=0)].pair, predictions[index]
             if pair.image is not None and pair.text is not None:
                 note = f"answer: {said['prediction']}; right: {' or '.join(said['truth'])}"
-                paths.append(folder / f"attention_{len(paths) + 1}.png")
-                plot_attention(paths[-1], model, self.processor, pair.image.convert("RGB"), pair.text, note)
+                figure = draw_word_attention(model, self.processor, pair.image, pair.text, note)
+                paths.append(save_figure(figure, folder / f"attention_{len(paths) + 1}.png"))
         return paths
 
     def _targets(self, example: Sample | Example) -> Tensor:

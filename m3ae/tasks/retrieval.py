@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from m3ae.data.examples import Example, ExampleDataset, Sample
+from m3ae.figures import Strip, draw_retrieval, save_figure
+from m3ae.inference.inputs import pictures
 from m3ae.metrics.retrieval import Relevance, RelevanceRule, summarize_ranks
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
@@ -28,6 +31,7 @@ from m3ae.tasks.models import open_model
 from m3ae.training.config import RunConfig
 
 KS = (1, 5, 10)
+STRIPS = 5  # queries that are drawn
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
@@ -210,6 +214,23 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
                 first = gallery.compare_all(head)
         relevance = candidates.relevance(found, self.config.retrieval.relevance)
         return Ranking(found, relevance), None if first is None else Ranking(first, relevance)
+
+    def illustrate(self, model: M3AEForImageTextRetrieval, folder: Path) -> list[Path]:
+        """Draw the images found for some texts, spread over the split; the right ones are framed."""
+        split = "test" if self.has("test") else "validation"
+        dataset = self.dataset(split)
+        candidates = self.candidates(dataset)
+        rows = {example.id: example.row for example in candidates.examples}
+        texts = dict(zip(candidates.text_names, candidates.texts, strict=True))
+        lines = [line for line in self.read_predictions(split) if line["direction"] == DIRECTIONS[0]]
+        strips = []
+        for line in lines[:: math.ceil(len(lines) / STRIPS)]:
+            pairs = [dataset.rows.pair(rows[found["label"]], seed=0) for found in line["top"]]
+            images = pictures(self.processor, [pair.image for pair in pairs if pair.image is not None])
+            captions = [f"{number}. {found['score']:.2f}" for number, found in enumerate(line["top"], start=1)]
+            right = [place for place, found in enumerate(line["top"]) if found["label"] in line["truth"]]
+            strips.append(Strip(texts[line["query"]], list(images), captions, right))
+        return [save_figure(draw_retrieval(strips), folder / "retrieval.png")]
 
     @property
     def _batch_size(self) -> int:

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from accelerate.utils import broadcast_object_list, gather_object
-from accelerate.utils.constants import RNG_STATE_NAME, SAFE_WEIGHTS_NAME
-from safetensors import safe_open
+from accelerate.utils.constants import RNG_STATE_NAME, SCALER_NAME
+from pydantic import TypeAdapter
 
 from m3ae.training.config import RunConfig
 from m3ae.training.durable import find_damage, full_disk_as_oserror, is_full_disk, publish, write_checksums
+from m3ae.training.engine_state import MODEL, OPTIMIZER, EngineState, Shards, write_shard
 
 _STATE_FILE = "state.json"
 _NAME = r"step-\d{8}"
@@ -93,9 +95,22 @@ def choose_checkpoint(
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, state: TrainingState, config: RunConfig, *, keep: int
+    accelerator: Accelerator,
+    folder: Path,
+    model: torch.nn.Module,
+    trained: EngineState,
+    state: TrainingState,
+    config: RunConfig,
 ) -> str | None:
-    """Write `folder/step-<step>` and delete all but the last `keep` checkpoints; every process has to call it.
+    """Write `folder/step-<step>` and delete all but the last checkpoints; every process has to call it.
+
+    Args:
+        accelerator: Gives the processes, the loss scale and the random generators.
+        folder: Where the checkpoints of the run are.
+        model: The bare model, for its buffers.
+        trained: Its weights and moments.
+        state: Where the run stands.
+        config: The run; `training.keep_checkpoints` stay.
 
     Returns:
         None, or why the disk had no room for it; then nothing of it is left, and the older checkpoints stay.
@@ -110,7 +125,7 @@ def save_checkpoint(
             temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     with _full_disk_noted(problems):
-        accelerator.save_state(str(temporary))
+        _write_part(accelerator, temporary, model, trained)
     problems = gather_object(problems)
     if accelerator.is_main_process:
         if not problems:
@@ -120,56 +135,79 @@ def save_checkpoint(
         if problems:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            for old in _checkpoints(folder)[:-keep]:
+            for old in _checkpoints(folder)[: -config.training.keep_checkpoints]:
                 # Renamed first: a kill while it is being deleted leaves no part of it under its name.
                 shutil.rmtree(old.rename(folder / f"{old.name}{_UNFINISHED}"))
     problems = broadcast_object_list([problems])[0]
     return problems[0] if problems else None
 
 
-def load_checkpoint(
-    accelerator: Accelerator, checkpoint: Path, model: torch.nn.Module, config: RunConfig
+def load_weights(
+    checkpoint: Path, model: torch.nn.Module, config: RunConfig, process: int
 ) -> tuple[TrainingState, list[str]]:
-    """Load weights, optimiser and random generators into what the accelerator has prepared.
+    """Load the weights into the bare model, before an engine takes it apart.
 
     Args:
-        accelerator: The accelerator, with model and optimiser prepared.
-        checkpoint: The checkpoint.
-        model: The bare model, to compare shapes.
+        checkpoint: The checkpoint, by whatever engine and number of processes.
+        model: The bare model.
         config: The present configuration; it stays in force where it differs from the checkpoint's.
+        process: This process.
 
     Returns:
         Where the run stands, and remarks on what differs from the run that wrote the checkpoint.
 
     Raises:
-        ValueError: The weights are those of another model.
+        ValueError: The weights are those of another model, or the checkpoint is of another version of m3ae.
     """
-    record = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
-    _check_weights_fit(checkpoint / SAFE_WEIGHTS_NAME, model)
-    remarks = _changes(flatten(record["config"]), flatten(config.model_dump(mode="json")))
-    if not (checkpoint / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl").exists():
-        remarks.append(f"written by {record['num_processes']} processes: dropout differs from an uninterrupted run")
-    hyperparameters = [{k: v for k, v in group.items() if k != "params"} for group in _parameter_groups(accelerator)]
-    accelerator.load_state(str(checkpoint))
-    for group, values in zip(_parameter_groups(accelerator), hyperparameters, strict=True):
-        group.update(values)
-    # The accumulation may have changed since; a checkpoint always lies between two optimiser steps.
-    accelerator.step = 0
-    return TrainingState(**record["training"]), remarks
+    with _unlike_ours(checkpoint):
+        record = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
+        state = TypeAdapter(TrainingState).validate_python(record["training"])
+        remarks = _changes(flatten(record["config"]), flatten(config.model_dump(mode="json")))
+        if not (checkpoint / f"{RNG_STATE_NAME}_{process}.pkl").exists():
+            count = record["num_processes"]
+            remarks.append(f"written by {count} processes: dropout differs from an uninterrupted run")
+        stored = Shards(checkpoint, MODEL)
+        _check_weights_fit(checkpoint, stored, model)
+        model.load_state_dict(dict(stored), strict=False)  # of tied weights one is stored
+    return state, remarks
 
 
-def keep_plain_names(accelerator: Accelerator) -> None:
-    """Make checkpoints hold the bare model's parameter names, so that any number of processes can read them."""
+def load_moments(accelerator: Accelerator, checkpoint: Path, trained: EngineState) -> None:
+    """Load the optimiser's moments, the loss scale and the random generators into what is prepared.
 
-    def before_saving(models: list[torch.nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
-        if weights:  # engines that shard the weights have written them already
-            weights[:] = [accelerator.unwrap_model(model).state_dict() for model in models]
+    Raises:
+        ValueError: The checkpoint is of another version of m3ae.
+    """
+    with _unlike_ours(checkpoint):
+        trained.set_moments(Shards(checkpoint, OPTIMIZER))
+        scaler = accelerator.scaler if (checkpoint / SCALER_NAME).exists() else None
+        load_accelerator_state(str(checkpoint), [], [], [], [], accelerator.process_index, scaler)
 
-    def before_loading(models: list[torch.nn.Module], folder: str) -> None:
-        models[:] = [accelerator.unwrap_model(model) for model in models]
 
-    accelerator.register_save_state_pre_hook(before_saving)
-    accelerator.register_load_state_pre_hook(before_loading)
+@contextmanager
+def _unlike_ours(checkpoint: Path) -> Iterator[None]:
+    """Name a checkpoint whose checksums are right and whose contents are not."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each library has its own
+        if isinstance(error, ValueError) and str(checkpoint) in str(error):
+            raise
+        raise ValueError(
+            f"checkpoint {checkpoint} cannot be read ({' '.join(str(error).split())}): it is of another version of "
+            f"m3ae, or was changed together with its checksums"
+        ) from error
+
+
+def _write_part(accelerator: Accelerator, folder: Path, model: torch.nn.Module, trained: EngineState) -> None:
+    """Write what this process has to add to a checkpoint."""
+    process, processes = accelerator.process_index, accelerator.num_processes
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
+    write_shard(trained, buffers, folder, process, processes)
+    scaler = accelerator.scaler if accelerator.is_main_process else None
+    save_accelerator_state(str(folder), [], [], [], [], process, accelerator.step, scaler)
 
 
 def _close(folder: Path, state: TrainingState, config: RunConfig, num_processes: int) -> None:
@@ -199,17 +237,10 @@ def _set_aside(checkpoint: Path) -> None:
     checkpoint.rename(aside)
 
 
-def _parameter_groups(accelerator: Accelerator) -> list[dict[str, Any]]:
-    return [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
-
-
-def _check_weights_fit(file: Path, model: torch.nn.Module) -> None:
+def _check_weights_fit(checkpoint: Path, shards: Shards, model: torch.nn.Module) -> None:
     """Compare names and shapes before loading, whose own message would list hundreds of tensors."""
-    if not file.exists():  # engines that shard the weights have checks of their own
-        return
     expected = model.state_dict()
-    with safe_open(file, framework="pt") as weights:
-        stored = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    stored = {name: shards.shape(name) for name in shards}
     storages = {tensor.data_ptr() for name, tensor in expected.items() if name in stored}
     problems = [
         f"{name} is {stored.get(name, 'absent')} in the checkpoint and {shape} in the model"
@@ -219,7 +250,7 @@ def _check_weights_fit(file: Path, model: torch.nn.Module) -> None:
     problems += [f"{name} is not in the model" for name in stored if name not in expected]
     if problems:
         raise ValueError(
-            f"checkpoint {file.parent} is of another model: {len(problems)} tensors differ, first {problems[0]}; "
+            f"checkpoint {checkpoint} is of another model: {len(problems)} tensors differ, first {problems[0]}; "
             f"use the model configuration it was trained with (model.size, model.overrides), or another output_dir"
         )
 

@@ -78,6 +78,7 @@ class DataConfig(DataSetConfig):
         crop_scale: Range of the area of the random resized crop in training, published as [0.9, 1]; `[1, 1]` is the
             published centre crop.
         streaming: Read the shards as a stream, without a copy in the cache, instead of by index.
+        max_unreadable_shards: Shards of a stream that each loading process may leave out when they cannot be read.
         bucket_batches: Form this many batches at a time among their samples sorted by length; 0 for never.
         num_workers: Processes that load samples beside the training process.
         max_validation_samples: Validation samples used; `null` for all.
@@ -91,6 +92,7 @@ class DataConfig(DataSetConfig):
     augmentation: Literal["crop", "radiograph", "affine"] = "crop"
     crop_scale: tuple[float, float] = (1.0, 1.0)
     streaming: bool = False
+    max_unreadable_shards: NonNegativeInt = 0
     bucket_batches: NonNegativeInt = 0
     num_workers: NonNegativeInt = 0
     max_validation_samples: PositiveInt | None = None
@@ -192,6 +194,8 @@ class TrainingConfig(_Section):
             no limit.
         max_step_minutes: Minutes after which a step has hung: the run ends and names the process that the others wait
             for; `null` for the limit of the communication library, which names none.
+        halve_on_out_of_memory: Go on with half the micro-batch and twice the accumulation when one does not fit, in a
+            run of one process; losses over the pairs of a micro-batch then have fewer of them.
         compile: Whether `torch.compile` is applied to the model.
         gradient_checkpointing: Whether activations are recomputed in the backward pass.
         tracker: Where metrics go besides `metrics.jsonl`.
@@ -211,6 +215,7 @@ class TrainingConfig(_Section):
     max_skipped_steps: PositiveInt = 10
     max_hours: PositiveFloat | None = None
     max_step_minutes: PositiveFloat | None = None
+    halve_on_out_of_memory: bool = False
     compile: bool = False
     gradient_checkpointing: bool = False
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
@@ -278,7 +283,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}; expected a YAML file")
-    values = _parse_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+    values = _parse_yaml(text, source=str(path))
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: got {_describe(values)}, expected a mapping with keys {list(RunConfig.model_fields)}"
@@ -287,10 +296,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         _assign(values, override)
     try:
         # As JSON a list may become a tuple and a string a path; `strict` still refuses "10" or true for a number.
-        return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+        return RunConfig.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors()]
         raise ConfigError("\n".join([f"{path}:", *(f"  {problem}" for problem in problems)])) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}; an alias must not stand inside what it names") from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -299,9 +310,14 @@ def dump_config(config: RunConfig) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with the scalars of YAML 1.2: `1e-4` is a number and `no` is a word."""
+    """The safe loader with the types of JSON and the scalars of YAML 1.2: `1e-4` is a number and `no` is a word."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
+    yaml_constructors = {  # noqa: RUF012
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
 
 
 for _tag, _pattern, _first in (
@@ -318,7 +334,7 @@ for _tag, _pattern, _first in (
 def _parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # also for 5,000 digits, or `!!bool x`
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -345,6 +361,8 @@ def _explain(problem: Any) -> str:
         return f"{key}: unknown key; {_nearest(key)}"
     if problem["type"] == "missing":
         return f"{key}: missing; expected a value"
+    if problem["type"] == "json_invalid":  # all that JSON cannot hold is half a character, "\\ud800"
+        return f"not valid text: {problem['ctx']['error']}"
     if problem["type"] == "value_error":
         return ".".join(filter(None, [key, str(problem["ctx"]["error"])]))  # a validator names keys of its section
     expected = problem["msg"].removeprefix("Input should be ")

@@ -1,21 +1,46 @@
-"""The device, the processes and the engine that a run uses, as `accelerate` finds them."""
+"""The device, the processes and the engine that a run uses, as `accelerate` finds them.
+
+The engine (DDP, FSDP2, DeepSpeed ZeRO) is chosen by `accelerate launch` and the environment variables that it sets.
+"""
 
 import importlib.util
+import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import KwargsHandler, ProjectConfiguration
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    KwargsHandler,
+    ProjectConfiguration,
+    str_to_bool,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
 from m3ae.training.config import RunConfig
 from m3ae.training.run_folder import RunFolder
+
+ENGINES = {
+    "ACCELERATE_USE_FSDP": ("FSDP", DistributedType.FSDP),
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", DistributedType.DEEPSPEED),
+}
+# What the run's own config decides; a DeepSpeed file says "auto", or nothing.
+OWN_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "torch_autocast")
 
 
 def build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
     """Return the accelerator of a run.
 
     Raises:
-        ValueError: The tracker is not installed.
+        ValueError: The tracker or DeepSpeed is not installed, or the engine that was asked for cannot do what it is
+            asked: FSDP or DeepSpeed without GPUs, FSDP1, a setting that contradicts the run's config;
+            halving of micro-batches with several processes.
     """
     tracker = config.training.tracker
     if tracker == "wandb" and importlib.util.find_spec("wandb") is None:
@@ -28,15 +53,119 @@ def build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
         # Never before the watchdog, which knows which process is late.
         minutes = max(30.0, 2 * config.training.max_step_minutes)
         handlers.append(InitProcessGroupKwargs(timeout=timedelta(minutes=minutes)))
-    return Accelerator(
-        mixed_precision=config.training.mixed_precision,
-        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
+    deepspeed = _deepspeed(config) if _asked_for("ACCELERATE_USE_DEEPSPEED") else None
+    accelerator = Accelerator(
+        mixed_precision="no" if deepspeed else config.training.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(config.training.gradient_accumulation_steps),
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.tensorboard)),
         kwargs_handlers=handlers,
+        deepspeed_plugin=deepspeed,
+        fsdp_plugin=_fsdp() if _asked_for("ACCELERATE_USE_FSDP") else None,
     )
+    _refuse_fall_back(accelerator)
+    if config.training.halve_on_out_of_memory and (accelerator.num_processes > 1 or deepspeed):
+        raise ValueError(
+            f"training.halve_on_out_of_memory: got true with {accelerator.num_processes} processes"
+            f"{' of DeepSpeed' if deepspeed else ''}, expected one: the others wait for the one that has no memory; "
+            "choose training.batch_size on one process first"
+        )
+    return accelerator
+
+
+def takes_apart(accelerator: Accelerator) -> bool:
+    """Return whether the engine changes a model so that it can only train: all but DDP do."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def make_divisible(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Change what keeps FSDP2 and DeepSpeed from taking a model apart."""
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.ndim:  # neither engine knows numbers
+                vector = torch.nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
+                module.register_parameter(name, vector)
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
+        # The model's own list, not what transformers adds to it: the embeddings, which accelerate divides itself.
+        layers = getattr(type(model), "_no_split_modules", None) or []
+        plugin.transformer_cls_names_to_wrap = sorted({type(part).__name__ for part in model.modules()} & set(layers))
+
+
+def clip_gradient(
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: AcceleratedOptimizer, max_norm: float | None
+) -> torch.Tensor:
+    """Scale the gradient down to a norm, unless that is None, and return the norm () before.
+
+    DeepSpeed has done so already, and has updated the parameters, unless the gradient was not finite.
+    """
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return torch.tensor(float("inf") if optimizer.step_was_skipped else norm, device=accelerator.device)
+    whole: torch.Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole
 
 
 def device_name(device: torch.device) -> str:
     """Return what a device is called."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _asked_for(variable: str) -> bool:
+    return bool(str_to_bool(os.environ.get(variable, "false")))
+
+
+def _deepspeed(config: RunConfig) -> DeepSpeedPlugin:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError("ACCELERATE_USE_DEEPSPEED: got true, but it is not installed; pip install 'm3ae[deepspeed]'")
+    training = config.training
+    if training.mixed_precision == "fp16":
+        raise ValueError("training.mixed_precision: got fp16, expected bf16 or no with DeepSpeed")
+    plugin = DeepSpeedPlugin(zero3_init_flag=False)  # every process builds the whole model, then keeps its part
+    settings: dict[str, Any] = plugin.deepspeed_config
+    contradictions = [
+        name for name in OWN_SECTIONS if settings.get(name, {"enabled": False}).get("enabled") not in (False, "auto")
+    ]
+    if contradictions:
+        raise ValueError(
+            f"the DeepSpeed config has {', '.join(contradictions)}: leave that out, the run's own config decides "
+            f"optimizer, schedule and training.mixed_precision"
+        )
+    for name in ("offload_optimizer", "offload_param"):
+        if settings["zero_optimization"].get(name, {}).get("device", "none") != "none":
+            raise ValueError(f"zero_optimization.{name}: got a device, expected none: its state is not in checkpoints")
+    settings |= {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "gradient_clipping": config.optimizer.max_grad_norm or 0.0,
+    }
+    if training.mixed_precision == "bf16":
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return plugin
+
+
+def _fsdp() -> FullyShardedDataParallelPlugin:
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ValueError(f"fsdp_version: got {version}, expected 2; see configs/accelerate/fsdp2.yaml")
+    # By default accelerate would round parameters, gradients and the loss to 16 bits, on top of the run's autocast.
+    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading: got true, expected false: every process builds the whole model before "
+            "it is sharded; see configs/accelerate/fsdp2.yaml"
+        )
+    return plugin
+
+
+def _refuse_fall_back(accelerator: Accelerator) -> None:
+    """Raise where accelerate goes on without the engine that was asked for, as it does on a CPU."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    for variable, (name, kind) in ENGINES.items():
+        if _asked_for(variable) and (accelerator.distributed_type, accelerator.num_processes) != (kind, processes):
+            raise ValueError(
+                f"{variable}: got true, but accelerate has no {name} for {processes} processes on "
+                f"{accelerator.device} and would go on without; expected GPUs and `accelerate launch`. Without GPUs "
+                f"use DDP: unset {variable} and set ACCELERATE_USE_CPU=true"
+            )

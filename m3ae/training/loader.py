@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, Protocol, runtime_checkable
@@ -68,6 +69,25 @@ def micro_batches(
         generator=torch.Generator().manual_seed(config.training.seed),
     )
     return islice(loader, skipped, None)
+
+
+@contextmanager
+def dead_workers_explained() -> Iterator[None]:
+    """Say what to do when a process that loads data has died, which shows at any moment of a step.
+
+    Raises:
+        ChildProcessError: One has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise ChildProcessError(
+            f"a process that loads data has died: {str(error).splitlines()[0]} It was killed most likely for want of "
+            f"memory, of the machine or of /dev/shm: lower data.num_workers or training.batch_size, or give the job "
+            f"more memory; data.num_workers=0 shows an error of the data themselves. --resume continues the run"
+        ) from error
 
 
 def _sampler(

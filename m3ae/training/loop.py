@@ -1,5 +1,6 @@
 """The one training loop, for every task. It knows nothing of modalities: a task brings model, samples and metrics."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,23 +12,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device, set_seed
 from tqdm import tqdm
 
-from m3ae.training.checkpoint import (
-    TrainingState,
-    choose_checkpoint,
-    keep_plain_names,
-    load_checkpoint,
-    save_checkpoint,
-)
+from m3ae.training.checkpoint import TrainingState, choose_checkpoint, load_moments, load_weights, save_checkpoint
 from m3ae.training.config import RunConfig
 from m3ae.training.cpu import fast_kernels, prepare_cpu
-from m3ae.training.curves import plot_losses
 from m3ae.training.durable import complete_folder, is_full_disk, restore
-from m3ae.training.engine import build_accelerator, device_name
+from m3ae.training.engine import build_accelerator, clip_gradient, device_name, make_divisible, takes_apart
+from m3ae.training.engine_state import EngineState
 from m3ae.training.interruption import StopRequest, TrainingStopped, stop_request
-from m3ae.training.loader import TrainingSamples, TrainingStream, micro_batches
-from m3ae.training.memory import out_of_memory_explained
-from m3ae.training.metrics_log import LossMeter, MetricsLog, format_metrics, read_metrics
-from m3ae.training.optim import learning_rate_factor, parameter_groups, warmup_steps
+from m3ae.training.loader import TrainingSamples, TrainingStream, dead_workers_explained, micro_batches
+from m3ae.training.memory import enable_gradient_checkpointing, out_of_memory_explained, with_smaller_batches
+from m3ae.training.metrics_log import LossMeter, MetricsLog, format_metrics, mean_losses, read_metrics
+from m3ae.training.optim import build_optimizer, learning_rate_factor, warmup_steps
 from m3ae.training.randomness import fixed_randomness
 from m3ae.training.run_folder import RunFolder
 from m3ae.training.watchdog import Watchdog
@@ -118,21 +113,9 @@ class _TrainingLoop:
         self.step_inputs: Callable[[int], dict[str, Any]] = getattr(task, "step_inputs", lambda step: {})
         set_seed(config.training.seed, device_specific=True)
         if config.training.gradient_checkpointing:
-            _enable_gradient_checkpointing(task.model)
+            enable_gradient_checkpointing(task.model)
         if config.training.compile:
             task.model.compile()  # in place: parameter names, and so checkpoints, stay as they are
-        groups = parameter_groups(
-            task.model,
-            lr=config.optimizer.lr,
-            weight_decay=config.optimizer.weight_decay,
-            lr_multipliers=config.optimizer.lr_multipliers,
-        )
-        self.learning_rates = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
-        # The data loader stays as it is: its sampler knows the processes, and its position is a pure function of the
-        # step. So is the learning rate, set by `set_learning_rate`, which leaves no scheduler to prepare or to save.
-        self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
-        keep_plain_names(accelerator)
         self.state = TrainingState()
         self.meter = LossMeter()
         self.seconds = 0.0
@@ -145,8 +128,12 @@ class _TrainingLoop:
         for remark in damaged:
             self.announce(remark)
         if checkpoint:
-            self.state, remarks = load_checkpoint(self.accelerator, checkpoint, self.task.model, self.config)
+            process = self.accelerator.process_index
+            self.state, remarks = load_weights(checkpoint, self.task.model, self.config, process)
             self.announce("\n  ".join([f"resuming from {checkpoint}", *remarks]))
+        self.prepare()
+        if checkpoint:
+            load_moments(self.accelerator, checkpoint, self.trained)
         elif looked_for:
             self.announce(f"no checkpoint in {self.folder.root}: starting afresh")
         if self.accelerator.is_main_process:
@@ -164,12 +151,23 @@ class _TrainingLoop:
             init_kwargs={"wandb": {"dir": str(self.folder.root), "name": self.folder.root.name}},
         )
 
+    def prepare(self) -> None:
+        """Hand model and optimiser to the engine."""
+        self.whole_model = model = self.task.model
+        if takes_apart(self.accelerator):  # then a whole model beside it is what is measured and saved
+            self.whole_model = copy.deepcopy(model)
+            make_divisible(self.accelerator, model)
+        optimizer = build_optimizer(model, self.config.optimizer)
+        self.learning_rates = [group["lr"] for group in optimizer.param_groups]
+        # The data loader stays as it is: its sampler knows the processes, and its position is a pure function of the
+        # step. So is the learning rate, set by `set_learning_rate`, which leaves no scheduler to prepare or to save.
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.trained = EngineState(model, self.optimizer, self.whole_model)
+
     def run(self) -> None:
         """Take the optimiser steps that are left, with logs, validations and checkpoints in between."""
         settings = self.config.training
-        batches = micro_batches(
-            self.config, self.task.train_dataset, self.task.collate, self.accelerator, self.state.step
-        )
+        batches = self.batches()
         self.model.train()
         self.progress = tqdm(
             total=settings.max_steps,
@@ -178,13 +176,23 @@ class _TrainingLoop:
             dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
         )
-        with self.progress, Watchdog(settings.max_step_minutes, self.accelerator) as self.watchdog:
+        watchdog = Watchdog(settings.max_step_minutes, self.accelerator)
+        with self.progress, dead_workers_explained(), watchdog as self.watchdog:
             while self.state.step < settings.max_steps:
                 started = time.perf_counter()
                 self.watchdog.begin(self.state.step + 1)
-                with out_of_memory_explained(settings, self.accelerator.device):
-                    losses, grad_norm = self.accumulate_gradients(batches)
-                    self.update_parameters(losses, grad_norm)
+                try:
+                    with out_of_memory_explained(self.config.training, self.accelerator.device):
+                        losses, grad_norm = self.accumulate_gradients(batches)
+                except MemoryError as error:
+                    self.config = with_smaller_batches(self.config, self.accelerator, error)
+                    self.optimizer.zero_grad()
+                    self.announce(
+                        f"warning: {error}; going on with training.batch_size={self.config.training.batch_size}"
+                    )
+                    batches = self.batches()
+                    continue
+                self.update_parameters(losses, grad_norm)
                 self.watchdog.end()
                 self.seconds += time.perf_counter() - started
                 self.progress.update()
@@ -199,17 +207,24 @@ class _TrainingLoop:
                 if self.stopping:
                     self.stop()
 
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Return the micro-batches that are left."""
+        task = self.task
+        return micro_batches(self.config, task.train_dataset, task.collate, self.accelerator, self.state.step)
+
     def finish(self) -> dict[str, Any]:
         """Measure the last model, write it and the figures, and print the report."""
+        from m3ae.figures import draw_losses, save_figure  # matplotlib is slow to import, and only the end needs it
+
         metrics = self.measure(self.task.report)
         self.record(metrics)
         if self.accelerator.is_main_process:
             with complete_folder(self.folder.model) as folder:
-                self.task.save(self.task.model, folder, metrics)
+                self.task.save(self.whole_model, folder, metrics)
             with complete_folder(self.folder.figures) as folder:
-                plot_losses(read_metrics(self.folder.metrics), folder / "losses.png")
+                save_figure(draw_losses(read_metrics(self.folder.metrics)), folder / "losses.png")
                 with fixed_randomness(self.config.training.seed), torch.no_grad():
-                    self.task.illustrate(self.task.model.eval(), folder)
+                    self.task.illustrate(self.whole_model.eval(), folder)
             self.announce(format_metrics(f"step {self.state.step}", metrics))
         self.accelerator.wait_for_everyone()
         return {
@@ -221,6 +236,7 @@ class _TrainingLoop:
 
     def accumulate_gradients(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Leave the clipped gradient of one optimiser step; return its mean losses and the norm before clipping."""
+        self.set_learning_rate()  # before the gradients: DeepSpeed updates the parameters as soon as it has them
         losses, kernels = [], fast_kernels(self.accelerator.device, compiled=self.config.training.compile)
         for _ in range(self.config.training.gradient_accumulation_steps):
             self.watchdog.note("loads a batch")
@@ -228,20 +244,19 @@ class _TrainingLoop:
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             with self.accelerator.accumulate(self.model), kernels:
                 self.watchdog.note("computes the loss")
-                output = self.model(**batch)
+                with self.accelerator.autocast():
+                    output = self.model(**batch)
                 self.watchdog.note("computes gradients, or waits for those of others")
                 self.accelerator.backward(output.loss)
             losses.append({"loss": output.loss, **output.losses})
-        limit = self.config.optimizer.max_grad_norm or float("inf")
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        return _mean(losses), grad_norm
+        limit = self.config.optimizer.max_grad_norm
+        return mean_losses(losses), clip_gradient(self.accelerator, self.model, self.optimizer, limit)
 
     def update_parameters(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> None:
         """Take the optimiser step, or skip it in all processes if the loss or the gradient is not finite in one.
 
         A request to stop, which may have reached only some of the processes, is shared with all at the same time.
         """
-        self.set_learning_rate()
         broken = (~(losses["loss"].isfinite() & grad_norm.isfinite())).float()
         flags = torch.stack([broken, torch.full_like(broken, self.request.reason is not None)])
         skipped, self.stopping = (self.accelerator.reduce(flags, reduction="sum") > 0).tolist()
@@ -319,15 +334,17 @@ class _TrainingLoop:
         ):
             with self.full_disk_announced("the best model so far"):
                 with complete_folder(self.folder.best) as folder:
-                    self.task.save(self.task.model, folder, metrics)
+                    self.task.save(self.whole_model, folder, metrics)
                 best = [metrics[settings.best_metric]]
         self.state.best = broadcast_object_list(best)[0]
 
     def measure(self, measurement: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
         """Return what a method of the task measures, the course of training left as it was."""
-        self.model.eval()
+        if self.whole_model is not self.task.model:
+            self.trained.copy_weights(self.whole_model.to(self.accelerator.device))
+        self.whole_model.eval()
         with fixed_randomness(self.config.training.seed), torch.no_grad():
-            metrics = measurement(self.task.model, self.accelerator, *arguments)
+            metrics = measurement(self.whole_model, self.accelerator, *arguments)
         self.model.train()
         return metrics
 
@@ -337,9 +354,10 @@ class _TrainingLoop:
         problem = save_checkpoint(
             self.accelerator,
             self.folder.checkpoints,
+            self.task.model,
+            self.trained,
             self.state,
             self.config,
-            keep=self.config.training.keep_checkpoints,
         )
         if problem:
             self.announce(f"warning: the checkpoint of step {self.state.step} was not written: {problem}; going on")
@@ -374,19 +392,7 @@ class _TrainingLoop:
             tqdm.write(message)
 
 
-def _mean(losses: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    names = list(dict.fromkeys(name for part in losses for name in part))
-    return {name: torch.stack([part[name].detach() for part in losses if name in part]).mean() for name in names}
-
-
 def _is_better(value: float, best: float | None, mode: str) -> bool:
     if value != value:  # NaN is never better
         return False
     return best is None or (value < best if mode == "min" else value > best)
-
-
-def _enable_gradient_checkpointing(model: torch.nn.Module) -> None:
-    enable = getattr(model, "gradient_checkpointing_enable", None)
-    if not callable(enable):
-        raise ValueError(f"training.gradient_checkpointing: got true, but {type(model).__name__} does not support it")
-    enable()

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,12 @@ import torch
 from accelerate.utils import gather_object
 
 from m3ae.data.shards import write_text
+
+
+def mean_losses(losses: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the mean of each named scalar over the micro-batches that have it."""
+    names = list(dict.fromkeys(name for part in losses for name in part))
+    return {name: torch.stack([part[name].detach() for part in losses if name in part]).mean() for name in names}
 
 
 class LossMeter:

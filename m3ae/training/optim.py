@@ -4,7 +4,22 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import nn
+
+from m3ae.training.config import OptimizerConfig
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.AdamW:
+    """Return the optimiser of a run.
+
+    Raises:
+        ValueError: A multiplier names a group that the model does not have.
+    """
+    groups = parameter_groups(
+        model, lr=settings.lr, weight_decay=settings.weight_decay, lr_multipliers=settings.lr_multipliers
+    )
+    return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def parameter_groups(

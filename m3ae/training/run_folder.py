@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -157,7 +158,7 @@ def environment() -> dict[str, Any]:
     """Return what is needed to repeat a run: time, command, versions, revision; no environment variables."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": without_secrets(shlex.join(sys.argv)),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
@@ -165,6 +166,14 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "git_revision": _git_revision(),
     }
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what environment variables of telling names hold, and without passwords in addresses."""
+    for name, value in os.environ.items():
+        if re.search("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", name.upper()) and len(value) >= 8:
+            text = text.replace(value, f"${name}")
+    return re.sub(r"//[^/\s:@]+:[^/\s@]+@", "//***@", text)
 
 
 def _version(package: str) -> str | None:

@@ -104,4 +104,4 @@ def test_too_many_readers_are_refused(questions) -> None:
 
 def test_a_missing_column_is_named(questions) -> None:
     with pytest.raises(ValueError, match=r"no column 'text'; it has id, image, question, answer"):
-        StreamedSet(questions, PairColumns(("image",), ("text",)))
+        PairStream([StreamedSet(questions, PairColumns(("image",), ("text",)))], seed=0)

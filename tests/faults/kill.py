@@ -19,16 +19,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 import torch._dynamo  # as an optimiser does: the children inherit it
 import yaml
-from matplotlib.backends import backend_agg  # noqa: F401 (as the figures do)
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import m3ae.figures  # noqa: F401 (as a run does at its end)
 from m3ae.data.prepare import load_source, prepare
 from m3ae.data.shards import file_sha256
 from m3ae.tasks import task_class
@@ -40,6 +41,7 @@ from m3ae.training.metrics_log import read_metrics
 from tests.training.toy import ToyTask, toy_config
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml"
+SPARED_AFTER = 8  # kills, so that a run comes to its end on a machine that has become slower
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 
 
@@ -49,9 +51,9 @@ def run_toy(folder: Path) -> None:
 
 def run_m3ae(folder: Path) -> None:
     data = folder.parent / "phantoms"
-    settings = ["training.max_steps=24", "training.batch_size=8", "training.validate_every=8"]
-    settings += ["training.checkpoint_every=4", "training.log_every=1", "evaluation.retrieval_pairs=8"]
-    settings += [f"data.path={data}", "data.prepare.num_studies=64", f"output_dir={folder}"]
+    settings = ["training.max_steps=12", "training.batch_size=4", "training.validate_every=6"]
+    settings += ["training.checkpoint_every=3", "training.log_every=1", "evaluation.retrieval_pairs=4"]
+    settings += [f"data.path={data}", "data.prepare.num_studies=40", f"output_dir={folder}"]
     config = load_config(QUICKSTART, settings)
     train(config, task_class(config.task).from_config(config), resume=True)
 
@@ -160,7 +162,8 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, run, log = options.folder.resolve(), RUNS[options.run], options.folder.resolve() / "log.txt"
     folder.mkdir(parents=True, exist_ok=True)
-    load_source("phantom")
+    if options.run != "toy":  # the children inherit them, whatever happens to their files meanwhile
+        load_source("phantom"), task_class("pretraining")
     for name in ("warm-up", "whole"):
         begun = time.perf_counter()
         _, status = os.waitpid(start(run, folder / name, log), 0)
@@ -171,10 +174,10 @@ def main() -> None:
     while places.total() < options.kills:
         killed = folder / "killed"
         shutil.rmtree(killed, ignore_errors=True)
-        while True:
+        for kills in count():
             at_file = draw.random() < 0.5
-            child = start(run, killed, log, draw.randrange(1, 60) if at_file else None)
-            if not at_file:
+            child = start(run, killed, log, draw.randrange(1, 60) if at_file and kills < SPARED_AFTER else None)
+            if not at_file and kills < SPARED_AFTER:
                 time.sleep(draw.uniform(0, 0.5 * duration))
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)

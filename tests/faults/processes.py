@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.interruption import STOPPED_STATUS, TrainingStopped
-from m3ae.training.loop import train
+from m3ae.training.loop import Task, train
 from m3ae.training.metrics_log import read_metrics
 from tests.training.toy import ToyTask, toy_config
 
@@ -45,9 +45,14 @@ def launch(
     dropout: float = 0.5,
     events: dict[int, Event] | None = None,
     resume: Path | bool = False,
+    grouped: bool = False,
+    task: Task[Any] | None = None,
     **training: Any,
 ) -> list[int]:
-    """Train in `count` processes, of which the last one has the events; return their exit statuses."""
+    """Train in `count` processes, of which the last one has the events; return their exit statuses.
+
+    One process forms a group only if `grouped`, as a launcher does it. The task is the toy unless another is given.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
@@ -63,9 +68,10 @@ def launch(
             os.dup2(output, 1)
             os.dup2(output, 2)
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-            os.environ |= address | {name: str(value) for name, value in ranks.items()} if count > 1 else {}
-            task = EventfulTask(dropout, (events or {}) if rank == count - 1 else {})
-            train(toy_config(folder, log_every=1, **training), task, resume=resume)
+            if count > 1 or grouped:
+                os.environ |= address | {name: str(value) for name, value in ranks.items()}
+            toy = EventfulTask(dropout, (events or {}) if rank == count - 1 else {})
+            train(toy_config(folder, log_every=1, **training), task or toy, resume=resume)
             status = 0
         except TrainingStopped:
             status = STOPPED_STATUS

@@ -17,7 +17,7 @@ from m3ae.training.metrics_log import read_metrics
 
 from ..training.toy import ToyTask, toy_config
 
-PARTS = ("SHA256SUMS", "model.safetensors", "optimizer.bin", "random_states_0.pkl", "state.json")
+PARTS = ("SHA256SUMS", "model.safetensors", "optimizer.safetensors", "random_states_0.pkl", "state.json")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_every_part_is_watched(finished, tmp_path):
 @pytest.mark.parametrize(
     ("part", "harm", "problem"),
     [
-        ("optimizer.bin", cut, "optimizer.bin has changed since it was written"),
+        ("optimizer.safetensors", cut, "optimizer.safetensors has changed since it was written"),
         ("model.safetensors", flip_a_bit, "model.safetensors has changed since it was written"),
         ("state.json", remove, "state.json is missing"),
     ],
@@ -96,8 +96,10 @@ def test_damage_in_another_folder_is_passed_over_and_left_alone(finished, tmp_pa
 def test_without_any_intact_checkpoint_all_are_named(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     for checkpoint in list_checkpoints(run):
-        remove(checkpoint / "optimizer.bin")
-    with pytest.raises(ValueError, match=r"step-00000008: optimizer.bin is missing; step-00000006: .*move this one"):
+        remove(checkpoint / "optimizer.safetensors")
+    with pytest.raises(
+        ValueError, match=r"step-00000008: optimizer.safetensors is missing; step-00000006: .*move this one"
+    ):
         train(toy_config(run), ToyTask(), resume=True)
     assert len(list_checkpoints(run)) == 2  # nothing was set aside
 

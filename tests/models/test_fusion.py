@@ -9,7 +9,11 @@ def fusion(implementation: str = "sdpa") -> Fusion:
     config = tiny_config()
     config._attn_implementation = implementation
     torch.manual_seed(0)
-    return Fusion(config, ("text", "image")).eval()
+    module = Fusion(config, ("text", "image")).eval()
+    for name, parameter in module.named_parameters():
+        if "norm." in name:  # fresh ones change nothing where they come twice
+            parameter.data = 1 + 0.3 * torch.randn(parameter.shape)
+    return module
 
 
 def streams(size: int = 3) -> dict[str, Stream]:
@@ -50,7 +54,7 @@ def test_eager_equals_sdpa() -> None:
     given = streams()
     given["image"] = given["image"]._replace(present=torch.tensor([True, False, True]))
     for eager, sdpa in zip(fusion("eager")(given)[-1].values(), fusion("sdpa")(given)[-1].values(), strict=True):
-        torch.testing.assert_close(eager, sdpa, atol=1e-6, rtol=0)
+        torch.testing.assert_close(eager, sdpa, atol=1e-5, rtol=0)
 
 
 def test_an_absent_stream_is_as_no_stream() -> None:

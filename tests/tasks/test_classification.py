@@ -129,6 +129,9 @@ def test_final_of_several_labels(data: Path) -> None:
     lines = [json.loads(line) for line in (task.folder.root / "predictions.jsonl").read_text().splitlines()]
     assert [line["prediction"] for line in lines] == [["fluid"], ["fluid"], ["air"]]
     assert (lines[1]["truth"], lines[1]["uncertain"]) == ([], ["fluid"])
+    assert lines[0]["scores"] == pytest.approx({"air": 0.26894, "fluid": 0.8808}), "1 / (1 + e), 1 / (1 + e⁻²)"
+    (path,) = task.illustrate(task.model, task.folder.root / "figures")
+    assert path.name == "roc.png" and path.stat().st_size > 1000
 
 
 def test_the_model_gets_only_what_the_config_names(data: Path) -> None:

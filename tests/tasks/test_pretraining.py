@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from m3ae import M3AEForPreTraining, M3AEModel
+from m3ae import M3AEForGeneration, M3AEForPreTraining, M3AEModel
 from m3ae.data.pairs import PairDataset
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.tasks.models import open_model
@@ -240,3 +240,28 @@ def test_shuffling_changes_the_image_and_nothing_else(data: Path, tmp_path: Path
     assert [pair.text for pair in own] == [pair.text for pair in shuffled]
     assert all(a.image_id != b.image_id for a, b in zip(own, shuffled, strict=True))
     assert {pair.image_id for pair in own} == {pair.image_id for pair in shuffled}
+
+
+def test_a_latent_head_learns_beside_and_generates(data: Path, tmp_path: Path) -> None:
+    decoder = {"hidden_size": 16, "num_attention_heads": 2, "num_layers": 1}
+    modalities = {"image": {"kind": "image", **decoder}, "text": {"kind": "text", **decoder}}
+    latent = {"size": 4, "num_tokens": 2, "beta_warmup": 0.5, "weight": 0.01, "modalities": modalities}
+    config = tiny_run(
+        data,
+        tmp_path / "run",
+        model={"overrides": {"latent": latent}},
+        training={"max_steps": 2},
+        evaluation={"retrieval_pairs": 0},
+    )
+    task = PreTraining.from_config(config)
+    assert [task.step_inputs(step)["beta"].item() for step in range(2)] == [0, 1]
+    train(config, task)
+    final = read_metrics(config.output_dir / "metrics.jsonl")[-1]
+    weighted = final["validation/mim_loss"] + final["validation/mlm_loss"] + final["validation/itm_loss"]
+    weighted += 0.01 * final["validation/latent_loss"]
+    assert final["validation/loss"] == pytest.approx(weighted)
+    assert {"validation/kl", "test/nll_image", "test/nll_text", "test/shuffled_nll_text"} <= final.keys()
+    assert "training/latent" in (config.output_dir / "metrics.jsonl").read_text()
+    generator = M3AEForGeneration.from_pretrained(config.output_dir / "model").eval()
+    made = generator.sample_prior(2)
+    assert made["image"].shape == (2, 3, 32, 32) and len(made["text"]) == 2

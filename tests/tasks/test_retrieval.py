@@ -73,6 +73,7 @@ def test_a_run_measures_and_leaves_the_ids_and_predictions(folder: Path, tmp_pat
     assert json.loads((tmp_path / "results.json").read_text())["relevance"] == "every"
     saved = M3AEForImageTextRetrieval.from_pretrained(tmp_path / "model")
     assert saved.itc_head is not None
+    assert (tmp_path / "figures" / "retrieval.png").stat().st_size > 1000
 
 
 def test_every_right_item_counts_or_only_the_own_row(folder: Path, tmp_path: Path, pretrained: str) -> None:

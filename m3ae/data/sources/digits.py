@@ -178,10 +178,10 @@ def read_kannada(folder: Path) -> list[Item]:
     items = []
     for split, path in paths.items():
         images, labels = read_idx(path), read_idx(folder / f"y_kannada_MNIST_{split}-idx1-ubyte.gz")
-        if images.shape != (*labels.shape, IMAGE_SIDE, IMAGE_SIDE):
+        if labels.ndim != 1 or images.shape != (*labels.shape, IMAGE_SIDE, IMAGE_SIDE):
             raise ValueError(
                 f"{path} has images of shape {images.shape} for labels of shape {labels.shape}, expected "
-                f"({len(labels)}, {IMAGE_SIDE}, {IMAGE_SIDE})"
+                f"(N, {IMAGE_SIDE}, {IMAGE_SIDE}) and (N,)"
             )
         for number, (label, image) in enumerate(zip(labels.tolist(), images, strict=True)):
             items.append(Item(f"kannada-{split}-{number:05d}", _digit(path, label), split, image))
@@ -231,7 +231,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}): download it again") from error
-    if content[:3] != b"\0\0\x08" or len(content) < (start := 4 + 4 * content[3]):
+    if content[:3] != b"\0\0\x08" or len(content) < 4 or len(content) < (start := 4 + 4 * content[3]):
         raise ValueError(f"{path} is no idx file of bytes: expected one of Kannada-MNIST")
     shape = np.frombuffer(content, ">u4", content[3], 4).tolist()
     if len(content) - start != prod(shape):

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import datasets
 
+from m3ae.data.images import IMAGE_SUFFIXES
 from m3ae.data.prepared import Rejected
 from m3ae.data.splits import SPLIT_NAMES, hash_split
-from m3ae.data.tables import read_csv, read_jsonl, require_folder
+from m3ae.data.tables import TABLE_SUFFIXES, read_csv, read_jsonl, require_folder
 
 FEATURES = datasets.Features(
     {
@@ -41,8 +42,6 @@ USUAL_NAMES = {
     "split": ("split", "subset", "fold"),
     "group": ("group", "patient", "patient_id", "subject", "subject_id", "study", "study_id"),
 }
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
 SPLITS_EXPECTED = f"expected one of {', '.join(SPLIT_NAMES)}"
 
 Record = dict[str, Any]

@@ -6,7 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 from m3ae import M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.tasks.attention import POOLED, plot_attention, word_attention
+from m3ae.figures import save_figure
+from m3ae.inference.attention import POOLED, word_attention
+from m3ae.inference.drawing import draw_word_attention
 from tests.models.tiny import tiny_of
 
 TEXT = "Is there, a pneumothorax on the left?"
@@ -54,6 +56,6 @@ def test_words_that_are_cut_off_have_no_map(model, processor, image):
 
 def test_the_picture(model, processor, image, tmp_path):
     path = tmp_path / "attention.png"
-    plot_attention(path, model, processor, image, TEXT, note="costs $1 or $2")
+    save_figure(draw_word_attention(model, processor, image, TEXT, note="costs $1 or $2"), path)
     with Image.open(path) as picture:
         assert picture.width > picture.height > 300

@@ -1,0 +1,49 @@
+"""Write docs/zoo.md from the headers of the shipped configs: `python docs/zoo.py`."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "zoo.md"
+TITLES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
+FIELDS = ("hardware", "time", "expect")
+INTRODUCTION = """\
+<!-- Made by `python docs/zoo.py` from the headers of configs/: change it there. -->
+
+# Models
+
+The shipped configs, what each costs and what to expect of it. The name is what the command takes, as in
+`m3ae pretrain phantom` or `m3ae finetune phantom_vqa model=runs/phantom/model`; `--print-config` shows all settings.
+The header of each file in `configs/` has the commands that prepare its data. The package comes without weights:
+recipes start from each other, or from [published weights](tutorials/published.md).
+"""
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Return what the comment at the top of a config says: `what`, and one entry per field."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].rstrip())
+    found = {"what": " ".join(" ".join(lines[: lines.index("")]).split())}
+    for field in FIELDS:
+        (text,) = re.findall(rf"^ {field} +(.*(?:\n {{5,}}.*)*)", "\n".join(lines), re.MULTILINE)
+        found[field] = " ".join(text.split())
+    return found
+
+
+def page() -> str:
+    """Return the page."""
+    parts = [INTRODUCTION]
+    for folder, title in TITLES.items():
+        parts.append(f"## {title}\n\n| config | what | hardware | time | expect |\n|---|---|---|---|---|")
+        for path in sorted((ROOT / "configs" / folder).glob("*.yaml")):
+            cells = [cell.replace("|", "\\|") for cell in read_header(path).values()]
+            parts.append(f"| `{path.stem}` | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

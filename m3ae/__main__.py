@@ -1,0 +1,5 @@
+"""`python -m m3ae` is the command `m3ae`: `accelerate launch -m m3ae pretrain quickstart`."""
+
+from m3ae.cli import cli
+
+cli()

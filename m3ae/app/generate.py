@@ -1,0 +1,100 @@
+"""The tab that generates missing modalities, and moves along latent dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from m3ae.app.session import PreparedSet, Session
+from m3ae.app.widgets import picture, told
+from m3ae.figures import draw_modalities, render
+from m3ae.inference import generate, traverse
+from m3ae.inference.generation import Value
+from m3ae.inference.rows import read_values
+from m3ae.models.generation import M3AEForGeneration
+
+SAMPLES = 6
+STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+
+
+def add_tab(session: Session, prepared: PreparedSet) -> None:
+    """Add the tab, for rows of a prepared set that has the model's modalities."""
+    assert session.latent is not None
+    model, tokenizer = session.latent
+    kinds = {name: modality.kind for name, modality in model.latent.typed_modalities.items()}
+    experts, rows = model.latent.experts, prepared.rows
+
+    def read(row: float, names: Sequence[str]) -> dict[str, Value]:
+        return read_values(model, rows, int(row), names)
+
+    @told
+    def run(row: float, given: list[str], temperature: float, seed: float) -> Image.Image:
+        values = read(row, given)
+        made = generate(
+            model, tokenizer, values, [*kinds], num_samples=SAMPLES, temperature=temperature, seed=int(seed)
+        )
+        there = [name for name in kinds if rows[int(row)][name] is not None]
+        real = read(row, there)
+        shown = {name: [_drawn(real.get(name)), *map(_drawn, own)] for name, own in made.items()}
+        named = {f"{name}\n(given)" if name in given else name: own for name, own in shown.items()}
+        titles = ["the row's own", *(f"sample {number}" for number in range(1, SAMPLES + 1))]
+        return render(draw_modalities(named, _renamed(kinds, given), titles))
+
+    @told
+    def move(row: float, given: list[str], dimension: float, seed: float) -> Image.Image:
+        made = traverse(model, tokenizer, read(row, given), int(dimension), STEPS, seed=int(seed))
+        return render(draw_modalities({name: [*map(_drawn, own)] for name, own in made.items()}, kinds, _titles()))
+
+    with gr.Tab("Generate", id="generate"):
+        gr.Markdown(
+            f"Take a row of {prepared.folder.name}, tell the model some of its modalities, and let it generate all: "
+            f"samples from the posterior of what is given. With nothing given, it draws from its prior."
+        )
+        with gr.Row():
+            row = gr.Slider(0, len(rows) - 1, 0, step=1, label="Row of the set")
+            given = gr.CheckboxGroup(experts, value=experts[:1], label="Given")
+            seed = gr.Number(0, precision=0, label="Seed")
+        temperature = gr.Slider(0, 1.5, 1.0, step=0.1, label="Temperature: 0 gives the means")
+        button = gr.Button("Generate", variant="primary")
+        shown = picture("The row's own modalities, and what is generated")
+        gr.Markdown(
+            f"Move along one of {model.latent.total_size} latent dimensions while the others stay: {_parts(model)}."
+        )
+        dimension = gr.Slider(0, model.latent.total_size - 1, 0, step=1, label="Latent dimension")
+        walk = gr.Button("Traverse", variant="primary")
+        path = picture("What changes from −3 to 3 standard deviations of the prior")
+        button.click(run, [row, given, temperature, seed], shown)
+        walk.click(move, [row, given, dimension, seed], path)
+        dimension.release(move, [row, given, dimension, seed], path)
+
+
+def _parts(model: M3AEForGeneration) -> str:
+    """Say which latent dimensions are whose."""
+    parts = [f"0–{model.latent.size - 1} are shared by all"]
+    for name, own in model.latent_head.private_dimensions.items():
+        if own.stop > own.start:
+            parts.append(f"{own.start}–{own.stop - 1} are {name}'s own")
+    return ", ".join(parts)
+
+
+def _titles() -> list[str]:
+    return [f"{step:+g}" if step else "0" for step in STEPS]
+
+
+def _renamed(kinds: Mapping[str, str], given: Sequence[str]) -> dict[str, str]:
+    return {f"{name}\n(given)" if name in given else name: kind for name, kind in kinds.items()}
+
+
+def _drawn(value: Value | None) -> Any:
+    """Return a value as `draw_modalities` takes it."""
+    if isinstance(value, dict):
+        return max(value, key=lambda name: value[name])
+    if isinstance(value, Image.Image):
+        return np.asarray(value.convert("RGB" if value.mode not in ("L", "1") else "L"), dtype=np.float32) / 255
+    if isinstance(value, np.ndarray):
+        return value.T
+    return value or ""

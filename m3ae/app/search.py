@@ -1,0 +1,74 @@
+"""The tab that searches a prepared set, from texts to images and back."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import gradio as gr
+from PIL import Image
+
+from m3ae.app.session import PreparedSet, Session
+from m3ae.app.widgets import examples_row, image_input, picture, read_image, told
+from m3ae.figures import render
+from m3ae.inference import SearchIndex, index_folder, open_collection, open_index
+from m3ae.inference.drawing import draw_found_images
+
+TOP = 6
+
+
+def add_tab(session: Session, prepared: PreparedSet) -> None:
+    """Add the tab; the index is opened, or built, at the first search."""
+    assert session.searching is not None
+    model, processor, name = session.searching
+
+    @cache
+    def index() -> SearchIndex:
+        collection = open_collection(prepared.folder, prepared.split)
+        return open_index(model, processor, collection, index_folder(name, prepared.folder, prepared.split))
+
+    @told
+    def find_images(text: str) -> tuple[Image.Image, list[list[str]]]:
+        if not text.strip():
+            raise gr.Error("Write what to look for first.", print_exception=False)
+        hits = index().find_images(text, TOP)
+        collection = index().collection
+        drawn = render(draw_found_images(processor, collection, [text], [hits]))
+        return drawn, [[f"{hit.score:.2f}", hit.name, " ".join(collection.texts_of(hit.place))] for hit in hits]
+
+    @told
+    def find_texts(path: str | None) -> list[list[str]]:
+        owners, names = index().collection.owners, index().collection.names
+        return [
+            [f"{hit.score:.2f}", names[owners[hit.place]] if owners[hit.place] >= 0 else "", hit.name]
+            for hit in index().find_texts(read_image(path), TOP)
+        ]
+
+    headers, widths = ["score", "image", "text"], ["12%", "23%", "65%"]
+    with gr.Tab("Search", id="search"):
+        gr.Markdown(
+            f"Search the {prepared.split} split of {prepared.folder.name}. The first search encodes all its images; "
+            "what is known to belong to the query is framed."
+        )
+        text = gr.Textbox(label="Find images for a text", placeholder="Small effusion in the right lower zone.")
+        button = gr.Button("Find images", variant="primary")
+        shown = picture("The query, and the images found")
+        images = gr.Dataframe(
+            headers=headers, column_widths=widths, interactive=False, wrap=True, label="What they are"
+        )
+        text_examples = [own.text for own in session.examples() if own.text][:3]
+        if text_examples:
+            gr.Examples([[own] for own in text_examples], text, label="Texts of the set")
+        gr.Markdown("---")
+        image = image_input("Find texts for an image")
+        examples_row(session.examples(), lambda own: own.image, [image])
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                image.render()
+                back = gr.Button("Find texts", variant="primary")
+            with gr.Column(scale=2, min_width=500):
+                texts = gr.Dataframe(
+                    headers=headers, column_widths=widths, interactive=False, wrap=True, label="Texts found"
+                )
+        button.click(find_images, text, [shown, images])
+        text.submit(find_images, text, [shown, images])
+        back.click(find_texts, image, texts)

@@ -1,0 +1,131 @@
+"""The app as a whole: its tabs, and how it is served."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from m3ae.app.session import Session
+
+MAX_UPLOAD = "20mb"
+KEPT = 600  # seconds until an upload is deleted; all are at the end
+
+QUICKSTART = "pretrain/quickstart"
+
+
+def build(session: Session) -> gr.Blocks:
+    """Return the app: a tab for everything that models and sets allow.
+
+    Raises:
+        ValueError: A model needs a prepared set that is not there.
+    """
+    import gradio as gr
+
+    from m3ae.app import ask, browse, generate, reconstruct, search
+
+    with gr.Blocks(title="m3ae", analytics_enabled=False, delete_cache=(KEPT, KEPT), fill_width=True) as app:
+        gr.Markdown("# m3ae\nMasked multimodal autoencoders for medical images and text. Not a medical device.")
+        with gr.Tabs():
+            if session.masked is not None:
+                reconstruct.add_tab(session)
+            if session.answering is not None:
+                ask.add_tab(session)
+            with_images = next((own for own in session.sets if own.image_columns), None)
+            if session.searching is not None and with_images is not None:
+                search.add_tab(session, with_images)
+            elif session.searching is not None and session.masked is None:
+                raise ValueError("--data: search needs a prepared set with images, got none")
+            if session.latent is not None:
+                names = [*session.latent[0].latent.typed_modalities]
+                if (fitting := session.set_of(names)) is None:
+                    raise ValueError(
+                        f"--data: the latent model needs a prepared set with {', '.join(names)}, got none"
+                    )
+                generate.add_tab(session, fitting)
+            if session.sets:
+                browse.add_data_tab(session.sets)
+            if session.runs:
+                browse.add_run_tab(session.runs)
+    return app
+
+
+def serve(
+    models: Sequence[str],
+    sets: Sequence[Path] = (),
+    *,
+    split: str = "test",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str | None = None,
+    block: bool = True,
+) -> str:
+    """Serve the app until it is interrupted.
+
+    Uploads are at most 20 MB; they lie in a temporary folder, from which they are deleted after ten minutes, and which
+    is removed at the end.
+
+    Args:
+        models: Folders or hub names, at most one for each task.
+        sets: Prepared folders.
+        split: That rows and examples are taken from.
+        host: Address to listen on; any but the default lets others use the app.
+        port: To listen on.
+        device: Of the models.
+        block: Whether to wait; otherwise the app is served in the background.
+
+    Returns:
+        Its address.
+
+    Raises:
+        FileNotFoundError: There is no such prepared folder.
+        ValueError: A model cannot be loaded, or needs a prepared set that is not there.
+        OSError: The port is taken.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="m3ae-app-"))
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        import gradio as gr
+
+        from m3ae.app.session import open_session
+
+        session = open_session(models, sets, split, device)
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        _, address, _ = build(session).launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            max_file_size=MAX_UPLOAD,
+            show_error=True,
+            quiet=True,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            prevent_thread_lock=not block,
+            theme=gr.themes.Default(**fonts),
+        )
+        if not block:
+            atexit.register(stack.pop_all().close)
+        return str(address)
+
+
+def train_quickstart() -> tuple[str, Path]:
+    """Return the folders of the quickstart's model and data; train it where it has not been."""
+    from m3ae.commands.configs import CONFIGS
+    from m3ae.tasks import task_class
+    from m3ae.training.config import load_config
+    from m3ae.training.loop import train
+
+    config = load_config(CONFIGS / f"{QUICKSTART}.yaml", [])
+    model = config.output_dir / "model"
+    if not (model / "config.json").is_file():
+        train(config, task_class(config.task).from_config(config), resume=True)
+    return str(model), config.data.path

@@ -1,0 +1,92 @@
+"""What the tabs share: images in and out, examples to click on, errors that are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import gradio as gr
+from PIL import Image
+
+from m3ae.app.session import Example
+from m3ae.data.images import load_image
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def image_input(label: str = "Image") -> gr.Image:
+    """Return a place to drop an image, to be rendered."""
+    return gr.Image(
+        label=label,
+        type="filepath",
+        image_mode=None,
+        format="png",
+        sources=["upload", "clipboard"],
+        height=300,
+        render=False,
+    )
+
+
+def picture(label: str, height: int | None = None) -> gr.Image:
+    """Return a place for a picture that the app draws."""
+    return gr.Image(
+        label=label,
+        format="png",
+        interactive=False,
+        height=height,
+        show_label=False,
+        buttons=["download", "fullscreen"],
+        placeholder=label,
+    )
+
+
+def read_image(path: str | None) -> Image.Image:
+    """Decode an uploaded image.
+
+    Raises:
+        gr.Error: There is none.
+        ValueError: It cannot be read.
+    """
+    if path is None:
+        raise gr.Error("Give an image first.", print_exception=False)
+    return load_image(Path(path))
+
+
+def told(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Show what a function complains about instead of hiding it from the user."""
+
+    @wraps(function)
+    def run(*args: Parameters.args, **options: Parameters.kwargs) -> Result:
+        try:
+            return function(*args, **options)
+        except (ValueError, OSError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return run
+
+
+def examples_row(examples: Sequence[Example], fill: Callable[[Example], Any], outputs: Sequence[Any]) -> None:
+    """Show examples, of which a click fills in `outputs` with what `fill` returns; nothing if there are none."""
+    if not examples:
+        return
+
+    def choose(event: gr.SelectData) -> Any:
+        return fill(examples[event.index])
+
+    gr.Markdown("Take a case of the prepared set, or give an image of your own:")
+    gallery = gr.Gallery(
+        [(own.image, "") for own in examples],
+        label="Cases of the prepared set",
+        show_label=False,
+        columns=len(examples),
+        height=150,
+        format="png",
+        object_fit="contain",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+    )
+    gallery.select(choose, None, list(outputs))

@@ -1,0 +1,41 @@
+"""`m3ae app`: trained models in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from m3ae.commands.shared import DEVICE, PATH, be_quiet
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, metavar="DIR", help="a model; one of each task may be given")
+@click.option("--data", "sets", type=PATH, multiple=True, help="a prepared set to search, take rows from and browse")
+@click.option("--split", default="test", show_default=True, help="split of the sets, if they have it")
+@click.option("--host", default="127.0.0.1", show_default=True, help="any other address lets others use the app")
+@click.option("--port", type=int, default=7860, show_default=True, help="to listen on")
+@DEVICE
+def app(models: tuple[str, ...], sets: tuple[Path, ...], split: str, host: str, port: int, device: str | None) -> None:
+    """Try models in a browser.
+
+    What there is to see depends on the models: a pre-trained one reconstructs and searches, a fine-tuned one answers
+    questions, a latent one generates what is missing. Without a model, the quickstart is trained first, which takes
+    some minutes. Uploads are limited to 20 MB and never kept.
+
+    \b
+    Examples:
+      m3ae app --model runs/phantom --model runs/vqa_rad_small --data data/phantom-12k
+      m3ae app
+    """  # noqa: D301
+    from m3ae.app.server import serve, train_quickstart
+
+    if not models:
+        import gradio  # noqa: F401  # before training, not after it
+
+        click.echo("no --model given: training the quickstart, or using what it has left in runs/quickstart")
+        model, data = train_quickstart()
+        models, sets = (model,), sets or (data,)
+    be_quiet()
+    click.echo(f"http://{host}:{port}, to be stopped with Ctrl-C")
+    serve(models, sets, split=split, host=host, port=port, device=device)

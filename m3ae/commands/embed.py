@@ -1,0 +1,57 @@
+"""`m3ae embed`: the vectors of a prepared set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from m3ae.commands.shared import DEVICE, MODEL, PATH, be_quiet
+
+
+@click.command()
+@click.argument("data", type=PATH)
+@MODEL
+@click.option("--output", type=PATH, required=True, help="folder to write: a new or empty one, or one to be continued")
+@click.option("--image-columns", help="columns of images, separated by commas  [default: all of them]")
+@click.option("--text-column", default="text", show_default=True, help="column of texts, if the set has it")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="rows at once")
+@click.option("--shard-range", help="write only these shards, counted over all splits: 0:16 for the first sixteen")
+@DEVICE
+def embed(
+    data: Path,
+    model: str,
+    output: Path,
+    image_columns: str | None,
+    text_column: str,
+    batch_size: int,
+    shard_range: str | None,
+    device: str | None,
+) -> None:
+    """Write the vectors of every row of a prepared set.
+
+    DATA is a set made by m3ae prepare; OUTPUT gets a shard of vectors for each of its shards. What was interrupted
+    continues when it is started again, and several machines share the work by --shard-range, as in preparing: the same
+    command without a range then completes the folder.
+
+    \b
+    Examples, the second one on the first of several machines:
+      m3ae embed data/iu_xray --model runs/iu_xray --output vectors/iu_xray
+      m3ae embed data/archive --model runs/iu_xray --output vectors/archive --shard-range 0:400
+    """  # noqa: D301
+    from m3ae.inference.embedding import DESCRIPTION, embed_set
+
+    be_quiet()
+    found = embed_set(
+        data,
+        output,
+        model=model,
+        image_columns=image_columns,
+        text_column=text_column,
+        batch_size=batch_size,
+        shard_range=shard_range,
+        device=device,
+    )
+    if found is not None:
+        rows = ", ".join(f"{count} {split}" for split, count in found["splits"].items())
+        click.echo(f"{output / DESCRIPTION}: {rows}")

@@ -1,0 +1,36 @@
+"""`m3ae export`: encoders that run without this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from m3ae.commands.shared import MODEL, PATH, be_quiet
+
+
+@click.command()
+@MODEL
+@click.option("--output", type=PATH, required=True, help="folder of the two programs")
+def export(model: str, output: Path) -> None:
+    """Write the encoders of a model as programs of torch.export.
+
+    image_encoder.pt2 takes pixel values (B, C, H, W), normalised as the model's processor does; text_encoder.pt2 takes
+    token ids and attention mask (B, L). Each gives tokens, and with a contrastive head embedding, the vectors that
+    search compares. torch.export.load reads them; they are for the CPU.
+
+    \b
+    Example:
+      m3ae export --model runs/phantom --output exported
+    """  # noqa: D301
+    import m3ae
+    from m3ae.inference import load_model
+    from m3ae.inference.export import save_encoders
+
+    be_quiet()
+    classes = [getattr(m3ae, f"M3AE{name}") for name in CLASSES]
+    for path in save_encoders(load_model(model, classes, "cpu")[0], output):
+        click.echo(path)
+
+
+CLASSES = ("Model", "ForPreTraining", "ForQuestionAnswering", "ForClassification", "ForImageTextRetrieval")

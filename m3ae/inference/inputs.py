@@ -1,0 +1,135 @@
+"""Models, images and texts, ready to be used: what every function of inference begins with.
+
+Shapes: B batch, H×W pixels, L text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaConfig
+
+from m3ae.data.collate import tokenize
+from m3ae.data.images import load_image
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.generation import M3AEForGeneration
+from m3ae.models.modeling import M3AEPreTrainedModel
+from m3ae.models.processing import M3AEProcessor
+
+BATCH_SIZE = 32
+ModelT = TypeVar("ModelT", bound=M3AEPreTrainedModel)
+
+
+def load_model(
+    path: str | Path, classes: Sequence[type[ModelT]], device: str | None = None
+) -> tuple[ModelT, M3AEProcessor]:
+    """Load a saved model in evaluation mode, and its processor.
+
+    Args:
+        path: Folder of the model, or of the run that has made it, or a name on the hub.
+        classes: What the model may be.
+        device: Such as `cuda:1`; a GPU if there is one, by default.
+
+    Raises:
+        ValueError: There is no such model, or it is of another class.
+    """
+    model = _load(find_model(path), classes, device)
+    return model, M3AEProcessor.from_pretrained(find_model(path))
+
+
+def load_generator(
+    path: str | Path, device: str | None = None
+) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
+    """Load a latent model in evaluation mode, and its tokenizer if it knows texts; see `load_model`."""
+    model = _load(find_model(path), [M3AEForGeneration], device)
+    kinds = {modality.kind for modality in model.latent.typed_modalities.values()}
+    return model, AutoTokenizer.from_pretrained(find_model(path)) if "text" in kinds else None
+
+
+def saved_class(path: str | Path) -> str:
+    """Return the name of the class of a saved model.
+
+    Raises:
+        ValueError: There is none.
+    """
+    config = _config(find_model(path))
+    return (config.architectures or ["a model of unknown class"])[0]
+
+
+def find_model(path: str | Path) -> str:
+    """Return the folder of a model: the folder itself, or `model` in the folder of a run; hub names stay."""
+    inner = Path(path) / "model"
+    return str(inner if not (Path(path) / "config.json").is_file() and inner.is_dir() else path)
+
+
+def read_images(paths: Iterable[Path]) -> list[Image.Image]:
+    """Decode image files, see `m3ae.data.images.load_image`.
+
+    Raises:
+        ValueError: A file is missing or cannot be read.
+    """
+    return [load_image(path) for path in paths]
+
+
+def encode_pixels(model: M3AEPreTrainedModel, processor: M3AEProcessor, images: Sequence[Image.Image]) -> Tensor:
+    """Return pixel values (B, 3, H, W) on the model's device."""
+    pixels: Tensor = processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+    return pixels.to(model.device, model.dtype)
+
+
+def pictures(processor: M3AEProcessor, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """Return what the model sees of images: (B, H, W, 3) in [0, 1]."""
+    pixels: Tensor = processor.image_processor(list(images), do_normalize=False, return_tensors="pt")["pixel_values"]
+    return pixels.permute(0, 2, 3, 1).numpy()
+
+
+def encode_words(model: M3AEPreTrainedModel, processor: M3AEProcessor, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask` (B, L) on the model's device; texts are cut to what the model takes."""
+    encoded = tokenize(processor.tokenizer, texts, longest_text(model.config))
+    return {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
+
+
+def longest_text(config: M3AEConfig) -> int:
+    """Return the number of tokens, special ones included, that the position table holds."""
+    text = config.text_config
+    assert isinstance(text, RobertaConfig)
+    return int(text.max_position_embeddings) - (text.pad_token_id or 0) - 1
+
+
+def _load(path: str, classes: Sequence[type[ModelT]], device: str | None) -> ModelT:
+    found = (_config(path).architectures or ["a model of unknown class"])[0]
+    named = {own.__name__: own for own in classes}
+    if found not in named:
+        raise ValueError(f"the model in {path} is {found}, and this needs {' or '.join(named)}")
+    try:
+        loaded: Any = named[found].from_pretrained(path, output_loading_info=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"the weights in {path} are missing, damaged or do not fit its config.json: {error}"
+        ) from error
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise ValueError(f"the model in {path} lacks {len(missing)} of its parameters, such as {missing[0]}")
+    model: ModelT = loaded[0].eval()
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(wanted)  # type: ignore[arg-type, no-any-return]  # transformers wraps it
+
+
+def _config(path: str) -> M3AEConfig:
+    try:
+        config: M3AEConfig = M3AEConfig.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(
+            f"no M3AE model in {path!r} ({str(error).splitlines()[0]}): expected a folder with config.json and "
+            "model.safetensors, such as runs/quickstart/model, or a name on the hub"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"config.json of {path} is not that of a model of this version: {error}") from error
+    return config

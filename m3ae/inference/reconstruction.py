@@ -1,0 +1,283 @@
+"""What a pre-trained model makes of an image whose patches are hidden, and of a text whose words are.
+
+Shapes: B batch, H×W pixels, N patches, n×n of them, P patch side, C channels, L text tokens, M masked tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from m3ae.data.collate import WORD, tokenize, word_ids
+from m3ae.inference.inputs import encode_pixels, longest_text, pictures
+from m3ae.models.fusion import Stream
+from m3ae.models.losses import patchify, unpatchify
+from m3ae.models.masking import PatchMask, collect_labels, mask_patches
+from m3ae.models.pretraining import M3AEForPreTraining
+from m3ae.models.processing import M3AEProcessor
+
+
+class MaskedWord(NamedTuple):
+    """A word that was hidden.
+
+    Attributes:
+        word: As it stands in the text.
+        place: Its number among the words and punctuation marks of the text.
+        predicted: What the model puts there.
+        score: Probability of what it puts there, the product over its tokens.
+    """
+
+    word: str
+    place: int
+    predicted: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a model makes of one sample; of a missing image or text, the parts are None.
+
+    Attributes:
+        original: (H, W, 3) in [0, 1], the image as the model sees it.
+        masked: The same, grey where a patch was hidden.
+        filled: The same with what the model puts there.
+        errors: (n, n) mean absolute error of each hidden patch in the same units, NaN for visible ones.
+        words: The hidden words.
+    """
+
+    original: NDArray[np.float32] | None = None
+    masked: NDArray[np.float32] | None = None
+    filled: NDArray[np.float32] | None = None
+    errors: NDArray[np.float32] | None = None
+    words: list[MaskedWord] | None = None
+
+    @property
+    def mean_error(self) -> float | None:
+        """Mean of `errors`; None if no patch was hidden."""
+        hidden = None if self.errors is None else self.errors[~np.isnan(self.errors)]
+        return float(hidden.mean()) if hidden is not None and len(hidden) else None
+
+
+class _Words(NamedTuple):
+    """Texts with hidden words.
+
+    Attributes:
+        texts: B texts.
+        present: (B,) bool.
+        encoded: `input_ids` and `attention_mask` (B, L) of the whole texts.
+        masked_ids: (B, L) with the mask token in place of the hidden words.
+        labels: (B, L) the tokens there, −100 elsewhere.
+        numbers: (B, L) the word of each token, on the CPU.
+    """
+
+    texts: list[str]
+    present: Tensor
+    encoded: dict[str, Tensor]
+    masked_ids: Tensor
+    labels: Tensor
+    numbers: Tensor
+
+
+class _Patches(NamedTuple):
+    """Images with hidden patches.
+
+    Attributes:
+        pictures: (B, H, W, 3) in [0, 1].
+        present: (B,) bool.
+        pixels: (B, C, H, W).
+        mask: Of each image.
+    """
+
+    pictures: NDArray[np.float32]
+    present: Tensor
+    pixels: Tensor
+    mask: PatchMask
+
+
+@torch.inference_mode()
+def reconstruct(
+    model: M3AEForPreTraining,
+    processor: M3AEProcessor,
+    images: Sequence[Image.Image | None],
+    texts: Sequence[str | None],
+    *,
+    mask_ratio: float | None = None,
+    word_ratio: float | None = None,
+    seed: int = 0,
+) -> list[Reconstruction]:
+    """Hide patches of images and words of texts, and let the model fill them in, each with the other modality's help.
+
+    As in pre-training, hidden patches are predicted beside the whole text and hidden words beside the whole image, or,
+    with the schedule `joint`, beside what is left of it.
+
+    Args:
+        model: In evaluation mode.
+        processor: Of that model, with a fast tokenizer.
+        images: B images; None is missing.
+        texts: B texts, cut to what the model takes; None is missing.
+        mask_ratio: Share of the patches that are hidden; the model's own if None.
+        word_ratio: Share of the words that are hidden, at least one; the model's share of tokens if None.
+        seed: Of the choice of patches and words; a sample's own depends on its place only.
+
+    Returns:
+        One of each sample.
+
+    Raises:
+        ValueError: Not as many images as texts, or a share out of range.
+    """
+    if len(images) != len(texts) or not images:
+        raise ValueError(f"expected as many images as texts, None for a missing one, got {len(images)}, {len(texts)}")
+    config = model.config
+    mask_ratio = config.mask_ratio if mask_ratio is None else mask_ratio
+    word_ratio = config.mlm_probability if word_ratio is None else word_ratio
+    for name, share in (("mask_ratio", mask_ratio), ("word_ratio", word_ratio)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is the share that is hidden, 0 to 1, got {share}")
+    words = _hide_words(processor, model, texts, word_ratio, seed) if any(text is not None for text in texts) else None
+    patches = (
+        _hide_patches(processor, model, images, mask_ratio, seed)
+        if any(image is not None for image in images)
+        else None
+    )
+    hidden, context = _encode(model, words, patches)
+    found: list[dict[str, Any]] = [{} for _ in images]
+    if patches is not None:
+        for row, parts in _fill_patches(processor, model, patches, context | {"image": hidden["image"]}):
+            found[row] |= parts
+    if words is not None:
+        for row, filled in _fill_words(processor, model, words, context | {"text": hidden["text"]}):
+            found[row]["words"] = filled
+    return [Reconstruction(**parts) for parts in found]
+
+
+def predicted_patches(model: M3AEForPreTraining, pixel_values: Tensor, mim_logits: Tensor) -> Tensor:
+    """Turn predictions (B, N, P·P·C) into patches on the scale of `pixel_values`.
+
+    A model that predicts normalised patches says nothing of their mean and contrast: these are the original's.
+    """
+    if not model.config.norm_pix_loss:
+        return mim_logits.float()
+    patches = patchify(pixel_values, model.patch_size)
+    deviation = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+    return mim_logits.float() * deviation + patches.mean(dim=-1, keepdim=True)
+
+
+def _hide_patches(
+    processor: M3AEProcessor,
+    model: M3AEForPreTraining,
+    images: Sequence[Image.Image | None],
+    mask_ratio: float,
+    seed: int,
+) -> _Patches:
+    """Hide patches of each image, others of each."""
+    shown = [Image.new("L", (16, 16)) if image is None else image for image in images]
+    pixels = encode_pixels(model, processor, shown)
+    count = (pixels.shape[-1] // model.patch_size) ** 2
+    draws = [torch.Generator().manual_seed(seed + row) for row in range(len(images))]
+    noise = torch.stack([torch.rand(count, generator=draw) for draw in draws]).to(model.device)
+    present = torch.tensor([image is not None for image in images], device=model.device)
+    mask = mask_patches(noise, mask_ratio)
+    return _Patches(pictures(processor, shown), present, pixels, mask)
+
+
+def _hide_words(
+    processor: M3AEProcessor, model: M3AEForPreTraining, texts: Sequence[str | None], share: float, seed: int
+) -> _Words:
+    """Replace whole words of each text by the mask token, at least one where there is one."""
+    given, tokenizer = [text or "" for text in texts], processor.tokenizer
+    options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+    encoded = tokenize(tokenizer, given, longest_text(model.config), **options)
+    ids, numbers = encoded["input_ids"], []
+    for text, offsets, special in zip(given, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True):
+        own = word_ids(text, offsets[:, 0].numpy())
+        own[special.bool()] = -1
+        numbers.append(own)
+    words, hidden = torch.stack(numbers), torch.zeros_like(ids, dtype=torch.bool)
+    for row, text in enumerate(given):
+        kept = set(words[row].tolist())  # others are cut off
+        there = [n for n, match in enumerate(WORD.finditer(text)) if n in kept and match.group()[0].isalnum()]
+        order = np.random.default_rng([seed, row]).permutation(there)
+        chosen = order[: max(1, round(share * len(order)))]
+        hidden[row] = torch.isin(words[row], torch.from_numpy(chosen.astype(np.int64)))
+    masked, labels = ids.masked_fill(hidden, tokenizer.mask_token_id), ids.masked_fill(~hidden, -100)
+    device = model.device
+    present = torch.tensor([text is not None for text in texts], device=device)
+    whole = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
+    return _Words(given, present, whole, masked.to(device), labels.to(device), words)
+
+
+def _encode(
+    model: M3AEForPreTraining, words: _Words | None, patches: _Patches | None
+) -> tuple[dict[str, Stream], dict[str, Stream]]:
+    """Encode what is left of texts and images, and what the other modality is predicted beside."""
+    trunk, hidden, context = model.m3ae, dict[str, Stream](), dict[str, Stream]()
+    if words is not None:
+        hidden["text"] = trunk.encode_text(words.masked_ids, words.encoded["attention_mask"], words.present)
+    if patches is not None:
+        hidden["image"] = trunk.encode_image(patches.pixels, patches.mask.ids_keep, patches.present)
+    if words is None or patches is None:
+        return hidden, context
+    if model.config.schedule == "joint":
+        return hidden, hidden
+    context["text"] = trunk.encode_text(**words.encoded, present=words.present)
+    context["image"] = trunk.encode_image(patches.pixels, None, patches.present)
+    return hidden, context
+
+
+def _fill_patches(
+    processor: M3AEProcessor, model: M3AEForPreTraining, patches: _Patches, streams: dict[str, Stream]
+) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
+    """Yield the parts of a `Reconstruction` for each sample with an image."""
+    depth = None if model.config.mim_layer < 0 else model.config.mim_layer
+    fused = model.m3ae.fuse(streams, {"image": None}, depth)[-1]["image"]
+    logits = model.mim_head(fused, patches.mask.ids_restore)
+    predicted = predicted_patches(model, patches.pixels, logits)
+    size, channels = model.patch_size, patches.pixels.shape[1]
+    images = unpatchify(predicted, size, channels).permute(0, 2, 3, 1).cpu()
+    scale = processor.image_processor
+    made = (images * torch.tensor(scale.image_std) + torch.tensor(scale.image_mean)).clamp(0, 1).numpy()
+    side = made.shape[1] // size
+    hidden = patches.mask.mask.view(-1, side, side).cpu().numpy()
+    pixelwise = hidden.repeat(size, 1).repeat(size, 2)[..., None]
+    wrong = np.abs(made - patches.pictures).reshape(-1, side, size, side, size, channels).mean((2, 4, 5))
+    parts = {
+        "original": patches.pictures,
+        "masked": np.where(pixelwise, np.float32(0.5), patches.pictures),
+        "filled": np.where(pixelwise, made, patches.pictures),
+        "errors": np.where(hidden, wrong, np.float32(np.nan)),
+    }
+    for row in patches.present.nonzero()[:, 0].tolist():
+        yield row, {name: part[row] for name, part in parts.items()}
+
+
+def _fill_words(
+    processor: M3AEProcessor, model: M3AEForPreTraining, words: _Words, streams: dict[str, Stream]
+) -> Iterator[tuple[int, list[MaskedWord]]]:
+    """Yield the hidden words of each sample with a text."""
+    positions, labels = collect_labels(words.labels)
+    fused = model.m3ae.fuse(streams, {"text": positions})[-1]["text"]
+    best = model.mlm_head(fused).float().softmax(-1).max(-1)
+    scores, tokens, positions, is_hidden = (part.cpu() for part in (*best, positions, labels != -100))
+    for row in words.present.nonzero()[:, 0].tolist():
+        own = is_hidden[row]
+        numbers = words.numbers[row, positions[row, own]]
+        written = [match.group() for match in WORD.finditer(words.texts[row])]
+        yield (
+            row,
+            [
+                MaskedWord(
+                    written[place],
+                    place,
+                    processor.tokenizer.decode(tokens[row, own][numbers == place]).strip(),
+                    float(scores[row, own][numbers == place].prod()),
+                )
+                for place in numbers.unique().tolist()
+            ],
+        )

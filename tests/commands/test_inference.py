@@ -1,0 +1,203 @@
+"""The commands that use a trained model, through the real entry point."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from m3ae import M3AEForPreTraining, M3AEForQuestionAnswering
+from m3ae.cli import cli
+from tests.models.tiny_latent import latent_model
+from tests.tasks.tiny_finetuning import save_model, write_splits
+
+TEXT = "large nodule on the left"
+EXTRAS = (
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "faiss",
+    "gradio",
+    "matplotlib",
+    "pyarrow",
+    "pydantic",
+    "scipy",
+    "sklearn",
+)
+
+
+def run(*arguments: object, status: int = 0) -> Result:
+    result = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert result.exit_code == status, (result.output, result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Saved models: `vqa`, `masked/model`, `contrastive` and `latent`."""
+    folder = tmp_path_factory.mktemp("models")
+    save_model(folder / "vqa", M3AEForQuestionAnswering, [TEXT], id2label={0: "yes", 1: "no", 2: "left"})
+    save_model(folder / "masked" / "model", M3AEForPreTraining, [TEXT])
+    save_model(folder / "contrastive", M3AEForPreTraining, [TEXT], itc_weight=1.0)
+    latent_model().save_pretrained(folder / "latent")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two images and a table with their texts."""
+    folder, draw = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(draw.integers(0, 255, (40, 32), dtype=np.uint8)).save(folder / name)
+    (folder / "metadata.csv").write_text(f"file_name,text\na.png,{TEXT}\nb.png,no finding\n")
+    return folder
+
+
+def test_answer(models: Path, images: Path, tmp_path: Path) -> None:
+    common = ("answer", "--model", models / "vqa", "--image", images / "a.png", "--question", "Is it large?")
+    found = json.loads(run(*common, "--image", images / "b.png", "--question", "Which side?", "--json").stdout)
+    assert [(Path(row["image"]).name, row["question"]) for row in found] == [
+        ("a.png", "Is it large?"),
+        ("a.png", "Which side?"),
+        ("b.png", "Is it large?"),
+        ("b.png", "Which side?"),
+    ]
+    assert {own["answer"] for own in found[0]["answers"]} == {"yes", "no", "left"}
+    shown = run(*common, "--top-k", 1, "--attention", tmp_path / "words.png").stdout.splitlines()
+    best = found[0]["answers"][0]
+    assert shown[1] == f"  {best['score']:.3f}  {best['answer']}" and shown[2] == str(tmp_path / "words.png")
+    with Image.open(tmp_path / "words.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_reconstruct(models: Path, images: Path, tmp_path: Path) -> None:
+    common = ("reconstruct", "--model", models / "masked", "--image", images / "a.png", "--output", tmp_path / "r.png")
+    found = json.loads(run(*common, "--text", TEXT, "--word-ratio", 0.4, "--mask-ratio", 0.5, "--json").stdout)
+    (sample,) = found["samples"]
+    assert len(sample["words"]) == 2 and 0 < sample["error"] < 1 and found["picture"] == str(tmp_path / "r.png")
+    with Image.open(tmp_path / "r.png") as picture:
+        assert picture.width > picture.height, "one sample is a row"
+    lines = run(*common, "--image", images / "b.png").stdout.splitlines()
+    with Image.open(tmp_path / "r.png") as picture:
+        assert picture.height > picture.width, "several are columns"
+    assert len(lines) == 3 and lines[0].startswith(f"{images / 'a.png'}: mean absolute error 0.")
+    (line,) = run("reconstruct", "--model", models / "masked", "--text", TEXT).stdout.splitlines()
+    assert line.strip().split(" → ")[0] in TEXT.split(), "nothing is drawn of a text"
+
+
+@pytest.mark.parametrize("model", ["masked", "contrastive"])
+def test_search(models: Path, images: Path, tmp_path: Path, model: str) -> None:
+    common = ("search", images, "--model", models / model, "--index", tmp_path / "index")
+    found = json.loads(
+        run(*common, "--text", TEXT, "--json", "--picture", tmp_path / "p.png").stdout.split("\n", 1)[1]
+    )
+    assert {row["image"]: row["texts"] for row in found} == {"a.png": [TEXT], "b.png": ["no finding"]}
+    assert found[0]["score"] >= found[1]["score"] and found[0]["rank"] == 1
+    built = (tmp_path / "index" / "index.json").stat().st_mtime_ns
+    lines = run(
+        *common, "--image", images / "a.png", "--top-k", 1, "--picture", tmp_path / "q.png"
+    ).stdout.splitlines()
+    assert lines[1].split()[2] in ("a.png", "b.png") and lines[2] == str(tmp_path / "q.png")
+    assert (tmp_path / "index" / "index.json").stat().st_mtime_ns == built
+    assert (tmp_path / "p.png").is_file() and (tmp_path / "q.png").is_file()
+
+
+def test_search_of_a_prepared_set(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    rows = [{"id": "first", "image": 9, "text": ["dark"]}, {"id": "second", "image": 200, "text": ["bright"]}]
+    data = write_splits(tmp_path / "data", {"train": rows})
+    lines = run("search", data, "--split", "train", "--model", models / "masked", "--text", "dark").stdout.splitlines()
+    assert {line.split()[2] for line in lines} == {"first", "second"}
+    assert len(list((tmp_path / "xdg" / "m3ae" / "search").iterdir())) == 1
+
+
+def test_generate(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (6, 6), 90).save(tmp_path / "g.png")
+    common = ("generate", "--model", models / "latent", "--output", tmp_path / "out")
+    found = json.loads(run(*common, "--given", f"glyph={tmp_path / 'g.png'}", "--samples", 2, "--json").stdout)
+    assert sorted(found) == ["label", "speech"] and sum(found["label"][0].values()) == pytest.approx(1)
+    assert [np.load(path).shape for path in found["speech"]] == [(4, 3), (4, 3)]
+    (line,) = run(*common, "--given", "label=b", "--target", "glyph").stdout.splitlines()
+    assert line == f"glyph: {tmp_path / 'out' / 'glyph-1.png'}"
+    with Image.open(tmp_path / "out" / "glyph-1.png") as picture:
+        assert picture.size == (6, 6)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    data = write_splits(tmp_path / "data", {"test": [{"id": "x", "label": "c"}, {"id": "y", "label": None}]})
+    from_row = (*common, "--data", data, "--given", "label", "--seed", 3, "--target", "speech")
+    first = json.loads(run(*from_row, "--row", "x", "--json").stdout)["speech"][0]
+    row = np.load(first)
+    second = json.loads(run(*common, "--given", "label=c", "--seed", 3, "--target", "speech", "--json").stdout)
+    assert np.array_equal(row, np.load(second["speech"][0]))
+    assert "row 'y' has no label" in run(*from_row, "--row", "y", status=2).stderr
+    assert "has no row 'z': its ids are x, y" in run(*from_row, "--row", "z", status=2).stderr
+
+
+def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> None:
+    def error(*arguments: object) -> str:
+        (line,) = run(*arguments, status=2).stderr.splitlines()
+        return line
+
+    image = ("--image", images / "a.png")
+    answer = ("answer", "--question", "Why?", *image, "--model")
+    assert f"the model in {models / 'masked' / 'model'} is M3AEForPreTraining, and this needs M3AEForQ" in error(
+        *answer, models / "masked"
+    )
+    assert "expected a folder with config.json and model.safetensors" in error(*answer, tmp_path / "nowhere")
+    (tmp_path / "broken.png").write_text("no image")
+    assert error(*answer, models / "vqa", "--image", tmp_path / "broken.png") == "error: not an image: broken.png"
+    assert "--attention draws one question about one image, got 2 and 1" in error(
+        *answer, models / "vqa", "--question", "What?", "--attention", "x.png"
+    )
+    assert "images with one text for all or one for each" in error("reconstruct", "--model", models / "masked")
+    assert "give either --text or --image" in error("search", images, "--model", models / "masked")
+    assert "expected NAME=VALUE, or --data and --row" in error("generate", "--model", "x", "--given", "label")
+    assert "stands there 2 times" in error("generate", "--model", "x", "--given", "a=1", "--given", "a=2")
+    damaged = tmp_path / "damaged"
+    save_model(damaged, M3AEForQuestionAnswering, [TEXT], id2label={0: "yes", 1: "no"})
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    assert "are missing, damaged or do not fit its config.json" in error(*answer, damaged)
+
+
+@pytest.mark.parametrize("name", ["answer", "generate", "reconstruct", "search"])
+def test_help_has_an_example(name: str) -> None:
+    assert f"m3ae {name} " in run(name, "--help").stdout.partition("Examples:")[2]
+
+
+def python(code: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout + done.stderr
+
+
+def test_answering_needs_no_extra(models: Path, images: Path) -> None:
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}));"
+    code = f"{blocked} from m3ae_command import main; main()"
+    common = ("answer", "--model", models / "vqa", "--image", images / "a.png", "--question", "Is it large?")
+    shown = python(code, *common)
+    assert len(shown.splitlines()) == 4, shown
+    assert "pip install 'm3ae[figures]'" in python(code, *common, "--attention", "words.png")
+
+
+def test_help_and_completion_import_nothing_heavy() -> None:
+    code = (
+        "import sys, m3ae_command\n"
+        "try: m3ae_command.main()\n"
+        "finally: print(sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
+    )
+    help = python(code, "search", "--help")
+    assert help.splitlines()[-1] == "[]" and "m3ae search data/iu_xray --model" in help
+    by_transformers = {"accelerate", "scipy", "sklearn"}  # where they are installed
+    code = "import m3ae.inference, sys; print(sorted(sys.modules.keys() & set(sys.argv[1:])))"
+    assert python(code, *sorted({*EXTRAS} - by_transformers)).strip() == "[]"

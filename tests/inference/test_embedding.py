@@ -1,0 +1,110 @@
+"""Vectors of a whole prepared set: exact, resumable, shared out among machines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from m3ae import M3AEForPreTraining
+from m3ae.cli import cli
+from m3ae.data.pairs import PairColumns
+from m3ae.data.shards import file_sha256
+from m3ae.inference import load_model
+from tests.data.folder import write_folder
+from tests.tasks.tiny_finetuning import save_model
+
+TEXTS = [["large nodule on the left"], None, ["no finding", "nothing"], ["small nodule"], ["no finding"]]
+
+
+def run(*arguments: object, status: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["embed", *map(str, arguments)])
+    assert result.exit_code == status, (result.output, result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of five rows in two shards, the second row without text and the fourth without image, and two models."""
+    folder = tmp_path_factory.mktemp("embed")
+    columns = {"id": [*"abcde"], "image": [9, 90, 150, None, 200], "text": TEXTS}
+    write_folder(folder / "data", columns, images=["image"], shards=[3, 2])
+    words = [text for texts in TEXTS for text in texts or []]
+    save_model(folder / "contrastive", M3AEForPreTraining, words, itc_weight=1.0)
+    save_model(folder / "plain", M3AEForPreTraining, words)
+    return folder
+
+
+def read(folder: Path) -> dict[str, list]:
+    tables = [pq.read_table(path).to_pydict() for path in sorted(folder.glob("*.parquet"))]
+    return {name: [value for table in tables for value in table[name]] for name in tables[0]}
+
+
+def test_vectors_are_those_of_the_model(place: Path, tmp_path: Path) -> None:
+    common = (place / "data", "--model", place / "contrastive")
+    shown = run(*common, "--output", tmp_path / "out", "--batch-size", 2).output
+    assert f"{tmp_path / 'out' / 'embeddings.json'}: 5 train" in shown
+    found = read(tmp_path / "out")
+    assert found["id"] == [*"abcde"]
+    assert [value is None for value in found["image"]] == [False, False, False, True, False]
+    assert [value is None for value in found["text"]] == [False, True, False, False, False]
+
+    model, processor = load_model(place / "contrastive", [M3AEForPreTraining])
+    rows = pq.read_table(place / "data" / "train-00000-of-00002.parquet").to_pylist()
+    pair = PairColumns.of(["image"], "text").pair(rows[2], 0, 0, 0)
+    with torch.no_grad():
+        inputs = processor(images=pair.image.convert("RGB"), text="no finding", return_tensors="pt")
+        inputs = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+        expected = model.m3ae(**inputs).pooler_output[0]
+        image = model.itc_head.embed("image", model.m3ae.encode_image(inputs["pixel_values"]))[0]
+    np.testing.assert_allclose(found["features"][2], expected, atol=1e-5)
+    np.testing.assert_allclose(found["image"][2], image, atol=1e-5)
+    width = model.config.hidden_size
+    assert not np.any(found["features"][1][:width]) and np.any(
+        found["features"][1][width:]
+    )  # no text: its half is zero
+    assert not np.any(found["features"][3][width:])
+
+
+def test_machines_share_the_work_and_go_on_where_one_stopped(place: Path, tmp_path: Path) -> None:
+    common = (place / "data", "--model", place / "plain", "--output")
+    run(*common, tmp_path / "one")
+    run(*common, tmp_path / "two", "--shard-range", "1:2")
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["train-00001-of-00002.parquet"]
+    first = tmp_path / "two" / "train-00000-of-00002.parquet"
+    first.write_bytes((tmp_path / "one" / first.name).read_bytes()[:-5])  # a machine lost its power
+    (tmp_path / "two" / f"{first.name}.tmp").write_text("begun")
+    kept = (tmp_path / "two" / "train-00001-of-00002.parquet").stat().st_mtime_ns
+    run(*common, tmp_path / "two", "--shard-range", "0:1")
+    run(*common, tmp_path / "two")
+    assert (tmp_path / "two" / "train-00001-of-00002.parquet").stat().st_mtime_ns == kept
+    assert {p.name: p.read_bytes() for p in (tmp_path / "one").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "two").iterdir()
+    }
+    found = json.loads((tmp_path / "two" / "embeddings.json").read_text())
+    assert found["splits"] == {"train": 5} and set(read(tmp_path / "two")) == {"id", "features"}
+    assert found["shards"][first.name] == {"rows": 3, "sha256": file_sha256(first)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "contrastive"], "was made by another model, or of other data: choose another folder"),
+        (["--model", "plain", "--image-columns", "lateral"], "has no column 'lateral'"),
+        (["--model", "plain", "--shard-range", "2:1"], "expected first:end with first < end"),
+        (["--model", "absent"], "no M3AE model in"),
+    ],
+)
+def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    run(place / "data", "--model", place / "plain", "--output", tmp_path / "out")
+    options[1] = str(place / options[1])
+    assert message in run(place / "data", *options, "--output", tmp_path / "out", status=2).output
+
+
+def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    found = run(place / "data", "--model", place / "plain", "--output", tmp_path, status=2).output
+    assert "holds notes.txt, which is not of this set" in found

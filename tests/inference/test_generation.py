@@ -1,0 +1,92 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from m3ae.data.tokenizer import train_tokenizer
+from m3ae.inference import generate, traverse
+from m3ae.inference.generation import encode_modalities, read_modality
+from tests.models.tiny_latent import STUDY, latent_model
+
+GLYPH = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 6), dtype=np.uint8))
+
+
+def test_what_is_not_given_is_generated():
+    model = latent_model()
+    speech = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+    found = generate(model, None, {"glyph": GLYPH, "speech": speech}, num_samples=2, seed=5)
+    assert list(found) == ["label"]
+    batch = {
+        "glyph": {"pixel_values": torch.from_numpy(np.array(GLYPH)).float()[None, None] / 255},
+        "speech": {"values": torch.from_numpy(speech)[None]},
+    }
+    expected = model.generate_modalities(batch, ["label"], 2, generator=torch.Generator().manual_seed(5))["label"]
+    for own, row in zip(found["label"], expected[:, 0].tolist(), strict=True):
+        assert own == pytest.approx(dict(zip("abc", row, strict=True)))
+
+
+def test_images_and_arrays_come_out_as_they_went_in():
+    model = latent_model()
+    found = generate(model, None, {"label": "b"}, ["glyph", "speech"], temperature=0.0)
+    (picture,), (array,) = found["glyph"], found["speech"]
+    means = model.generate_modalities({"label": {"labels": torch.tensor([1])}}, temperature=0.0)
+    assert np.array_equal(np.asarray(picture), (means["glyph"][0, 0, 0] * 255).round().byte().numpy())
+    np.testing.assert_allclose(array, means["speech"][0, 0].numpy(), atol=1e-6)
+
+
+def test_texts_and_colour_images():
+    tokenizer = train_tokenizer(["a text"], 270)
+    model = latent_model(STUDY)
+    model.config.text_config.vocab_size = len(tokenizer)
+    batch = encode_modalities(model, tokenizer, {"text": "a text", "frontal": GLYPH})
+    assert batch["frontal"]["pixel_values"].shape == (1, 3, 32, 32)
+    assert tokenizer.decode(batch["text"]["input_ids"][0], skip_special_tokens=True).strip() == "a text"
+    found = generate(model, SimpleNamespace(batch_decode=lambda ids, **_: [" x "] * len(ids)), {"frontal": GLYPH})
+    assert found["text"] == ["x"] and found["lateral"][0].size == (32, 32)
+
+
+def test_without_anything_given_all_is_drawn_from_the_prior():
+    model = latent_model()
+    found = generate(model, None, {}, num_samples=3, seed=2)
+    expected = model.sample_prior(3, generator=torch.Generator().manual_seed(2))["label"]
+    assert [own["a"] for own in found["label"]] == pytest.approx(expected[:, 0].tolist())
+
+
+def test_a_traversal_changes_one_dimension():
+    model = latent_model()
+    given = {"label": "a"}
+    z = model.sample_latent({"label": {"labels": torch.tensor([0])}}, temperature=0.0)[0].repeat(2, 1)
+    z[:, 1] = torch.tensor([-2.0, 2.0])
+    found = traverse(model, None, given, 1, [-2.0, 2.0], ["speech"])
+    np.testing.assert_allclose(np.stack(found["speech"]), model.decode(z, ["speech"])["speech"].detach(), atol=1e-6)
+    assert len(traverse(model, None, {}, 0, [0.0])["glyph"]) == 1
+    with pytest.raises(ValueError, match="dimension must be 0 to 9, got 10"):
+        traverse(model, None, given, 10, [0.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"label": "d"}, "label: got 'd', expected one of a, b, c"),
+        ({"speech": np.zeros((4, 2))}, r"got an array of shape \(4, 2\), expected \(4, 3\)"),
+        ({"glyph": "a.png"}, "glyph is of kind image: expected Image, got str"),
+        ({"sound": "x"}, "The model has no modality 'sound'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        generate(latent_model(), None, given)
+
+
+def test_values_are_read_by_the_kind_of_their_modality(tmp_path: Path):
+    model = latent_model()
+    GLYPH.save(tmp_path / "g.png")
+    np.save(tmp_path / "s.npy", np.ones((4, 3)))
+    assert read_modality(model, "label", "b") == "b"
+    assert np.array_equal(np.asarray(read_modality(model, "glyph", str(tmp_path / "g.png"))), np.asarray(GLYPH))
+    assert read_modality(model, "speech", str(tmp_path / "s.npy")).shape == (4, 3)
+    with pytest.raises(ValueError, match=r"no array in a \.npy file"):
+        read_modality(model, "speech", str(tmp_path / "g.png"))

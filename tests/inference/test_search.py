@@ -1,0 +1,170 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEImageProcessor, M3AEProcessor
+from m3ae.data.tokenizer import train_tokenizer
+from m3ae.inference import SearchIndex, index_folder, open_collection, open_index, search
+from m3ae.models.modeling import M3AEPreTrainedModel
+from tests.models.tiny import tiny_of
+from tests.tasks.tiny_finetuning import write_splits
+
+TEXTS = ["large nodule", "small effusion on the left", "no finding", "normal"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images, of which one has two texts and one has none, and a text without image."""
+    path, draw = tmp_path / "own", np.random.default_rng(0)
+    (path / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.png", "c.png"):
+        Image.fromarray(draw.integers(0, 255, (32, 32), dtype=np.uint8)).save(path / name)
+    lines = ['{"file_name": "a.png", "text": ["large nodule", "small effusion on the left"]}']
+    lines += ['{"file_name": "sub/b.png"}', '{"file_name": "c.png", "text": "no finding"}', '{"text": "normal"}']
+    (path / "metadata.jsonl").write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def processor() -> M3AEProcessor:
+    return M3AEProcessor(M3AEImageProcessor.for_size(32), train_tokenizer(TEXTS, 300))
+
+
+def build(processor: M3AEProcessor, model_class: type[M3AEPreTrainedModel], **options: Any) -> Any:
+    return tiny_of(model_class, text_config={"vocab_size": len(processor.tokenizer)}, **options)
+
+
+def matrix(model: Any, processor: M3AEProcessor, collection: Any) -> torch.Tensor:
+    """The score of every text and image, each pair computed alone from scratch."""
+    score = model.match if isinstance(model, M3AEForPreTraining) else model.score
+    rows = []
+    with torch.no_grad():
+        for text in collection.texts:
+            ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
+            row = []
+            for place in range(len(collection)):
+                pixels = processor.image_processor(collection.load(place), return_tensors="pt")["pixel_values"]
+                row.append(score(model.m3ae.encode_text(ids), model.m3ae.encode_image(pixels)))
+            rows.append(torch.cat(row))
+    return torch.stack(rows)
+
+
+def test_a_folder_with_a_table(folder, capsys):
+    collection = open_collection(folder)
+    assert collection.names == ["a.png", "sub/b.png", "c.png"]
+    assert collection.texts == TEXTS and collection.owners == [0, 0, 2, -1]
+    assert collection.texts_of(0) == TEXTS[:2] and collection.load(1).size == (32, 32)
+
+
+def test_images_alone(folder):
+    (folder / "metadata.jsonl").unlink()
+    (folder / ".hidden" / "none").mkdir(parents=True)
+    (folder / "a.png").rename(folder / ".hidden" / "a.png")
+    collection = open_collection(folder)
+    assert collection.names == ["c.png", "sub/b.png"] and collection.texts == []
+    with pytest.raises(ValueError, match="holds no image"):
+        open_collection(folder / ".hidden" / "none")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        open_collection(folder / "nowhere")
+
+
+def test_a_prepared_set(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"id": "a", "image": 9, "text": ["one", "two"]}, {"id": "b", "image": None, "text": ["three"]}]
+    rows.append({"id": "c", "image": 200, "text": None})
+    collection = open_collection(write_splits(tmp_path / "data", {"test": rows}))
+    assert (collection.names, collection.texts, collection.owners) == (["a", "c"], ["one", "two", "three"], [0, 0, -1])
+    assert collection.load(1).getpixel((0, 0)) == 200
+
+
+@pytest.mark.parametrize(
+    ("model_class", "options"),
+    [
+        (M3AEForPreTraining, {}),
+        (M3AEForPreTraining, {"itc_weight": 1.0}),
+        (M3AEForImageTextRetrieval, {"itc_weight": 1.0}),
+    ],
+)
+def test_what_is_found_is_what_the_matching_head_says(folder, processor, tmp_path, model_class, options, capsys):
+    model, collection = build(processor, model_class, **options), open_collection(folder)
+    index = open_index(model, processor, collection, tmp_path / "index")
+    expected = matrix(model, processor, collection)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if options else {"rtol": 2e-3, "atol": 2e-3}  # stored in half precision
+    for row, text in enumerate(collection.texts):
+        hits = index.find_images(text, k=3)
+        torch.testing.assert_close(
+            torch.tensor([hit.score for hit in hits]), expected[row].sort(descending=True)[0], **tolerance
+        )
+        assert [hit.place for hit in hits] == expected[row].argsort(descending=True).tolist()
+    for place in range(len(collection)):
+        hits = index.find_texts(collection.load(place), k=4)
+        torch.testing.assert_close(
+            torch.tensor([hit.score for hit in hits]), expected[:, place].sort(descending=True)[0], **tolerance
+        )
+        assert hits[0].name == collection.texts[hits[0].place]
+
+
+def test_the_first_stage_is_the_cosine(folder, processor, tmp_path, capsys):
+    model, collection = build(processor, M3AEForPreTraining, itc_weight=1.0), open_collection(folder)
+    index = open_index(model, processor, collection, tmp_path / "index")
+    text = processor.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    pixels = processor.image_processor([collection.load(place) for place in range(3)], return_tensors="pt")
+    with torch.no_grad():
+        head, trunk = model.itc_head, model.m3ae
+        cosines = (
+            head.embed("image", trunk.encode_image(pixels["pixel_values"]))
+            @ head.embed("text", trunk.encode_text(text))[0]
+        )
+    hits = index.find_images(TEXTS[0], k=2, rerank=0)
+    assert [hit.place for hit in hits] == cosines.topk(2).indices.tolist()
+    torch.testing.assert_close(torch.tensor([hit.score for hit in hits]), cosines.topk(2).values)
+    reranked = index.find_images(TEXTS[0], k=2, rerank=1)
+    assert [hit.place for hit in reranked] == [hits[0].place], "the matching head sees the best one only"
+
+
+def test_the_index_is_used_again_until_model_or_data_change(folder, processor, tmp_path, monkeypatch, capsys):
+    build(processor, M3AEForPreTraining).save_pretrained(tmp_path / "model")
+    built = []
+    monkeypatch.setattr(search, "_build", lambda *given, build=search._build: built.append(build(*given)))
+
+    def opened(**options: Any) -> SearchIndex:
+        model = M3AEForPreTraining.from_pretrained(tmp_path / "model").eval()
+        return open_index(model, processor, open_collection(folder), tmp_path / "index", **options)
+
+    first = opened().find_images(TEXTS[0])
+    assert opened().find_images(TEXTS[0]) == first and len(built) == 1
+    os.utime(tmp_path / "model" / "model.safetensors", ns=(1, 1))
+    opened()
+    assert len(built) == 2
+    Image.new("L", (32, 32)).save(folder / "a.png")
+    assert opened().find_images(TEXTS[0]) != first and len(built) == 3
+    opened(rebuild=True)
+    assert len(built) == 4 and sorted(path.name for path in tmp_path.iterdir()) == ["index", "model", "own"]
+    with pytest.raises(ValueError, match="something other than an index"):
+        open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), folder)
+
+
+def test_what_cannot_be_searched(folder, processor, tmp_path, capsys):
+    with pytest.raises(ValueError, match="neither a matching nor a contrastive head"):
+        open_index(
+            build(processor, M3AEForPreTraining, itm_weight=0.0), processor, open_collection(folder), tmp_path / "i"
+        )
+    (folder / "metadata.jsonl").unlink()
+    index = open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), tmp_path / "i")
+    with pytest.raises(ValueError, match="images only"):
+        index.find_texts(Image.new("L", (32, 32)))
+
+
+def test_each_model_and_set_has_its_own_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    places = {index_folder("org/model", data, split) for data in (Path("a"), Path("b")) for split in ("train", "test")}
+    assert len(places) == 4 and all(place.parent == tmp_path / "m3ae" / "search" for place in places)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    assert index_folder(tmp_path / "run", Path("a"), "test") == index_folder(
+        tmp_path / "run" / "model", Path("a"), "test"
+    )

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_curve as expected_curve
+
+from m3ae.figures import (
+    BLUE,
+    Strip,
+    draw_losses,
+    draw_modalities,
+    draw_reconstructions,
+    draw_retrieval,
+    draw_roc,
+    render,
+    roc_curve,
+    save_figure,
+)
+
+PICTURES = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
+
+
+def test_the_roc_curve_is_scikit_learns_with_ties_taken_together():
+    draw = np.random.default_rng(0)
+    scores, positive = draw.integers(0, 6, 60).astype(float), draw.random(60) < 0.4
+    false, true = roc_curve(scores, positive)
+    expected = expected_curve(positive, scores, drop_intermediate=False)
+    np.testing.assert_allclose((false, true), expected[:2])
+    assert [len(part) for part in roc_curve(scores, positive | True)] == [0, 0]
+
+
+def test_each_label_has_a_panel_with_its_area():
+    draw = np.random.default_rng(1)
+    scores, truth = draw.random((40, 2)), draw.integers(0, 2, (40, 2)).astype(float)
+    truth[:10, 0], truth[:, 1] = np.nan, 0
+    first, second = (panel.get_title() for panel in draw_roc(scores, truth, ["mass", "edema"]).axes)
+    known = truth[10:, 0]
+    assert first == f"mass\n{roc_auc_score(known, scores[10:, 0]):.3f}, {int(known.sum())} of 30"
+    assert second == "edema", "one class only"
+
+
+def test_what_is_right_is_framed():
+    figure = draw_retrieval([Strip("a query for $1", list(PICTURES), ["1. 0.9", "2. 0.1"], [1])])
+    colours = [{to_hex(spine.get_edgecolor()).upper() for spine in panel.spines.values()} for panel in figure.axes]
+    assert BLUE not in colours[1] and colours[2] == {BLUE}
+    assert render(figure).width > 300
+
+
+def test_the_error_has_one_scale_for_all_samples_and_none_where_nothing_was_hidden():
+    errors = np.array([[[0.2, np.nan], [0.3, 0.5]], [[0.1, np.nan], [np.nan, np.nan]]], dtype=np.float32)
+    figure = draw_reconstructions(PICTURES, PICTURES, PICTURES, errors, ["a text", None], "half of it")
+    maps = [panel.images[1] for panel in figure.axes if len(panel.images) == 2]
+    assert [image.get_clim() for image in maps] == [(0, 0.5)] * 2
+    assert [int(image.get_array().mask.sum()) for image in maps] == [1, 3]
+    alone = draw_reconstructions(PICTURES[:1], PICTURES[:1], PICTURES[:1], errors[:1] * np.nan, ["a text"])
+    assert alone.get_figwidth() > alone.get_figheight() and figure.get_figwidth() < figure.get_figheight()
+    assert render(alone).width > render(alone).height
+
+
+def test_modalities_of_every_kind(tmp_path: Path):
+    rows = {"glyph": [PICTURES[0]], "speech": [np.ones((3, 4))], "vector": [np.ones(3)], "label": ["b"], "text": ["$"]}
+    kinds = dict(zip(rows, ("image", "sequence", "vector", "label", "text"), strict=True))
+    path = save_figure(draw_modalities(rows, kinds, ["only"]), tmp_path / "new" / "m.png")
+    with Image.open(path) as picture:
+        assert picture.height > picture.width
+
+
+@pytest.mark.parametrize("lowest", [0.5, -0.5])
+def test_losses_are_drawn_for_training_and_validation(lowest):
+    records = [{"step": 1, "training/loss": 2.0}, {"step": 2, "training/loss": lowest, "validation/loss": 1.0}]
+    (panel,) = draw_losses(records).axes
+    assert [line.get_label() for line in panel.lines] == ["training", "validation"]
+    assert panel.get_yscale() == ("log" if lowest > 0 else "linear")
+    np.testing.assert_array_equal(panel.lines[0].get_xydata(), [[1, 2.0], [2, lowest]])

@@ -1,0 +1,65 @@
+"""What the wheel holds works without the repository; shipped configs are found by name."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hatchling.builders.wheel import WheelBuilder
+
+from m3ae.cli import cli, evaluate, finetune
+from m3ae.commands.configs import CONFIGS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    zipfile.ZipFile(wheel).extractall(folder / "site-packages")
+    return folder / "site-packages"
+
+
+def test_the_wheel_holds_all_configs_and_modules(installed: Path) -> None:
+    for shipped, source, suffix in (("m3ae/configs", "configs", ""), ("m3ae", "m3ae", ".py")):
+        expected, found = (
+            {path.relative_to(folder) for path in folder.rglob(f"*{suffix}")}
+            for folder in (ROOT / source, installed / shipped)
+        )
+        assert found == expected
+    assert (installed / "m3ae" / "py.typed").is_file()
+    assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"m3ae", "m3ae_command.py"}
+
+
+def test_a_shipped_config_is_found_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "m3ae", "pretrain", "quickstart", "training.max_steps=7", "--print-config"]
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = yaml.safe_load(done.stdout)
+    assert (printed["output_dir"], printed["training"]["max_steps"]) == ("runs/quickstart", 7)
+
+
+def test_names_of_shipped_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_finetune, of_evaluate = finetune.params[0], evaluate.params[0]
+    for parameter, name, expected in (
+        (of_finetune, "vqa_rad_small", "finetune/vqa_rad_small"),
+        (of_evaluate, "vqa_rad_small", "finetune/vqa_rad_small"),
+        (of_evaluate, "pretrain/vqa_rad_small", "pretrain/vqa_rad_small"),
+        (of_evaluate, "digits", "pretrain/digits"),
+    ):
+        assert parameter.type.convert(name, None, None) == CONFIGS / f"{expected}.yaml"
+    monkeypatch.chdir(tmp_path)
+    Path("mine").touch()
+    assert of_finetune.type.convert("mine", None, None) == Path("mine")
+    result = CliRunner().invoke(cli, ["pretrain", "quikstart"])
+    assert result.exit_code == 2 and result.stderr.startswith("error: Invalid value for 'CONFIG': no file quikstart")
+    assert "base, digits, " in result.stderr and "vqa_rad," not in result.stderr
+    completed = [item.value for item in of_finetune.type.shell_complete(None, of_finetune, "vqa_rad")]
+    assert completed == ["vqa_rad", "vqa_rad_small"]

@@ -1,0 +1,197 @@
+"""FSDP2 and DeepSpeed on CPUs, by the code that runs on GPUs: python -m tests.training.engines FOLDER ENGINE…
+
+accelerate falls back to DDP on a CPU. Here it is told that it has GPUs, with gloo in the place of NCCL and of a kernel
+that DeepSpeed would compile; its plugins, what they make of model and optimiser, and our loop are unchanged.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from m3ae import M3AEForPreTraining
+from m3ae.training.metrics_log import read_metrics
+from tests.faults.processes import launch, losses, said
+from tests.training.tiny_task import TinyPreTraining
+from tests.training.toy import ToyTask
+
+ENGINES = {
+    "ddp": {"ACCELERATE_USE_CPU": "true"},
+    "fsdp2": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    },
+    "zero1": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+
+
+def allow_cpu_engines() -> None:
+    prepare = PartialState._prepare_backend
+    PartialState._prepare_backend = lambda self, cpu=False, *rest: (
+        prepare(self, cpu, *rest) if cpu or "RANK" not in os.environ else ("gloo", DistributedType.MULTI_GPU)
+    )
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    if importlib.util.find_spec("deepspeed"):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+
+
+@contextmanager
+def chosen(engine: str) -> Iterator[None]:
+    os.environ |= ENGINES[engine]
+    yield
+    for name in ENGINES[engine]:
+        del os.environ[name]
+
+
+def trains_as_one_process(engine: str, root: Path) -> None:
+    """Two processes give the losses and the model of one, and one and three continue what they have written."""
+    one, two = root / "one", root / engine
+    if not one.exists():
+        assert launch(1, one, dropout=0) == [0], said(one, 0)
+    with chosen(engine):
+        assert launch(2, two, dropout=0, gradient_accumulation_steps=1) == [0, 0], said(two, 0) + said(two, 1)
+        assert_equal(two, one)
+        checkpoint = two / "checkpoints" / "step-00000006"
+        shards = sorted(path.name for path in checkpoint.glob("*.safetensors"))
+        assert shards == [
+            f"{kind}-{part:05d}-of-00002.safetensors" for kind in ("model", "optimizer") for part in (1, 2)
+        ]
+        for count, size, accumulation in ((1, 3, 2), (3, 2, 1)):
+            folder = root / f"{engine}_by_{count}"
+            sizes = {"batch_size": size, "gradient_accumulation_steps": accumulation}
+            statuses = launch(count, folder, dropout=0, resume=checkpoint, grouped=True, **sizes)
+            assert statuses == [0] * count, said(folder, 0)
+            assert_equal(folder, one)
+    folder = root / f"{engine}_by_none"
+    assert launch(1, folder, dropout=0, resume=checkpoint) == [0], said(folder, 0)
+    assert_equal(folder, one)
+
+
+def trains_the_model(engine: str, root: Path) -> None:
+    """The real model, half the samples without an image: the losses of DDP, which then continues the run."""
+    sizes = {"batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3, "checkpoint_every": 2}
+    expected, folder = root / "model", root / f"model_{engine}"
+    for run, name in ((expected, "ddp"), (folder, engine)):
+        if not run.exists():
+            with chosen(name):
+                assert launch(2, run, task=TinyPreTraining(itc_weight=1.0), **sizes) == [0, 0], said(run, 0)
+    # Not the weights: the gradient of a key's bias is nothing but rounding, and AdamW makes a full step of it.
+    assert_same_losses(folder, expected)
+    M3AEForPreTraining.from_pretrained(folder / "model")
+    continued, checkpoint = root / f"model_{engine}_continued", folder / "checkpoints" / "step-00000002"
+    with chosen("ddp"):
+        task = TinyPreTraining(itc_weight=1.0)
+        assert launch(2, continued, task=task, resume=checkpoint, **sizes) == [0, 0], said(continued, 0)
+    assert_same_losses(continued, expected)
+
+
+def skips_what_is_not_finite(engine: str, root: Path) -> None:
+    """A step without a finite gradient changes nothing, and bfloat16 nearly nothing."""
+    sizes = {"gradient_accumulation_steps": 1, "max_steps": 4}
+    expected, folder, rounded = root / "skipping", root / f"skipping_{engine}", root / f"rounded_{engine}"
+    for run, name in ((expected, "ddp"), (folder, engine)):
+        if not run.exists():
+            with chosen(name):
+                assert launch(2, run, task=ToyTask(dropout=0, nan_at=[1]), **sizes) == [0, 0], said(run, 0)
+    assert "step 2 skipped, not finite: process 0: loss = nan" in said(folder, 0)
+    assert losses(folder).keys() == {1, 3, 4}
+    assert_equal(folder, expected)
+    with chosen(engine):
+        task = ToyTask(dropout=0, nan_at=[1])
+        assert launch(2, rounded, task=task, mixed_precision="bf16", **sizes) == [0, 0], said(rounded, 0)
+    assert_same_losses(rounded, expected, tolerance=0.02)
+    assert losses(rounded) != losses(expected)
+
+
+def communicates_once_a_step(root: Path) -> None:
+    """Of the micro-batches that make a step, the last one alone reduces gradients."""
+    folder, task = root / "counted", CountingTask()
+    with chosen("ddp"), mock.patch.object(Accelerator, "prepare", task.prepare_counting(Accelerator.prepare)):
+        statuses = launch(2, folder, task=task, max_steps=2, gradient_accumulation_steps=4)
+    assert statuses == [0, 0], said(folder, 0)
+    assert read_metrics(folder / "metrics.jsonl")[-1]["validation/reductions"] == 2
+
+
+class CountingTask(ToyTask):
+    """Counts the reductions of gradients; the model fits into one bucket."""
+
+    reductions = 0
+
+    def prepare_counting(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+        def count(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            self.reductions += 1
+            return allreduce_hook(group, bucket)
+
+        def counting(accelerator: Accelerator, *objects: Any) -> Any:
+            prepared = prepare(accelerator, *objects)
+            prepared[0].register_comm_hook(None, count)
+            return prepared
+
+        return counting
+
+    def report(self, model: torch.nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        return {"validation/reductions": float(self.reductions)}
+
+
+def contrasts_all_samples(root: Path) -> None:
+    """Contrast over the samples of two processes is that of one process with all of them."""
+    runs = {1: {"batch_size": 6}, 2: {"batch_size": 3}}
+    for count, sizes in runs.items():
+        folder = root / f"contrast_{count}"
+        with chosen("ddp"):
+            task = TinyPreTraining(mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0, itc_weight=1.0)
+            statuses = launch(count, folder, task=task, gradient_accumulation_steps=1, max_steps=3, **sizes)
+        assert statuses == [0] * count, said(folder, 0)
+    assert_same_losses(root / "contrast_2", root / "contrast_1")
+
+
+def assert_same_losses(run: Path, expected: Path, tolerance: float = 1e-5) -> None:
+    """Those of training, and the one that a whole model was measured to have at the end."""
+    found, wanted = ({**losses(folder), "last": validation_loss(folder)} for folder in (run, expected))
+    assert len(found) > 1 and found.keys() <= wanted.keys()
+    for step, loss in found.items():
+        assert abs(loss / wanted[step] - 1) < tolerance, (run.name, step, loss, wanted[step])
+
+
+def assert_equal(run: Path, expected: Path) -> None:
+    assert_same_losses(run, expected)
+    was, found = (load_file(folder / "model" / "model.safetensors") for folder in (expected, run))
+    assert was.keys() == found.keys()
+    for name in was:
+        torch.testing.assert_close(was[name], found[name], rtol=1e-5, atol=1e-6)
+
+
+def validation_loss(folder: Path) -> float:
+    return float(read_metrics(folder / "metrics.jsonl")[-1]["validation/loss"])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, *engines = sys.argv[1:]
+    allow_cpu_engines()
+    for engine in engines:
+        if engine == "ddp":
+            contrasts_all_samples(Path(folder))
+            communicates_once_a_step(Path(folder))
+        else:
+            trains_as_one_process(engine, Path(folder))
+            trains_the_model(engine, Path(folder))
+            skips_what_is_not_finite(engine, Path(folder))
+        print(engine, flush=True)
