@@ -22,7 +22,15 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SCRIPTS = {"evaluate_model": "evaluate", "convert_checkpoint": "convert", "check_parity": "check-parity"}
 SCRIPTS |= {"slurm": "pretrain"}  # the others are called as their command is
 LEFT_OUT = re.compile(r"…|\.\.\.|[<>]|^[A-Z]+$")  # stands for what a reader fills in
-OF_OTHERS = {"--signal", "--gpus-per-node", "--gpus-per-task", "--nodes", "--config_file", "--multi_gpu"}
+OF_OTHERS = {
+    "--signal",
+    "--machine_rank",
+    "--gpus-per-node",
+    "--gpus-per-task",
+    "--nodes",
+    "--config_file",
+    "--multi_gpu",
+}
 
 
 def commands(text: str) -> Iterator[tuple[list[str], bool]]:

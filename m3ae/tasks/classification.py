@@ -239,11 +239,9 @@ class Classification(FineTuning[M3AEForClassification]):
             line = self.reference(dataset, example)
             if multi_label:
                 chosen = [name for name, score in zip(self.classes, own.tolist(), strict=True) if score >= 0.5]
+                scored = {name: round(score, 5) for name, score in zip(self.classes, own.tolist(), strict=True)}
                 told = {"truth": [*truth.present], "uncertain": [*truth.uncertain]}
-                told |= {
-                    "scores": {name: round(score, 5) for name, score in zip(self.classes, own.tolist(), strict=True)}
-                }
-                yield {**line, "prediction": chosen, "top": top, **told}
+                yield {**line, "prediction": chosen, "top": top, **told, "scores": scored}
             else:
                 name, (label,) = top[0]["label"], truth.present
                 yield {**line, "prediction": name, "top": top, "truth": label, "correct": name == label}

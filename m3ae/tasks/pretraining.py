@@ -71,12 +71,14 @@ class PreTraining:
         `shuffled_<metric>` is measured with each text given another sample's image.
         """
         metrics: dict[str, float] = {}
+        draws = self.config.evaluation.mask_draws
         for split in ("validation", "test"):
             if split not in self.splits:
                 continue
             evaluator = self._evaluator(accelerator, split)
-            found = self.evaluate(model, accelerator, split)
-            shuffled = evaluator.masked_metrics(model, shuffled=True)
+            found = evaluator.masked_metrics(model, shuffled=False, draws=draws)
+            found |= self._word_accuracy(evaluator, model, shuffled=False)
+            shuffled = evaluator.masked_metrics(model, shuffled=True, draws=draws)
             shuffled |= self._word_accuracy(evaluator, model, shuffled=True)
             found |= {f"shuffled_{name}": value for name, value in shuffled.items() if not name.endswith("_chance")}
             if self.config.evaluation.retrieval_pairs and model.config.itm_weight:

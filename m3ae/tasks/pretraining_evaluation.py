@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -45,13 +46,16 @@ class PreTrainingEvaluator:
         self.dataset, self.collator, self.accelerator = dataset, collator, accelerator
         self.batch_size = batch_size
 
-    def masked_metrics(self, model: M3AEForPreTraining, *, shuffled: bool) -> dict[str, float]:
-        """Losses, PSNR of the masked patches in dB, accuracies of words and matches, nats of the latent pass."""
+    def masked_metrics(self, model: M3AEForPreTraining, *, shuffled: bool, draws: int = 1) -> dict[str, float]:
+        """Losses, PSNR of the masked patches in dB, accuracies of words and matches, nats of the latent pass.
+
+        Means over `draws` different masks of every sample.
+        """
         sums = MeanMetrics()
         deviation = torch.tensor(self.collator.processor.image_processor.image_std)
         image_std = deviation.repeat(model.patch_size**2).to(self.accelerator.device)  # (P·P·C,), channels last
         generator = torch.Generator(self.accelerator.device).manual_seed(0)  # of the latent pass
-        for pairs in self._batches(shuffled=shuffled):
+        for pairs in chain.from_iterable(self._batches(shuffled=shuffled, draw=draw) for draw in range(draws)):
             batch = self._to_device(self.collator(pairs))
             output = model(**batch, schedule="separate", generator=generator)
             _add_masked_metrics(sums, model, batch, output, image_std)
@@ -113,15 +117,19 @@ class PreTrainingEvaluator:
                 metrics |= {f"{prefix}{name}_{key}": value for key, value in recall_at_k(matrix, right).items()}
         return metrics
 
-    def _batches(self, *, shuffled: bool) -> Iterator[list[Pair]]:
+    def _batches(self, *, shuffled: bool, draw: int = 0) -> Iterator[list[Pair]]:
         """Yield this process's samples; every sample is yielded by exactly one process."""
         size = len(self.dataset)
         own = range(self.accelerator.process_index, size, self.accelerator.num_processes)
         for start in range(0, len(own), self.batch_size):
             indices = own[start : start + self.batch_size]
-            pairs = [self.dataset.first(index, index) for index in indices]
+            seeds = [index + draw * size for index in indices]
+            pairs = [self.dataset.first(index, seed) for index, seed in zip(indices, seeds, strict=True)]
             if shuffled:
-                others = (self.dataset.first((index + _shift(size)) % size, index) for index in indices)
+                others = (
+                    self.dataset.first((index + _shift(size)) % size, seed)
+                    for index, seed in zip(indices, seeds, strict=True)
+                )
                 pairs = [
                     pair._replace(image=other.image, image_id=other.image_id)
                     for pair, other in zip(pairs, others, strict=True)

@@ -228,6 +228,8 @@ class EvaluationConfig(_Section):
 
     Attributes:
         batch_size: Samples at once in one process; `null` for `training.batch_size`.
+        mask_draws: How often the final report of pre-training hides patches and words of each sample anew: a small
+            difference between own and shuffled images needs many.
         retrieval_pairs: Pairs ranked against each other in the final report of pre-training; 0 for no retrieval.
         word_groups: Words whose share of correct fillings pre-training reports, by name of the group.
         controls: Whether results come with what is reached without the image, and without the model.
@@ -235,6 +237,7 @@ class EvaluationConfig(_Section):
     """
 
     batch_size: PositiveInt | None = None
+    mask_draws: PositiveInt = 1
     retrieval_pairs: NonNegativeInt = 100
     word_groups: dict[str, list[str]] = {}
     controls: bool = True

@@ -74,7 +74,7 @@ def test_search(page: "sync_api.Page", folder: Path) -> None:
     page.get_by_role("tab", name="Search", exact=True).click()
     page.get_by_label("Find images for a text").fill("no finding")
     panel = use(page, "Search", "Find images", folder)
-    panel.get_by_text("row-1").first.wait_for()
+    panel.get_by_text("row-1").locator("visible=true").first.wait_for()
     texts = panel.get_by_text("no finding")
     before = texts.count()
     panel.get_by_role("button", name="Find texts", exact=True).click()
@@ -94,5 +94,5 @@ def test_browse(page: "sync_api.Page", folder: Path) -> None:
     panel = use(page, "Data", "Show rows", folder)
     panel.locator(".image-frame img, [data-testid=image] img").first.wait_for()
     panel = use(page, "Run", "Show", folder)
-    panel.get_by_text("validation/loss").first.wait_for()
+    panel.get_by_text("validation/loss").locator("visible=true").first.wait_for()
     assert page.complaints == []

@@ -71,6 +71,6 @@ def test_bad_options_are_explained(options: dict, message: str) -> None:
         M3AEConfig(latent=options)
 
 
-def test_pre_training_does_not_ignore_a_latent_head() -> None:
-    with pytest.raises(ValueError, match="M3AEForGeneration is the class"):
+def test_pre_training_has_the_modalities_of_the_trunk() -> None:
+    with pytest.raises(ValueError, match="M3AEForGeneration trains any modalities"):
         M3AEForPreTraining(latent_config(DIGITS))

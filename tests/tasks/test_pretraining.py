@@ -265,3 +265,14 @@ def test_a_latent_head_learns_beside_and_generates(data: Path, tmp_path: Path) -
     generator = M3AEForGeneration.from_pretrained(config.output_dir / "model").eval()
     made = generator.sample_prior(2)
     assert made["image"].shape == (2, 3, 32, 32) and len(made["text"]) == 2
+
+
+def test_several_draws_of_masks_are_averaged(data: Path, tmp_path: Path) -> None:
+    task, measure = evaluator(data, tmp_path)
+    with torch.no_grad():
+        first, both = (measure.masked_metrics(task.model.eval(), shuffled=True, draws=draws) for draws in (1, 2))
+        visit, size = measure.dataset.first, len(measure.dataset)
+        measure.dataset.first = lambda index, seed: visit(index, seed + size)  # type: ignore[method-assign]
+        second = measure.masked_metrics(task.model.eval(), shuffled=True)
+    assert first["mim_loss"] != second["mim_loss"]
+    assert both["mim_loss"] == pytest.approx((first["mim_loss"] + second["mim_loss"]) / 2)
