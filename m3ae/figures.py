@@ -24,13 +24,13 @@ from PIL import Image
 
 DPI = 130
 INK, FAINT = "#1A1A1A", "#666666"
-BLUE, VERMILION = "#0072B2", "#D55E00"
+BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
 STYLES: tuple[tuple[str, str, str], ...] = (  # colour, line, marker
     (BLUE, "-", "o"),
     (VERMILION, "--", "s"),
     ("#009E73", "-.", "^"),
     ("#CC79A7", ":", "D"),
-    ("#E69F00", "-", "v"),
+    (ORANGE, "-", "v"),
     ("#56B4E9", "--", "x"),
 )
 HEAT = "plasma"

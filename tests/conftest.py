@@ -17,6 +17,26 @@ use_own_cores()
 
 from accelerate.state import AcceleratorState  # noqa: E402
 
+# Files that take longest, of which no worker should be left with one at the end.
+LONGEST = (
+    "test_readme.py",
+    "tasks/test_pretraining.py",
+    "test_tutorials.py",
+    "training/test_engines.py",
+    "scripts/test_pretrain.py",
+    "faults/test_fuzz.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((number for number, file in enumerate(LONGEST) if path.endswith(f"tests/{file}")), len(LONGEST))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

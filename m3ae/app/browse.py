@@ -11,8 +11,8 @@ from PIL import Image
 from m3ae.app.session import PreparedSet
 from m3ae.app.widgets import picture, told
 from m3ae.data.contact_sheet import draw_contact_sheet
-from m3ae.data.prepared import load_manifest
-from m3ae.data.show import image_columns, matrix_columns, spread_positions
+from m3ae.data.prepared import image_columns, load_manifest
+from m3ae.data.show import matrix_columns, spread_positions
 from m3ae.figures import draw_losses, render
 from m3ae.training.metrics_log import read_metrics
 
@@ -28,7 +28,7 @@ def add_data_tab(sets: list[PreparedSet]) -> None:
     def draw(name: str, split: str, seed: float) -> Image.Image:
         rows = PreparedSet(folders[name], split).rows
         chosen = rows.select(spread_positions(len(rows), ROWS, int(seed)))
-        columns = [*image_columns(chosen), *matrix_columns(chosen)]
+        columns = [*image_columns(chosen.features), *matrix_columns(chosen)]
         title = f"{folders[name].name}: {len(chosen)} of the {len(rows):,} rows of split {split}"
         with TemporaryDirectory(prefix="m3ae-app-") as folder:
             sheet = Path(folder) / "sheet.png"

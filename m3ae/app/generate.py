@@ -66,7 +66,7 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
         )
         dimension = gr.Slider(0, model.latent.total_size - 1, 0, step=1, label="Latent dimension")
         walk = gr.Button("Traverse", variant="primary")
-        path = picture("What changes from −3 to 3 standard deviations of the prior")
+        path = picture("What changes while the dimension goes from −3 to 3")
         button.click(run, [row, given, temperature, seed], shown)
         walk.click(move, [row, given, dimension, seed], path)
         dimension.release(move, [row, given, dimension, seed], path)

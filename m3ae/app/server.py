@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 MAX_UPLOAD = "20mb"
 KEPT = 600  # seconds until an upload is deleted; all are at the end
 
-QUICKSTART = "pretrain/quickstart"
-
 
 def build(session: Session) -> gr.Blocks:
     """Return the app: a tab for everything that models and sets allow.
@@ -115,17 +113,3 @@ def serve(
         if not block:
             atexit.register(stack.pop_all().close)
         return str(address)
-
-
-def train_quickstart() -> tuple[str, Path]:
-    """Return the folders of the quickstart's model and data; train it where it has not been."""
-    from m3ae.commands.configs import CONFIGS
-    from m3ae.tasks import task_class
-    from m3ae.training.config import load_config
-    from m3ae.training.loop import train
-
-    config = load_config(CONFIGS / f"{QUICKSTART}.yaml", [])
-    model = config.output_dir / "model"
-    if not (model / "config.json").is_file():
-        train(config, task_class(config.task).from_config(config), resume=True)
-    return str(model), config.data.path

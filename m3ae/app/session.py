@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +12,9 @@ import datasets
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from m3ae.data.images import decode_image
 from m3ae.data.pairs import PairColumns
-from m3ae.data.prepared import load_manifest, load_split
+from m3ae.data.prepared import image_columns, load_manifest, load_split
 from m3ae.inference.inputs import find_model, load_generator, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.generation import M3AEForGeneration
@@ -44,16 +44,12 @@ class PreparedSet:
     @cached_property
     def rows(self) -> datasets.Dataset:
         """The rows of the split, with undecoded images."""
-        rows = load_split(self.folder, self.split)
-        for column in self.image_columns:
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-        return rows
+        return load_split(self.folder, self.split)
 
     @cached_property
     def image_columns(self) -> list[str]:
         """The columns that hold images."""
-        features = load_split(self.folder, self.split).features
-        return [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        return image_columns(self.rows.features)
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -66,7 +62,7 @@ class PreparedSet:
             content = next((cell["bytes"] for name in self.image_columns if (cell := row[name])), None)
             if content is not None and len(found) < NUM_EXAMPLES:
                 own = texts.texts_of(row) if texts.texts else []
-                picture = Image.open(io.BytesIO(content)).convert("RGB")
+                picture = decode_image(content, row["id"]).convert("RGB")
                 found.append(Example(picture, own[0] if own else "", row.get("question") or ""))
         return found
 

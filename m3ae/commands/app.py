@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from m3ae.commands.configs import CONFIGS
 from m3ae.commands.shared import DEVICE, PATH, be_quiet
 
 
@@ -28,14 +29,27 @@ def app(models: tuple[str, ...], sets: tuple[Path, ...], split: str, host: str, 
       m3ae app --model runs/phantom --model runs/vqa_rad_small --data data/phantom-12k
       m3ae app
     """  # noqa: D301
-    from m3ae.app.server import serve, train_quickstart
+    from m3ae.app.server import serve
 
     if not models:
         import gradio  # noqa: F401  # before training, not after it
 
         click.echo("no --model given: training the quickstart, or using what it has left in runs/quickstart")
-        model, data = train_quickstart()
+        model, data = _train_quickstart()
         models, sets = (model,), sets or (data,)
     be_quiet()
     click.echo(f"http://{host}:{port}, to be stopped with Ctrl-C")
     serve(models, sets, split=split, host=host, port=port, device=device)
+
+
+def _train_quickstart() -> tuple[str, Path]:
+    """Return the folders of the quickstart's model and data; train it where it has not been."""
+    from m3ae.tasks import task_class
+    from m3ae.training.config import load_config
+    from m3ae.training.loop import train
+
+    config = load_config(CONFIGS / "pretrain" / "quickstart.yaml", [])
+    model = config.output_dir / "model"
+    if not (model / "config.json").is_file():
+        train(config, task_class(config.task).from_config(config), resume=True)
+    return str(model), config.data.path

@@ -23,14 +23,23 @@ def export(model: str, output: Path) -> None:
     Example:
       m3ae export --model runs/phantom --output exported
     """  # noqa: D301
-    import m3ae
+    from m3ae import (
+        M3AEForClassification,
+        M3AEForImageTextRetrieval,
+        M3AEForPreTraining,
+        M3AEForQuestionAnswering,
+        M3AEModel,
+    )
     from m3ae.inference import load_model
     from m3ae.inference.export import save_encoders
 
     be_quiet()
-    classes = [getattr(m3ae, f"M3AE{name}") for name in CLASSES]
+    classes = [
+        M3AEModel,
+        M3AEForPreTraining,
+        M3AEForQuestionAnswering,
+        M3AEForClassification,
+        M3AEForImageTextRetrieval,
+    ]
     for path in save_encoders(load_model(model, classes, "cpu")[0], output):
         click.echo(path)
-
-
-CLASSES = ("Model", "ForPreTraining", "ForQuestionAnswering", "ForClassification", "ForImageTextRetrieval")

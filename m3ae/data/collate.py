@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from m3ae.data.augment import Augmentation, augment, plain
+from m3ae.data.images import damage_named
 from m3ae.models.processing import M3AEProcessor
 
 if TYPE_CHECKING:
@@ -122,11 +123,9 @@ def tokenize(
 
 def _decode(pair: Pair) -> Image.Image:
     assert pair.image is not None
-    try:
+    with damage_named(pair.id):
         pair.image.load()
         return plain(pair.image)
-    except Exception as error:  # a decoder raises whatever its parser trips over
-        raise ValueError(f"row {pair.id!r}: its image is damaged ({error}); prepare the folder again") from error
 
 
 def word_ids(text: str, token_starts: np.ndarray) -> Tensor:

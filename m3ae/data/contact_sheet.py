@@ -1,6 +1,5 @@
 """A contact sheet: rows of a prepared split as cards, images above, texts and labels below."""
 
-import io
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
+
+from m3ae.data.images import decode_image
+from m3ae.figures import BLUE, FAINT, INK, save_figure
 
 WIDTH = 12.0  # inches, as are all lengths
 GAP = 0.25
@@ -19,9 +20,6 @@ IMAGE_HEIGHT = 2.2
 LINE = 0.135
 FONT_SIZE = 7.5  # points
 CHARACTERS_PER_INCH = 72 / (0.55 * FONT_SIZE)
-DPI = 150
-
-INK, FAINT, BLUE = "#1A1A1A", "#666666", "#0072B2"
 # column: what stands before its cell, colour, and the lines it may take
 TEXT_STYLES = {"text": ("", INK, 8), "question": ("Q: ", INK, 4), "answer": ("A: ", BLUE, 2)}
 LABEL_LINES = 3
@@ -62,10 +60,10 @@ def draw_contact_sheet(
             left = GAP + column * (width + GAP)
             for number, name in enumerate(images):
                 box = (left + number * width / len(images), top, width / len(images) - 0.05, image_height)
-                _draw_image(figure, box, name if len(images) > 1 else "image", rows[index][name], len(images) > 1)
+                _draw_image(figure, box, name if len(images) > 1 else "", rows[index][name], rows[index]["id"])
             _write_lines(figure, left, top + image_height, rows[index]["id"], lines[index])
         top += height
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def cut(text: str, length: int) -> str:
@@ -73,7 +71,8 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _draw_image(figure: Figure, box: tuple[float, float, float, float], name: str, cell: Any, is_named: bool) -> None:
+def _draw_image(figure: Figure, box: tuple[float, float, float, float], name: str, cell: Any, row: str) -> None:
+    """Draw an image, and its name above it if it has one."""
     left, top, width, height = box
     total = figure.get_figheight()
     axes = figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
@@ -82,14 +81,13 @@ def _draw_image(figure: Figure, box: tuple[float, float, float, float], name: st
     if cell is None:
         axes.set_aspect("equal")
         axes.add_patch(Rectangle((0, 0), 1, 1, facecolor="#F2F2F2", edgecolor=FAINT, linestyle="--"))
-        axes.text(0.5, 0.5, f"no {name}", ha="center", va="center", fontsize=9, color=INK)
+        axes.text(0.5, 0.5, f"no {name or 'image'}", ha="center", va="center", fontsize=9, color=INK)
         return
     if isinstance(cell, list):
         axes.imshow(np.array(cell).T, origin="lower", interpolation="nearest")
     else:
-        with Image.open(io.BytesIO(cell["bytes"])) as image:
-            axes.imshow(image.convert("RGB"))
-    if is_named:
+        axes.imshow(decode_image(cell["bytes"], row).convert("RGB"))
+    if name:
         axes.set_title(name, fontsize=FONT_SIZE, color=FAINT, pad=2)
 
 

@@ -15,7 +15,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
-from m3ae.data.images import MAX_ASPECT, MAX_SIDE, UnreadableImageError
+from m3ae.data.images import UnreadableImageError
+from m3ae.limits import MAX_ASPECT, MAX_SIDE
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 

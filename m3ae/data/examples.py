@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 
 from m3ae.data.pairs import Pair, PairColumns, Visit, digest, drawn_text
-from m3ae.data.prepared import load_split
+from m3ae.data.prepared import image_columns, load_split
 
 
 class Example(NamedTuple):
@@ -56,9 +55,7 @@ class SplitRows:
         rows = load_split(folder, split)
         columns.check(folder, rows.features)
         self.folder, self.split, self.columns, self.features = folder, split, columns, rows.features
-        self._cells = rows.select_columns([name for name in rows.features if not _is_image(rows.features[name])])
-        for column in columns.images:
-            rows = rows.cast_column(column, datasets.Image(decode=False))
+        self._cells = rows.remove_columns(image_columns(rows.features))
         self._images = rows.select_columns(["id", *columns.images])
         self._image_columns = replace(columns, texts=())
 
@@ -136,7 +133,3 @@ class OtherImages:
             if other.image is not None and other.image_id != own.pair.image_id:
                 return own._replace(pair=own.pair._replace(image=other.image, image_id=other.image_id))
         return own
-
-
-def _is_image(feature: Any) -> bool:
-    return isinstance(feature, datasets.Image)

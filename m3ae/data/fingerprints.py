@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from m3ae.data.pairs import digest
 from m3ae.data.parallel import map_in_order
-from m3ae.data.prepared import Manifest, load_manifest
+from m3ae.data.prepared import Manifest, image_columns, load_manifest
 
 FINGERPRINTS = "fingerprints.npz"
 VERSION = 1
@@ -161,7 +161,7 @@ def _fingerprint_folder(folder: Path, manifest: Manifest, num_workers: int | Non
 def _fingerprint_group(group: _Group) -> list[_RowFingerprint]:
     file = pq.ParquetFile(group.path)
     features = datasets.Features.from_arrow_schema(file.schema_arrow)
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    images = image_columns(features)
     texts = [column for column in ("text", "question", "answer") if column in features]
     fingerprint = cache(fingerprint_image)  # several questions about an image are neighbours
     rows = []

@@ -3,15 +3,17 @@
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
+from m3ae.limits import MAX_ASPECT, MAX_SIDE
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
-MAX_SIDE = 65_500  # the longest side that libjpeg writes
-MAX_ASPECT = 100  # the longer side over the shorter: enlarging the shorter to a model's size takes as much memory
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
@@ -72,6 +74,41 @@ def load_image(path: Path) -> Image.Image:
         Exception
     ) as error:  # a decoder raises whatever its parser trips over: OSError, SyntaxError, struct.error, …
         raise UnreadableImageError("image truncated or corrupt", f"{path.name}: {error}") from error
+
+
+@contextmanager
+def damage_named(row: str) -> Iterator[None]:
+    """Say which row of a prepared folder it is whose image cannot be opened or decoded in this block.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    try:
+        yield
+    except Exception as error:  # a decoder raises whatever its parser trips over
+        raise ValueError(f"row {row!r}: its image is damaged ({error}); prepare the folder again") from error
+
+
+def open_image(content: bytes, row: str) -> Image.Image:
+    """Open the image of a row of a prepared folder, to be decoded when its pixels are asked for.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    with damage_named(row):
+        return Image.open(io.BytesIO(content))
+
+
+def decode_image(content: bytes, row: str) -> Image.Image:
+    """Decode the image of a row of a prepared folder.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    with damage_named(row):
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        return image
 
 
 def encode_image(image: Image.Image, shorter_side: int | None = 384, quality: int = 95) -> bytes:

@@ -5,7 +5,6 @@ Shapes: B batch, M modalities, C channels, S side of the image in pixels, L text
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from m3ae.data.augment import Augmentation, augment, centre_crop
 from m3ae.data.collate import draw_noise, tokenize
+from m3ae.data.images import decode_image
 from m3ae.data.pairs import PairColumns, Visit, drawn_text
 from m3ae.data.prepared import array_shape, load_split
 
@@ -89,7 +89,7 @@ class MultimodalDataset:
         for name, kind in modalities.items():
             column = rows.select_columns([name])
             if kind == "image":
-                self._columns[name] = _Images(column, name, image_size, 1 if grayscale else 3)
+                self._columns[name] = _Images(rows, name, image_size, 1 if grayscale else 3)
             elif kind == "text":
                 self._columns[name] = _Texts(column, name)
             elif kind == "label":
@@ -218,24 +218,24 @@ class _Column(Protocol):
 
 class _Images:
     def __init__(self, rows: datasets.Dataset, name: str, size: int, channels: int) -> None:
-        self._rows, self._name = rows.cast_column(name, datasets.Image(decode=False)), name
+        self._rows, self._name = rows.select_columns(["id", name]), name
         self._pixels = np.zeros((len(rows), channels, size, size), np.uint8)  # no memory until it is written to
         self._present = np.zeros(len(rows), dtype=bool)
         self._is_read = np.zeros(len(rows), dtype=bool)
 
     def read(self, row: int, seed: int) -> tuple[NDArray[np.uint8], bool]:
         if not self._is_read[row]:
-            cell = self._rows[row][self._name]
+            found = self._rows[row]
+            cell = found[self._name]
             self._present[row] = cell is not None
             if cell is not None:
-                self._pixels[row] = self._decode(cell["bytes"])
+                self._pixels[row] = self._squared(decode_image(cell["bytes"], found["id"]))
             self._is_read[row] = True
         return self._pixels[row], bool(self._present[row])
 
-    def _decode(self, content: bytes) -> NDArray[np.uint8]:
+    def _squared(self, image: Image.Image) -> NDArray[np.uint8]:
         _, channels, size, _ = self._pixels.shape
-        with Image.open(io.BytesIO(content)) as image:
-            square = centre_crop(image.convert("L" if channels == 1 else "RGB"), size)
+        square = centre_crop(image.convert("L" if channels == 1 else "RGB"), size)
         return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from m3ae.data.images import open_image
 from m3ae.data.prepared import load_split
 
 Texts = Literal["one", "all"]
@@ -105,7 +105,7 @@ class PairColumns:
         chosen_text = texts[text % len(texts)] if texts else None
         return Pair(
             id=row["id"],
-            image=_open(chosen_view, row["id"]) if chosen_view else None,
+            image=open_image(chosen_view, row["id"]) if chosen_view else None,
             text=chosen_text,
             image_id=digest(chosen_view) if chosen_view else 0,
             text_id=digest(chosen_text.encode()) if chosen_text else 0,
@@ -148,8 +148,6 @@ class PairDataset:
         self.columns.check(folder, rows.features)
         if limit is not None and limit < len(rows):
             rows = rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
-        for column in self.columns.images:
-            rows = rows.cast_column(column, datasets.Image(decode=False))
         self.rows = rows.select_columns(self.columns.names)
         self.split = split
         self._sample_rows: np.ndarray | None = None
@@ -199,13 +197,6 @@ class PairDataset:
     @cached_property
     def _text_lengths(self) -> np.ndarray:
         return np.array([len(text) for texts in self._texts_by_row() for text in texts], dtype=np.int64)
-
-
-def _open(content: bytes, id: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(content))
-    except Exception as error:  # a decoder raises whatever its parser trips over
-        raise ValueError(f"row {id!r}: its image is damaged ({error}); prepare the folder again") from error
 
 
 def drawn_text(seed: int) -> int:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from m3ae.data.finish import Outcome, Row, RowFinisher, cut_tasks
 from m3ae.data.listing import list_rows
 from m3ae.data.parallel import map_in_order
-from m3ae.data.prepared import MANIFEST, REJECTED, Manifest, Rejected, SplitInfo, load_manifest
+from m3ae.data.prepared import MANIFEST, REJECTED, Manifest, Rejected, SplitInfo, image_columns, load_manifest
 from m3ae.data.shards import (
     UNFINISHED,
     FinishedShard,
@@ -128,7 +128,7 @@ def prepare(
     own = shards[part]
     finished = _claim(output, planned) if shard_range is None else _claim_part(output, planned, shard_range)
     progress = progress_file(output, shard_range)
-    finisher = RowFinisher(_image_columns(module.FEATURES), roots, **shape)
+    finisher = RowFinisher(image_columns(module.FEATURES), roots, **shape)
     try:
         _write_shards(output, progress, own, finished, module.FEATURES, finisher, num_workers)
     except KeyboardInterrupt:
@@ -282,7 +282,7 @@ def _complete(
     contents[REJECTED] = "".join(entry.to_json() for entry in rejected)
     summaries = {}
     if hasattr(module, "extras"):
-        columns = [column for column in module.FEATURES if column not in _image_columns(module.FEATURES)]
+        columns = [column for column in module.FEATURES if column not in image_columns(module.FEATURES)]
         rows = {split: _read(own, columns) for split, own in paths.items()}
         for name, content in module.extras(rows, planned.options).items():
             contents[name] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -312,15 +312,11 @@ def _split_info(
     counts = sum((Counter(shard.counts) for shard in shards), Counter())
     return SplitInfo(
         rows=counts["id"],
-        images={column: counts[column] for column in _image_columns(features)},
+        images={column: counts[column] for column in image_columns(features)},
         texts=counts["text"] if "text" in features else None,
         rejected=sum(entry.split == split and entry.column is None for entry in rejected),
         shards={shard.name: shard.sha256 for shard in shards},
     )
-
-
-def _image_columns(features: datasets.Features) -> list[str]:
-    return [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
 
 
 def _read(shards: list[Path], columns: list[str]) -> list[Row]:

@@ -164,6 +164,11 @@ def load_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def image_columns(features: datasets.Features) -> list[str]:
+    """Return the columns that hold images."""
+    return [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+
+
 def array_shape(feature: Any) -> tuple[int, ...]:
     """Return the shape of the arrays of numbers in a column, lists of fixed length; () if it holds something else."""
     shape: list[int] = []
@@ -198,7 +203,7 @@ def _is_readable(shard: Path) -> bool:
 
 
 def load_split(folder: Path, split: str) -> datasets.Dataset:
-    """Open one split of a prepared folder, memory-mapped, for reading by index; images decode to PIL images.
+    """Open one split of a prepared folder, memory-mapped, for reading by index; images stay encoded, as `bytes`.
 
     `datasets` keeps an Arrow copy in its cache (`HF_DATASETS_CACHE`), keyed by the paths and times of the shards.
 
@@ -225,4 +230,6 @@ def load_split(folder: Path, split: str) -> datasets.Dataset:
         ) from error
     if len(dataset) != info.rows:
         raise ValueError(f"{folder}: {split} has {len(dataset)} rows, {MANIFEST} says {info.rows}: use --overwrite")
+    for column in image_columns(dataset.features):
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return dataset

@@ -11,14 +11,14 @@ from typing import Any
 import datasets
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from m3ae.data.contact_sheet import DPI, cut, draw_contact_sheet
-from m3ae.data.prepared import REJECTED, Manifest, array_shape, load_manifest, load_split
+from m3ae.data.contact_sheet import cut, draw_contact_sheet
+from m3ae.data.prepared import REJECTED, Manifest, array_shape, image_columns, load_manifest, load_split
 from m3ae.data.tables import read_jsonl
+from m3ae.figures import BLUE, ORANGE, new_figure, save_figure
 
 TEXT = datasets.Value("string")
 TEXT_COLUMNS = ("text", "question", "answer")
@@ -26,10 +26,10 @@ NO_LABELS = ("id", "split", "subject", "study", "article", "text", "question", "
 TOP = 20  # labels that are shown
 MAX_PANELS = 4  # columns whose labels are shown
 SIZES_READ = 3000  # images of a split and column whose size is read, evenly spread
-# Okabe and Ito's palette: told apart by colour-blind readers; hatching and line style tell the splits apart in grey.
+# Hatching and line style tell the splits apart in grey.
 SPLIT_STYLES: dict[str, dict[str, Any]] = {
-    "train": {"color": "#0072B2", "linestyle": "-", "hatch": ""},
-    "validation": {"color": "#E69F00", "linestyle": "--", "hatch": "///"},
+    "train": {"color": BLUE, "linestyle": "-", "hatch": ""},
+    "validation": {"color": ORANGE, "linestyle": "--", "hatch": "///"},
     "test": {"color": "#000000", "linestyle": ":", "hatch": "..."},
 }
 
@@ -61,7 +61,7 @@ def show(
     filled = [name for name, info in manifest.splits.items() if info.rows]
     if not filled:
         raise ValueError(f"{folder} has no rows to show: all are in {REJECTED}")
-    splits = {name: _undecoded(load_split(folder, name)) for name in dict.fromkeys([*filled, *filter(None, [split])])}
+    splits = {name: load_split(folder, name) for name in dict.fromkeys([*filled, *filter(None, [split])])}
     output.mkdir(parents=True, exist_ok=True)
 
     shown = split or filled[0]
@@ -69,7 +69,7 @@ def show(
     title = f"{folder.resolve().name}: {len(rows)} of the {len(splits[shown]):,} rows of split {shown}"
     sheet = output / "contact_sheet.png"
     labels = _label_counts(splits)
-    draw_contact_sheet(sheet, title, list(rows), [*image_columns(rows), *matrix_columns(rows)], list(labels))
+    draw_contact_sheet(sheet, title, list(rows), [*image_columns(rows.features), *matrix_columns(rows)], list(labels))
     drawn = [
         _plot_text_lengths(splits, output / "text_lengths.png"),
         _plot_image_sizes(splits, output / "image_sizes.png"),
@@ -85,20 +85,9 @@ def spread_positions(total: int, count: int, seed: int) -> list[int]:
     return [int(generator.integers(start, stop)) for start, stop in pairwise(edges)]
 
 
-def image_columns(rows: datasets.Dataset) -> list[str]:
-    """Return the columns that hold images."""
-    return [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-
-
 def matrix_columns(rows: datasets.Dataset) -> list[str]:
     """Return the columns that hold matrices of numbers, such as sequences of vectors."""
     return [column for column, feature in rows.features.items() if len(array_shape(feature)) == 2]
-
-
-def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
-    for column in image_columns(rows):
-        rows = rows.cast_column(column, datasets.Image(decode=False))
-    return rows
 
 
 def _describe_rejected(folder: Path, manifest: Manifest) -> str:
@@ -120,14 +109,8 @@ def _describe_rejected(folder: Path, manifest: Manifest) -> str:
 def _figure(panels: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     columns = min(panels, 2)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(6 * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6 * columns, height * rows)
     return figure, [figure.add_subplot(rows, columns, number) for number in range(1, panels + 1)]
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=DPI)
-    return path
 
 
 def _plot_text_lengths(splits: Splits, path: Path) -> Path | None:
@@ -143,11 +126,11 @@ def _plot_text_lengths(splits: Splits, path: Path) -> Path | None:
         axes.set_title(f"{column}: median {np.median(every):.0f}, longest {every.max()} words")
         axes.set_xlabel("words")
         axes.set_ylabel("share of the split's texts")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _plot_image_sizes(splits: Splits, path: Path) -> Path | None:
-    columns = image_columns(next(iter(splits.values())))
+    columns = image_columns(next(iter(splits.values())).features)
     sizes = {column: _by_split(splits, column, _image_sizes) for column in columns}
     sizes = {column: values for column, values in sizes.items() if any(map(len, values.values()))}
     if not sizes:
@@ -163,7 +146,7 @@ def _plot_image_sizes(splits: Splits, path: Path) -> Path | None:
         ratio.set_title(f"{column}: shape")
         ratio.set_xlabel("width / height")
         shorter.set_ylabel("share of the split's images")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _plot_counts(manifest: Manifest, labels: Labels, path: Path) -> Path:
@@ -181,7 +164,7 @@ def _plot_counts(manifest: Manifest, labels: Labels, path: Path) -> Path:
         _bars(axes, chosen, stacked=True)
         axes.set_title(f"{column}: the {TOP} most frequent of {len(total):,}" if len(total) > TOP else column)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _by_split(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from m3ae.data.images import IMAGE_SUFFIXES, load_image
+from m3ae.data.images import IMAGE_SUFFIXES, decode_image, load_image
 from m3ae.data.tables import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class Collection:
         assert self.rows is not None
         row = self.rows[source]
         content = next(cell["bytes"] for column in self.columns if (cell := row[column]))
-        return Image.open(io.BytesIO(content))
+        return decode_image(content, row["id"])
 
     def texts_of(self, place: int) -> list[str]:
         """Return the texts of an image."""
@@ -115,17 +114,13 @@ def _open_table(folder: Path) -> Collection:
 
 
 def _open_prepared(folder: Path, split: str) -> Collection:
-    import datasets
-
     from m3ae.data.pairs import PairColumns
-    from m3ae.data.prepared import load_split
+    from m3ae.data.prepared import image_columns, load_split
 
     rows = load_split(folder, split)
-    columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    columns = image_columns(rows.features)
     if not columns:
         raise ValueError(f"{folder} has no column of images; it has {', '.join(rows.features)}")
-    for column in columns:
-        rows = rows.cast_column(column, datasets.Image(decode=False))
     reader = PairColumns.of((), "text" if "text" in rows.features else None)
     valid = [rows.data.column(column).is_valid().to_pylist() for column in columns]  # reads no image
     sources: list[Path | int] = [row for row, cells in enumerate(zip(*valid, strict=True)) if any(cells)]

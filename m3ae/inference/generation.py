@@ -85,7 +85,7 @@ def traverse(
         tokenizer: Of that model.
         given: What the other dimensions are inferred from; they are drawn from the prior if it is empty.
         dimension: Below `model.latent.total_size`; those from `model.latent.size` on are private to a modality.
-        values: In standard deviations of the prior N(0, I).
+        values: Of this dimension; what is inferred from data is mostly within −3 to 3.
         targets: Names of the modalities to generate; all if None.
         seed: Of what is drawn.
 
@@ -102,7 +102,7 @@ def traverse(
         batch = encode_modalities(model, tokenizer, given)
         z = model.sample_latent(batch, temperature=0.0, generator=generator)[0]
     else:
-        z = torch.randn(1, model.latent.total_size, generator=generator, device=model.device)
+        z = model.sample_latent_prior(1, generator=generator)
     moved = z.repeat(len(values), 1)
     moved[:, dimension] = moved.new_tensor(list(values))
     made = model.decode(moved, targets)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image
 
+from m3ae.data.images import decode_image
 from m3ae.data.pairs import PairColumns
 from m3ae.data.prepared import load_split
 from m3ae.inference.generation import Value
@@ -46,14 +45,12 @@ def read_values(
         if name not in rows.features:
             raise ValueError(f"the set has no column {name!r}; it has {', '.join(rows.features)}")
         kind, column = model.latent.typed_modalities[name].kind, rows.select_columns([name])
-        if kind == "image":
-            column = column.cast_column(name, datasets.Image(decode=False))
         cell: Any = column[place][name]
         texts = PairColumns.of((), name).texts_of({name: cell}) if kind == "text" and cell is not None else []
         if cell is None or (kind == "text" and not texts):
             raise ValueError(f"row {rows[place]['id']!r} has no {name}")
         if kind == "image":
-            found[name] = Image.open(io.BytesIO(cell["bytes"]))
+            found[name] = decode_image(cell["bytes"], rows[place]["id"])
         elif kind == "text":
             found[name] = texts[0]
         else:

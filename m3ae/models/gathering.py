@@ -14,7 +14,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     gradients, which every engine takes, is the gradient of one process with all the samples. The processes have to
     call this together, each with the same number of rows.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _is_distributed():
         return rows
     own = torch.distributed.get_rank()
     parts = list(all_gather(rows))
@@ -35,6 +35,10 @@ def gather_pairs(image_ids: Tensor, text_ids: Tensor, valid: Tensor) -> tuple[Te
     Raises:
         ValueError: The texts have no ids, and their tokens are of different lengths in each process.
     """
-    if text_ids.dim() > 1 and torch.distributed.is_available() and torch.distributed.is_initialized():
+    if text_ids.dim() > 1 and _is_distributed():
         raise ValueError("text_ids: got None, expected numbers (B,): contrast across processes needs them in training")
     return same_samples(gather_rows(image_ids), gather_rows(text_ids)), gather_rows(valid)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -81,11 +81,10 @@ class M3AEForGeneration(M3AEPreTrainedModel):
 
         Args:
             modalities: See the class.
-            beta: Weight of the KL; the config's, which holds after warm-up, if None.
-            eps: Standard normal noise of the latents, as the objective takes it (`m3ae.models.objectives`).
-            component_noise: (K·B,) uniform noise that draws the K components of each sample for the objective `elbo`
-                with `num_samples`.
-            text_noise: Name → uniform noise of the masked tokens, see `LatentHead.log_likelihoods`.
+            beta: See `latent_pass`, as all that follows.
+            eps: Noise of the latents.
+            component_noise: Noise that draws components.
+            text_noise: Noise that masks tokens.
             generator: Draws the noise that is not given.
 
         Raises:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
-from m3ae.data.images import MAX_ASPECT
+from m3ae.limits import MAX_ASPECT
 
 
 class M3AEImageProcessor(PilBackend):

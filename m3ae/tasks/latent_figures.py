@@ -22,7 +22,7 @@ from m3ae.models.latent_inputs import TENSOR_NAMES
 from m3ae.tasks.latent_passes import select
 
 EXAMPLES, DRAWS = 3, 3  # of the grid of generated samples
-STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # of a traversal, in standard deviations of the prior
+STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # values of the dimension in a traversal
 DIMENSIONS = 6
 PRIOR_SAMPLES = 12
 Picture = NDArray[np.float32]

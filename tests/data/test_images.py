@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3ae.data.images import UnreadableImageError, encode_image, load_image
+from m3ae.data.images import UnreadableImageError, decode_image, encode_image, load_image, open_image
 
 
 def gradient(width: int = 32, height: int = 16) -> Image.Image:
@@ -48,6 +48,16 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UnreadableImageError, match=rf"^image truncated or corrupt: cut\.{suffix}: "):
         load_image(path)
+
+
+def test_the_row_of_a_damaged_image_is_named() -> None:
+    buffer = io.BytesIO()
+    gradient().save(buffer, "PNG")
+    content = buffer.getvalue()
+    assert decode_image(content, "x7").tobytes() == open_image(content, "x7").tobytes() == gradient().tobytes()
+    for read, damaged in ((open_image, b"no image"), (decode_image, b"no image"), (decode_image, content[:60])):
+        with pytest.raises(ValueError, match=r"row 'x7': its image is damaged \(.*\); prepare the folder again"):
+            read(damaged, "x7")
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:

@@ -133,6 +133,14 @@ def test_images_are_decoded_once(studies: Path, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(dataset[Visit(0, 1)].cells["frontal"], first.cells["frontal"])
 
 
+def test_a_damaged_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = write_splits(tmp_path / "set", train=[{"id": "x7", "image": stored(picture(1))[:60]}])
+    dataset = MultimodalDataset(folder, "train", {"image": "image"}, image_size=32)
+    with pytest.raises(ValueError, match=r"row 'x7': its image is damaged \(.*\); prepare the folder again"):
+        dataset[Visit(0, 0)]
+
+
 def test_phantoms_with_their_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     prepare("phantom", tmp_path / "out", num_studies=30, image_size=32, num_workers=1)
