@@ -222,6 +222,8 @@ def load_split(folder: Path, split: str) -> datasets.Dataset:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: prepare it again with --overwrite")
     try:
         dataset = datasets.Dataset.from_parquet([str(shard) for shard in shards], split=split)
+        for column in set(dataset.features) - set(image_columns(dataset.features)):
+            dataset.data.column(column).validate(full=True)  # texts that are no UTF-8, for instance
     except Exception as error:  # as each library puts it; a full disk or too little memory is no fault of the shards
         if not (unreadable := [shard.name for shard in shards if not _is_readable(shard)]):
             raise

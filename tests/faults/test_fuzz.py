@@ -162,6 +162,13 @@ def test_a_shard_whose_name_no_file_can_have(folder: Path) -> None:
         StreamedSet(folder, PairColumns(("image",), ("text",)))
 
 
+def test_text_that_is_not_utf8(folder: Path) -> None:
+    shard = folder / "train-00000-of-00001.parquet"
+    shard.write_bytes(shard.read_bytes().replace(b"Text 3.", b"Text 3\x80"))
+    with pytest.raises(ValueError, match=r"train-00000-of-00001\.parquet cannot be read: prepare it again"):
+        load_split(folder, "train")
+
+
 def test_a_stream_with_text_that_is_not_utf8(folder: Path) -> None:
     shard = folder / "train-00000-of-00001.parquet"
     contents = shard.read_bytes()
