@@ -164,7 +164,7 @@ def test_a_shard_whose_name_no_file_can_have(folder: Path) -> None:
 
 def test_text_that_is_not_utf8(folder: Path) -> None:
     shard = folder / "train-00000-of-00001.parquet"
-    shard.write_bytes(shard.read_bytes().replace(b"Text 3.", b"Text 3\x80"))
+    shard.write_bytes(shard.read_bytes().replace(b"Text 2.", b"Text 2\x80"))
     with pytest.raises(ValueError, match=r"train-00000-of-00001\.parquet cannot be read: prepare it again"):
         load_split(folder, "train")
 
