@@ -8,6 +8,10 @@ PAGE = ROOT / "docs" / "zoo.md"
 TITLES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
 FIELDS = ("hardware", "time", "expect")
 INTRODUCTION = """\
+---
+hide: [toc]
+---
+
 <!-- Made by `python docs/zoo.py` from the headers of configs/: change it there. -->
 
 # Models
