@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs the extra app")
 
-from click.testing import CliRunner  # noqa: E402
+from click.testing import CliRunner
 
-from m3ae.cli import cli  # noqa: E402
+from m3ae.cli import cli
 
 
 @pytest.fixture

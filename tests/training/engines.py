@@ -8,8 +8,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -52,12 +52,8 @@ def allow_cpu_engines() -> None:
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 
 
-@contextmanager
-def chosen(engine: str) -> Iterator[None]:
-    os.environ |= ENGINES[engine]
-    yield
-    for name in ENGINES[engine]:
-        del os.environ[name]
+def chosen(engine: str) -> AbstractContextManager[Any]:
+    return mock.patch.dict(os.environ, ENGINES[engine])
 
 
 def trains_as_one_process(engine: str, root: Path) -> None:
@@ -185,6 +181,7 @@ def validation_loss(folder: Path) -> float:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, *engines = sys.argv[1:]
+    os.environ.pop("ACCELERATE_USE_CPU", None)  # which says that no other engine is wanted
     allow_cpu_engines()
     for engine in engines:
         if engine == "ddp":
