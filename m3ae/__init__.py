@@ -28,7 +28,9 @@ AutoConfig.register("m3ae", M3AEConfig, exist_ok=True)
 AutoModel.register(M3AEConfig, M3AEModel, exist_ok=True)
 AutoModelForPreTraining.register(M3AEConfig, M3AEForPreTraining, exist_ok=True)
 AutoModelForVisualQuestionAnswering.register(M3AEConfig, M3AEForQuestionAnswering, exist_ok=True)
-AutoImageProcessor.register(M3AEConfig, image_processor_classes={"pil": M3AEImageProcessor}, exist_ok=True)
+AutoImageProcessor.register(
+    M3AEConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), M3AEImageProcessor), exist_ok=True
+)  # whichever is asked for: with one of them alone, transformers warns that it falls back
 AutoProcessor.register(M3AEConfig, M3AEProcessor, exist_ok=True)
 register_pipeline()
 
