@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from safetensors.torch import load_file
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from m3ae import M3AEForPreTraining
+from m3ae.models import latent_pass
 from m3ae.training.metrics_log import read_metrics
 from tests.faults.processes import launch, losses, said
+from tests.models.tiny_latent import digits_batch, latent_model
 from tests.training.tiny_task import TinyPreTraining
 from tests.training.toy import ToyTask
 
@@ -158,6 +160,40 @@ def contrasts_all_samples(root: Path) -> None:
     assert_same_losses(root / "contrast_2", root / "contrast_1")
 
 
+def draws_its_own_components(root: Path) -> None:
+    """Each of two processes draws components of the mixture for its own samples."""
+    folder, task = root / "components", ComponentsTask()
+    draw = latent_pass._draw_components
+    with chosen("ddp"), mock.patch.object(latent_pass, "_draw_components", task.keep_drawn(draw)):
+        assert launch(2, folder, task=task, batch_size=6, max_steps=4) == [0, 0], said(folder, 0)
+    assert 0 < read_metrics(folder / "metrics.jsonl")[-1]["validation/different"] < 1
+
+
+class ComponentsTask(TinyPreTraining):
+    """A mixture of products of experts on triplets; keeps the components that training draws."""
+
+    def __init__(self) -> None:
+        self.model = latent_model(kind="mopoe", objective="elbo", num_samples=1)
+        self.drawn: list[torch.Tensor] = []
+
+    def keep_drawn(self, draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def keeping(*arguments: Any) -> torch.Tensor:
+            self.drawn.append(draw(*arguments).flatten())
+            return self.drawn[-1]
+
+        return keeping
+
+    def collate(self, samples: Sequence[int]) -> dict[str, Any]:
+        return {"modalities": digits_batch(len(samples))}
+
+    def evaluate(self, model: Any, accelerator: Accelerator, split: str) -> dict[str, float]:
+        return {"loss": 0.0}
+
+    def report(self, model: Any, accelerator: Accelerator) -> dict[str, float]:
+        here, there = accelerator.gather(torch.stack(self.drawn)[None])
+        return {"validation/different": (here != there).float().mean().item()}
+
+
 def assert_same_losses(run: Path, expected: Path, tolerance: float = 1e-5) -> None:
     """Those of training, and the one that a whole model was measured to have at the end."""
     found, wanted = ({**losses(folder), "last": validation_loss(folder)} for folder in (run, expected))
@@ -187,6 +223,7 @@ if __name__ == "__main__":
         if engine == "ddp":
             contrasts_all_samples(Path(folder))
             communicates_once_a_step(Path(folder))
+            draws_its_own_components(Path(folder))
         else:
             trains_as_one_process(engine, Path(folder))
             trains_the_model(engine, Path(folder))
