@@ -58,7 +58,7 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
             row = gr.Slider(0, len(rows) - 1, 0, step=1, label="Row of the set")
             given = gr.CheckboxGroup(experts, value=experts[:1], label="Given")
             seed = gr.Number(0, precision=0, label="Seed")
-        temperature = gr.Slider(0, 1.5, 0.7, step=0.1, label="Temperature: 0 gives the means, 1 draws as the model has learnt")
+        temperature = gr.Slider(0, 1.5, 0.7, step=0.1, label="Temperature: 0 gives the means, 1 the samples")
         button = gr.Button("Generate", variant="primary")
         shown = picture("The row's own modalities, and what is generated")
         gr.Markdown(
