@@ -265,7 +265,7 @@ def open_labelled(config: RunConfig, split: str) -> ExampleDataset:
         )
     examples = []
     for row, cells in enumerate(rows.cells()):
-        labels = _labels(cells, section)
+        labels = labels_of(cells, section)
         if labels is not None:
             examples.append(Example(row, cells["id"], tuple(rows.columns.texts_of(cells)), labels, {}))
     if len(examples) < len(rows):
@@ -348,7 +348,7 @@ def _numbers(examples: Sequence[Sample | Example], names: Sequence[str]) -> NDAr
     return np.array([numbers.setdefault(example.target.present[0], len(numbers)) for example in examples])
 
 
-def _labels(cells: Mapping[str, Any], section: ClassificationConfig) -> Labels | None:
+def labels_of(cells: Mapping[str, Any], section: ClassificationConfig) -> Labels | None:
     """Return the labels of a row, or None if they are not known."""
     cell = cells[section.label_column]
     if cell is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from m3ae.tasks.pretraining_data import prepare_sets, refuse_test_rows
 from m3ae.training.config import RunConfig
 from m3ae.training.sampler import Visit
 
+if TYPE_CHECKING:
+    from m3ae.tasks.latent_problems import ProblemReader, Problems
+
 FITTED_SAMPLES = 10_000  # training samples that the prior is fitted on, at most
 LEARNT_ROWS = 20_000  # training rows that probes and classifiers of the evaluation learn from, at most
 DRAWN_ROWS = 64  # rows of which figures know, at most
@@ -50,6 +53,7 @@ class Generation:
         self.train_dataset = self.dataset("train")
         self.manifest = load_manifest(config.data.path)
         _check_labels(model.latent, self.train_dataset)
+        self.problem_reader = _open_problems(config)
         self._training_collator = self._collator(config.generation.missing_rate, config.data.augmentation)
         self._evaluation_collator = self._collator()
 
@@ -181,6 +185,7 @@ class Generation:
             self.batches(dataset, range(len(dataset))),
             self.config.generation,
             self.config.training.seed,
+            self._problems(split, dataset.ids, [self.train_dataset.ids[row] for row in learnt]),
         )
         report = evaluator.evaluate()
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,6 +193,14 @@ class Generation:
         self._draw(model, dataset, folder)
         plot_missing_rates(folder / "missing_rates.png", report["missing_rate"])
         return main_metrics(report)
+
+    def _problems(self, split: str, ids: Sequence[str], learnt: Sequence[str]) -> Problems | None:
+        from m3ae.tasks.latent_problems import Problems
+
+        reader = self.problem_reader
+        if reader is None:
+            return None
+        return Problems(reader.names, reader.targets("train", learnt), reader.targets(split, ids))
 
     def fit_prior(self, model: M3AEForGeneration, accelerator: Accelerator) -> None:
         """Fit the prior on training samples, the same in every process."""
@@ -238,6 +251,14 @@ def _evenly(size: int, limit: int) -> list[int]:
     """Return the numbers of at most `limit` of so many rows, evenly spaced."""
     numbers: list[int] = np.linspace(0, size - 1, min(size, limit)).round().astype(int).tolist()
     return numbers
+
+
+def _open_problems(config: RunConfig) -> ProblemReader | None:
+    if config.generation.problems is None:
+        return None
+    from m3ae.tasks.latent_problems import ProblemReader  # needs scikit-learn, which is slow to import
+
+    return ProblemReader(config.data.path, config.generation.problems)
 
 
 def _modalities(latent: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

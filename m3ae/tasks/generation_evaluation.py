@@ -14,6 +14,7 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import Pipeline
 
 from m3ae.data.multimodal import Batch
+from m3ae.metrics.classification import UNKNOWN
 from m3ae.metrics.generation import (
     WINDOW,
     frechet_distance,
@@ -35,6 +36,7 @@ from m3ae.tasks.latent_passes import (
     run_pass,
     select,
 )
+from m3ae.tasks.latent_problems import ProblemProbes, Problems
 from m3ae.training.task_config import GenerationConfig
 
 MISSING_RATES = tuple(round(0.1 * tenth, 1) for tenth in range(10))
@@ -50,6 +52,7 @@ class GenerationEvaluator:
         batches: Of the split, complete.
         options: How many importance samples, and of how many rows.
         seed: Of all that is drawn, and of the classifiers.
+        problems: Of the training rows and of those of the split; None for no such probes.
     """
 
     def __init__(
@@ -59,8 +62,9 @@ class GenerationEvaluator:
         batches: Iterator[Batch],
         options: GenerationConfig,
         seed: int = 0,
+        problems: Problems | None = None,
     ) -> None:
-        self.model, self.options = model, options
+        self.model, self.options, self.problems = model, options, problems
         self.generator = torch.Generator(model.device).manual_seed(seed)
         self.rows = Rows.of(model, batches)
         experts = model.latent.experts
@@ -79,6 +83,11 @@ class GenerationEvaluator:
             }
             for given, own in zip(self.subsets, latents, strict=True)
         ]
+        self.problem_probes: list[ProblemProbes] = []
+        if problems is not None:
+            for given, own in zip(self.subsets, latents, strict=True):
+                there = learnt.having(given)
+                self.problem_probes.append(ProblemProbes(own[there], problems.learnt[there]))
         self.classifiers: dict[str, dict[str, RealDataClassifier]] = {
             label: {
                 name: RealDataClassifier(values[valid], classes[valid], seed)
@@ -92,8 +101,9 @@ class GenerationEvaluator:
         """Return the whole report, as JSON has it; shares are fractions, likelihoods nats.
 
         `classifiers`: label → modality → accuracy on real data, and `all`, the share of rows that all of them know;
-        `subsets`: see `measure_subset`; `summary`: see `summarize`; `joint`: see `measure_prior`; `active_units`,
-        `precision_shares`, `permutation`: of the posterior given everything; `missing_rate`: see `missing_curve`.
+        `problems`: see `count_problems`; `subsets`: see `measure_subset`; `summary`: see `summarize`; `joint`: see
+        `measure_prior`; `active_units`, `precision_shares`, `permutation`: of the posterior given everything;
+        `missing_rate`: see `missing_curve`.
         """
         with torch.no_grad():
             present = [number for number, given in enumerate(self.subsets) if len(self.rows.having(given))]
@@ -102,6 +112,7 @@ class GenerationEvaluator:
             return {
                 "rows": sum(len(next(iter(batch.values()))["present"]) for batch in self.rows.batches),
                 "classifiers": self.judge_real_data(),
+                "problems": self.count_problems(),
                 "subsets": subsets,
                 "summary": summarize(subsets),
                 "joint": {density: self.measure_prior(density) for density in densities},
@@ -123,6 +134,16 @@ class GenerationEvaluator:
             found[label]["all"] = float(np.all(list(right.values()), 0)[complete].mean())
         return found
 
+    def count_problems(self) -> dict[str, float]:
+        """Return the share of the rows of the split that have each problem, of those of which it is known."""
+        if self.problems is None:
+            return {}
+        known = self.problems.judged != UNKNOWN
+        return {
+            name: float(truth[own].mean()) if own.any() else np.nan
+            for name, truth, own in zip(self.problems.names, self.problems.judged.T, known.T, strict=True)
+        }
+
     def measure_subset(self, number: int) -> dict[str, Any]:
         """Return what a subset of the modalities tells.
 
@@ -131,7 +152,8 @@ class GenerationEvaluator:
         or accuracy of a label; `reconstruction_of_a_sample` of z; `ssim` and `frechet` of images from the mean, and
         from a sample; by label `probe`, the accuracy of a linear probe of the mean of z, `coherence`, the share of
         samples of each modality that show the right class, `diversity`, see `within_class_diversity`, of those
-        modalities that are not given, and `diversity_of_right`, of the samples that show the right class.
+        modalities that are not given, and `diversity_of_right`, of the samples that show the right class; `problems`,
+        see `ProblemProbes.judge`.
         """
         given, model = self.subsets[number], self.model
         found = run_pass(model, self.rows, given, self.generator, self.options.temperature)
@@ -151,7 +173,11 @@ class GenerationEvaluator:
             **self._image_metrics(found),
         }
         kinds = {label: self._coherence(label, found, number) for label in self.rows.classes}
-        return result | {"labels": kinds}
+        problems: dict[str, Any] = {}
+        if self.problems is not None:
+            targets = self.problems.judged[found.rows]
+            problems = self.problem_probes[number].judge(found.latents, targets, self.problems.names)
+        return result | {"labels": kinds, "problems": problems}
 
     def measure_prior(self, density: Density) -> dict[str, Any]:
         """Return the joint coherence of as many samples of a prior as there are rows, and Fréchet distances.
@@ -318,6 +344,8 @@ def missing_curve(subsets: Sequence[Mapping[str, Any]], members: torch.Tensor) -
         columns[f"reconstruction of {name}"] = [entry["reconstruction"].get(name, np.nan) for entry in subsets]
     for label in subsets[-1]["labels"]:
         columns[f"probe of {label}"] = [entry["labels"][label].get("probe", np.nan) for entry in subsets]
+    if subsets[-1]["problems"]:
+        columns["AUROC of the problems"] = [entry["problems"]["macro_auroc"] for entry in subsets]
     return curves | {name: (weights @ np.array(values)).tolist() for name, values in columns.items()}
 
 

@@ -30,6 +30,9 @@ def main_metrics(report: Mapping[str, Any]) -> dict[str, float]:
         for density, joint in report["joint"].items():
             if label in joint["coherence"]:
                 metrics[f"{label}_joint_{density}"] = joint["coherence"][label]
+    if report["problems"]:
+        for entry in subsets:
+            metrics[f"macro_auroc_{'+'.join(entry['given'])}"] = entry["problems"]["macro_auroc"]
     return metrics
 
 
@@ -64,6 +67,8 @@ def markdown_report(title: str, report: Mapping[str, Any]) -> str:
     lines += ["## What each subset of the modalities tells", "", *_table(headers, rows), ""]
     for label, summary in report["summary"].items():
         lines += _label_section(label, summary, report)
+    if report["problems"]:
+        lines += _problem_section(report)
     lines += _latent_section(report)
     return "\n".join(lines) + "\n"
 
@@ -98,6 +103,16 @@ def _label_section(label: str, summary: Mapping[str, float], report: Mapping[str
     }
     table = _table(["", "%"], [[name, _percent(value)] for name, value in facts.items() if value is not None])
     return [f"## {label}", "", *_table(headers, rows), "", *table, ""]
+
+
+def _problem_section(report: Mapping[str, Any]) -> list[str]:
+    subsets = report["subsets"]
+    headers = ["problem", "of the rows", *(_given(entry) for entry in subsets)]
+    rows = [["macro", "", *(_percent(entry["problems"]["macro_auroc"]) for entry in subsets)]]
+    for name, share in report["problems"].items():
+        rows.append([name, _percent(share), *(_percent(entry["problems"]["auroc"][name]) for entry in subsets)])
+    explained = "Area under the ROC curve of linear probes of z, learnt from training rows; 50 is a guess."
+    return ["## Problems", "", explained, "", *_table(headers, rows), ""]
 
 
 def _latent_section(report: Mapping[str, Any]) -> list[str]:

@@ -110,6 +110,18 @@ class RetrievalConfig(Section):
     max_rows: PositiveInt | None = None
 
 
+class ProblemsConfig(Section):
+    """The problems of an image, such as findings, that linear probes of a latent model look for.
+
+    Attributes:
+        column: Column with a list of names, or one name, in each row; of a null nothing is known.
+        num_labels: So many of the most frequent names in the training split, "normal" among them if it is one.
+    """
+
+    column: str = "labels"
+    num_labels: PositiveInt = 11
+
+
 class GenerationConfig(Section):
     """How the latent head is trained on columns of the prepared data, which `model.overrides.latent` names.
 
@@ -122,6 +134,8 @@ class GenerationConfig(Section):
         importance_rows: Rows of which it does, evenly spaced.
         temperature: Factor on the standard deviation of what `m3ae evaluate` draws for coherence, diversity and
             distances; likelihoods and bounds do not know it.
+        problems: What `m3ae evaluate` probes the latents of every subset for beside the model's labels; `null` for
+            nothing.
     """
 
     missing_rate: float = Field(default=0.0, ge=0, le=1)
@@ -129,3 +143,4 @@ class GenerationConfig(Section):
     importance_samples: list[PositiveInt] = [1, 10, 100, 1000]
     importance_rows: PositiveInt = 100
     temperature: float = Field(default=1.0, ge=0)
+    problems: ProblemsConfig | None = None

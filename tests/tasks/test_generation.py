@@ -30,7 +30,8 @@ def row(number: int) -> dict[str, Any]:
     if number % 4 == 1:
         del cells["image"]
     text = ["Side left." if number % 2 else "Right."]
-    return {"id": f"r{number}", "text": text, **cells}
+    labels = None if number == 2 else ["odd", "rare"] if number % 2 else ["even"]
+    return {"id": f"r{number}", "text": text, "labels": labels, **cells}
 
 
 @pytest.fixture(scope="module")

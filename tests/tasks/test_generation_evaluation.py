@@ -124,7 +124,8 @@ def test_evidence_rises_with_the_samples(kind: str) -> None:
 
 
 def test_the_command_leaves_a_report_and_figures(data: Path, tmp_path: Path) -> None:  # noqa: F811
-    config = run(data, tmp_path / "run", generation={"importance_samples": [2], "importance_rows": 2})
+    options = {"importance_samples": [2], "importance_rows": 2, "problems": {"num_labels": 2}}
+    config = run(data, tmp_path / "run", generation=options)
     task = Generation.from_config(config)
     task.fit_prior(task.model.eval(), _accelerator())
     task.save(task.model, tmp_path, {})
@@ -145,6 +146,11 @@ def test_the_command_leaves_a_report_and_figures(data: Path, tmp_path: Path) -> 
     found = json.loads((tmp_path / "out" / "latent.json").read_text())
     assert found["rows"] == 5 and found["subsets"][0]["rows"] < 5
     assert set(found["joint"]) == {"own", "fitted"}
+    assert found["problems"] == {"odd": 2 / 5, "rare": 2 / 5}
+    assert all(set(entry["problems"]["auroc"]) == {"odd", "rare"} for entry in found["subsets"])
+    assert len(found["missing_rate"]["AUROC of the problems"]) == 10
+    assert "test/macro_auroc_image+speech" in result.output
+    assert "| macro | |" in (tmp_path / "out" / "latent.md").read_text().replace("  ", " ")
 
 
 def _accelerator() -> Any:
