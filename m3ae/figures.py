@@ -292,7 +292,9 @@ def draw_value(axes: Axes, kind: str, value: Any) -> None:
     elif kind == "vector":
         axes.plot(value, linewidth=1)
     else:
-        text = value if kind == "label" else textwrap.fill(value, 24)
+        # An untrained model writes control characters, which no font has.
+        shown = "".join(letter if letter.isprintable() else " " for letter in value)
+        text = shown if kind == "label" else textwrap.fill(shown, 24)
         axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=10 if kind == "label" else 5, parse_math=False)
 
 

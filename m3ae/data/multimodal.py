@@ -115,8 +115,11 @@ class MultimodalDataset:
 
     def texts(self) -> list[str]:
         """Return all texts of all modalities."""
-        columns = (column for column in self._columns.values() if isinstance(column, _Texts))
-        return [text for column in columns for texts in column.texts for text in texts]
+        return [text for rows in self.texts_of_rows().values() for texts in rows for text in texts]
+
+    def texts_of_rows(self) -> dict[str, list[list[str]]]:
+        """Return the texts of each row, by modality that is one."""
+        return {name: column.texts for name, column in self._columns.items() if isinstance(column, _Texts)}
 
 
 class MultimodalCollator:

@@ -70,6 +70,25 @@ def multi_label_metrics(predictions: NDArray[Any], references: NDArray[Any], nam
     return macro | metrics
 
 
+def multi_label_f1(predictions: NDArray[Any], references: NDArray[Any]) -> dict[str, float]:
+    """Return `macro_f1`, the mean over labels, and `micro_f1`, of all decisions together.
+
+    Args:
+        predictions: (N, A) 1 or True = has the label.
+        references: (N, A) 1 = has the label, 0 = has not, −100 = unknown and left out.
+
+    Returns:
+        A label that no reference has is left out of `macro_f1`; without any it is NaN.
+    """
+    known = references != UNKNOWN
+    right = ((predictions == 1) & (references == 1)).sum(0)  # (A,)
+    wrong = (known & ((predictions == 1) != (references == 1))).sum(0)
+    occurs = (references == 1).any(0)
+    f1 = 2 * right / np.maximum(2 * right + wrong, 1)
+    micro = 2 * right.sum() / max(2 * right.sum() + wrong.sum(), 1)
+    return {"macro_f1": float(f1[occurs].mean()) if occurs.any() else np.nan, "micro_f1": float(micro)}
+
+
 class SingleLabelMetrics(InMemoryMetric):
     """Accuracy and macro F1 of one class a sample; see `single_label_metrics`.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 WORD = r"\w+"
@@ -49,15 +49,18 @@ def bag_of_words(texts: Sequence[str], labels: Sequence[str], asked: Sequence[st
     return [str(label) for label in _fit(words.counts, np.array(labels)).predict(words.of(asked))]
 
 
-def bag_of_words_scores(texts: Sequence[str], targets: NDArray[Any], asked: Sequence[str]) -> NDArray[Any]:
+def bag_of_words_scores(
+    texts: Sequence[str], targets: NDArray[Any], asked: Sequence[str], *, tf_idf: bool = False
+) -> NDArray[Any]:
     """Return the probability (m, A) of each of several labels for m texts, by a regression for each label.
 
     Args:
         texts: n labelled texts.
         targets: (n, A) 1 = has the label, 0 = has not, anything else is unknown and left out for that label.
         asked: The m texts.
+        tf_idf: Whether words count the more, the fewer texts have them.
     """
-    words = _Words(texts)
+    words = _Words(texts, tf_idf)
     scores = np.zeros((len(asked), targets.shape[1]))
     for column, truth in enumerate(targets.T):
         known = np.isin(truth, (0, 1))
@@ -71,8 +74,8 @@ def bag_of_words_scores(texts: Sequence[str], targets: NDArray[Any], asked: Sequ
 class _Words:
     """Counts of the words of texts, and of the same words in others; `counts` is None if there are no words."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._vectorizer = CountVectorizer(token_pattern=WORD)
+    def __init__(self, texts: Sequence[str], tf_idf: bool = False) -> None:
+        self._vectorizer = (TfidfVectorizer if tf_idf else CountVectorizer)(token_pattern=WORD)
         try:
             self.counts = self._vectorizer.fit_transform(texts)
         except ValueError:  # an empty vocabulary

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from m3ae.data.augment import Augmentation
@@ -24,6 +24,7 @@ from m3ae.models.latent import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_decoders import shape_of
 from m3ae.tasks.finetuning import in_main_process
+from m3ae.tasks.latent_passes import evenly
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import build_tokenizer, merged_config, new_config, saved_config
 from m3ae.tasks.pretraining_data import prepare_sets, refuse_test_rows
@@ -31,6 +32,7 @@ from m3ae.training.config import RunConfig
 from m3ae.training.sampler import Visit
 
 if TYPE_CHECKING:
+    from m3ae.tasks.generation_evaluation import GenerationEvaluator
     from m3ae.tasks.latent_problems import ProblemReader, Problems
 
 FITTED_SAMPLES = 10_000  # training samples that the prior is fitted on, at most
@@ -178,7 +180,7 @@ class Generation:
         from m3ae.tasks.latent_figures import plot_missing_rates
 
         dataset, folder = self.dataset(split), self.config.output_dir
-        learnt = _evenly(len(self.train_dataset), LEARNT_ROWS)
+        learnt = evenly(len(self.train_dataset), LEARNT_ROWS)
         evaluator = GenerationEvaluator(
             model,
             lambda: self.batches(self.train_dataset, learnt),
@@ -188,11 +190,28 @@ class Generation:
             self._problems(split, dataset.ids, [self.train_dataset.ids[row] for row in learnt]),
         )
         report = evaluator.evaluate()
+        report["texts"], written = self._write_texts(evaluator, dataset, learnt)
         folder.mkdir(parents=True, exist_ok=True)
-        write_report(folder, f"{self.config.model.path} on {split}", report)
+        write_report(folder, f"{self.config.model.path} on {split}", report, written)
         self._draw(model, dataset, folder)
         plot_missing_rates(folder / "missing_rates.png", report["missing_rate"])
         return main_metrics(report)
+
+    def _write_texts(
+        self, evaluator: GenerationEvaluator, dataset: MultimodalDataset, learnt: Sequence[int]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return `TextEvaluator.evaluate` of a model with texts, and nothing of others."""
+        from m3ae.tasks.latent_texts import TextEvaluator, Texts
+
+        decode, training = self._decode_text(), self.train_dataset.texts_of_rows()
+        if decode is None or not self.config.generation.text_rows:
+            return {}, []
+        texts = {
+            name: Texts([training[name][row] for row in learnt], real)
+            for name, real in dataset.texts_of_rows().items()
+        }
+        writer = TextEvaluator(evaluator, decode, self.config.generation.text_rows, self.config.training.seed)
+        return writer.evaluate(texts, dataset.ids)
 
     def _problems(self, split: str, ids: Sequence[str], learnt: Sequence[str]) -> Problems | None:
         from m3ae.tasks.latent_problems import Problems
@@ -204,7 +223,7 @@ class Generation:
 
     def fit_prior(self, model: M3AEForGeneration, accelerator: Accelerator) -> None:
         """Fit the prior on training samples, the same in every process."""
-        indices = _evenly(len(self.train_dataset), FITTED_SAMPLES)
+        indices = evenly(len(self.train_dataset), FITTED_SAMPLES)
         batches = (send_to_device(batch, accelerator.device) for batch in self.batches(self.train_dataset, indices))
         components = min(self.config.generation.prior_components, len(indices))
         generator = torch.Generator(accelerator.device).manual_seed(self.config.training.seed)
@@ -233,9 +252,12 @@ class Generation:
         if not complete:
             return []
         batch = send_to_device(next(self.batches(dataset, complete)), model.device)
-        tokenizer = self.tokenizer
-        decode = None if tokenizer is None else partial(tokenizer.batch_decode, skip_special_tokens=True)
-        return LatentFigures(model, batch, self.config.training.seed, decode).draw_all(folder)
+        return LatentFigures(model, batch, self.config.training.seed, self._decode_text()).draw_all(folder)
+
+    def _decode_text(self) -> Callable[[Tensor], list[str]] | None:
+        if self.tokenizer is None:
+            return None
+        return partial(self.tokenizer.batch_decode, skip_special_tokens=True)
 
     def _collator(self, missing_rate: float = 0.0, augmentation: Augmentation = "crop") -> MultimodalCollator:
         return MultimodalCollator(
@@ -245,12 +267,6 @@ class Generation:
             missing_rate=missing_rate,
             augmentation=augmentation,
         )
-
-
-def _evenly(size: int, limit: int) -> list[int]:
-    """Return the numbers of at most `limit` of so many rows, evenly spaced."""
-    numbers: list[int] = np.linspace(0, size - 1, min(size, limit)).round().astype(int).tolist()
-    return numbers
 
 
 def _open_problems(config: RunConfig) -> ProblemReader | None:

@@ -30,11 +30,11 @@ from m3ae.tasks.latent_passes import (
     Array,
     Pass,
     Rows,
+    evenly,
     evidence,
     permutation_test,
     posterior_means,
     run_pass,
-    select,
 )
 from m3ae.tasks.latent_problems import ProblemProbes, Problems
 from m3ae.training.task_config import GenerationConfig
@@ -218,18 +218,12 @@ class GenerationEvaluator:
 
     def _evidence(self, given: Sequence[str]) -> dict[str, float]:
         counts = self.options.importance_samples
-        rows = self.rows.having(given)
         if not counts:
             return {}
-        chosen = rows[np.linspace(0, len(rows) - 1, min(self.options.importance_rows, len(rows))).round().astype(int)]
-        offsets = np.cumsum([0, *(len(next(iter(batch.values()))["present"]) for batch in self.rows.batches)])
-        parts = [
-            select(batch, torch.from_numpy(own - start))
-            for batch, start, end in zip(self.rows.batches, offsets, offsets[1:], strict=False)
-            if len(own := chosen[(chosen >= start) & (chosen < end)])
-        ]
+        rows = self.rows.having(given)
+        chosen = rows[evenly(len(rows), self.options.importance_rows)]
         sums = {str(count): 0.0 for count in counts}
-        for part in parts:
+        for part in self.rows.parts(chosen):
             size = len(next(iter(part.values()))["present"])
             for count, value in evidence(self.model, part, given, counts, self.generator).items():
                 sums[str(count)] += value * size / len(chosen)

@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-JSON, MARKDOWN = "latent.json", "latent.md"
+JSON, MARKDOWN, TEXTS = "latent.json", "latent.md", "generated.jsonl"
 
 
-def write_report(folder: Path, title: str, report: Mapping[str, Any]) -> None:
-    """Write what `GenerationEvaluator.evaluate` returns into an existing folder."""
+def write_report(
+    folder: Path, title: str, report: Mapping[str, Any], written: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write what `GenerationEvaluator.evaluate` and `TextEvaluator.evaluate` return into an existing folder."""
+    if written:
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in written)
+        (folder / TEXTS).write_text(lines, encoding="utf-8")
     (folder / JSON).write_text(json.dumps(_finite(report), indent=2) + "\n", encoding="utf-8")
     (folder / MARKDOWN).write_text(markdown_report(title, report), encoding="utf-8")
 
@@ -33,6 +38,11 @@ def main_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     if report["problems"]:
         for entry in subsets:
             metrics[f"macro_auroc_{'+'.join(entry['given'])}"] = entry["problems"]["macro_auroc"]
+    for name, texts in report.get("texts", {}).items():
+        for entry in texts["generated"]:
+            for metric in ("bleu_4", "macro_f1"):
+                if metric in entry:
+                    metrics[f"{name}_{metric}_{'+'.join(entry['given']) or 'nothing'}"] = entry[metric]
     return metrics
 
 
@@ -69,6 +79,8 @@ def markdown_report(title: str, report: Mapping[str, Any]) -> str:
         lines += _label_section(label, summary, report)
     if report["problems"]:
         lines += _problem_section(report)
+    for name, texts in report.get("texts", {}).items():
+        lines += _text_section(name, texts)
     lines += _latent_section(report)
     return "\n".join(lines) + "\n"
 
@@ -115,6 +127,20 @@ def _problem_section(report: Mapping[str, Any]) -> list[str]:
     return ["## Problems", "", explained, "", *_table(headers, rows), ""]
 
 
+def _text_section(name: str, texts: Mapping[str, Any]) -> list[str]:
+    shown = {"exact": "equal", "distinct": "distinct", "macro_f1": "F1, macro", "micro_f1": "F1, micro"}
+    shown = {f"bleu_{order}": f"BLEU-{order}" for order in (1, 2, 3, 4)} | shown
+    columns = [metric for metric in shown if metric in texts["shuffled"]]
+    lines = [(_given(entry), entry) for entry in texts["generated"]]
+    lines += [("another row's text", texts["shuffled"])]
+    lines += [("the row's own text", texts["real"])] if texts["real"] else []
+    rows = [[title, *(_percent(own.get(metric)) for metric in columns)] for title, own in lines]
+    explained = f"Written from the mean of z for {texts['rows']:,} rows that have every modality."
+    if texts["real"]:
+        explained += " F1 is of the problems that a classifier of real texts finds."
+    return [f"## {name}", "", explained, "", *_table(["given", *(shown[metric] for metric in columns)], rows), ""]
+
+
 def _latent_section(report: Mapping[str, Any]) -> list[str]:
     units = [[name, f"{active} of {total}"] for name, (active, total) in report["active_units"].items()]
     shares = [[name, _percent(value)] for name, value in report["precision_shares"].items()]
@@ -146,7 +172,7 @@ def _latent_section(report: Mapping[str, Any]) -> list[str]:
 
 
 def _given(entry: Mapping[str, Any]) -> str:
-    return " + ".join(entry["given"])
+    return " + ".join(entry["given"]) or "nothing"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -56,6 +56,15 @@ class Rows:
         """Return the numbers of the rows that have all these modalities."""
         return np.flatnonzero(np.all([self.present[name] for name in names], 0))
 
+    def parts(self, chosen: Array) -> list[Batch]:
+        """Return some rows, given by their numbers in order, in batches."""
+        offsets = np.cumsum([0, *(len(next(iter(batch.values()))["present"]) for batch in self.batches)])
+        return [
+            select(batch, torch.from_numpy(own - start))
+            for batch, start, end in zip(self.batches, offsets, offsets[1:], strict=False)
+            if len(own := chosen[(chosen >= start) & (chosen < end)])
+        ]
+
 
 _NO_VALUES = ("text", "label")
 
@@ -83,6 +92,12 @@ class Pass:
     log_likelihood: dict[str, Array]
     expected: dict[str, Array]
     drawn: dict[str, Array]
+
+
+def evenly(size: int, limit: int) -> list[int]:
+    """Return the numbers of at most `limit` of so many rows, evenly spaced."""
+    numbers: list[int] = np.linspace(0, size - 1, min(size, limit)).round().astype(int).tolist()
+    return numbers
 
 
 @torch.no_grad()

@@ -134,8 +134,10 @@ class GenerationConfig(Section):
         importance_rows: Rows of which it does, evenly spaced.
         temperature: Factor on the standard deviation of what `m3ae evaluate` draws for coherence, diversity and
             distances; likelihoods and bounds do not know it.
-        problems: What `m3ae evaluate` probes the latents of every subset for beside the model's labels; `null` for
-            nothing.
+        text_rows: Rows for which `m3ae evaluate` generates the texts given each subset that lacks them, evenly spaced
+            among those that have every modality; 0 for none.
+        problems: What `m3ae evaluate` probes the latents of every subset for beside the model's labels, and looks
+            for in generated texts; `null` for nothing.
     """
 
     missing_rate: float = Field(default=0.0, ge=0, le=1)
@@ -143,4 +145,5 @@ class GenerationConfig(Section):
     importance_samples: list[PositiveInt] = [1, 10, 100, 1000]
     importance_rows: PositiveInt = 100
     temperature: float = Field(default=1.0, ge=0)
+    text_rows: NonNegativeInt = 100
     problems: ProblemsConfig | None = None

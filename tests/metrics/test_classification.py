@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from m3ae.metrics import MultiLabelMetrics, SingleLabelMetrics
+from m3ae.metrics import MultiLabelMetrics, SingleLabelMetrics, multi_label_f1
 
 
 def test_single_label_by_hand():
@@ -17,6 +17,18 @@ def test_single_label_takes_tensors_and_agrees_with_scikit_learn():
     found = SingleLabelMetrics().compute(predictions=predictions, references=references)
     assert found["macro_f1"] == f1_score(references, predictions, average="macro")
     assert found["accuracy"] == int((predictions == references).sum()) / 200
+
+
+def test_f1_of_several_labels():
+    predictions = np.array([[1, 0, 0, 1], [1, 1, 0, 1], [0, 0, 0, 1]])
+    references = np.array([[1, 1, 0, -100], [0, 1, 0, 1], [1, 0, 0, -100]])
+    # True and false positives, and false negatives by label: 1/1/1, 1/0/1, none at all, 1/0/0.
+    found = multi_label_f1(predictions, references)
+    assert found == pytest.approx({"macro_f1": (1 / 2 + 2 / 3 + 1) / 3, "micro_f1": 6 / 9})
+    assert np.isnan(multi_label_f1(predictions, np.zeros((3, 4)))["macro_f1"])
+    known = references[:, :3]
+    scikit = [f1_score(known[:, :2], predictions[:, :2], average=average) for average in ("macro", "micro")]
+    assert list(multi_label_f1(predictions[:, :3], known).values()) == pytest.approx(scikit)
 
 
 def test_nothing_known():

@@ -125,7 +125,9 @@ def test_evidence_rises_with_the_samples(kind: str) -> None:
 
 def test_the_command_leaves_a_report_and_figures(data: Path, tmp_path: Path) -> None:  # noqa: F811
     options = {"importance_samples": [2], "importance_rows": 2, "problems": {"num_labels": 2}}
-    config = run(data, tmp_path / "run", generation=options)
+    text = {"kind": "text", "hidden_size": 8, "num_attention_heads": 2, "num_layers": 1, "max_length": 8}
+    sections: dict[str, Any] = {"data": {"max_text_length": 8}, "tokenizer": {"vocab_size": 270}}
+    config = run(data, tmp_path / "run", {**MODALITIES, "text": text}, generation=options, **sections)
     task = Generation.from_config(config)
     task.fit_prior(task.model.eval(), _accelerator())
     task.save(task.model, tmp_path, {})
@@ -137,6 +139,7 @@ def test_the_command_leaves_a_report_and_figures(data: Path, tmp_path: Path) -> 
     names = {
         "latent.json",
         "latent.md",
+        "generated.jsonl",
         "cross_generation.png",
         "traversal.png",
         "prior_samples.png",
@@ -150,6 +153,11 @@ def test_the_command_leaves_a_report_and_figures(data: Path, tmp_path: Path) -> 
     assert all(set(entry["problems"]["auroc"]) == {"odd", "rare"} for entry in found["subsets"])
     assert len(found["missing_rate"]["AUROC of the problems"]) == 10
     assert "test/macro_auroc_image+speech" in result.output
+    lines = (tmp_path / "out" / "generated.jsonl").read_text().splitlines()
+    texts = found["texts"]["text"]
+    assert len(lines) == 5 * texts["rows"] and json.loads(lines[0])["references"][0] in ("Side left.", "Right.")
+    assert "text_bleu_4_nothing" in result.output and texts["real"]["micro_f1"] == 1
+    assert "| another row's text |" in (tmp_path / "out" / "latent.md").read_text()
     assert "| macro | |" in (tmp_path / "out" / "latent.md").read_text().replace("  ", " ")
 
 

@@ -1,0 +1,141 @@
+"""Texts that a latent model writes given other modalities, against those that people wrote.
+
+Shapes: N rows, A problems, Z all latent dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from m3ae.data.multimodal import Batch
+from m3ae.metrics.classification import multi_label_f1
+from m3ae.metrics.text import text_metrics
+from m3ae.tasks.controls import bag_of_words_scores
+from m3ae.tasks.generation_evaluation import GenerationEvaluator
+from m3ae.tasks.latent_passes import Array, evenly
+
+
+class Written(NamedTuple):
+    """Texts (n,) that were written given some modalities."""
+
+    given: list[str]
+    texts: list[str]
+
+
+class Texts(NamedTuple):
+    """The texts of a modality.
+
+    Attributes:
+        learnt: Of each training row that classifiers learn from.
+        real: Of each row of the split, any number.
+    """
+
+    learnt: list[list[str]]
+    real: list[list[str]]
+
+
+class TextEvaluator:
+    """Writes texts from the mean of z for rows that have every modality, and judges them.
+
+    Args:
+        evaluator: Of the same rows; by its problems texts are judged, too.
+        decode_text: Token ids (N, L) → texts.
+        max_rows: For how many rows, evenly spaced, texts are written.
+        seed: Where a posterior or prior has several components, of the one whose mean is taken.
+    """
+
+    def __init__(
+        self,
+        evaluator: GenerationEvaluator,
+        decode_text: Callable[[Tensor], list[str]],
+        max_rows: int,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.rows, self.subsets = evaluator.model, evaluator.rows, evaluator.subsets
+        self.problems, self.decode_text, self.max_rows = evaluator.problems, decode_text, max_rows
+        self.generator = torch.Generator(self.model.device).manual_seed(seed)
+
+    def evaluate(self, texts: Mapping[str, Texts], ids: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return the report by modality, see `measure`, and what was written: `id`, `given`, `text`, `references`.
+
+        Args:
+            texts: Of each modality that is a text.
+            ids: Of the rows of the split.
+        """
+        report, written = {}, []
+        for name, own in texts.items():
+            complete = self.rows.having([*self.subsets[-1], name])
+            rows = complete[evenly(len(complete), self.max_rows)]
+            if not len(rows):
+                continue
+            report[name], made = self.measure(name, own, rows)
+            for given, lines in made:
+                for row, text in zip(rows, lines, strict=True):
+                    line = {"id": ids[row], "modality": name, "given": given, "text": text}
+                    written.append({**line, "references": own.real[row]})
+        return report, written
+
+    def measure(self, name: str, texts: Texts, rows: Array) -> tuple[dict[str, Any], list[Written]]:
+        """Write and judge the texts of a modality.
+
+        Args:
+            name: Of the modality.
+            texts: Its real ones.
+            rows: (n,) numbers of the rows.
+
+        Returns:
+            `rows`, their number; `generated`: for nothing, for each subset without the modality and for everything
+            `given`, `text_metrics` and `multi_label_f1` of the problems that a classifier of real texts finds in what
+            was written; `shuffled`: the same of other rows' texts; `real`: of the rows' own, the classifier's ceiling.
+            And what was written, with what was given.
+        """
+        chosen = [[], *(list(given) for given in self.subsets if name not in given)]
+        if name in self.subsets[-1]:
+            chosen.append(list(self.subsets[-1]))
+        made = [Written(given, self.write(name, given, rows)) for given in chosen]
+        references = [texts.real[row] for row in rows]
+        first = [own[0] for own in references]
+        shift = max(1, len(first) // 2)
+        shuffled = first[shift:] + first[:shift]
+        judged = [text_metrics(lines, references) for lines in (*(lines for _, lines in made), shuffled)]
+        found = self._find_problems(texts.learnt, [*(lines for _, lines in made), shuffled, first], rows)
+        generated = [
+            {"given": given, **metrics, **f1}
+            for (given, _), metrics, f1 in zip(made, judged[:-1], found[:-2], strict=True)
+        ]
+        shown = {"rows": len(rows), "generated": generated, "shuffled": judged[-1] | found[-2], "real": found[-1]}
+        return shown, made
+
+    @torch.no_grad()
+    def write(self, name: str, given: Sequence[str], rows: Array) -> list[str]:
+        """Return the likeliest text found for each row from the mean of z given some modalities, or of the prior."""
+        if not given:
+            return self._decode(name, self.model.sample_latent_prior(len(rows), "own", 0.0, self.generator))
+        texts: list[str] = []
+        for part in self.rows.parts(rows):
+            available: Batch = send_to_device({own: part[own] for own in given}, self.model.device)
+            texts += self._decode(name, self.model.sample_latent(available, 1, 0.0, self.generator)[0])
+        return texts
+
+    def _decode(self, name: str, z: Tensor) -> list[str]:
+        """Return the texts at points (n, Z), of which equal ones are decoded once."""
+        points, back = z.unique(dim=0, return_inverse=True)
+        lines = [line.strip() for line in self.decode_text(self.model.decode(points, [name])[name])]
+        return [lines[number] for number in back.tolist()]
+
+    def _find_problems(self, learnt: list[list[str]], asked: list[list[str]], rows: Array) -> list[dict[str, float]]:
+        """Return the F1 of each list of texts of the rows, or nothing where no problems are known."""
+        if self.problems is None:
+            return [{} for _ in asked]
+        texts = [text for own in learnt for text in own]
+        targets = np.repeat(self.problems.learnt, [len(own) for own in learnt], axis=0)
+        scores = bag_of_words_scores(texts, targets, [text for own in asked for text in own], tf_idf=True)
+        return [
+            multi_label_f1(own >= 0.5, self.problems.judged[rows]) for own in scores.reshape(len(asked), len(rows), -1)
+        ]

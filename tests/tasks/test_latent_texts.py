@@ -1,0 +1,84 @@
+"""Texts that a latent model writes, and how they are judged."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from m3ae.tasks.generation_evaluation import GenerationEvaluator
+from m3ae.tasks.latent_problems import Problems
+from m3ae.tasks.latent_texts import TextEvaluator, Texts
+from m3ae.training.task_config import GenerationConfig
+from tests.models.tiny_latent import STUDY, latent_model, study_batch
+
+REAL = [["large heart"], ["clear lungs"], ["large heart", "heart"], ["clear"], ["large heart"], ["clear lungs"]]
+LEARNT = [["large heart"], ["clear lungs"], ["heart, large"], ["lungs are clear", "clear"]]
+
+
+def words(ids: Tensor) -> list[str]:
+    return [" ".join(str(token) for token in row if token != 1) for row in ids.tolist()]  # without padding
+
+
+@pytest.fixture(scope="module")
+def writer() -> TextEvaluator:
+    """Of six rows, the second of which lacks the lateral view."""
+    batches = [study_batch(4), study_batch(2)]
+    for batch in batches:
+        for part in batch.values():
+            part["present"] = torch.ones(len(next(iter(part.values()))), dtype=torch.bool)
+    batches[0]["lateral"]["present"][1] = False
+
+    def training() -> Iterator[Any]:
+        yield batches[0]
+
+    problems = Problems(
+        ["large heart", "new"], np.array([[1, 0], [0, 0], [1, 0], [0, 0]]), np.array([[1, 0], [0, 0]] * 3)
+    )
+    evaluator = GenerationEvaluator(latent_model(STUDY), training, iter(batches), GenerationConfig(), 0, problems)
+    return TextEvaluator(evaluator, words, max_rows=3)
+
+
+def test_texts_are_written_from_the_mean_of_z(writer: TextEvaluator) -> None:
+    rows = np.array([0, 3, 4])
+    found = writer.write("text", ["frontal"], rows)
+    parts = [{"frontal": part["frontal"]} for part in writer.rows.parts(rows)]
+    assert [len(part["frontal"]["present"]) for part in parts] == [2, 1]
+    expected = [writer.model.generate_modalities(part, ["text"], temperature=0)["text"][0] for part in parts]
+    assert found == [line for ids in expected for line in words(ids)]
+    assert len(set(writer.write("text", [], rows))) == 1, "nothing is given, so nothing tells the rows apart"
+
+
+def test_what_is_written_is_judged(writer: TextEvaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {
+        "": ["clear lungs"] * 3,
+        "frontal": ["large heart", "clear lungs", "large heart"],
+        "lateral": ["heart", "clear", "clear"],
+    }
+
+    def write(name: str, given: list[str], rows: Any) -> list[str]:
+        return made.get("+".join(given), ["large heart"] * 3)
+
+    monkeypatch.setattr(writer, "write", write)
+    report, written = writer.evaluate({"text": Texts(LEARNT, REAL)}, [f"s{row}" for row in range(6)])
+    found = report["text"]
+    # Complete are rows 0, 2, 3, 4, 5, of which 0, 3 and 5 are evenly spaced: heart, clear, clear lungs.
+    lines = {"+".join(entry["given"]): entry for entry in found["generated"]}
+    assert set(lines) == {"", "frontal", "lateral", "frontal+lateral", "frontal+lateral+text"} and found["rows"] == 3
+    assert [lines[given]["exact"] for given in ("", "frontal", "lateral")] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    assert [lines[given]["distinct"] for given in ("", "frontal")] == pytest.approx([1 / 3, 2 / 3])
+    assert lines["lateral"]["bleu_1"] == pytest.approx(np.exp(1 - 5 / 3)) and lines["lateral"]["bleu_2"] == 0
+    # Only row 0 has the problem; the other problem is never learnt, and left out of the mean.
+    assert [lines[given]["macro_f1"] for given in lines] == pytest.approx([0, 2 / 3, 1, 1 / 2, 1 / 2])
+    assert found["real"] == pytest.approx({"macro_f1": 1, "micro_f1": 1})
+    assert found["shuffled"]["macro_f1"] == 0 and found["shuffled"]["exact"] == 0
+    assert written[0] == {
+        "id": "s0",
+        "modality": "text",
+        "given": [],
+        "text": "clear lungs",
+        "references": ["large heart"],
+    }
+    assert len(written) == 15 and written[-1]["given"] == ["frontal", "lateral", "text"]
