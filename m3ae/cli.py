@@ -20,6 +20,7 @@ from m3ae.commands.reconstruct import reconstruct
 from m3ae.commands.run import run
 from m3ae.commands.search import search
 from m3ae.commands.summarize import summarize
+from m3ae.commands.sweep import sweep
 from m3ae.data.tables import printable
 from m3ae.training.interruption import STOPPED_STATUS, TrainingStopped
 
@@ -171,6 +172,7 @@ def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
 cli.add_command(convert)
 cli.add_command(check_parity)
 cli.add_command(summarize)
+cli.add_command(sweep)
 cli.add_command(reconstruct)
 cli.add_command(answer)
 cli.add_command(search)

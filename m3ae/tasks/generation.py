@@ -192,9 +192,9 @@ class Generation:
         report = evaluator.evaluate()
         report["texts"], written = self._write_texts(evaluator, dataset, learnt)
         folder.mkdir(parents=True, exist_ok=True)
-        write_report(folder, f"{self.config.model.path} on {split}", report, written)
         self._draw(model, dataset, folder)
         plot_missing_rates(folder / "missing_rates.png", report["missing_rate"])
+        write_report(folder, f"{self.config.model.path} on {split}", report, written)
         return main_metrics(report)
 
     def _write_texts(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from m3ae.data.shards import write_text
+
 JSON, MARKDOWN, TEXTS = "latent.json", "latent.md", "generated.jsonl"
 
 
@@ -18,8 +20,8 @@ def write_report(
     if written:
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in written)
         (folder / TEXTS).write_text(lines, encoding="utf-8")
-    (folder / JSON).write_text(json.dumps(_finite(report), indent=2) + "\n", encoding="utf-8")
     (folder / MARKDOWN).write_text(markdown_report(title, report), encoding="utf-8")
+    write_text(folder / JSON, json.dumps(_finite(report), indent=2) + "\n")  # last: where it is, the rest is
 
 
 def main_metrics(report: Mapping[str, Any]) -> dict[str, float]:
@@ -74,7 +76,7 @@ def markdown_report(title: str, report: Mapping[str, Any]) -> str:
         ]
         for entry in report["subsets"]
     ]
-    lines += ["## What each subset of the modalities tells", "", *_table(headers, rows), ""]
+    lines += ["## What each subset of the modalities tells", "", *table_lines(headers, rows), ""]
     for label, summary in report["summary"].items():
         lines += _label_section(label, summary, report)
     if report["problems"]:
@@ -113,8 +115,8 @@ def _label_section(label: str, summary: Mapping[str, float], report: Mapping[str
         },
         "all classifiers right on real rows": report["classifiers"][label]["all"],
     }
-    table = _table(["", "%"], [[name, _percent(value)] for name, value in facts.items() if value is not None])
-    return [f"## {label}", "", *_table(headers, rows), "", *table, ""]
+    table = table_lines(["", "%"], [[name, _percent(value)] for name, value in facts.items() if value is not None])
+    return [f"## {label}", "", *table_lines(headers, rows), "", *table, ""]
 
 
 def _problem_section(report: Mapping[str, Any]) -> list[str]:
@@ -124,7 +126,7 @@ def _problem_section(report: Mapping[str, Any]) -> list[str]:
     for name, share in report["problems"].items():
         rows.append([name, _percent(share), *(_percent(entry["problems"]["auroc"][name]) for entry in subsets)])
     explained = "Area under the ROC curve of linear probes of z, learnt from training rows; 50 is a guess."
-    return ["## Problems", "", explained, "", *_table(headers, rows), ""]
+    return ["## Problems", "", explained, "", *table_lines(headers, rows), ""]
 
 
 def _text_section(name: str, texts: Mapping[str, Any]) -> list[str]:
@@ -138,7 +140,7 @@ def _text_section(name: str, texts: Mapping[str, Any]) -> list[str]:
     explained = f"Written from the mean of z for {texts['rows']:,} rows that have every modality."
     if texts["real"]:
         explained += " F1 is of the problems that a classifier of real texts finds."
-    return [f"## {name}", "", explained, "", *_table(["given", *(shown[metric] for metric in columns)], rows), ""]
+    return [f"## {name}", "", explained, "", *table_lines(["given", *(shown[metric] for metric in columns)], rows), ""]
 
 
 def _latent_section(report: Mapping[str, Any]) -> list[str]:
@@ -158,16 +160,16 @@ def _latent_section(report: Mapping[str, Any]) -> list[str]:
     return [
         "## The latent space, given everything",
         "",
-        *_table(["active units", ""], units),
+        *table_lines(["active units", ""], units),
         "",
-        *_table(["share of precision", "%"], shares),
+        *table_lines(["share of precision", "%"], shares),
         "",
-        *_table(["nats lost with another row's", "z", "private latents"], lost),
+        *table_lines(["nats lost with another row's", "z", "private latents"], lost),
         "",
-        *([*_table(["Fréchet distance of samples", *images], distances), ""] if images else []),
+        *([*table_lines(["Fréchet distance of samples", *images], distances), ""] if images else []),
         "## Missing modalities",
         "",
-        *_table(["missing, %", *(f"{100 * rate:.0f}" for rate in curve["rates"])], over_rates),
+        *table_lines(["missing, %", *(f"{100 * rate:.0f}" for rate in curve["rates"])], over_rates),
     ]
 
 
@@ -175,7 +177,8 @@ def _given(entry: Mapping[str, Any]) -> str:
     return " + ".join(entry["given"]) or "nothing"
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table, numbers to the right of its first column."""
     lines = [f"| {' | '.join(headers)} |", f"|---|{'---:|' * (len(headers) - 1)}"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 

@@ -290,7 +290,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
-    values = _parse_yaml(text, source=str(path))
+    values = parse_yaml(text, source=str(path))
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: got {_describe(values)}, expected a mapping with keys {list(RunConfig.model_fields)}"
@@ -334,7 +334,8 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
+    """Return what YAML holds, numbers and words as in YAML 1.2; a `ConfigError` names the source."""
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # also for 5,000 digits, or `!!bool x`
@@ -355,7 +356,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             parent = ".".join(sections[:depth])
             raise ConfigError(f"override {override!r}: {parent} is {_describe(values)}, which has no keys of its own")
-    values[name] = _parse_yaml(text, source=f"override {override!r}")
+    values[name] = parse_yaml(text, source=f"override {override!r}")
 
 
 def _explain(problem: Any) -> str:

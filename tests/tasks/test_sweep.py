@@ -1,0 +1,111 @@
+"""A grid of settings through the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from m3ae.cli import cli
+from m3ae.tasks.sweep import SweepResult, SweepRun, plan_sweep, write_sweep
+from m3ae.training.config import dump_config
+from m3ae.training.metrics_log import read_metrics
+from tests.tasks.test_generation import data, run  # noqa: F401 (a fixture)
+
+SIZE = "model.overrides.latent.size"
+SPEECH = {"speech": {"kind": "sequence", "shape": [4, 3], "hidden_size": 8}}
+
+
+@pytest.fixture
+def config(data: Path, tmp_path: Path) -> Path:  # noqa: F811
+    training = {"max_steps": 1, "validate_every": 1}
+    generation = {"importance_samples": [], "prior_components": 0}
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(run(data, tmp_path / "runs", SPEECH, training=training, generation=generation)))
+    return path
+
+
+def sweep(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["sweep", *map(str, arguments)])
+
+
+def test_a_grid_becomes_a_table_and_is_not_repeated(config: Path, tmp_path: Path) -> None:
+    axes = ["--over", f"{SIZE}=2,0", "--over", "training.seed=0"]
+    result = sweep(config, *axes, "--metric", "test/elbo")
+    assert result.exit_code == 1, "a latent of size 0 fails"
+    folder = tmp_path / "runs"
+    header, _, *rows = (folder / "sweep.md").read_text().splitlines()
+    assert header == "| size | seed | test/elbo |" and result.stdout.endswith((folder / "sweep.md").read_text())
+    found = json.loads((folder / "sweep.json").read_text())
+    assert rows[0] == f"| 2 | 0 | {found[0]['metrics']['test/elbo']:.4g} |" and rows[1] == "| 0 | 0 | – |"
+    assert rows[3].startswith("- size=0_seed=0 failed: latent.size ")
+    assert (
+        yaml.safe_load((folder / "size=2_seed=0" / "config.yaml").read_text())["model"]["overrides"]["latent"]["size"]
+        == 2
+    )
+    files = {path: path.stat().st_mtime_ns for path in (folder / "size=2_seed=0").rglob("*")}
+    assert sweep(config, *axes).exit_code == 1
+    assert files == {path: path.stat().st_mtime_ns for path in (folder / "size=2_seed=0").rglob("*")}
+    assert json.loads((folder / "sweep.json").read_text()) == found
+
+    changed = sweep(config, *axes, "optimizer.lr=0.5")
+    assert "holds a run with other settings: optimizer.lr is 0.0001 there and 0.5 here" in changed.stdout
+
+
+def test_an_interrupted_run_is_resumed(config: Path, tmp_path: Path) -> None:
+    longer = [config, "training.max_steps=3", "training.checkpoint_every=1", "--over", "training.seed=1"]
+    stopped = sweep(*longer, "training.max_hours=1e-9")
+    assert stopped.exit_code == 75, stopped.output
+    folder = tmp_path / "runs" / "seed=1"
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert checkpoint.name.endswith("1") and not (folder / "model").exists()
+    settings = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(settings.replace("max_hours: 1.0e-09", "max_hours: null"))
+    assert sweep(*longer).exit_code == 0
+    assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")][-1] == 3
+    assert len(json.loads((folder / "environment.json").read_text())) == 2, "two starts"
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ([f"{SIZE}"], "expected a key and its values"),
+        ([f"{SIZE}="], "expected a key and its values"),
+        ([f"{SIZE}=2", f"{SIZE}=3"], "each of another key"),
+        ([f"{SIZE}=2,2"], "would have one folder"),
+        (["training.max_step=3"], "did you mean training.max_steps"),
+    ],
+)
+def test_bad_axes_are_explained_before_anything_runs(config: Path, axes: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_sweep(config, axes)
+
+
+def test_values_are_lists_and_words_too(config: Path, tmp_path: Path) -> None:
+    runs = plan_sweep(config, ["optimizer.betas=[0.9, 0.98],[0.8, 0.9]", "training.tracker=none,wandb"])
+    assert [run.name for run in runs] == [
+        f"betas={betas}_tracker={tracker}" for betas in ("0.9-0.98", "0.8-0.9") for tracker in ("none", "wandb")
+    ]
+    assert runs[3].config.optimizer.betas == (0.8, 0.9) and runs[3].config.training.tracker == "wandb"
+    assert runs[3].config.output_dir == tmp_path / "runs" / runs[3].name
+
+
+def test_keys_that_end_alike_are_written_out(config: Path, tmp_path: Path) -> None:
+    a, b = SIZE, "model.size"
+    (only,) = plan_sweep(config, [f"{a}=2", f"{b}=tiny"])
+    assert only.name == f"{a}=2_{b}=tiny"
+    metrics: dict[str, Any] = {"test/accuracy": 0.5, "test/loss": 2.0, "validation/accuracy": None}
+    results = [SweepResult(only, metrics), SweepResult(SweepRun("x", {a: 3, b: "tiny"}, only.config), {}, "broken")]
+    table = write_sweep(tmp_path, results)
+    assert table.splitlines() == [
+        f"| {a} | {b} | test/accuracy |",
+        "|---|---:|---:|",
+        "| 2 | tiny | 0.5 |",
+        "| 3 | tiny | – |",
+        "",
+        "- x failed: broken",
+    ]
+    with pytest.raises(ValueError, match="no run reports 'test/acuracy'; nearest are test/accuracy"):
+        write_sweep(tmp_path, results, ["test/acuracy"])
