@@ -294,7 +294,7 @@ def draw_value(axes: Axes, kind: str, value: Any) -> None:
     else:
         # An untrained model writes control characters, which no font has.
         shown = "".join(letter if letter.isprintable() else " " for letter in value)
-        text = shown if kind == "label" else textwrap.fill(shown, 24)
+        text = shown if kind == "label" else textwrap.fill(shown, 22, max_lines=10, placeholder=" …")
         axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=10 if kind == "label" else 5, parse_math=False)
 
 

@@ -27,8 +27,7 @@ def sweep(
     \b
     Examples:
       m3ae sweep iu_xray_latent --over model.overrides.latent.kind=poe,moe,mopoe --over training.seed=0,1,2
-      m3ae sweep iu_xray_latent --over model.overrides.image_config.image_size=64,128 \
-        --over model.overrides.latent.beta=0.5,1 --over model.overrides.latent.size=16,32 --metric test/elbo
+      m3ae sweep iu_xray_latent --over model.overrides.image_config.image_size=64,128 --metric test/elbo
     """  # noqa: D301
     from accelerate import PartialState
 

@@ -54,6 +54,7 @@ def markdown_report(title: str, report: Mapping[str, Any]) -> str:
     modalities = list(whole["reconstruction"])
     counts = list(whole["evidence"])
     images = list(whole["ssim"])
+    distant = list(whole["frechet"])  # none without a label
     lines = [f"# {title}", "", f"{report['rows']:,} rows. Likelihoods and KL in nats a row, the rest in percent.", ""]
     headers = [
         "given",
@@ -62,7 +63,7 @@ def markdown_report(title: str, report: Mapping[str, Any]) -> str:
         *(f"log p, K = {count}" for count in counts),
         *(f"{name}: {'accuracy' if name in report['summary'] else 'R²'}" for name in modalities),
         *(f"{name}: SSIM" for name in images),
-        *(f"{name}: Fréchet" for name in images),
+        *(f"{name}: Fréchet" for name in distant),
     ]
     rows = [
         [
@@ -72,7 +73,7 @@ def markdown_report(title: str, report: Mapping[str, Any]) -> str:
             *(f"{entry['evidence'][count]:.1f}" for count in counts),
             *(_percent(entry["reconstruction"].get(name)) for name in modalities),
             *(_percent(entry["ssim"].get(name)) for name in images),
-            *(_number(entry["frechet"].get(name)) for name in images),
+            *(_number(entry["frechet"].get(name)) for name in distant),
         ]
         for entry in report["subsets"]
     ]

@@ -175,7 +175,7 @@ def plot_missing_rates(path: Path, curve: Mapping[str, Sequence[float]]) -> Path
     for number, name in enumerate(shares):
         color, line, marker = STYLES[number % len(STYLES)]
         left.plot(rates, curve[name], line, color=color, marker=marker, markersize=4, label=name)
-    left.set_ylabel("accuracy, R²")
+    left.set_ylabel("accuracy, AUROC, R²")
     left.legend(fontsize=7, frameon=False)
     right.plot(rates, curve["elbo"], color=STYLES[0][0], marker="o", markersize=4)
     right.set_ylabel("ELBO of all modalities, nats")

@@ -73,7 +73,9 @@ def test_the_missing_rate_curve_begins_with_everything(report: dict[str, Any]) -
 
 
 def test_the_report_as_text_has_all_of_it(report: dict[str, Any]) -> None:
-    text = markdown_report("tiny on test", report)
+    text, whole = markdown_report("tiny on test", report), report["subsets"][-1]
+    unlabelled = {**report, "subsets": [{**whole, "frechet": {}}]}
+    assert "glyph: Fréchet" in text and "glyph: Fréchet" not in markdown_report("", unlabelled)
     for words in ("| glyph + speech |", "log p, K = 20", "joint coherence from the fitted prior", "| real data |"):
         assert words in text
     tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
