@@ -119,7 +119,9 @@ class FineTuning(ABC, Generic[ModelT]):
         return {name: value for name, value in batch.items() if name in names}
 
     def _mask_tokens(self, batch: dict[str, Tensor]) -> None:
-        masked = batch["text_noise"][..., 0] < self.config.finetuning.token_dropout
+        noise = batch["text_noise"][..., 0]
+        share = 2 * self.config.finetuning.token_dropout * noise[:, :1]  # the first token, a special one, needs none
+        masked = noise < share
         masked &= ~batch["special_tokens_mask"].bool()
         batch["input_ids"] = batch["input_ids"].masked_fill(masked, self.processor.tokenizer.mask_token_id)
 

@@ -34,14 +34,14 @@ class FineTuningConfig(Section):
         image_size: Side of the images in pixels; where it is not the model's, the position table is interpolated.
         frozen: Which weights stay as they are: `trunk` leaves only the head to learn (probing).
         lora: Learn the head, and low-rank updates of the rest: `{rank: 8}`; needs peft. `null` to learn all weights.
-        token_dropout: Share of a text's tokens that are masked at each visit in training, against overfitting where
-            texts are few.
+        token_dropout: Mean share of a text's tokens that are masked in training, against overfitting where texts are
+            few. At each visit the share is drawn between 0 and twice this: what the image alone says is learnt, too.
     """
 
     image_size: PositiveInt | None = None
     frozen: Literal["nothing", "encoders", "trunk"] = "nothing"
     lora: LoraConfig | None = None
-    token_dropout: float = Field(default=0.0, ge=0, lt=1)
+    token_dropout: float = Field(default=0.0, ge=0, le=0.5)
 
     @model_validator(mode="after")
     def _adapters_freeze_the_trunk_themselves(self) -> "FineTuningConfig":
