@@ -80,6 +80,8 @@ def traverse(
 ) -> dict[str, list[Value]]:
     """Generate modalities while one latent dimension takes some values and the others stay.
 
+    Where it is a shared one, the private latents follow: they are what their prior makes of it at its centre.
+
     Args:
         model: See `generate`, as all that is not named here.
         tokenizer: Of that model.
@@ -105,6 +107,9 @@ def traverse(
         z = model.sample_latent_prior(1, generator=generator)
     moved = z.repeat(len(values), 1)
     moved[:, dimension] = moved.new_tensor(list(values))
+    if dimension < model.latent.size:
+        moved[:, model.latent.size :] = 0
+        moved = model.latent_head.complete(moved, {})
     made = model.decode(moved, targets)
     return {name: decode_values(model, tokenizer, name, found) for name, found in made.items()}
 

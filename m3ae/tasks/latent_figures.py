@@ -22,7 +22,7 @@ from m3ae.models.latent_inputs import TENSOR_NAMES
 from m3ae.tasks.latent_passes import select
 
 EXAMPLES, DRAWS = 3, 3  # of the grid of generated samples
-STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # values of the dimension in a traversal
+STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # of a traversal, in standard deviations of the means of the rows
 DIMENSIONS = 6
 PRIOR_SAMPLES = 12
 Picture = NDArray[np.float32]
@@ -91,32 +91,38 @@ class LatentFigures:
         return save_figure(figure, path)
 
     def traversal(self, path: Path) -> Path:
-        """Draw what changes as one latent dimension does: the most active shared ones, and private ones below."""
+        """Draw what changes as one latent dimension does: the most active shared ones, and private ones below.
+
+        Where a shared one moves, the private latents are what their prior makes of it at its centre.
+        """
         available = {name: self.batch[name] for name in self.model.latent.experts}
         z = self.model.sample_latent(available, generator=self.generator)[0]
-        means = self.model.infer_latent(available, joint=True).mixture
-        variance = (means.weights[..., None] * means.components.mu).sum(0).var(0)  # (Z,)
-        parts = {"shared": slice(0, self.model.latent.size)}
-        head = self.model.latent_head
+        mixture = self.model.infer_latent(available, joint=True).mixture
+        means = (mixture.weights[..., None] * mixture.components.mu).sum(0)
+        centre, spread = means.mean(0), means.std(0, correction=0)  # (Z,)
+        head, shared = self.model.latent_head, slice(0, self.model.latent.size)
         figure = new_figure(2.6 * len(self.pictured), 5.6)
         axes = figure.subplots(2, len(self.pictured), squeeze=False)
         for column, name in enumerate(self.pictured):
-            for row, part in enumerate((parts["shared"], head.private_dimensions[name])):
+            for row, part in enumerate((shared, head.private_dimensions[name])):
                 panel = axes[row, column]
-                chosen = variance[part].argsort(descending=True)[:DIMENSIONS] + part.start
+                chosen = spread[part].argsort(descending=True)[:DIMENSIONS] + part.start
                 if not len(chosen):
                     panel.set_axis_off()
                     continue
                 moved = z[:1].expand(len(chosen), len(STEPS), -1).clone()
                 for number, dimension in enumerate(chosen.tolist()):
-                    moved[number, :, dimension] = z.new_tensor(STEPS)
+                    moved[number, :, dimension] = centre[dimension] + spread[dimension] * z.new_tensor(STEPS)
+                if part == shared:
+                    moved[..., shared.stop :] = 0
+                    moved = head.complete(moved, {})
                 decoded = self.model.decode(moved, [name])[name].flatten(0, 1)
                 mosaic = _mosaic(self._shown(name, decoded), len(STEPS))
                 self._draw(panel, name, mosaic)
                 panel.set_title(
-                    f"{name}: {'shared' if row == 0 else 'private'} dimensions", fontsize=9, parse_math=False
+                    f"{name}: {'shared' if part == shared else 'private'} dimensions", fontsize=9, parse_math=False
                 )
-                panel.set_xlabel(f"{STEPS[0]:g} … {STEPS[-1]:g}", fontsize=8)
+                panel.set_xlabel(f"{STEPS[0]:g} … {STEPS[-1]:g} standard deviations", fontsize=8)
         return save_figure(figure, path)
 
     def prior_samples(self, path: Path) -> Path:

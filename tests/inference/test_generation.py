@@ -59,11 +59,17 @@ def test_a_traversal_changes_one_dimension():
     model = latent_model()
     given = {"label": "a"}
     z = model.sample_latent({"label": {"labels": torch.tensor([0])}}, temperature=0.0)[0].repeat(2, 1)
-    z[:, 1] = torch.tensor([-2.0, 2.0])
-    found = traverse(model, None, given, 1, [-2.0, 2.0], ["speech"])
-    np.testing.assert_allclose(np.stack(found["speech"]), model.decode(z, ["speech"])["speech"].detach(), atol=1e-6)
+    for dimension in (1, 9):  # shared, and private to speech
+        moved = z.clone()
+        moved[:, dimension] = torch.tensor([-2.0, 2.0])
+        if dimension == 1:
+            moved[:, 5:] = 0
+            moved = model.latent_head.complete(moved, {})
+        found = traverse(model, None, given, dimension, [-2.0, 2.0], ["speech"])
+        expected = model.decode(moved, ["speech"])["speech"].detach()
+        np.testing.assert_allclose(np.stack(found["speech"]), expected, atol=1e-6)
     drawn = model.sample_latent_prior(1, generator=torch.Generator().manual_seed(3))
-    own = traverse(model, None, {}, 1, [drawn[0, 1].item()], ["speech"], seed=3)["speech"]
+    own = traverse(model, None, {}, 9, [drawn[0, 9].item()], ["speech"], seed=3)["speech"]
     np.testing.assert_allclose(own[0], model.decode(drawn, ["speech"])["speech"][0].detach(), atol=1e-6)
     with pytest.raises(ValueError, match="dimension must be 0 to 9, got 10"):
         traverse(model, None, given, 10, [0.0])
