@@ -62,7 +62,8 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
         button = gr.Button("Generate", variant="primary")
         shown = picture("The row's own modalities, and what is generated")
         gr.Markdown(
-            f"Move along one of {model.latent.total_size} latent dimensions while the others stay, and private ones follow a shared one: {_parts(model)}."
+            f"Move along one of {model.latent.total_size} latent dimensions while the others stay, and private ones "
+            f"follow a shared one: {_parts(model)}."
         )
         dimension = gr.Slider(0, model.latent.total_size - 1, 0, step=1, label="Latent dimension")
         walk = gr.Button("Traverse", variant="primary")
