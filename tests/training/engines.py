@@ -226,8 +226,7 @@ if __name__ == "__main__":
             contrasts_all_samples(Path(folder))
             communicates_once_a_step(Path(folder))
             draws_its_own_components(Path(folder))
-        else:
-            trains_as_one_process(engine, Path(folder))
+        trains_as_one_process(engine, Path(folder))
         if engine in thoroughly:
             trains_the_model(engine, Path(folder))
             skips_what_is_not_finite(engine, Path(folder))
