@@ -5,7 +5,7 @@ Shapes: B batch, K samples, C mixture components, M experts, D shared latent dim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from m3ae.models.fitted_prior import FittedPrior
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import (
+    InferredExperts,
     LatentHead,
     LatentPosterior,
     image_statistics,
@@ -194,11 +195,30 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Raises:
             ValueError: A modality is unknown or lacks a tensor, or none is given.
         """
-        inputs = self._read(available)
-        members = posterior_members(self.latent, generator)
-        if joint and self.latent.kind != "moe":
-            members = members[-1:]
-        return self.latent_head.posterior(self._encode(inputs), inputs.present, members)
+        return self.latent_head.posterior(self._infer_experts(available), self._members(joint, generator))
+
+    def infer_subsets(
+        self, available: Modalities, subsets: Iterable[Collection[str]], generator: torch.Generator | None = None
+    ) -> list[LatentPosterior]:
+        """Return the posterior given each of some subsets of the modalities, `joint` as for `infer_latent`.
+
+        Every modality is encoded once.
+
+        Args:
+            available: The modalities of all subsets, see the class.
+            subsets: Names.
+            generator: See `infer_latent`.
+
+        Raises:
+            ValueError: A modality is unknown or lacks a tensor, or none is given.
+        """
+        inferred, members = self._infer_experts(available), self._members(True, generator)
+        found = []
+        for names in subsets:
+            chosen = torch.tensor([name in names for name in self.latent.experts], device=self.device)
+            given = inferred.given & chosen[:, None]
+            found.append(self.latent_head.posterior(inferred._replace(given=given), members))
+        return found
 
     def sample_latent(
         self,
@@ -227,8 +247,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Returns:
             Name → (B, D), which sum to 1.
         """
-        inputs = self._read(available)
-        return self.latent_head.precision_shares(self._encode(inputs), inputs.present)
+        return self.latent_head.precision_shares(self._infer_experts(available))
 
     @torch.no_grad()
     def generate_modalities(
@@ -340,6 +359,15 @@ class M3AEForGeneration(M3AEPreTrainedModel):
 
     def _read(self, modalities: Modalities) -> LatentInputs:
         return read_inputs(modalities, self.latent_head.modalities)
+
+    def _infer_experts(self, available: Modalities) -> InferredExperts:
+        inputs = self._read(available)
+        return self.latent_head.infer_experts(self._encode(inputs), inputs.present)
+
+    def _members(self, joint: bool, generator: torch.Generator | None) -> Tensor:
+        """Return the components (C, M), or the product of all alone if there is one and it is asked for."""
+        members = posterior_members(self.latent, generator)
+        return members[-1:] if joint and self.latent.kind != "moe" else members
 
     def _encode(self, inputs: LatentInputs) -> dict[str, Stream | Tensor]:
         """Return what the expert of each given modality reads."""

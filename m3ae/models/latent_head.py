@@ -57,6 +57,20 @@ class LatentPosterior(NamedTuple):
         return (self.mixture.weights[..., None] * self.shared.components.mu).sum(0)
 
 
+class InferredExperts(NamedTuple):
+    """What each modality infers on its own.
+
+    Attributes:
+        shared: (M, B, D) experts over z.
+        given: (M, B) bool, which of them are there; what stands elsewhere is finite.
+        private: Name → (B, P) posterior of the private latent.
+    """
+
+    shared: Gaussian
+    given: Tensor
+    private: dict[str, Gaussian]
+
+
 class LatentHead(nn.Module):
     """Experts, decoders and likelihoods of all modalities."""
 
@@ -91,22 +105,16 @@ class LatentHead(nn.Module):
         }
 
     def posterior(
-        self,
-        inputs: Mapping[str, Stream | Tensor],
-        present: Mapping[str, Tensor],
-        members: Tensor,
-        *,
-        each_explains_itself: bool = False,
+        self, inferred: InferredExperts, members: Tensor, *, each_explains_itself: bool = False
     ) -> LatentPosterior:
         """Return the posterior given any of the modalities.
 
         Args:
-            inputs: Name → tokens or values of some modalities; those of absent samples are finite.
-            present: Name → (B,) bool, for the same modalities.
+            inferred: From `infer_experts`.
             members: (C, M) bool, the components, over all experts.
             each_explains_itself: Whether a component infers the private latents of its own members only.
         """
-        experts, given, private = self._infer_experts(inputs, present)
+        experts, given, private = inferred
         mixture = algebra.posterior(experts, given, members, self.config.prior_expert)
         available = members.to(given.device)[..., None] & given if each_explains_itself else given  # (C, M, B), (M, B)
         own = {
@@ -121,23 +129,18 @@ class LatentHead(nn.Module):
         joined = Gaussian(*(torch.cat(values, -1) for values in zip(*parts, strict=True)))
         return LatentPosterior(Mixture(joined, mixture.weights), own, self.config.size)
 
-    def precision_shares(
-        self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return the share of `prior` and of each expert in the precision of z given all that is there, (B, D) each.
-
-        Args:
-            inputs: As for `posterior`.
-            present: As for `posterior`.
-        """
-        experts, given, _ = self._infer_experts(inputs, present)
-        shares = algebra.precision_shares(experts, given, self.config.prior_expert)
+    def precision_shares(self, inferred: InferredExperts) -> dict[str, Tensor]:
+        """Return the share (B, D) of `prior` and of each expert in the precision of z given all that is there."""
+        shares = algebra.precision_shares(inferred.shared, inferred.given, self.config.prior_expert)
         return dict(zip(["prior", *self.experts], shares, strict=True))
 
-    def _infer_experts(
-        self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor]
-    ) -> tuple[Gaussian, Tensor, dict[str, Gaussian]]:
-        """Return the experts (M, B, D) over z, which ones are there (M, B), and those of private latents (B, P)."""
+    def infer_experts(self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor]) -> InferredExperts:
+        """Infer what each modality says of z, and its private latent.
+
+        Args:
+            inputs: Name → tokens or values of some modalities; those of absent samples are finite.
+            present: Name → (B,) bool, for the same modalities.
+        """
         like = next(iter(present.values()))
         nowhere = torch.zeros_like(like)
         given = torch.stack([present.get(name, nowhere) for name in self.experts])  # (M, B)
@@ -150,7 +153,7 @@ class LatentHead(nn.Module):
         experts = Gaussian(
             torch.stack([e.mu.to(zeros) for e in filled]), torch.stack([e.logvar.to(zeros) for e in filled])
         )
-        return experts, given, private
+        return InferredExperts(experts, given, private)
 
     def prior(self, own: Mapping[str, Tensor]) -> HierarchicalPrior | None:
         """Return the prior of all latents; None if it is N(0, I).

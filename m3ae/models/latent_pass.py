@@ -57,7 +57,7 @@ def latent_pass(
 
     Args:
         head: Experts, priors and decoders.
-        encoded: Name → what the expert of each given modality reads, see `LatentHead.posterior`.
+        encoded: Name → what the expert of each given modality reads, see `LatentHead.infer_experts`.
         inputs: What the decoders have to explain.
         beta: Weight of the KL; the config's, which holds after warm-up, if None.
         eps: Standard normal noise of the latents, as the objective takes it (`m3ae.models.objectives`).
@@ -69,7 +69,8 @@ def latent_pass(
     latent = head.config
     of_subsets = latent.objective == "subset_elbos"
     members = _subsets(latent, generator) if of_subsets else posterior_members(latent, generator)
-    q = head.posterior(encoded, inputs.present, members, each_explains_itself=of_subsets)
+    inferred = head.infer_experts(encoded, inputs.present)
+    q = head.posterior(inferred, members, each_explains_itself=of_subsets)
     likelihoods = _weighted(
         head, head.log_likelihoods(inputs.targets, inputs.present, text_noise=text_noise, generator=generator)
     )

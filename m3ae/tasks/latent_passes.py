@@ -107,9 +107,9 @@ def posterior_means(
     """Return posterior means (N, D) given each subset; where a row has none of it, the prior's."""
     found: list[list[Tensor]] = [[] for _ in subsets]
     for batch in batches:
-        moved = send_to_device(batch, model.device)
-        for own, given in zip(found, subsets, strict=True):
-            own.append(model.infer_latent({name: moved[name] for name in given}, joint=True).mean.cpu())
+        moved = send_to_device({name: batch[name] for name in model.latent.experts}, model.device)
+        for own, q in zip(found, model.infer_subsets(moved, subsets), strict=True):
+            own.append(q.mean.cpu())
     return [torch.cat(own).numpy() for own in found]
 
 

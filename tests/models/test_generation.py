@@ -54,6 +54,20 @@ def test_every_presence_pattern_is_finite_and_as_alone(kind: str) -> None:
     torch.testing.assert_close(elbo(model, given, eps[:, [5]]).bound[0], together.bound[5])  # left out is absent
 
 
+@pytest.mark.parametrize("kind", ["poe", "moe", "mopoe"])
+@pytest.mark.parametrize(("modalities", "batch"), [(DIGITS, digits_batch(4)), (STUDY, study_batch(4))])
+def test_subsets_are_inferred_as_one_by_one(kind: str, modalities: dict[str, Any], batch: dict[str, Any]) -> None:
+    model = latent_model(modalities, kind=kind)
+    names = model.latent.experts
+    batch = without({name: batch[name] for name in names}, torch.rand(3, 4, generator=torch.Generator()) < 0.7)
+    chosen = [[name for name, there in zip(names, row, strict=True) if there] for row in subsets(3).tolist()]
+    for given, found in zip(chosen, model.infer_subsets(batch, chosen), strict=True):
+        expected = model.infer_latent({name: batch[name] for name in given}, joint=True)
+        torch.testing.assert_close(found.mean, expected.mean)
+        torch.testing.assert_close(found.mixture.components.logvar, expected.mixture.components.logvar)
+        assert all(torch.equal(found.own[name], own) for name, own in expected.own.items())
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -102,7 +116,8 @@ def test_a_private_latent_is_inferred_from_its_own_modality(objective: str) -> N
     inputs = model._read(batch)
     members = subsets(3)
     alone = objective == "subset_elbos"
-    q = model.latent_head.posterior(model._encode(inputs), inputs.present, members, each_explains_itself=alone)
+    inferred = model.latent_head.infer_experts(model._encode(inputs), inputs.present)
+    q = model.latent_head.posterior(inferred, members, each_explains_itself=alone)
     mu, logvar = q.mixture.components
     for name, number in (("glyph", 0), ("speech", 2)):
         part = model.latent_head.private_dimensions[name]
