@@ -61,7 +61,7 @@ class FineTuning(ABC, Generic[ModelT]):
     """A fine-tuning task of the training loop.
 
     The model that is measured at the end, saved in `model/` and drawn is the one that was best on validation by
-    `training.best_metric`, not the last; the test split is looked at only then.
+    `training.best_metric`, not the last, unless the run does not validate; the test split is looked at only then.
 
     Args:
         config: The run.
@@ -156,8 +156,8 @@ class FineTuning(ABC, Generic[ModelT]):
         self.use_best(model)
         if not self.has("test"):
             return self.measure(model, accelerator, "validation")
-        found = prefixed("validation", self.evaluate(model, accelerator, "validation"), "/")
-        return found | self.measure(model, accelerator, "test")
+        found = self.evaluate(model, accelerator, "validation") if self.has("validation") else {}
+        return prefixed("validation", found, "/") | self.measure(model, accelerator, "test")
 
     def measure(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return all metrics of a split, called `<split>/<metric>`, and write them to `results.json`."""
@@ -189,7 +189,7 @@ class FineTuning(ABC, Generic[ModelT]):
         merge_adapters(model)
         if self.has_best:
             model.load_state_dict(type(model).from_pretrained(self.folder.best).state_dict())
-        else:
+        elif self.config.training.validate_every:
             metric = self.config.training.best_metric
             PartialState().print(f"{metric} was undefined in every validation: the last model is measured and saved")
 
@@ -272,13 +272,16 @@ def open_data(config: RunConfig, *, for_training: bool = True) -> None:
         if given:
             raise ValueError(f"data.{option}: only pre-training has it; leave it out to fine-tune on data.path")
     prepare_sets(data)
-    for split in ("train", "validation", "test"):
-        splits = load_manifest(data.path).splits
-        if split not in splits and split != "test" and for_training:
+    splits = load_manifest(data.path).splits
+    validates = config.training.validate_every is not None
+    for split in ("train", "validation" if validates else "test") if for_training else ():
+        if split not in splits:
             raise ValueError(
                 f"{data.path} has no split {split!r}, and fine-tuning needs training rows, and validation rows to "
-                f"choose the best model; it has {', '.join(splits) or 'none'}. Prepare it with such a split."
+                "choose the best model, or, with training.validate_every=null, test rows to measure the last one; it "
+                f"has {', '.join(splits) or 'none'}. Prepare it with such a split."
             )
+    for split in ("train", "validation", "test"):
         if split in splits and not splits[split].rows:
             raise ValueError(
                 f"split {split!r} of {data.path} is empty: all its {splits[split].rejected} rows are in "

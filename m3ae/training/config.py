@@ -185,7 +185,8 @@ class TrainingConfig(_Section):
         gradient_accumulation_steps: Micro-batches of one process that make one optimiser step.
         mixed_precision: Autocast type; parameters stay in float32.
         seed: Decides sample order, augmentation, masking and dropout.
-        validate_every: Steps between validations; one more comes at the end.
+        validate_every: Steps between validations; one more comes at the end. `null` for none: no best model is kept,
+            and fine-tuning measures the last one: for a last run on all labelled rows, with settings chosen before.
         checkpoint_every: Steps between checkpoints; one more comes at the end.
         keep_checkpoints: How many of the last checkpoints stay.
         log_every: Steps between lines of `metrics.jsonl`.
@@ -208,7 +209,7 @@ class TrainingConfig(_Section):
     gradient_accumulation_steps: PositiveInt = 1
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     seed: NonNegativeInt = 0
-    validate_every: PositiveInt = 500
+    validate_every: PositiveInt | None = 500
     checkpoint_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 10

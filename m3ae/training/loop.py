@@ -200,7 +200,7 @@ class _TrainingLoop:
                 # A checkpoint closes the running means, so that a resumed run logs what an uninterrupted one does.
                 if checkpoint_due or self.is_due(settings.log_every):
                     self.log()
-                if self.is_due(settings.validate_every):
+                if settings.validate_every and self.is_due(settings.validate_every):
                     self.validate()
                 if checkpoint_due:
                     self.checkpoint()

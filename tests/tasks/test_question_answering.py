@@ -210,6 +210,17 @@ def test_a_run_keeps_and_measures_the_best_model(data: Path, tmp_path: Path, mon
     assert "| test | accuracy |" in (config.output_dir / "model" / "README.md").read_text()
 
 
+def test_a_run_without_validation_measures_the_last_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = write_splits(tmp_path / "data", {"train": TRAIN + VALIDATION, "test": TEST})
+    config = run(whole, tmp_path / "run", training={"validate_every": None})
+    metrics = train(config, QuestionAnswering.from_config(config))
+    assert metrics["test/questions"] == 3 and not [name for name in metrics if name.startswith("validation/")]
+    names = ("checkpoints/step-00000002", "model")
+    checkpoint, last = (load_file(config.output_dir / name / "model.safetensors") for name in names)
+    assert all(torch.equal(checkpoint[name], last[name]) for name in last)
+    assert not (config.output_dir / "best").exists() and "undefined" not in capsys.readouterr().out
+
+
 def test_a_run_without_a_best_model_says_so(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = build(data)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
@@ -249,6 +260,7 @@ def test_own_data_need_no_types(tmp_path: Path) -> None:
     [
         (SPLITS | {"test": []}, {}, "split 'test' of .* is empty: all its 3 rows are in rejected.jsonl"),
         ({"train": TRAIN}, {}, "has no split 'validation', and fine-tuning needs"),
+        ({"train": TRAIN}, {"training": {"validate_every": None}}, "has no split 'test', and fine-tuning needs"),
         (SPLITS, {"data": {"text_column": None}}, "data.text_column: got null"),
         (SPLITS, {"data": {"text_column": "text"}}, "no column 'text'; it has id, image, question"),
         (SPLITS, {"data": {**QUESTION, "streaming": True}}, "data.streaming: only pre-training has it"),
