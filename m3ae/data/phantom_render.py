@@ -25,6 +25,7 @@ OPACITY_RADIUS: dict[str | None, float] = {"small": 0.1, "moderate": 0.18, "larg
 FLUID_HEIGHT: dict[str | None, float] = {"small": 0.06, "moderate": 0.28, "large": 0.56}  # above the diaphragm dome
 COLLAPSE: dict[str | None, float] = {"small": 0.21, "moderate": 0.36, "large": 0.55}  # retraction of the lung apex
 HEART_SCALE: dict[str | None, float] = {"small": 1.2, "moderate": 1.4, "large": 1.62}
+DILATION: dict[str | None, float] = {"dilated": 1.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _pacemaker(p: Patient, f: Factors, view: _View, a: Field, y: Field) -> Field
 
 def _chest(p: Patient, f: Factors, view: _View, a: Field, y: Field, rng: np.random.Generator) -> Field:
     """Attenuation of the whole chest; `a` is the horizontal axis of the view."""
-    heart = p.heart * (HEART_SCALE[f.size] if f.finding == "cardiomegaly" else 1.0)
+    heart = p.heart * (HEART_SCALE[f.size] if f.finding == "cardiomegaly" else DILATION.get(f.heart, 1.0))
     mediastinum = view.mediastinum(p, a, y, heart)
     attenuation = view.body(p, a, y) + view.bones(p, a, y) + 0.25 * mediastinum
     attenuation -= anatomy.stomach_bubble(p, a, y, view.stomach)

@@ -13,6 +13,7 @@ import numpy as np
 SIDES = ("left", "right")
 ZONES = ("upper", "middle", "lower")
 SIZES = ("small", "moderate", "large")
+HEARTS = ("slender", "dilated")
 APPLICABLE = {
     "none": (),
     "nodule": ("side", "zone", "size"),
@@ -30,6 +31,7 @@ FACTOR_WORDS: dict[str, tuple[str, ...]] = {
     "side": SIDES,
     "zone": ZONES,
     "size": SIZES,
+    "heart": HEARTS,
 }
 
 LUNG_SENTENCES = (
@@ -49,6 +51,14 @@ HEART_SENTENCES = (
     "The study demonstrates {finding}, {size} in degree.",
     "The cardiac contour is in keeping with {size} {finding}.",
     "In comparison with the thorax, the heart shows {finding} of {size} extent.",
+)
+HEART_SIZE_SENTENCES = (
+    "The heart is {heart}.",
+    "The heart appears {heart}.",
+    "The cardiac silhouette is {heart}.",
+    "The cardiac contour appears {heart}.",
+    "In comparison with the thorax, the heart is {heart}.",
+    "Note is made of a heart that is {heart}.",
 )
 DEVICE_SENTENCES = (
     "A {finding} projects over the {side} chest wall.",
@@ -94,7 +104,7 @@ SENTENCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """What a study shows; None where a factor does not apply to the finding.
+    """What a study shows; None where a factor does not apply to the finding, or no word is said of the heart.
 
     Raises:
         ValueError: an unknown value, or one that the finding cannot have.
@@ -104,6 +114,7 @@ class Factors:
     side: str | None = None
     zone: str | None = None
     size: str | None = None
+    heart: str | None = None
 
     def __post_init__(self) -> None:
         if self.finding not in APPLICABLE:
@@ -114,6 +125,10 @@ class Factors:
             if value not in allowed:
                 expected = " or ".join(map(repr, allowed))
                 raise ValueError(f"{factor} of {self.finding} is {value!r}: expected {expected}")
+        hearts = (None,) if self.finding == "cardiomegaly" else (None, *HEARTS)
+        if self.heart not in hearts:
+            expected = " or ".join(map(repr, hearts))
+            raise ValueError(f"heart beside {self.finding} is {self.heart!r}: expected {expected}")
 
     def _allowed(self, factor: str, values: tuple[str, ...]) -> tuple[str | None, ...]:
         if factor not in APPLICABLE[self.finding]:
@@ -131,12 +146,21 @@ def sample_factors(rng: np.random.Generator) -> Factors:
     return Factors(finding, **{factor: drawn[factor] for factor in APPLICABLE[finding]})
 
 
+def sample_independent_factors(rng: np.random.Generator) -> Factors:
+    """Draw what applies to every study, uniform and independent: nodule or opacity, side, zone, size, heart."""
+    options = (("nodule", "opacity"), SIDES, ZONES, SIZES, HEARTS)
+    return Factors(*(str(rng.choice(values)) for values in options))
+
+
 def write_report(factors: Factors, rng: np.random.Generator) -> str:
-    """Write one to three sentences, one of which tells the factors, in any order."""
+    """Write one to three sentences, one of which tells the factors, and another on the heart, in any order."""
     others = rng.permutation(len(OTHER_SENTENCES))[: rng.integers(3)]
     sentences = [OTHER_SENTENCES[index] for index in others]
     position = rng.integers(len(sentences) + 1)
     template = str(rng.choice(SENTENCES[factors.finding]))
     words = dataclasses.asdict(factors) | {"finding": WORD_OF_FINDING.get(factors.finding)}
     sentences.insert(int(position), template.format(**words))
+    if factors.heart is not None:
+        position = rng.integers(len(sentences) + 1)
+        sentences.insert(int(position), str(rng.choice(HEART_SIZE_SENTENCES)).format(heart=factors.heart))
     return " ".join(sentences)

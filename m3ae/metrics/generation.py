@@ -74,6 +74,21 @@ def joint_coherence(classes: NDArray[np.integer]) -> float:
     return float((classes == classes[:1]).all(0).mean())
 
 
+def all_right(right: NDArray[np.bool_]) -> list[float]:
+    """Return for k = 1 … A how likely k of A labels of a sample, drawn at random, are all right.
+
+    C(r, k) / C(A, k) for a sample with r right ones, averaged over samples: no order of the labels counts.
+
+    Args:
+        right: (N, A).
+    """
+    total = right.shape[1]
+    counts = right.sum(1).tolist()
+    return [
+        float(np.mean([math.comb(count, k) for count in counts]) / math.comb(total, k)) for k in range(1, total + 1)
+    ]
+
+
 def within_class_diversity(
     generated: NDArray[np.floating], real: NDArray[np.floating], classes: NDArray[np.integer]
 ) -> float:

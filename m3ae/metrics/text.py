@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 ORDERS = (1, 2, 3, 4)
@@ -40,6 +43,19 @@ def text_metrics(texts: Sequence[str], references: Sequence[Sequence[str]]) -> d
     plain = [_plain(text) for text in texts]
     equal = [text in map(_plain, own) for text, own in zip(plain, references, strict=True)]
     return metrics | {"exact": sum(equal) / len(texts), "distinct": len(set(plain)) / len(texts)}
+
+
+def told_class(texts: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the number (N,) of the class that each of N texts names, −1 where it names none or several.
+
+    Args:
+        texts: N texts.
+        names: Of the classes; a text names one that stands in it as a word, in upper or lower case.
+    """
+    patterns = [re.compile(rf"\b{re.escape(name)}\b", re.IGNORECASE) for name in names]
+    named = np.array([[pattern.search(text) is not None for pattern in patterns] for text in texts])
+    found: NDArray[np.int64] = np.where(named.sum(1) == 1, named.argmax(1), -1)
+    return found
 
 
 def _plain(text: str) -> str:

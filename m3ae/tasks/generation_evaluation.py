@@ -17,6 +17,7 @@ from m3ae.data.multimodal import Batch
 from m3ae.metrics.classification import UNKNOWN
 from m3ae.metrics.generation import (
     WINDOW,
+    all_right,
     frechet_distance,
     joint_coherence,
     ssim,
@@ -79,7 +80,7 @@ class GenerationEvaluator:
             {
                 label: linear_probe(own[valid], classes[valid])
                 for label, classes in learnt.classes.items()
-                if (valid := _known(learnt, given, classes)).any()
+                if len(np.unique(classes[valid := _known(learnt, given, classes)])) > 1  # or there is nothing to tell
             }
             for given, own in zip(self.subsets, latents, strict=True)
         ]
@@ -101,6 +102,7 @@ class GenerationEvaluator:
         """Return the whole report, as JSON has it; shares are fractions, likelihoods nats.
 
         `classifiers`: label → modality → accuracy on real data, and `all`, the share of rows that all of them know;
+        `all_labels`: modality → `all_right` of its classifiers on real data, where there are several labels;
         `problems`: see `count_problems`; `subsets`: see `measure_subset`; `summary`: see `summarize`; `joint`: see
         `measure_prior`; `active_units`, `precision_shares`, `permutation`: of the posterior given everything;
         `missing_rate`: see `missing_curve`.
@@ -109,9 +111,11 @@ class GenerationEvaluator:
             present = [number for number, given in enumerate(self.subsets) if len(self.rows.having(given))]
             subsets = [self.measure_subset(number) for number in present]
             densities: list[Density] = ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
+            everything = np.arange(len(next(iter(self.rows.present.values()))))
             return {
-                "rows": sum(len(next(iter(batch.values()))["present"]) for batch in self.rows.batches),
+                "rows": len(everything),
                 "classifiers": self.judge_real_data(),
+                "all_labels": self.judge_all_labels(self.judge(self.rows.values), everything, self.rows.present),
                 "problems": self.count_problems(),
                 "subsets": subsets,
                 "summary": summarize(subsets),
@@ -134,6 +138,27 @@ class GenerationEvaluator:
             found[label]["all"] = float(np.all(list(right.values()), 0)[complete].mean())
         return found
 
+    def judge_all_labels(
+        self, shown: Mapping[str, Mapping[str, Array]], rows: Array, asked: Mapping[str, Array]
+    ) -> dict[str, list[float]]:
+        """Return by modality `all_right` of the labels, if there are several, over the rows that have them all.
+
+        Args:
+            shown: From `judge`, of n values of each modality.
+            rows: (n,) numbers of their rows.
+            asked: By modality that is judged, of which rows (N,) of the split.
+        """
+        found = {}
+        for name in asked.keys() & self.rows.values.keys():
+            labels = [label for label, own in shown.items() if name in own]
+            if len(labels) < 2:
+                continue
+            classes = np.stack([self.rows.classes[label][rows] for label in labels], 1)
+            known = (classes >= 0).all(1) & asked[name][rows]
+            if known.any():
+                found[name] = all_right((np.stack([shown[label][name] for label in labels], 1) == classes)[known])
+        return found
+
     def count_problems(self) -> dict[str, float]:
         """Return the share of the rows of the split that have each problem, of those of which it is known."""
         if self.problems is None:
@@ -152,8 +177,9 @@ class GenerationEvaluator:
         or accuracy of a label; `reconstruction_of_a_sample` of z; `ssim` and `frechet` of images from the mean, and
         from a sample; by label `probe`, the accuracy of a linear probe of the mean of z, `coherence`, the share of
         samples of each modality that show the right class, `diversity`, see `within_class_diversity`, of those
-        modalities that are not given, and `diversity_of_right`, of the samples that show the right class; `problems`,
-        see `ProblemProbes.judge`.
+        modalities that are not given, and `diversity_of_right`, of the samples that show the right class; `all_labels`
+        of each modality that is not given, where there are several labels, see `all_right`; `problems`, see
+        `ProblemProbes.judge`.
         """
         given, model = self.subsets[number], self.model
         found = run_pass(model, self.rows, given, self.generator, self.options.temperature)
@@ -172,12 +198,17 @@ class GenerationEvaluator:
             "reconstruction_of_a_sample": self._likeness(found, found.drawn),
             **self._image_metrics(found),
         }
-        kinds = {label: self._coherence(label, found, number) for label in self.rows.classes}
+        shown = self.judge(found.drawn)
+        kinds = {label: self._coherence(label, found, shown[label], number) for label in self.rows.classes}
         problems: dict[str, Any] = {}
         if self.problems is not None:
             targets = self.problems.judged[found.rows]
             problems = self.problem_probes[number].judge(found.latents, targets, self.problems.names)
-        return result | {"labels": kinds, "problems": problems}
+        new = {
+            name: np.ones(len(present), dtype=bool) for name, present in self.rows.present.items() if name not in given
+        }
+        all_labels = self.judge_all_labels(shown, found.rows, new)
+        return result | {"labels": kinds, "all_labels": all_labels, "problems": problems}
 
     def measure_prior(self, density: Density) -> dict[str, Any]:
         """Return the joint coherence of as many samples of a prior as there are rows, and Fréchet distances.
@@ -189,11 +220,16 @@ class GenerationEvaluator:
         drawn = self.model.sample_prior(count, density, names, self.options.temperature, self.generator)
         values = {name: value.cpu().numpy() for name, value in drawn.items()}
         coherence = {
-            label: joint_coherence(np.stack([own.predict(values[name]) for name, own in classifiers.items()]))
-            for label, classifiers in self.classifiers.items()
-            if classifiers
+            label: joint_coherence(np.stack([*shown.values()])) for label, shown in self.judge(values).items() if shown
         }
         return {"coherence": coherence, "frechet": self._frechet(values, np.arange(count))}
+
+    def judge(self, values: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+        """Return label → modality → the classes (n,) that its values (n, …) show."""
+        return {
+            label: {name: classifier.predict(values[name]) for name, classifier in classifiers.items()}
+            for label, classifiers in self.classifiers.items()
+        }
 
     def count_active_units(self) -> dict[str, list[int]]:
         """Return how many latent dimensions are active (Burda et al. 2016), and how many there are."""
@@ -270,14 +306,14 @@ class GenerationEvaluator:
         kinds = self.model.latent_head.modalities
         return [name for name in self.rows.values if kinds[name].kind == "image"]
 
-    def _coherence(self, label: str, found: Pass, number: int) -> dict[str, Any]:
+    def _coherence(self, label: str, found: Pass, shown: Mapping[str, Array], number: int) -> dict[str, Any]:
         classes = self.rows.classes[label][found.rows]
         known, given = classes >= 0, self.subsets[number]
         result: dict[str, Any] = {"coherence": {}, "diversity": {}, "diversity_of_right": {}}
         if label in self.probes[number] and known.any():
             result["probe"] = float(self.probes[number][label].score(found.latents[known], classes[known]))
-        for name, classifier in self.classifiers[label].items():
-            right = classifier.predict(found.drawn[name]) == classes
+        for name, own in shown.items():
+            right = own == classes
             result["coherence"][name] = float(right[known].mean())
             if name in given:
                 continue

@@ -37,6 +37,7 @@ def main_metrics(report: Mapping[str, Any]) -> dict[str, float]:
         for density, joint in report["joint"].items():
             if label in joint["coherence"]:
                 metrics[f"{label}_joint_{density}"] = joint["coherence"][label]
+    metrics |= {f"all_labels: {title}": own[-1] for title, own in strict_rows(report)}
     if report["problems"]:
         for entry in subsets:
             metrics[f"macro_auroc_{'+'.join(entry['given'])}"] = entry["problems"]["macro_auroc"]
@@ -80,6 +81,7 @@ def markdown_report(title: str, report: Mapping[str, Any]) -> str:
     lines += ["## What each subset of the modalities tells", "", *table_lines(headers, rows), ""]
     for label, summary in report["summary"].items():
         lines += _label_section(label, summary, report)
+    lines += _all_labels_section(report)
     if report["problems"]:
         lines += _problem_section(report)
     for name, texts in report.get("texts", {}).items():
@@ -118,6 +120,36 @@ def _label_section(label: str, summary: Mapping[str, float], report: Mapping[str
     }
     table = table_lines(["", "%"], [[name, _percent(value)] for name, value in facts.items() if value is not None])
     return [f"## {label}", "", *table_lines(headers, rows), "", *table, ""]
+
+
+def strict_rows(report: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+    """Return what shows several labels at once, as `given → generated` with `all_right`, and the two priors'."""
+    found = [
+        (f"{_given(entry)} → {name}", own) for entry in report["subsets"] for name, own in entry["all_labels"].items()
+    ]
+    for name, texts in report.get("texts", {}).items():
+        told = [entry for entry in texts["generated"] if name not in entry["given"] and "all_labels" in entry]
+        found += [(f"{_given(entry)} → {name}", entry["all_labels"]) for entry in told]
+        found += [
+            (f"{density} prior → everything with {name}", own) for density, own in texts.get("joint", {}).items()
+        ]
+        if told:
+            found.append((f"real {name}", texts["real"]["all_labels"]))
+    return [(title, own) for title, own in found if len(own) > 1]
+
+
+def _all_labels_section(report: Mapping[str, Any]) -> list[str]:
+    rows = strict_rows(report)
+    if not rows:
+        return []
+    known = [(f"real {name}, classified", own) for name, own in report["all_labels"].items()]
+    headers = [
+        "shows so many labels, all of them right",
+        *(str(k + 1) for k in range(max(len(own) for _, own in rows))),
+    ]
+    lines = [[title, *map(_percent, own)] for title, own in [*rows, *known]]
+    explained = "Of the labels, so many are drawn at random. A text shows a class if it names that one and no other."
+    return ["## Several labels at once", "", explained, "", *table_lines(headers, lines), ""]
 
 
 def _problem_section(report: Mapping[str, Any]) -> list[str]:

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from m3ae.data.multimodal import Batch
 from m3ae.metrics.classification import multi_label_f1
-from m3ae.metrics.text import text_metrics
+from m3ae.metrics.generation import all_right
+from m3ae.metrics.text import text_metrics, told_class
 from m3ae.tasks.controls import bag_of_words_scores
-from m3ae.tasks.generation_evaluation import GenerationEvaluator
+from m3ae.tasks.generation_evaluation import Density, GenerationEvaluator
 from m3ae.tasks.latent_passes import Array, evenly
+
+TOLD = 0.5  # share of the real texts that name their class of a label, from which on texts are judged by it
 
 
 class Written(NamedTuple):
@@ -44,10 +47,10 @@ class TextEvaluator:
     """Writes texts from the mean of z for rows that have every modality, and judges them.
 
     Args:
-        evaluator: Of the same rows; by its problems texts are judged, too.
+        evaluator: Of the same rows; by its problems texts are judged, and with its classifiers what is drawn jointly.
         decode_text: Token ids (N, L) → texts.
         max_rows: For how many rows, evenly spaced, texts are written.
-        seed: Where a posterior or prior has several components, of the one whose mean is taken.
+        seed: Of samples, and, where a posterior or prior has several components, of the one whose mean is taken.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class TextEvaluator:
         max_rows: int,
         seed: int = 0,
     ) -> None:
+        self.evaluator = evaluator
         self.model, self.rows, self.subsets = evaluator.model, evaluator.rows, evaluator.subsets
         self.problems, self.decode_text, self.max_rows = evaluator.problems, decode_text, max_rows
         self.generator = torch.Generator(self.model.device).manual_seed(seed)
@@ -93,6 +97,9 @@ class TextEvaluator:
             `rows`, their number; `generated`: for nothing, for each subset without the modality and for everything
             `given`, `text_metrics` and `multi_label_f1` of the problems that a classifier of real texts finds in what
             was written; `shuffled`: the same of other rows' texts; `real`: of the rows' own, the classifier's ceiling.
+            Where real texts name their classes of the model's labels (`TOLD`), also `labels`, the share that names
+            the right one and no other, and `all_labels`, see `all_right`; and `joint`, by prior, `all_right` of the
+            labels of which a text and everything drawn with it are of one class.
             And what was written, with what was given.
         """
         chosen = [[], *(list(given) for given in self.subsets if name not in given)]
@@ -104,13 +111,41 @@ class TextEvaluator:
         shift = max(1, len(first) // 2)
         shuffled = first[shift:] + first[:shift]
         judged = [text_metrics(lines, references) for lines in (*(lines for _, lines in made), shuffled)]
-        found = self._find_problems(texts.learnt, [*(lines for _, lines in made), shuffled, first], rows)
+        asked = [*(lines for _, lines in made), shuffled, first]
+        labels = self._labels_told(first, rows)
+        found = self._find_problems(texts.learnt, asked, rows)
+        found = [own | self._compare_labels(lines, rows, labels) for own, lines in zip(found, asked, strict=True)]
         generated = [
-            {"given": given, **metrics, **f1}
-            for (given, _), metrics, f1 in zip(made, judged[:-1], found[:-2], strict=True)
+            {"given": given, **metrics, **own}
+            for (given, _), metrics, own in zip(made, judged[:-1], found[:-2], strict=True)
         ]
         shown = {"rows": len(rows), "generated": generated, "shuffled": judged[-1] | found[-2], "real": found[-1]}
+        if labels:
+            densities: list[Density] = ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
+            shown["joint"] = {density: self.measure_prior(name, density, len(rows), labels) for density in densities}
         return shown, made
+
+    @torch.no_grad()
+    def measure_prior(
+        self, name: str, density: Density, count: int, labels: Mapping[str, Sequence[str]]
+    ) -> list[float]:
+        """Return `all_right` of the labels of which a text and all that a prior draws with it are of one class.
+
+        Args:
+            name: Of the text.
+            density: The prior.
+            count: How many samples.
+            labels: Names of the classes by label.
+        """
+        names, temperature = [*self.rows.values, name], self.evaluator.options.temperature
+        drawn = self.model.sample_prior(count, density, names, temperature, self.generator)
+        texts = self.decode_text(drawn.pop(name))
+        shown = self.evaluator.judge({own: value.cpu().numpy() for own, value in drawn.items()})
+        equal = [
+            np.all([told_class(texts, classes) == own for own in shown[label].values()], 0)
+            for label, classes in labels.items()
+        ]
+        return all_right(np.stack(equal, 1))
 
     @torch.no_grad()
     def write(self, name: str, given: Sequence[str], rows: Array) -> list[str]:
@@ -128,6 +163,26 @@ class TextEvaluator:
         points, back = z.unique(dim=0, return_inverse=True)
         lines = [line.strip() for line in self.decode_text(self.model.decode(points, [name])[name])]
         return [lines[number] for number in back.tolist()]
+
+    def _labels_told(self, texts: Sequence[str], rows: Array) -> dict[str, list[str]]:
+        """Return the names of the classes of those labels that real texts of rows tell."""
+        names = {label: self.model.latent_head.modalities[label].labels or [] for label in self.rows.classes}
+        return {
+            label: own
+            for label, own in names.items()
+            if (told_class(texts, own) == self.rows.classes[label][rows]).mean() >= TOLD
+        }
+
+    def _compare_labels(
+        self, texts: Sequence[str], rows: Array, labels: Mapping[str, Sequence[str]]
+    ) -> dict[str, Any]:
+        """Return how often texts of rows name the right class of each label, and of several at once."""
+        if not labels:
+            return {}
+        classes = np.stack([self.rows.classes[label][rows] for label in labels], 1)
+        told = np.stack([told_class(texts, own) for own in labels.values()], 1)
+        right = (told == classes)[(classes >= 0).all(1)]
+        return {"labels": dict(zip(labels, right.mean(0).tolist(), strict=True)), "all_labels": all_right(right)}
 
     def _find_problems(self, learnt: list[list[str]], asked: list[list[str]], rows: Array) -> list[dict[str, float]]:
         """Return the F1 of each list of texts of the rows, or nothing where no problems are known."""

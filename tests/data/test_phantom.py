@@ -28,11 +28,19 @@ def test_rows_have_the_columns_of_the_features_and_encode() -> None:
 
 def test_image_cells_survive_pickling_and_render_the_row(studies: list[dict[str, object]]) -> None:
     row = studies[5]
-    factors = Factors(*(row[name] for name in ("finding", "side", "zone", "size")))
+    factors = Factors(*(row[name] for name in ("finding", "side", "zone", "size", "heart")))
     for view in ("frontal", "lateral"):
         picture = pickle.loads(pickle.dumps(row[view]))()
         assert (picture.mode, picture.size) == ("L", (128, 128))
         assert picture.tobytes() == render(factors, 3, 5, view).tobytes()
+
+
+def test_on_request_every_study_has_all_factors() -> None:
+    drawn = list(rows(num_studies=50, factors="independent"))
+    names = ("finding", "side", "zone", "size", "heart")
+    assert all(row[name] in row["text"][0] for row in drawn for name in names)
+    row = drawn[7]
+    assert row["frontal"]().tobytes() == render(Factors(*(row[name] for name in names)), 0, 7, "frontal").tobytes()
 
 
 def test_a_study_does_not_depend_on_how_many_there_are() -> None:

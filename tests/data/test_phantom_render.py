@@ -57,6 +57,19 @@ def test_lungs_are_darker_than_heart_and_abdomen() -> None:
     assert max(right_lung.mean(), left_lung.mean()) + 0.2 < min(spine.mean(), liver.mean())
 
 
+@pytest.mark.parametrize("projection", VIEWS)
+def test_a_dilated_heart_is_wider_and_a_slender_one_is_that_of_others(projection: str) -> None:
+    lung = dict(zip(("side", "zone", "size"), ("right", "upper", "small"), strict=True))
+    for index in PATIENTS:
+        untold, slender, dilated = (
+            picture(Factors("nodule", **lung, heart=heart), index, projection)
+            for heart in (None, "slender", "dilated")
+        )
+        assert (untold == slender).all()
+        brighter = dilated - slender > 0.05
+        assert brighter[50:110].mean() > 0.02 and brighter[:30].mean() < 0.002
+
+
 @pytest.mark.parametrize("finding", ["nodule", "opacity", "effusion", "pneumothorax", "device"])
 def test_the_patients_left_is_at_the_images_right(finding: str) -> None:
     zone = None if finding == "device" else with_size(finding, "large").zone

@@ -13,20 +13,23 @@ from m3ae.data.phantom_report import (
     FIXED_ZONE,
     HEALTHY_SENTENCES,
     HEART_SENTENCES,
+    HEART_SIZE_SENTENCES,
     LUNG_SENTENCES,
     OTHER_SENTENCES,
     Factors,
     sample_factors,
+    sample_independent_factors,
     write_report,
 )
 
 DRAWN = [sample_factors(np.random.default_rng(seed)) for seed in range(600)]
+INDEPENDENT = [sample_independent_factors(np.random.default_rng(seed)) for seed in range(1200)]
 LUNG_FINDINGS = ("nodule", "opacity", "effusion", "pneumothorax")
 
 
 def expected_words(factors: Factors) -> set[str]:
     finding = {"none": None, "device": "pacemaker"}.get(factors.finding, factors.finding)
-    return {word for word in (finding, factors.side, factors.zone, factors.size) if word}
+    return {word for word in (finding, factors.side, factors.zone, factors.size, factors.heart) if word}
 
 
 def test_the_vocabulary() -> None:
@@ -35,17 +38,18 @@ def test_the_vocabulary() -> None:
         "side": ("left", "right"),
         "zone": ("upper", "middle", "lower"),
         "size": ("small", "moderate", "large"),
+        "heart": ("slender", "dilated"),
     }
 
 
 def test_each_word_of_an_applicable_factor_stands_in_the_report_once_and_no_other_does() -> None:
-    for seed, factors in enumerate(DRAWN):
+    for seed, factors in enumerate([*DRAWN, *INDEPENDENT]):
         report = write_report(factors, np.random.default_rng(seed))
         # Substrings count too ("enlarged", "upright"), and a capital would make another token of the same word.
         found = {word: report.lower().count(word) for word in itertools.chain(*FACTOR_WORDS.values())}
         assert {word: count for word, count in found.items() if count} == dict.fromkeys(expected_words(factors), 1)
         assert all(f" {word}" in report for word in expected_words(factors))
-        assert 1 <= report.count(".") <= 3
+        assert 1 <= report.count(".") - (factors.heart is not None) <= 3
 
 
 def test_every_template_states_each_of_its_factors_once() -> None:
@@ -53,6 +57,7 @@ def test_every_template_states_each_of_its_factors_once() -> None:
         (LUNG_SENTENCES, ("finding", "side", "zone", "size")),
         (HEART_SENTENCES, ("finding", "size")),
         (DEVICE_SENTENCES, ("finding", "side")),
+        (HEART_SIZE_SENTENCES, ("heart",)),
         (HEALTHY_SENTENCES + OTHER_SENTENCES, ()),
     ):
         assert len(set(templates)) == len(templates) >= 6
@@ -84,12 +89,21 @@ def test_only_applicable_factors_are_set() -> None:
     assert len(Counter(DRAWN)) == 1 + 2 * 18 + 2 * 6 + 3 + 2  # every combination there is
 
 
+def test_all_five_factors_are_independent_on_request() -> None:
+    counts = Counter(INDEPENDENT)
+    assert len(counts) == 2 * 2 * 3 * 3 * 2, "every combination there is"
+    expected = len(INDEPENDENT) / 72
+    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 102  # χ² with 71 degrees, p = 0.01
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         (("fracture",), "unknown finding 'fracture': expected one of none, nodule"),
         (("nodule", "left", "upper", None), "size of nodule is None: expected 'small' or 'moderate' or 'large'"),
         (("none", "left"), "side of none is 'left': expected None"),
+        (("none", None, None, None, "large"), "heart beside none is 'large': expected None or 'slender' or 'dilated'"),
+        (("cardiomegaly", None, None, "large", "dilated"), "heart beside cardiomegaly is 'dilated': expected None"),
         (("effusion", "left", "upper", "small"), "zone of effusion is 'upper': expected 'lower'"),
     ],
 )

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from scipy.linalg import sqrtm
 
 from m3ae.data.multimodal import drop_modalities
 from m3ae.metrics.generation import (
+    all_right,
     frechet_distance,
     joint_coherence,
     ssim,
@@ -63,6 +66,15 @@ def test_diversity_is_a_ratio_of_variances_within_classes() -> None:
     assert within_class_diversity(means[classes] + (real - means[classes]) / 2, real, classes) == pytest.approx(0.25)
     assert np.isnan(within_class_diversity(real, means[classes], np.arange(30)))
     assert within_class_diversity(np.sort(real, 0), real, classes) > 2, "wrong classes inflate it"
+
+
+def test_several_labels_are_right_as_often_as_draws_of_them_are() -> None:
+    right = np.random.default_rng(0).random((7, 4)) < 0.7
+    found = all_right(right)
+    for k in (1, 2, 3, 4):
+        drawn = [right[:, labels].all(1).mean() for labels in itertools.combinations(range(4), k)]
+        assert found[k - 1] == pytest.approx(np.mean(drawn))
+    assert found[0] == pytest.approx(right.mean()) and found[3] == pytest.approx(right.all(1).mean())
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.9])

@@ -5,6 +5,7 @@ from math import exp
 import pytest
 
 from m3ae.metrics import text_metrics
+from m3ae.metrics.text import told_class
 
 
 def test_bleu_by_hand() -> None:
@@ -32,3 +33,8 @@ def test_the_texts_themselves_are_right() -> None:
 def test_texts_have_references(references: list[list[str]]) -> None:
     with pytest.raises(ValueError, match=f"got 2 texts and {len(references)} lists of references"):
         text_metrics(["a", "b"], references)
+
+
+def test_a_text_tells_the_class_that_it_alone_names() -> None:
+    texts = ["A Large heart.", "large or small", "enlarged", "", "small", "(small)"]
+    assert told_class(texts, ["small", "large"]).tolist() == [1, -1, -1, -1, 0, 0]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,22 @@ def test_the_report_names_every_subset_and_metric(report: dict[str, Any]) -> Non
     assert report["active_units"].keys() == {"shared", "glyph", "speech"} and report["active_units"]["speech"][1] == 3
     assert sum(report["precision_shares"].values()) == pytest.approx(1, rel=1e-4)
     assert report["classifiers"]["label"]["speech"] > 0.9, "the tiny digits' speech says its label"
+
+
+def test_several_labels_are_judged_together_where_all_of_them_are_known() -> None:
+    classes = {"digit": np.array([0, 1, 2, -1, 1]), "hand": np.array([0, 1, 0, 1, 1])}
+    values = {"glyph": np.zeros((5, 1)), "speech": np.zeros((5, 1))}
+    own = SimpleNamespace(rows=SimpleNamespace(classes=classes, values=values))
+    shown = {
+        "digit": {"glyph": np.array([0, 2, 1, 0]), "speech": np.zeros(4)},
+        "hand": {"glyph": np.array([0, 0, 1, 1])},
+    }
+    asked = {"glyph": np.array([True, True, True, True, False]), "speech": np.ones(5, dtype=bool), "text": values}
+    found = GenerationEvaluator.judge_all_labels(own, shown, np.array([0, 2, 3, 4]), asked)
+    # Row 3 has no digit, row 4 no glyph; of row 0 both are right, of row 2 both; only one label judges speech.
+    assert found == {"glyph": [1.0, 1.0]}
+    everywhere = GenerationEvaluator.judge_all_labels(own, shown, np.array([0, 2, 4, 4]), {"glyph": np.ones(5, bool)})
+    assert everywhere == {"glyph": pytest.approx([7 / 8, 3 / 4])}
 
 
 def test_the_missing_rate_curve_begins_with_everything(report: dict[str, Any]) -> None:

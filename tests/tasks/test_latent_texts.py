@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from m3ae.tasks.generation_evaluation import GenerationEvaluator
+from m3ae.tasks.generation_report import markdown_report
 from m3ae.tasks.latent_problems import Problems
 from m3ae.tasks.latent_texts import TextEvaluator, Texts
 from m3ae.training.task_config import GenerationConfig
@@ -82,3 +83,35 @@ def test_what_is_written_is_judged(writer: TextEvaluator, monkeypatch: pytest.Mo
         "references": ["large heart"],
     }
     assert len(written) == 15 and written[-1]["given"] == ["frontal", "lateral", "text"]
+
+
+def test_texts_are_judged_by_the_labels_that_real_texts_name() -> None:
+    label = {"kind": "label", "encoder": "none", "hidden_size": 8, "num_layers": 1}
+    size, kind = {**label, "labels": ["small", "large"]}, {**label, "labels": ["nodule", "opacity"]}
+    model = latent_model(STUDY | {"kind": kind, "silent": {**label, "labels": ["a", "b"]}, "size": size})
+    batch = study_batch(4)
+    classes = {"kind": [0, 1, 1, 0], "silent": [0, 1, 0, 1], "size": [0, 0, 1, 1]}
+    batch |= {name: {"labels": torch.tensor(own)} for name, own in classes.items()}
+    for part in batch.values():
+        part["present"] = torch.ones(4, dtype=torch.bool)
+    evaluator = GenerationEvaluator(model, lambda: iter([batch]), iter([batch]), GenerationConfig())
+    writer = TextEvaluator(evaluator, words, max_rows=4)
+    rows, real = np.arange(4), ["small nodule", "small opacity", "large opacity", "large nodule"]
+    labels = writer._labels_told(real, rows)
+    assert labels == {"kind": ["nodule", "opacity"], "size": ["small", "large"]}, "no text names the silent one"
+    lines = ["small nodule", "small nodule", "large small opacity", "large nodule"]
+    found = writer._compare_labels(lines, rows, labels)
+    assert found["labels"] == pytest.approx({"kind": 3 / 4, "size": 3 / 4})
+    assert found["all_labels"] == pytest.approx([3 / 4, 1 / 2])
+
+    whole = evaluator.evaluate()
+    writer.decode_text = lambda ids: lines
+    evaluator.judge = lambda values: {
+        "kind": {"frontal": np.array([0, 0, 1, 1]), "lateral": np.array([0, 1, 1, 1])},
+        "size": {"frontal": np.array([0, 0, 0, 1]), "lateral": np.array([0, 0, 0, 1])},
+    }
+    # Of kind samples 0 and 2 agree in all three modalities, of size 0, 1 and 3.
+    assert writer.measure_prior("text", "own", 4, labels) == pytest.approx([5 / 8, 1 / 4])
+    report, _ = writer.measure("text", Texts([[line] for line in real], [[line] for line in real]), rows)
+    assert report["real"]["all_labels"] == [1.0, 1.0] and set(report["joint"]) == {"own"}
+    assert "| real text | 100.0 | 100.0 |" in markdown_report("tiny", whole | {"texts": {"text": report}})
