@@ -6,7 +6,7 @@ Shapes: B batch, K samples, C mixture components, M experts, D shared latent dim
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -257,6 +257,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         num_samples: int = 1,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        text_options: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Generate modalities from others: z from the posterior of all that is given, then what each decoder expects.
 
@@ -269,6 +270,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             num_samples: K.
             temperature: Factor on the standard deviation of everything that is drawn; 0 for the means.
             generator: Draws the noise.
+            text_options: For transformers' `generate` of autoregressive text decoders, such as `{"num_beams": 4}` or
+                `{"do_sample": True, "top_p": 0.9}`, which draws from the global random state.
 
         Returns:
             Name → (K, B, C, S, S) means of pixels, (K, B, …) means of values, (K, B, A) probabilities of classes, or
@@ -277,7 +280,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Raises:
             ValueError: A modality is unknown or lacks a tensor, or none is given.
         """
-        return self.decode(self.sample_latent(given, num_samples, temperature, generator), targets)
+        return self.decode(self.sample_latent(given, num_samples, temperature, generator), targets, text_options)
 
     @torch.no_grad()
     def sample_prior(
@@ -287,6 +290,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         targets: Sequence[str] | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        text_options: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Generate modalities together from the prior.
 
@@ -297,6 +301,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             temperature: Factor on the standard deviation of the own prior, or of its Gaussians, and of the private
                 latents given z; not of a fitted prior.
             generator: Draws the noise, on the model's device.
+            text_options: See `generate_modalities`.
 
         Returns:
             As `generate_modalities`, but (n, …).
@@ -304,7 +309,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Raises:
             ValueError: No prior has been fitted, or a target is unknown.
         """
-        return self.decode(self.sample_latent_prior(num_samples, density, temperature, generator), targets)
+        z = self.sample_latent_prior(num_samples, density, temperature, generator)
+        return self.decode(z, targets, text_options)
 
     @torch.no_grad()
     def sample_latent_prior(
@@ -347,7 +353,9 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         self.latent.prior_components = num_components
         self.fitted_prior = FittedPrior.fit(torch.cat(points), num_components, seed).to(self.device)
 
-    def decode(self, z: Tensor, targets: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def decode(
+        self, z: Tensor, targets: Sequence[str] | None = None, text_options: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
         """Return what the decoders expect at points z (…, Z), see `generate_modalities`.
 
         Raises:
@@ -355,7 +363,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         names = list(self.latent_head.modalities) if targets is None else list(targets)
         check_names(names, self.latent_head.modalities)
-        return {name: self.latent_head.decode(name, z) for name in names}
+        return {name: self.latent_head.decode(name, z, text_options) for name in names}
 
     def _read(self, modalities: Modalities) -> LatentInputs:
         return read_inputs(modalities, self.latent_head.modalities)

@@ -20,7 +20,7 @@ from m3ae.models.option_checks import (
 
 # Kind → encoders, decoders and likelihoods it may have, the default first.
 _ENCODERS = {"image": ("vit", "mlp", "cnn"), "text": ("roberta",)}
-_DECODERS = {"image": ("transformer", "mlp"), "text": ("transformer",)}
+_DECODERS = {"image": ("transformer", "mlp"), "text": ("transformer", "autoregressive")}
 _LIKELIHOODS = {"text": ("categorical",), "label": ("categorical",)}
 _KINDS = {"image": 3, "text": 0, "vector": 1, "sequence": 2, "label": 0}  # kind → dimensions of its shape
 
@@ -35,7 +35,7 @@ class ModalityConfig:
             images `cnn`, are of its own; `none` leaves the modality without an expert: it is decoded from z and says
             nothing about it. By default `vit` for images, `roberta` for texts, `mlp` for the rest.
         decoder: `transformer` (queries that attend to the latent tokens) or `mlp`; by default that for texts and
-            for images with the encoder `vit`.
+            for images with the encoder `vit`. For texts also `autoregressive`, see `m3ae.models.text_decoders`.
         shape: Of an image [C, S, S] (the trunk's if None), of a sequence [T, F], of a vector [F].
         labels: Names of the classes of a label.
         likelihood: `normal`, `laplace` or `bernoulli` (values in [0, 1]), or `categorical` for texts and labels. By
@@ -47,8 +47,9 @@ class ModalityConfig:
             (`m3ae.models.learned_prior.ConditionalPrior`); 0 for none.
         hidden_size: Width of the MLPs, or of the transformer decoder.
         num_layers: Hidden layers of each MLP, convolutions of stride 2, or blocks of the transformer decoder.
-        dropout: Of what enters the layers of the encoder `mlp` or `cnn`.
-        num_attention_heads: Attention heads of a transformer decoder.
+        dropout: Of what enters the layers of the encoder `mlp` or `cnn`; of the words that an autoregressive decoder
+            reads in training.
+        num_attention_heads: Attention heads of a transformer decoder, or an autoregressive one.
         patch_size: Side of the patches that a transformer decoder predicts; those of the trunk if None.
         max_length: Longest text in tokens that can be decoded, special ones included.
         mean: Subtracted from each channel of an image before it is encoded; CLIP's for the encoder `vit`, if None.
@@ -57,7 +58,7 @@ class ModalityConfig:
 
     kind: Literal["image", "text", "vector", "sequence", "label"]
     encoder: Literal["vit", "roberta", "mlp", "none"] | None = None
-    decoder: Literal["transformer", "mlp"] | None = None
+    decoder: Literal["transformer", "mlp", "autoregressive"] | None = None
     shape: list[int] | None = None
     labels: list[str] | None = None
     likelihood: Literal["normal", "laplace", "bernoulli", "categorical"] | None = None
@@ -113,7 +114,7 @@ class ModalityConfig:
         check_number(f"{owner}.scale", self.scale, positive=True)
         check_number(f"{owner}.weight", self.weight, positive=True)
         check_fraction(f"{owner}.dropout", self.dropout, 0.0, 0.9)
-        if self.decoder == "transformer":
+        if self.decoder in ("transformer", "autoregressive"):
             check_heads(owner, self.hidden_size, self.num_attention_heads)
         if self.encoder == "none" and self.private_size:
             raise ValueError(

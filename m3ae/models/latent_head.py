@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,12 @@ from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent import Gaussian, Mixture
 from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
-from m3ae.models.latent_decoders import PatchDecoder, TextDecoder, build_decoder
+from m3ae.models.latent_decoders import PatchDecoder, build_decoder
 from m3ae.models.latent_encoders import AttentionPool, Expert
 from m3ae.models.latent_inputs import TENSOR_NAMES, Modalities
 from m3ae.models.learned_prior import ConditionalPrior, HierarchicalPrior, LearnedPrior, ZeroLinear
 from m3ae.models.likelihoods import Likelihood
+from m3ae.models.text_decoders import TextDecoder
 
 
 class LatentPosterior(NamedTuple):
@@ -216,7 +217,7 @@ class LatentHead(nn.Module):
             targets: Name → tensors as `MultimodalCollator` returns them, finite.
             present: Name → (B,) bool.
             own: Name → (…, B) bool, see `complete`; everywhere if None.
-            text_noise: Name → uniform noise (…, B, 1 + L), see `TextDecoder.log_likelihood`.
+            text_noise: Name → uniform noise (…, B, 1 + L), see `m3ae.models.text_decoders`.
             generator: Draws the noise that is not given.
         """
         found: dict[str, Callable[[Tensor], Tensor]] = {}
@@ -257,8 +258,13 @@ class LatentHead(nn.Module):
         return torch.where(present, value, 0)
 
     @torch.no_grad()
-    def decode(self, name: str, z: Tensor) -> Tensor:
+    def decode(self, name: str, z: Tensor, text_options: Mapping[str, Any] | None = None) -> Tensor:
         """Return what is expected of a modality at z (…, Z): the mean of its likelihood, or its likeliest text.
+
+        Args:
+            name: Of the modality.
+            z: Points.
+            text_options: Of an autoregressive decoder, see `TextDecoder.generate`.
 
         Returns:
             (…, *shape) values, (…, A) probabilities of classes, or (…, L) token ids.
@@ -266,7 +272,7 @@ class LatentHead(nn.Module):
         latents = self.decoder_input(name, z)
         rows, decoder = latents.flatten(0, -2), self.decoders[name]
         if isinstance(decoder, TextDecoder):
-            ids: Tensor = decoder.generate(rows).unflatten(0, latents.shape[:-1])
+            ids: Tensor = decoder.generate(rows, **text_options or {}).unflatten(0, latents.shape[:-1])
             return ids
         likelihood = self.likelihoods[name]
         assert isinstance(likelihood, Likelihood)

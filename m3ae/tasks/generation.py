@@ -314,4 +314,7 @@ def _check_labels(latent: LatentConfig, dataset: MultimodalDataset) -> None:
     for name, found in dataset.label_names.items():
         expected = latent.typed_modalities[name].labels
         if found != expected:
-            raise ValueError(f"latent.modalities.{name}.labels: got {expected}, but the training split has {found}.")
+            raise ValueError(
+                f"latent.modalities.{name}.labels: got {expected}, but the training split has {found}; name them in "
+                "this order."
+            )

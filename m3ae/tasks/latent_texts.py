@@ -60,7 +60,7 @@ class TextEvaluator:
         max_rows: int,
         seed: int = 0,
     ) -> None:
-        self.evaluator = evaluator
+        self.evaluator, self.text_options = evaluator, evaluator.options.text_options
         self.model, self.rows, self.subsets = evaluator.model, evaluator.rows, evaluator.subsets
         self.problems, self.decode_text, self.max_rows = evaluator.problems, decode_text, max_rows
         self.generator = torch.Generator(self.model.device).manual_seed(seed)
@@ -138,7 +138,7 @@ class TextEvaluator:
             labels: Names of the classes by label.
         """
         names, temperature = [*self.rows.values, name], self.evaluator.options.temperature
-        drawn = self.model.sample_prior(count, density, names, temperature, self.generator)
+        drawn = self.model.sample_prior(count, density, names, temperature, self.generator, self.text_options)
         texts = self.decode_text(drawn.pop(name))
         shown = self.evaluator.judge({own: value.cpu().numpy() for own, value in drawn.items()})
         equal = [
@@ -161,7 +161,7 @@ class TextEvaluator:
     def _decode(self, name: str, z: Tensor) -> list[str]:
         """Return the texts at points (n, Z), of which equal ones are decoded once."""
         points, back = z.unique(dim=0, return_inverse=True)
-        lines = [line.strip() for line in self.decode_text(self.model.decode(points, [name])[name])]
+        lines = [line.strip() for line in self.decode_text(self.model.decode(points, [name], self.text_options)[name])]
         return [lines[number] for number in back.tolist()]
 
     def _labels_told(self, texts: Sequence[str], rows: Array) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 """Sections of the configuration that belong to one task each, or to all that fine-tune."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -136,6 +136,8 @@ class GenerationConfig(Section):
             distances; likelihoods and bounds do not know it.
         text_rows: Rows for which `m3ae evaluate` generates the texts given each subset that lacks them, evenly spaced
             among those that have every modality; 0 for none.
+        text_options: How an autoregressive text decoder writes them: options of transformers' `generate`, such as
+            `{num_beams: 4}`.
         problems: What `m3ae evaluate` probes the latents of every subset for beside the model's labels, and looks
             for in generated texts; `null` for nothing.
     """
@@ -146,4 +148,5 @@ class GenerationConfig(Section):
     importance_rows: PositiveInt = 100
     temperature: float = Field(default=1.0, ge=0)
     text_rows: NonNegativeInt = 100
+    text_options: dict[str, Any] = {}
     problems: ProblemsConfig | None = None

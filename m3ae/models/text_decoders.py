@@ -1,0 +1,205 @@
+"""Decoders of texts from z: a masked language model, and an autoregressive one.
+
+Shapes: R rows (any samples and components of a batch), Z dimensions of z and of the private latent together, L text
+tokens, T latent tokens, W width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DynamicCache, EncoderDecoderCache, GPT2Config, GPT2LMHeadModel
+
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.latent import upcast
+from m3ae.models.latent_attention import LatentAttention
+from m3ae.models.latent_configuration import ModalityConfig
+
+FULLY_MASKED_SHARE = 0.25  # of the rows in training: what generation starts from
+
+
+class TextDecoder(nn.Module, ABC):
+    """z → the likelihood of a text, or a text.
+
+    Raises:
+        ValueError: The configuration of the texts does not name their special tokens.
+    """
+
+    def __init__(self, config: M3AEConfig, modality: ModalityConfig) -> None:
+        super().__init__()
+        text = config.text_config
+        assert text is not None and not isinstance(text, dict)
+        self.max_length, self.vocab_size = modality.max_length, text.vocab_size
+        ends = (text.bos_token_id, text.eos_token_id, text.pad_token_id)
+        if not all(isinstance(token, int) for token in ends):
+            raise ValueError(f"text_config: bos, eos and pad tokens of a decoded text must be known, got {ends}.")
+        self.bos, self.eos, self.pad = map(int, ends)  # type: ignore[arg-type]  # checked
+        self.mask = text.vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
+        self.special = [self.bos, self.eos, self.pad, self.mask]
+
+    @abstractmethod
+    def log_likelihood(self, latents: Tensor, input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
+        """Return log p(text|z) in nats, (R,).
+
+        Args:
+            latents: (R, Z).
+            input_ids: (R, L), with its special tokens.
+            attention_mask: (R, L), 0 = padding.
+            noise: (R, 1 + L) uniform in [0, 1).
+
+        Raises:
+            ValueError: The texts are longer than `max_length`.
+        """
+
+    @abstractmethod
+    def generate(self, latents: Tensor, **options: Any) -> Tensor:
+        """Write a text for each row of latents (R, Z): token ids (R, L), padded.
+
+        Raises:
+            ValueError: An option that the decoder does not have.
+        """
+
+    def _check_length(self, input_ids: Tensor) -> None:
+        if input_ids.shape[1] > self.max_length:
+            raise ValueError(
+                f"Texts of {input_ids.shape[1]} tokens, expected at most {self.max_length}: set max_length of the "
+                "modality, or cut the texts (data.max_text_length)."
+            )
+
+
+class MaskedTextDecoder(TextDecoder):
+    """A masked language model given z, which also predicts how long the text is.
+
+    Its likelihood is that of filling in the tokens in random order (Hoogeboom et al. 2022): with k of n tokens masked,
+    k uniform in 1 … n, and Σ the log-probabilities of the masked ones, E[n/k · Σ] is a lower bound on log p(text | z,
+    length). In training, a quarter of the rows is fully masked instead, of which Σ is a bound, too. log p(length | z)
+    is added. The special tokens at both ends are certain.
+    """
+
+    def __init__(self, config: M3AEConfig, input_size: int, modality: ModalityConfig, num_tokens: int) -> None:
+        super().__init__(config, modality)
+        width = modality.hidden_size
+        self.embed = nn.Embedding(self.vocab_size, width)
+        self.positions = nn.Embedding(self.max_length, width)
+        self.attention = LatentAttention(input_size, modality, num_tokens)
+        self.predict = nn.Linear(width, self.vocab_size)
+        self.length = nn.Linear(input_size, self.max_length - 1)  # tokens beside the special ones: 0 … max_length − 2
+
+    def log_likelihood(self, latents: Tensor, input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
+        """Return a sample of the bound on log p(text|z), see the class."""
+        self._check_length(input_ids)
+        content = attention_mask.bool() & ~torch.isin(input_ids, input_ids.new_tensor([self.bos, self.eos, self.pad]))
+        count = content.sum(1)  # n
+        masked = noise[:, 1:].masked_fill(~content, 2).argsort(1).argsort(1) < self._num_masked(noise[:, :1], count)
+        logits = self._logits(input_ids.masked_fill(masked, self.mask), latents, attention_mask.bool(), masked)
+        found = -F.cross_entropy(upcast(logits), input_ids[masked], reduction="none")
+        sums = found.new_zeros(masked.shape).masked_scatter(masked, found).sum(1)
+        length = upcast(self.length(latents)).log_softmax(-1).gather(1, count[:, None])[:, 0]
+        return sums * count / masked.sum(1).clamp(min=1) + length
+
+    def _num_masked(self, noise: Tensor, count: Tensor) -> Tensor:
+        if self.training:
+            noise = ((noise - FULLY_MASKED_SHARE) / (1 - FULLY_MASKED_SHARE)).where(noise >= FULLY_MASKED_SHARE, 1)
+        return (noise * count[:, None]).floor() + 1
+
+    def _logits(self, input_ids: Tensor, latents: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
+        """Return the logits (…, V) of the tokens for which `wanted` (R, L) is True."""
+        tokens = self.embed(input_ids) + self.positions.weight[: input_ids.shape[1]]
+        logits: Tensor = self.predict(self.attention(tokens, latents, ~visible)[wanted])
+        return logits
+
+    @torch.no_grad()
+    def generate(self, latents: Tensor, **options: Any) -> Tensor:
+        """Write the likeliest length, then in each step the token of which the model is surest; without options."""
+        if options:
+            raise ValueError(
+                f"text options: got {', '.join(options)} for a masked text decoder, which writes in one way alone; "
+                "they are for the decoder autoregressive"
+            )
+        count = self.length(latents).argmax(-1, keepdim=True)  # (R, 1)
+        place = torch.arange(int(count.max()) + 2, device=latents.device)
+        input_ids = torch.full((len(latents), len(place)), self.pad, device=latents.device)
+        input_ids[:, 0] = self.bos
+        input_ids.scatter_(1, count + 1, self.eos)
+        hidden, visible = (place >= 1) & (place <= count), place <= count + 1
+        input_ids[hidden] = self.mask
+        while hidden.any():
+            logits = upcast(self._logits(input_ids, latents, visible, hidden))
+            logits[:, self.special] = -torch.inf
+            confidence, token = logits.softmax(-1).max(-1)
+            surest = confidence.new_full(hidden.shape, -1).masked_scatter(hidden, confidence).argmax(1, keepdim=True)
+            chosen = hidden & (place == surest)
+            input_ids[chosen] = input_ids.masked_scatter(hidden, token)[chosen]
+            hidden = hidden & ~chosen
+        return input_ids
+
+
+class AutoregressiveTextDecoder(TextDecoder):
+    """A GPT-2 (Radford et al. 2019) that attends to latent tokens made of z; its likelihood is exact.
+
+    In training, a share of the words that it reads is masked, `dropout` of the modality: what it cannot copy from the
+    words before it has to read from z (word dropout, Bowman et al. 2016).
+    """
+
+    def __init__(self, config: M3AEConfig, input_size: int, modality: ModalityConfig, num_tokens: int) -> None:
+        super().__init__(config, modality)
+        self.num_tokens, self.word_dropout = num_tokens, modality.dropout
+        self.latent_tokens = nn.Linear(input_size, num_tokens * modality.hidden_size)
+        self.model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=self.vocab_size,
+                n_positions=self.max_length,
+                n_embd=modality.hidden_size,
+                n_layer=modality.num_layers,
+                n_head=modality.num_attention_heads,
+                add_cross_attention=True,
+                tie_word_embeddings=False,
+                embd_pdrop=0.0,
+                resid_pdrop=0.0,
+                attn_pdrop=0.0,
+                bos_token_id=self.bos,
+                eos_token_id=self.eos,
+                pad_token_id=self.pad,
+            )
+        )
+
+    def log_likelihood(self, latents: Tensor, input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
+        """Return log p(text|z), that of its end included."""
+        self._check_length(input_ids)
+        content, read = attention_mask.bool(), input_ids
+        if self.training and self.word_dropout:
+            hidden = (noise[:, 1:] < self.word_dropout) & content & (input_ids != self.bos)
+            read = input_ids.masked_fill(hidden, self.mask)
+        # Padding is at the end, where nothing before it looks.
+        states = self.model.transformer(
+            input_ids=read, encoder_hidden_states=self._memory(latents), use_cache=False
+        ).last_hidden_state
+        wanted = content[:, 1:]
+        logits = upcast(self.model.lm_head(states[:, :-1][wanted]))
+        found = -F.cross_entropy(logits, input_ids[:, 1:][wanted], reduction="none")
+        return found.new_zeros(wanted.shape).masked_scatter(wanted, found).sum(1)
+
+    @torch.no_grad()
+    def generate(self, latents: Tensor, **options: Any) -> Tensor:
+        """Write the likeliest next token until the end, or as the options of transformers' `generate` say."""
+        start = torch.full((len(latents), 1), self.bos, device=latents.device)
+        cache = EncoderDecoderCache(DynamicCache(config=self.model.config), DynamicCache(config=self.model.config))
+        settings: dict[str, Any] = {"do_sample": False, "suppress_tokens": [self.bos, self.pad, self.mask]}
+        written = self.model.generate(  # type: ignore[misc]  # its annotation of self
+            start,
+            attention_mask=torch.ones_like(start),
+            encoder_hidden_states=self._memory(latents),
+            past_key_values=cache,
+            **settings | {"max_length": self.max_length} | options,
+        )
+        assert isinstance(written, Tensor)
+        return written
+
+    def _memory(self, latents: Tensor) -> Tensor:
+        """Return latent tokens (R, T, W)."""
+        tokens: Tensor = self.latent_tokens(latents).unflatten(-1, (self.num_tokens, -1))
+        return tokens
