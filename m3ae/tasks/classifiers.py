@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m3ae.metrics.classification import UNKNOWN
 from m3ae.models.latent_configuration import ModalityConfig
 from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
 
@@ -31,14 +32,17 @@ class RealDataClassifier:
 
     Args:
         values: (N, …) images (C, S, S), sequences (T, F) or vectors.
-        classes: (N,) numbers.
+        classes: (N,) numbers, or (N, A) which of A classes a sample has: 1, 0, or `UNKNOWN`.
         seed: Of its weights, and of the order of samples.
     """
 
     def __init__(self, values: NDArray[np.float32], classes: NDArray[np.int64], seed: int = 0) -> None:
         distinct = list({value.tobytes(): row for row, value in enumerate(values)}.values())
-        images, numbers = torch.from_numpy(values[distinct]), classes[distinct]
-        self.classes, targets = np.unique(numbers, return_inverse=True)
+        images, targets = torch.from_numpy(values[distinct]), classes[distinct]
+        if targets.ndim == 1:
+            self.classes, targets = np.unique(targets, return_inverse=True)
+        else:
+            self.classes = np.arange(targets.shape[1])
         self._is_image = values.ndim == 4
         over = None if self._is_image else 0
         self._mean = torch.from_numpy(np.asarray(images.numpy().mean(over)))
@@ -53,11 +57,15 @@ class RealDataClassifier:
         self._encode.eval()
 
     def predict(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Return the classes (N,) of values (N, …)."""
-        with torch.no_grad():
-            chosen = self._output(self._features(torch.from_numpy(values))).argmax(-1)
-        found: NDArray[np.int64] = self.classes[chosen.numpy()]
+        """Return the likeliest classes (N,) of values (N, …)."""
+        found: NDArray[np.int64] = self.classes[self.scores(values).argmax(-1)]
         return found
+
+    @torch.no_grad()
+    def scores(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a logit of each class, (N, A), of values (N, …)."""
+        logits: NDArray[np.float32] = self._output(self._features(torch.from_numpy(values))).numpy()
+        return logits
 
     def features(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return what its last hidden layer says of values (N, …): (N, F)."""
@@ -82,10 +90,18 @@ class RealDataClassifier:
             batch = self._scaled(values[rows])
             if self._is_image:
                 batch = batch.roll(torch.randint(-1, 2, (2,)).tolist(), (2, 3))
-            loss = F.cross_entropy(self._output(self._encode(batch)), targets[rows])
+            loss = _loss(self._output(self._encode(batch)), targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of classes (N,), or the binary ones of those (N, A) that are known."""
+    if targets.dim() == 1:
+        return F.cross_entropy(logits, targets)
+    known = targets != UNKNOWN
+    return F.binary_cross_entropy_with_logits(logits[known], targets[known].float())
 
 
 def linear_probe(latents: NDArray[np.float32], classes: NDArray[np.int64]) -> Pipeline:

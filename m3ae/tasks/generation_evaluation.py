@@ -37,7 +37,7 @@ from m3ae.tasks.latent_passes import (
     posterior_means,
     run_pass,
 )
-from m3ae.tasks.latent_problems import ProblemProbes, Problems
+from m3ae.tasks.latent_problems import ProblemProbes, Problems, rank_problems
 from m3ae.training.task_config import GenerationConfig
 
 MISSING_RATES = tuple(round(0.1 * tenth, 1) for tenth in range(10))
@@ -85,10 +85,16 @@ class GenerationEvaluator:
             for given, own in zip(self.subsets, latents, strict=True)
         ]
         self.problem_probes: list[ProblemProbes] = []
+        self.problem_classifiers: dict[str, RealDataClassifier] = {}
         if problems is not None:
             for given, own in zip(self.subsets, latents, strict=True):
                 there = learnt.having(given)
                 self.problem_probes.append(ProblemProbes(own[there], problems.learnt[there]))
+            for name in self._images():
+                there = learnt.having([name])
+                self.problem_classifiers[name] = RealDataClassifier(
+                    learnt.values[name][there], problems.learnt[there], seed
+                )
         self.classifiers: dict[str, dict[str, RealDataClassifier]] = {
             label: {
                 name: RealDataClassifier(values[valid], classes[valid], seed)
@@ -103,9 +109,9 @@ class GenerationEvaluator:
 
         `classifiers`: label → modality → accuracy on real data, and `all`, the share of rows that all of them know;
         `all_labels`: modality → `all_right` of its classifiers on real data, where there are several labels;
-        `problems`: see `count_problems`; `subsets`: see `measure_subset`; `summary`: see `summarize`; `joint`: see
-        `measure_prior`; `active_units`, `precision_shares`, `permutation`: of the posterior given everything;
-        `missing_rate`: see `missing_curve`.
+        `problems`: see `count_problems`; `problems_seen`: see `see_problems`, of real images; `subsets`: see
+        `measure_subset`; `summary`: see `summarize`; `joint`: see `measure_prior`; `active_units`,
+        `precision_shares`, `permutation`: of the posterior given everything; `missing_rate`: see `missing_curve`.
         """
         with torch.no_grad():
             present = [number for number, given in enumerate(self.subsets) if len(self.rows.having(given))]
@@ -117,6 +123,7 @@ class GenerationEvaluator:
                 "classifiers": self.judge_real_data(),
                 "all_labels": self.judge_all_labels(self.judge(self.rows.values), everything, self.rows.present),
                 "problems": self.count_problems(),
+                "problems_seen": self.see_problems(self.rows.values, everything, self.rows.present),
                 "subsets": subsets,
                 "summary": summarize(subsets),
                 "joint": {density: self.measure_prior(density) for density in densities},
@@ -169,6 +176,24 @@ class GenerationEvaluator:
             for name, truth, own in zip(self.problems.names, self.problems.judged.T, known.T, strict=True)
         }
 
+    def see_problems(self, values: Mapping[str, Array], rows: Array, asked: Mapping[str, Array]) -> dict[str, float]:
+        """Return how well a classifier of real images sees the problems of the rows: by modality the macro AUROC.
+
+        Args:
+            values: (n, …) of each modality.
+            rows: (n,) numbers of their rows.
+            asked: By modality that is judged, of which rows (N,) of the split.
+        """
+        if self.problems is None:
+            return {}
+        found = {}
+        for name in self.problem_classifiers.keys() & asked.keys():
+            there = asked[name][rows]
+            scores = self.problem_classifiers[name].scores(values[name][there])
+            ranked = rank_problems(scores, self.problems.judged[rows][there], self.problems.names)
+            found[name] = ranked["macro_auroc"]
+        return found
+
     def measure_subset(self, number: int) -> dict[str, Any]:
         """Return what a subset of the modalities tells.
 
@@ -179,7 +204,7 @@ class GenerationEvaluator:
         samples of each modality that show the right class, `diversity`, see `within_class_diversity`, of those
         modalities that are not given, and `diversity_of_right`, of the samples that show the right class; `all_labels`
         of each modality that is not given, where there are several labels, see `all_right`; `problems`, see
-        `ProblemProbes.judge`.
+        `ProblemProbes.judge`; `problems_seen`, see `see_problems`, in images that are not given.
         """
         given, model = self.subsets[number], self.model
         found = run_pass(model, self.rows, given, self.generator, self.options.temperature)
@@ -208,7 +233,8 @@ class GenerationEvaluator:
             name: np.ones(len(present), dtype=bool) for name, present in self.rows.present.items() if name not in given
         }
         all_labels = self.judge_all_labels(shown, found.rows, new)
-        return result | {"labels": kinds, "all_labels": all_labels, "problems": problems}
+        seen = self.see_problems(found.drawn, found.rows, new)
+        return result | {"labels": kinds, "all_labels": all_labels, "problems": problems, "problems_seen": seen}
 
     def measure_prior(self, density: Density) -> dict[str, Any]:
         """Return the joint coherence of as many samples of a prior as there are rows, and Fréchet distances.
@@ -292,14 +318,16 @@ class GenerationEvaluator:
         return {"ssim": similarity, "frechet": self._frechet(found.drawn, found.rows)}
 
     def _frechet(self, made: Mapping[str, Array], rows: Array) -> dict[str, float]:
-        """Return the distances of images to the real ones of rows, on features of the first label's classifier."""
-        distances = {}
-        for classifiers in list(self.classifiers.values())[:1]:
-            for name in self._images():
-                valid = self.rows.present[name][rows]
-                if name in classifiers and valid.sum() > 1:
-                    real = classifiers[name].features(self.rows.values[name][rows][valid])
-                    distances[name] = frechet_distance(real, classifiers[name].features(made[name]))
+        """Return the distances of images to the real ones of rows.
+
+        Features are those of the first label's classifier, or, without a label, of the problems'.
+        """
+        distances, classifiers = {}, next(iter(self.classifiers.values()), self.problem_classifiers)
+        for name in self._images():
+            valid = self.rows.present[name][rows]
+            if name in classifiers and valid.sum() > 1:
+                real = classifiers[name].features(self.rows.values[name][rows][valid])
+                distances[name] = frechet_distance(real, classifiers[name].features(made[name]))
         return distances
 
     def _images(self) -> list[str]:

@@ -40,7 +40,9 @@ def main_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     metrics |= {f"all_labels: {title}": own[-1] for title, own in strict_rows(report)}
     if report["problems"]:
         for entry in subsets:
-            metrics[f"macro_auroc_{'+'.join(entry['given'])}"] = entry["problems"]["macro_auroc"]
+            given = "+".join(entry["given"])
+            metrics[f"macro_auroc_{given}"] = entry["problems"]["macro_auroc"]
+            metrics |= {f"macro_auroc_{given}_seen_in_{name}": own for name, own in entry["problems_seen"].items()}
     for name, texts in report.get("texts", {}).items():
         for entry in texts["generated"]:
             for metric in ("bleu_4", "macro_f1"):
@@ -159,7 +161,14 @@ def _problem_section(report: Mapping[str, Any]) -> list[str]:
     for name, share in report["problems"].items():
         rows.append([name, _percent(share), *(_percent(entry["problems"]["auroc"][name]) for entry in subsets)])
     explained = "Area under the ROC curve of linear probes of z, learnt from training rows; 50 is a guess."
-    return ["## Problems", "", explained, "", *table_lines(headers, rows), ""]
+    lines = ["## Problems", "", explained, "", *table_lines(headers, rows), ""]
+    images = list(report["problems_seen"])
+    if images:
+        sources = [(_given(entry), entry) for entry in subsets if entry["problems_seen"]] + [("real images", report)]
+        seen = [[title, *(_percent(own["problems_seen"].get(name)) for name in images)] for title, own in sources]
+        explained = "What a classifier of real images sees of them in images drawn from what is given: macro average."
+        lines += [explained, "", *table_lines(["given", *images], seen), ""]
+    return lines
 
 
 def _text_section(name: str, texts: Mapping[str, Any]) -> list[str]:

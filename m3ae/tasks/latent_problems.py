@@ -83,6 +83,18 @@ class ProblemReader:
         return {row: Example(0, row, (), labels, {}) for row, labels in labelled if labels is not None}
 
 
+def rank_problems(scores: NDArray[np.floating], targets: Targets, names: Sequence[str]) -> dict[str, Any]:
+    """Return `auroc` by problem, NaN where the rows are not of both kinds, and the mean of the others, `macro_auroc`.
+
+    Args:
+        scores: (N, A).
+        targets: (N, A), see `Problems`.
+        names: Of the A problems.
+    """
+    found = multi_label_metrics(scores, targets.astype(np.float64), names)
+    return {"auroc": {name: found[f"{name}_auroc"] for name in names}, "macro_auroc": found["macro_auroc"]}
+
+
 class ProblemProbes:
     """A linear probe for each problem that some rows have and others have not.
 
@@ -99,18 +111,11 @@ class ProblemProbes:
             self._probes.append(linear_probe(latents[known], truth[known]) if defined else None)
 
     def judge(self, latents: NDArray[np.float32], targets: Targets, names: Sequence[str]) -> dict[str, Any]:
-        """Return `auroc` by problem, NaN where no probe or no rows of both kinds are, and the mean `macro_auroc`.
-
-        Args:
-            latents: (N, D).
-            targets: (N, A), see `Problems`.
-            names: Of the A problems.
-        """
-        scores, truth = np.zeros(targets.shape), targets.astype(np.float64)
+        """Return `rank_problems` of latents (N, D); a problem without probe is like one without rows of both kinds."""
+        scores, truth = np.zeros(targets.shape), targets.copy()
         for column, probe in enumerate(self._probes):
             if probe is None:
                 truth[:, column] = UNKNOWN
             else:
                 scores[:, column] = probe.decision_function(latents)
-        found = multi_label_metrics(scores, truth, names)
-        return {"auroc": {name: found[f"{name}_auroc"] for name in names}, "macro_auroc": found["macro_auroc"]}
+        return rank_problems(scores, truth, names)

@@ -1,5 +1,6 @@
 import numpy as np
 
+from m3ae.metrics.classification import UNKNOWN
 from m3ae.tasks.classifiers import RealDataClassifier, linear_probe
 
 
@@ -17,6 +18,16 @@ def test_it_tells_classes_of_images_that_are_shifted_by_a_pixel() -> None:
     others, truth = blobs(30, 1)
     assert (classifier.predict(others) == truth).all()
     assert (classifier.predict(np.roll(others, 1, 3)) == truth).all()
+
+
+def test_several_classes_at_once_are_learnt_from_what_is_known_of_them() -> None:
+    values, classes = blobs(30, 0)
+    targets = np.stack([classes == 0, classes != 2], 1).astype(int)
+    targets[::7, 0] = UNKNOWN
+    others, truth = blobs(30, 1)
+    scores = RealDataClassifier(values, targets).scores(others)
+    for own, has in zip(scores.T, (truth == 0, truth != 2), strict=True):
+        assert own[has].min() > own[~has].max()
 
 
 def test_repeated_values_are_learnt_once() -> None:

@@ -155,6 +155,7 @@ def test_the_command_leaves_a_report_and_figures(data: Path, tmp_path: Path) -> 
     result = CliRunner().invoke(cli, ["evaluate", str(path), f"model={tmp_path}", "--output", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "test/label_one_to_one" in result.output
+    assert "What a classifier of real images sees" in (tmp_path / "out" / "latent.md").read_text()
     names = {
         "latent.json",
         "latent.md",

@@ -85,11 +85,29 @@ def test_what_is_written_is_judged(writer: TextEvaluator, monkeypatch: pytest.Mo
     assert len(written) == 15 and written[-1]["given"] == ["frontal", "lateral", "text"]
 
 
+def test_problems_are_looked_for_in_images_that_were_not_given(writer: TextEvaluator) -> None:
+    evaluator, everything = writer.evaluator, np.arange(6)
+    assert set(evaluator.problem_classifiers) == {"frontal", "lateral"}
+    looked_at: list[Any] = []
+    for classifier in evaluator.problem_classifiers.values():
+        classifier.scores = lambda values: (looked_at.append(len(values)), values[:, 0, :1, 0].repeat(2, 1))[1]
+    truth = evaluator.problems.judged[:, 0]
+    right = {name: truth[:, None, None, None].astype(float) for name in ("frontal", "lateral")}
+    assert evaluator.see_problems(right, everything, evaluator.rows.present) == {"frontal": 1.0, "lateral": 1.0}
+    assert sorted(looked_at) == [5, 6], "row 1 lacks the lateral view"
+    wrong = {"frontal": -right["frontal"], "lateral": right["lateral"]}
+    assert evaluator.see_problems(wrong, everything, {"frontal": np.ones(6, dtype=bool)}) == {"frontal": 0.0}
+    entry = evaluator.measure_subset(0)
+    assert entry["given"] == ["frontal"] and set(entry["problems_seen"]) == {"lateral"}
+    assert set(entry["frechet"]) == {"frontal", "lateral"}, "on features of these classifiers, as there is no label"
+
+
 def test_texts_are_judged_by_the_labels_that_real_texts_name() -> None:
     label = {"kind": "label", "encoder": "none", "hidden_size": 8, "num_layers": 1}
     size, kind = {**label, "labels": ["small", "large"]}, {**label, "labels": ["nodule", "opacity"]}
-    model = latent_model(STUDY | {"kind": kind, "silent": {**label, "labels": ["a", "b"]}, "size": size})
-    batch = study_batch(4)
+    study = {name: STUDY[name] for name in ("frontal", "text")}
+    model = latent_model(study | {"kind": kind, "silent": {**label, "labels": ["a", "b"]}, "size": size})
+    batch = {name: part for name, part in study_batch(4).items() if name in study}
     classes = {"kind": [0, 1, 1, 0], "silent": [0, 1, 0, 1], "size": [0, 0, 1, 1]}
     batch |= {name: {"labels": torch.tensor(own)} for name, own in classes.items()}
     for part in batch.values():
@@ -107,10 +125,10 @@ def test_texts_are_judged_by_the_labels_that_real_texts_name() -> None:
     whole = evaluator.evaluate()
     writer.decode_text = lambda ids: lines
     evaluator.judge = lambda values: {
-        "kind": {"frontal": np.array([0, 0, 1, 1]), "lateral": np.array([0, 1, 1, 1])},
-        "size": {"frontal": np.array([0, 0, 0, 1]), "lateral": np.array([0, 0, 0, 1])},
+        "kind": {"frontal": np.array([0, 1, 1, 1])},
+        "size": {"frontal": np.array([0, 0, 0, 1])},
     }
-    # Of kind samples 0 and 2 agree in all three modalities, of size 0, 1 and 3.
+    # Of kind samples 0 and 2 agree, of size 0, 1 and 3.
     assert writer.measure_prior("text", "own", 4, labels) == pytest.approx([5 / 8, 1 / 4])
     report, _ = writer.measure("text", Texts([[line] for line in real], [[line] for line in real]), rows)
     assert report["real"]["all_labels"] == [1.0, 1.0] and set(report["joint"]) == {"own"}
