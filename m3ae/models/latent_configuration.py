@@ -36,6 +36,8 @@ class ModalityConfig:
             nothing about it. By default `vit` for images, `roberta` for texts, `mlp` for the rest.
         decoder: `transformer` (queries that attend to the latent tokens) or `mlp`; by default that for texts and
             for images with the encoder `vit`. For texts also `autoregressive`, see `m3ae.models.text_decoders`.
+        conditioning: How a transformer or autoregressive decoder reads the latent tokens: `cross_attention`, or as a
+            `prefix` of its own tokens.
         shape: Of an image [C, S, S] (the trunk's if None), of a sequence [T, F], of a vector [F].
         labels: Names of the classes of a label.
         likelihood: `normal`, `laplace` or `bernoulli` (values in [0, 1]), or `categorical` for texts and labels. By
@@ -59,6 +61,7 @@ class ModalityConfig:
     kind: Literal["image", "text", "vector", "sequence", "label"]
     encoder: Literal["vit", "roberta", "mlp", "none"] | None = None
     decoder: Literal["transformer", "mlp", "autoregressive"] | None = None
+    conditioning: Literal["cross_attention", "prefix"] = "cross_attention"
     shape: list[int] | None = None
     labels: list[str] | None = None
     likelihood: Literal["normal", "laplace", "bernoulli", "categorical"] | None = None
@@ -102,6 +105,7 @@ class ModalityConfig:
         config = cls(**filled)
         check_choice(f"{owner}.encoder", config.encoder, encoders)
         check_choice(f"{owner}.decoder", config.decoder, decoders)
+        check_choice(f"{owner}.conditioning", config.conditioning, ("cross_attention", "prefix"))
         check_choice(f"{owner}.likelihood", config.likelihood, likelihoods)
         config._check_sizes(owner)
         return config

@@ -139,7 +139,7 @@ class MaskedTextDecoder(TextDecoder):
 
 
 class AutoregressiveTextDecoder(TextDecoder):
-    """A GPT-2 (Radford et al. 2019) that attends to latent tokens made of z; its likelihood is exact.
+    """A GPT-2 (Radford et al. 2019) that reads latent tokens made of z; its likelihood is exact.
 
     In training, a share of the words that it reads is masked, `dropout` of the modality: what it cannot copy from the
     words before it has to read from z (word dropout, Bowman et al. 2016).
@@ -148,15 +148,16 @@ class AutoregressiveTextDecoder(TextDecoder):
     def __init__(self, config: M3AEConfig, input_size: int, modality: ModalityConfig, num_tokens: int) -> None:
         super().__init__(config, modality)
         self.num_tokens, self.word_dropout = num_tokens, modality.dropout
+        self.prefix = modality.conditioning == "prefix"
         self.latent_tokens = nn.Linear(input_size, num_tokens * modality.hidden_size)
         self.model = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=self.vocab_size,
-                n_positions=self.max_length,
+                n_positions=self.max_length + num_tokens * self.prefix,
                 n_embd=modality.hidden_size,
                 n_layer=modality.num_layers,
                 n_head=modality.num_attention_heads,
-                add_cross_attention=True,
+                add_cross_attention=not self.prefix,
                 tie_word_embeddings=False,
                 embd_pdrop=0.0,
                 resid_pdrop=0.0,
@@ -175,11 +176,9 @@ class AutoregressiveTextDecoder(TextDecoder):
             hidden = (noise[:, 1:] < self.word_dropout) & content & (input_ids != self.bos)
             read = input_ids.masked_fill(hidden, self.mask)
         # Padding is at the end, where nothing before it looks.
-        states = self.model.transformer(
-            input_ids=read, encoder_hidden_states=self._memory(latents), use_cache=False
-        ).last_hidden_state
+        states = self.model.transformer(**self._inputs(read, latents), use_cache=False).last_hidden_state
         wanted = content[:, 1:]
-        logits = upcast(self.model.lm_head(states[:, :-1][wanted]))
+        logits = upcast(self.model.lm_head(states[:, -input_ids.shape[1] : -1][wanted]))
         found = -F.cross_entropy(logits, input_ids[:, 1:][wanted], reduction="none")
         return found.new_zeros(wanted.shape).masked_scatter(wanted, found).sum(1)
 
@@ -187,19 +186,28 @@ class AutoregressiveTextDecoder(TextDecoder):
     def generate(self, latents: Tensor, **options: Any) -> Tensor:
         """Write the likeliest next token until the end, or as the options of transformers' `generate` say."""
         start = torch.full((len(latents), 1), self.bos, device=latents.device)
-        cache = EncoderDecoderCache(DynamicCache(config=self.model.config), DynamicCache(config=self.model.config))
-        settings: dict[str, Any] = {"do_sample": False, "suppress_tokens": [self.bos, self.pad, self.mask]}
-        written = self.model.generate(  # type: ignore[misc]  # its annotation of self
-            start,
-            attention_mask=torch.ones_like(start),
-            encoder_hidden_states=self._memory(latents),
-            past_key_values=cache,
-            **settings | {"max_length": self.max_length} | options,
-        )
+        settings = {
+            "do_sample": False,
+            "suppress_tokens": [self.bos, self.pad, self.mask],
+            "max_new_tokens": self.max_length - 1,
+            **self._inputs(start, latents),
+        }
+        if self.prefix:
+            places = settings["inputs_embeds"].shape[:2]
+        else:
+            places = start.shape
+            caches = (DynamicCache(config=self.model.config) for _ in range(2))
+            settings["past_key_values"] = EncoderDecoderCache(*caches)
+        settings["attention_mask"] = torch.ones(places, dtype=torch.long, device=latents.device)
+        written = self.model.generate(**settings | options)  # type: ignore[misc]  # its annotation of self
         assert isinstance(written, Tensor)
-        return written
+        return (
+            torch.cat([start, written], 1) if self.prefix else written
+        )  # given embeddings, it returns the rest alone
 
-    def _memory(self, latents: Tensor) -> Tensor:
-        """Return latent tokens (R, T, W)."""
-        tokens: Tensor = self.latent_tokens(latents).unflatten(-1, (self.num_tokens, -1))
-        return tokens
+    def _inputs(self, input_ids: Tensor, latents: Tensor) -> dict[str, Any]:
+        """Return what the GPT-2 reads: tokens (R, L) and latents (R, Z)."""
+        memory = self.latent_tokens(latents).unflatten(-1, (self.num_tokens, -1))  # (R, T, W)
+        if self.prefix:
+            return {"inputs_embeds": torch.cat([memory, self.model.transformer.wte(input_ids)], 1)}
+        return {"input_ids": input_ids, "encoder_hidden_states": memory}

@@ -13,10 +13,11 @@ from tests.models.tiny import tiny_config
 from tests.models.tiny_latent import STUDY, TRANSFORMER, latent_model, study_batch
 
 
-@pytest.fixture
-def decoder() -> MaskedTextDecoder:
+@pytest.fixture(params=["cross_attention", "prefix"])
+def decoder(request: pytest.FixtureRequest) -> MaskedTextDecoder:
     torch.manual_seed(0)
-    modality = ModalityConfig.of("text", {"kind": "text", "max_length": 14, **TRANSFORMER})
+    options = {"conditioning": request.param, "max_length": 14, **TRANSFORMER}
+    modality = ModalityConfig.of("text", {"kind": "text", **options})
     return MaskedTextDecoder(tiny_config(), 5, modality, 2).eval()
 
 
@@ -113,15 +114,22 @@ def writer() -> AutoregressiveTextDecoder:
     return decoder
 
 
+def logits_of(writer: AutoregressiveTextDecoder, ids: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """What the GPT-2 says after each of the tokens (R, L), two latent tokens beside or before them."""
+    memory = writer.latent_tokens(latents).view(len(ids), 2, 16)
+    if not writer.prefix:
+        return writer.model(ids, encoder_hidden_states=memory).logits
+    return writer.model(inputs_embeds=torch.cat([memory, writer.model.transformer.wte(ids)], 1)).logits[:, 2:]
+
+
 def test_the_autoregressive_likelihood_is_that_of_token_after_token(writer: AutoregressiveTextDecoder) -> None:
     ids, mask = text()
     latents, noise = torch.randn(4, 5), torch.rand(4, 11)
     found = writer.log_likelihood(latents, ids, mask, noise)
-    memory = writer.latent_tokens(latents).view(4, 2, 16)
     for row, length in enumerate(mask.sum(1).tolist()):
         expected = torch.zeros(())
         for place in range(1, length):  # the words before it and z alone, the end included
-            logits = writer.model(ids[row, None, :place], encoder_hidden_states=memory[row, None]).logits
+            logits = logits_of(writer, ids[row, None, :place], latents[row, None])
             expected += logits[0, -1].log_softmax(-1)[ids[row, place]]
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
     longer = [torch.nn.functional.pad(part, (0, 3), value=value) for part, value in ((ids, 1), (mask, 0))]
@@ -146,8 +154,7 @@ def test_in_training_words_are_hidden_from_an_autoregressive_decoder(writer: Aut
     torch.testing.assert_close(writer.log_likelihood(latents, ids, mask, torch.ones_like(noise)), whole)
     hidden = writer.log_likelihood(latents, ids, mask, torch.zeros_like(noise))
     blind = ids.where((mask == 0) | (ids == 0), writer.mask)
-    states = writer.model(blind, encoder_hidden_states=writer.latent_tokens(latents).view(4, 2, 16)).logits
-    expected = states[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    expected = logits_of(writer, blind, latents)[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
     torch.testing.assert_close(hidden, (expected * mask[:, 1:]).sum(1))
     assert torch.equal(writer.eval().log_likelihood(latents, ids, mask, torch.zeros_like(noise)), whole)
 
@@ -156,8 +163,7 @@ def test_an_autoregressive_decoder_writes_the_likeliest_next_token(writer: Autor
     latents = torch.randn(6, 5)
     ids = writer.generate(latents)
     assert (ids[:, 0] == 0).all() and ids.shape[1] <= 14
-    memory = writer.latent_tokens(latents).view(6, 2, 16)
-    logits = writer.model(ids, encoder_hidden_states=memory).logits[:, :-1]
+    logits = logits_of(writer, ids, latents)[:, :-1]
     logits[..., [0, 1, 127]] = -torch.inf
     ended = (ids[:, :-1] == 2).cumsum(1) > 0
     assert torch.equal(ids[:, 1:], logits.argmax(-1).masked_fill(ended, 1))
