@@ -175,8 +175,8 @@ class AutoregressiveTextDecoder(TextDecoder):
         if self.training and self.word_dropout:
             hidden = (noise[:, 1:] < self.word_dropout) & content & (input_ids != self.bos)
             read = input_ids.masked_fill(hidden, self.mask)
-        # Padding is at the end, where nothing before it looks.
-        states = self.model.transformer(**self._inputs(read, latents), use_cache=False).last_hidden_state
+        inputs = self._inputs(read, attention_mask, latents)
+        states = self.model.transformer(**inputs, use_cache=False).last_hidden_state
         wanted = content[:, 1:]
         logits = upcast(self.model.lm_head(states[:, -input_ids.shape[1] : -1][wanted]))
         found = -F.cross_entropy(logits, input_ids[:, 1:][wanted], reduction="none")
@@ -190,24 +190,22 @@ class AutoregressiveTextDecoder(TextDecoder):
             "do_sample": False,
             "suppress_tokens": [self.bos, self.pad, self.mask],
             "max_new_tokens": self.max_length - 1,
-            **self._inputs(start, latents),
+            **self._inputs(start, torch.ones_like(start), latents),
         }
-        if self.prefix:
-            places = settings["inputs_embeds"].shape[:2]
-        else:
-            places = start.shape
+        if not self.prefix:
             caches = (DynamicCache(config=self.model.config) for _ in range(2))
             settings["past_key_values"] = EncoderDecoderCache(*caches)
-        settings["attention_mask"] = torch.ones(places, dtype=torch.long, device=latents.device)
         written = self.model.generate(**settings | options)  # type: ignore[misc]  # its annotation of self
         assert isinstance(written, Tensor)
         return (
             torch.cat([start, written], 1) if self.prefix else written
         )  # given embeddings, it returns the rest alone
 
-    def _inputs(self, input_ids: Tensor, latents: Tensor) -> dict[str, Any]:
-        """Return what the GPT-2 reads: tokens (R, L) and latents (R, Z)."""
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor, latents: Tensor) -> dict[str, Any]:
+        """Return what the GPT-2 reads: tokens (R, L), which of them are no padding, and latents (R, Z)."""
         memory = self.latent_tokens(latents).unflatten(-1, (self.num_tokens, -1))  # (R, T, W)
-        if self.prefix:
-            return {"inputs_embeds": torch.cat([memory, self.model.transformer.wte(input_ids)], 1)}
-        return {"input_ids": input_ids, "encoder_hidden_states": memory}
+        if not self.prefix:
+            return {"input_ids": input_ids, "attention_mask": attention_mask, "encoder_hidden_states": memory}
+        embedded = torch.cat([memory, self.model.transformer.wte(input_ids)], 1)
+        everywhere = attention_mask.new_ones(memory.shape[:2])
+        return {"inputs_embeds": embedded, "attention_mask": torch.cat([everywhere, attention_mask], 1)}
