@@ -11,6 +11,9 @@ are in the file of `--json`, too.
 
 `needed` is what `needed_flops.py` counts; the machine's peak is that of large matrix products in the same precision,
 measured between the rounds.
+
+`--also latent checkpointing` takes the package's step once more with a latent head (a mixture of products over image
+and text), or with activations computed again in the backward pass, and says how many times as long that takes.
 """
 
 import argparse
@@ -33,11 +36,13 @@ from torch import Tensor
 
 from m3ae import M3AEConfig, M3AEForPreTraining
 from m3ae.models.masking import mask_tokens, match_pairs
-from m3ae.training.cpu import fast_kernels, keep_freed_memory
+from m3ae.training.cpu import fast_kernels, keep_freed_memory, recompute_with
+from m3ae.training.memory import enable_gradient_checkpointing
 
 PHANTOM = Path(__file__).parents[1] / "configs/pretrain/phantom.yaml"
 BATCH_SIZES = {"tiny": 4, "small": 16, "base": 8, "phantom": 32}
 SHORTEST, LONGEST = 12, 64  # tokens of a text
+VARIANTS = ("latent", "checkpointing")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 Batch = dict[str, Tensor]
@@ -64,10 +69,12 @@ class Setting(NamedTuple):
     compiled: bool
     threads: int
 
-    def config(self) -> M3AEConfig:
-        """Return the model's configuration."""
+    def config(self, *, latent: bool = False) -> M3AEConfig:
+        """Return the model's configuration, with a latent head if that is asked for."""
         dropout = {"hidden_dropout_prob": self.dropout, "attention_probs_dropout_prob": self.dropout}
         options: dict[str, Any] = {"schedule": self.schedule, "text_config": dropout} | dropout
+        if latent:
+            options["latent"] = {"num_samples": 1}
         if self.preset == "phantom":  # without contrast, which the published procedure has not
             shipped = yaml.safe_load(PHANTOM.read_text())
             text = shipped["model"]["overrides"]["text_config"] | {"vocab_size": shipped["tokenizer"]["vocab_size"]}
@@ -90,6 +97,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="bf16 is autocast")
     parser.add_argument("--dropout", type=float, default=0.1, help="of fusion and text encoder")
     parser.add_argument("--baseline", action="store_true", help="time the published procedure, too")
+    parser.add_argument("--also", nargs="*", choices=VARIANTS, default=[], help="what costs extra")
     parser.add_argument("--steps", type=int, default=2, help="timed in each round, each on another batch")
     parser.add_argument("--rounds", type=int, default=3, help="of the procedures in turns")
     parser.add_argument("--bucketed", action="store_true", help="the package gets batches of like lengths")
@@ -113,18 +121,20 @@ def main() -> None:
     if arguments.profile:
         print(profile(setting))
         return
-    figures = measure(setting, arguments.baseline, arguments.rounds, arguments.steps, arguments.bucketed)
+    beside = ["baseline"] * arguments.baseline + arguments.also
+    figures = measure(setting, beside, arguments.rounds, arguments.steps, arguments.bucketed)
     print(report(setting, figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(setting._asdict() | figures, indent=2) + "\n")
 
 
-def measure(setting: Setting, baseline: bool, rounds: int, steps: int, bucketed: bool) -> dict[str, Any]:
-    """Time the procedures in turns on the same samples."""
+def measure(setting: Setting, beside: Sequence[str], rounds: int, steps: int, bucketed: bool) -> dict[str, Any]:
+    """Time the package and what is asked for `beside` it, `baseline` or `VARIANTS`, in turns on the same samples."""
     config, size = setting.config(), setting.batch_size
     lengths = torch.randint(SHORTEST, LONGEST + 1, (steps, size), generator=torch.Generator().manual_seed(0))
     sorted_lengths = lengths.flatten().sort().values.view(steps, size)
-    rows = {"package": sorted_lengths if bucketed else lengths} | ({"baseline": lengths} if baseline else {})
+    own = sorted_lengths if bucketed else lengths
+    rows = {name: lengths if name == "baseline" else own for name in ("package", *beside)}
     peaks: list[float] = []
     measured: dict[str, list[Measured]] = {name: [] for name in rows}
     with ExitStack() as stack:
@@ -137,7 +147,7 @@ def measure(setting: Setting, baseline: bool, rounds: int, steps: int, bucketed:
     clock = "processor" if setting.device == "cpu" else "wall"
     figures: dict[str, Any] = {"peak_flops_per_second": spread(peaks), "samples": lengths.numel()}
     for name in rows:
-        schedule = setting.schedule if name == "package" else "separate"
+        schedule = "separate" if name == "baseline" else setting.schedule
         needed = step_flops(config, lengths.flatten().tolist(), schedule) / steps
         own, wall = ([getattr(found, kind) / steps for found in measured[name]] for kind in (clock, "wall"))
         figures[name] = {
@@ -148,7 +158,11 @@ def measure(setting: Setting, baseline: bool, rounds: int, steps: int, bucketed:
             "share_of_peak": needed / statistics.median(own) / statistics.median(peaks),
             "peak_memory_bytes": max(found.memory for found in measured[name]),
         }
-    if baseline:
+    for name in VARIANTS:
+        if name in measured:
+            pairs = zip(measured[name], measured["package"], strict=True)
+            figures[f"{name}_ratios"] = [getattr(found, clock) / getattr(plain, clock) for found, plain in pairs]
+    if "baseline" in measured:
         for label, kind in (("ratio", clock), ("wall_ratio", "wall")):
             pairs = zip(measured["baseline"], measured["package"], strict=True)
             figures[f"{label}s"] = [getattr(slow, kind) / getattr(fast, kind) for slow, fast in pairs]
@@ -192,7 +206,7 @@ class Procedure:
     def __init__(self, setting: Setting, name: str, lengths: list[list[int]]) -> None:
         torch.set_num_threads(setting.threads)
         config, self.device = setting.config(), setting.device
-        self.step = {"package": package_step, "baseline": reference_step}[name](setting)
+        self.step = reference_step(setting) if name == "baseline" else package_step(setting, name)
         self.batches = [draw_batch(config, torch.tensor(row), setting.device) for row in lengths]
         for batch in self.batches if setting.compiled else self.batches[:1]:
             self.step(batch)  # warm up
@@ -228,13 +242,15 @@ def draw_batch(config: M3AEConfig, lengths: Tensor, device: str) -> Batch:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def package_step(setting: Setting) -> Step:
+def package_step(setting: Setting, variant: str = "package") -> Step:
     """Return what takes a step of the package, texts cut to a multiple of 8 tokens as its collator does."""
     torch.manual_seed(0)
     device = torch.device(setting.device)
     if device.type == "cpu":
         keep_freed_memory()
-    model = M3AEForPreTraining(setting.config()).train().to(device)
+    model = M3AEForPreTraining(setting.config(latent=variant == "latent")).train().to(device)
+    if variant == "checkpointing":
+        enable_gradient_checkpointing(model, recompute_with(device, setting.compiled))
     if setting.compiled:
         model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -335,17 +351,23 @@ def report(setting: Setting, figures: dict[str, Any]) -> str:
         f"{setting.preset}, batch {setting.batch_size}, {setting.schedule}, {setting.dtype}, dropout "
         f"{setting.dropout:g}, {setting.device}, {setting.threads} threads; matrix products "
         f"{peak['median'] / 1e12:.3f} TFLOP/s ({peak['min'] / 1e12:.3f} to {peak['max'] / 1e12:.3f})",
-        f"{'':<10}{'s/step: min':>12}{'median':>8}{'max':>8}{'samples/s':>11}{'needed TFLOP':>14}"
+        f"{'':<14}{'s/step: min':>12}{'median':>8}{'max':>8}{'samples/s':>11}{'needed TFLOP':>14}"
         f"{'of peak':>9}{'peak GB':>9}",
     ]
-    for name in ("package", "baseline"):
+    for name in ("package", "baseline", *VARIANTS):
         if found := figures.get(name):
             seconds = found["seconds_per_step"]
             lines.append(
-                f"{name:<10}{seconds['min']:>12.2f}{seconds['median']:>8.2f}{seconds['max']:>8.2f}"
+                f"{name:<14}{seconds['min']:>12.2f}{seconds['median']:>8.2f}{seconds['max']:>8.2f}"
                 f"{found['samples_per_second']:>11.2f}{found['needed_flops_per_step'] / 1e12:>14.2f}"
                 f"{100 * found['share_of_peak']:>8.0f}%{found['peak_memory_bytes'] / 1e9:>9.1f}"
             )
+    for name in VARIANTS:
+        if ratios := figures.get(f"{name}_ratios"):
+            memory = figures[name]["peak_memory_bytes"] / figures["package"]["peak_memory_bytes"]
+            over_rounds = f"rounds {min(ratios):.2f} to {max(ratios):.2f}"
+            longer = f"{name}: {statistics.median(ratios):.2f} times as long ({over_rounds})"
+            lines.append(f"{longer}, memory {100 * memory:.0f} %")
     if "ratio" in figures:
         ratios = figures["ratios"]
         lines.append(

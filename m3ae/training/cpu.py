@@ -43,10 +43,15 @@ def keep_freed_memory() -> None:
 def fast_kernels(device: torch.device, *, compiled: bool = False) -> AbstractContextManager[Any]:
     """Replace, on a CPU, PyTorch's attention and dropout by faster ones of the same mathematics.
 
-    Both passes of a step belong inside: a checkpointed layer draws its dropout again in the backward pass. A compiled
-    model keeps PyTorch's own, which the compiler can see through.
+    The forward pass belongs inside; what a checkpointed layer computes again in the backward pass is not inside by
+    itself, see `recompute_with`. A compiled model keeps PyTorch's own, which the compiler can see through.
     """
     return _CPUKernels() if device.type == "cpu" and not compiled else contextlib.nullcontext()
+
+
+def recompute_with(device: torch.device, compiled: bool) -> Callable[[], AbstractContextManager[Any]] | None:
+    """Return the `recomputing` of `enable_gradient_checkpointing` that goes with `fast_kernels`."""
+    return _CPUKernels if device.type == "cpu" and not compiled else None
 
 
 class _CPUKernels(TorchFunctionMode):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from m3ae.training.checkpoint import TrainingState, choose_checkpoint, load_moments, load_weights, save_checkpoint
 from m3ae.training.config import RunConfig
-from m3ae.training.cpu import fast_kernels, prepare_cpu
+from m3ae.training.cpu import fast_kernels, prepare_cpu, recompute_with
 from m3ae.training.durable import complete_folder, is_full_disk, restore
 from m3ae.training.engine import build_accelerator, clip_gradient, device_name, make_divisible, takes_apart
 from m3ae.training.engine_state import EngineState
@@ -113,7 +113,7 @@ class _TrainingLoop:
         self.step_inputs: Callable[[int], dict[str, Any]] = getattr(task, "step_inputs", lambda step: {})
         set_seed(config.training.seed, device_specific=True)
         if config.training.gradient_checkpointing:
-            enable_gradient_checkpointing(task.model)
+            enable_gradient_checkpointing(task.model, recompute_with(accelerator.device, config.training.compile))
         if config.training.compile:
             task.model.compile()  # in place: parameter names, and so checkpoints, stay as they are
         self.state = TrainingState()

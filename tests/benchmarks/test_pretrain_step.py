@@ -13,7 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from m3ae import M3AEForPreTraining
+from m3ae import M3AEConfig, M3AEForPreTraining
 from tests.models.tiny import tiny_batch, tiny_config
 
 LENGTH, PREDICTED = 12, 2
@@ -52,17 +52,25 @@ def test_the_command_prints_and_writes_the_ratio(
     def running(*arguments: Any) -> nullcontext[Any]:  # in this process
         return nullcontext(pretrain_step.Procedure(*arguments).measure)
 
-    monkeypatch.setattr(pretrain_step.Setting, "config", lambda setting: tiny_config(schedule=setting.schedule))
+    def config(setting: pretrain_step.Setting, *, latent: bool = False) -> M3AEConfig:
+        return tiny_config(schedule=setting.schedule, **({"latent": {"num_samples": 1}} if latent else {}))
+
+    monkeypatch.setattr(pretrain_step.Setting, "config", config)
     monkeypatch.setattr(pretrain_step, "running", running)
     monkeypatch.setattr(pretrain_step, "matrix_peak", lambda setting: 1e9)
-    command = "pretrain_step.py --batch-size 4 --baseline --bucketed --rounds 3 --steps 2 --json"
+    command = (
+        "pretrain_step.py --batch-size 4 --baseline --also latent checkpointing --bucketed --rounds 3 --steps 2 --json"
+    )
     monkeypatch.setattr(sys, "argv", [*command.split(), str(tmp_path / "figures.json")])
     pretrain_step.main()
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["ratio"] == sorted(figures["ratios"])[1] > 0
     assert 0.9 < figures["memory_ratio"] < 1.1  # the same process here
     assert figures["package"]["needed_flops_per_step"] == figures["baseline"]["needed_flops_per_step"] > 0
-    assert f"ratio {figures['ratio']:.2f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"ratio {figures['ratio']:.2f}" in printed
+    for name in ("latent", "checkpointing"):
+        assert f"{name}: {sorted(figures[f'{name}_ratios'])[1]:.2f} times as long" in printed
 
 
 def test_a_procedure_runs_in_a_process_of_its_own() -> None:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m3ae.training.cpu import attention, dropout, fast_kernels
+from m3ae import M3AEForPreTraining
+from m3ae.training.cpu import attention, dropout, fast_kernels, recompute_with
+from m3ae.training.memory import enable_gradient_checkpointing
+from tests.models.tiny import tiny_batch, tiny_config
 
 VISIBLE = torch.arange(7) < torch.tensor([7, 4])[:, None, None, None]
 MASKS = {"none": None, "bool": VISIBLE, "float": torch.zeros(2, 1, 1, 7).masked_fill(~VISIBLE, -1e30)}
@@ -101,3 +104,23 @@ print(*(faults() for _ in range(4)))  # the second time the place may be another
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     first, *_, last = map(int, found.stdout.split())
     assert last < 100 < first
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_a_checkpointed_layer_computes_again_what_it_has_computed(bf16: bool, rate: float) -> None:
+    dropout_rates = {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
+    device, found = torch.device("cpu"), []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = M3AEForPreTraining(tiny_config(text_config=dropout_rates, **dropout_rates)).train()
+        if checkpointed:
+            enable_gradient_checkpointing(model, recompute_with(device, compiled=False))
+        torch.manual_seed(1)
+        with fast_kernels(device):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = model(**tiny_batch()).loss
+            loss.backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for plain, recomputed in zip(*found, strict=True):
+        torch.testing.assert_close(plain, recomputed, atol=1e-3 if bf16 else 1e-6, rtol=1e-4)
