@@ -273,8 +273,8 @@ def open_data(config: RunConfig, *, for_training: bool = True) -> None:
             raise ValueError(f"data.{option}: only pre-training has it; leave it out to fine-tune on data.path")
     prepare_sets(data)
     splits = load_manifest(data.path).splits
-    validates = config.training.validate_every is not None
-    for split in ("train", "validation" if validates else "test") if for_training else ():
+    needed = ("train", "validation" if config.training.validate_every else "test")
+    for split in needed if for_training else ():
         if split not in splits:
             raise ValueError(
                 f"{data.path} has no split {split!r}, and fine-tuning needs training rows, and validation rows to "

@@ -156,7 +156,7 @@ class GenerationEvaluator:
             asked: By modality that is judged, of which rows (N,) of the split.
         """
         found = {}
-        for name in asked.keys() & self.rows.values.keys():
+        for name in (name for name in self.rows.values if name in asked):
             labels = [label for label, own in shown.items() if name in own]
             if len(labels) < 2:
                 continue
@@ -187,7 +187,7 @@ class GenerationEvaluator:
         if self.problems is None:
             return {}
         found = {}
-        for name in self.problem_classifiers.keys() & asked.keys():
+        for name in (name for name in self.problem_classifiers if name in asked):
             there = asked[name][rows]
             scores = self.problem_classifiers[name].scores(values[name][there])
             ranked = rank_problems(scores, self.problems.judged[rows][there], self.problems.names)

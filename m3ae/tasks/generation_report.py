@@ -37,7 +37,9 @@ def main_metrics(report: Mapping[str, Any]) -> dict[str, float]:
         for density, joint in report["joint"].items():
             if label in joint["coherence"]:
                 metrics[f"{label}_joint_{density}"] = joint["coherence"][label]
-    metrics |= {f"all_labels: {title}": own[-1] for title, own in strict_rows(report)}
+    for title, own in _strict_rows(report):
+        name = title.replace(" + ", "+").replace("→", "to").replace(" ", "_")
+        metrics[f"all_labels_{name}"] = own[-1]
     if report["problems"]:
         for entry in subsets:
             given = "+".join(entry["given"])
@@ -124,7 +126,7 @@ def _label_section(label: str, summary: Mapping[str, float], report: Mapping[str
     return [f"## {label}", "", *table_lines(headers, rows), "", *table, ""]
 
 
-def strict_rows(report: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+def _strict_rows(report: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
     """Return what shows several labels at once, as `given → generated` with `all_right`, and the two priors'."""
     found = [
         (f"{_given(entry)} → {name}", own) for entry in report["subsets"] for name, own in entry["all_labels"].items()
@@ -141,7 +143,7 @@ def strict_rows(report: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
 
 
 def _all_labels_section(report: Mapping[str, Any]) -> list[str]:
-    rows = strict_rows(report)
+    rows = _strict_rows(report)
     if not rows:
         return []
     known = [(f"real {name}, classified", own) for name, own in report["all_labels"].items()]

@@ -120,7 +120,7 @@ class TextEvaluator:
             for (given, _), metrics, own in zip(made, judged[:-1], found[:-2], strict=True)
         ]
         shown = {"rows": len(rows), "generated": generated, "shuffled": judged[-1] | found[-2], "real": found[-1]}
-        if labels:
+        if labels and self.rows.values:
             densities: list[Density] = ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
             shown["joint"] = {density: self.measure_prior(name, density, len(rows), labels) for density in densities}
         return shown, made
