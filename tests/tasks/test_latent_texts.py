@@ -23,6 +23,14 @@ def words(ids: Tensor) -> list[str]:
     return [" ".join(str(token) for token in row if token != 1) for row in ids.tolist()]  # without padding
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hasty_classifiers() -> Iterator[None]:
+    """What classifiers say does not matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("m3ae.tasks.classifiers.MIN_STEPS", 3)
+        yield
+
+
 @pytest.fixture(scope="module")
 def writer() -> TextEvaluator:
     """Of six rows, the second of which lacks the lateral view."""
