@@ -116,7 +116,6 @@ class GenerationEvaluator:
         with torch.no_grad():
             present = [number for number, given in enumerate(self.subsets) if len(self.rows.having(given))]
             subsets = [self.measure_subset(number) for number in present]
-            densities: list[Density] = ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
             everything = np.arange(len(next(iter(self.rows.present.values()))))
             return {
                 "rows": len(everything),
@@ -126,12 +125,17 @@ class GenerationEvaluator:
                 "problems_seen": self.see_problems(self.rows.values, everything, self.rows.present),
                 "subsets": subsets,
                 "summary": summarize(subsets),
-                "joint": {density: self.measure_prior(density) for density in densities},
+                "joint": {density: self.measure_prior(density) for density in self.densities},
                 "active_units": self.count_active_units(),
                 "precision_shares": self.precision_shares(),
                 "permutation": permutation_test(self.model, self.rows, self.generator),
                 "missing_rate": missing_curve(subsets, self.members[present]),
             }
+
+    @property
+    def densities(self) -> list[Density]:
+        """The priors that the model has."""
+        return ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
 
     def judge_real_data(self) -> dict[str, dict[str, float]]:
         """Return the accuracy of each classifier on the split itself: what coherence cannot exceed by much."""

@@ -121,8 +121,9 @@ class TextEvaluator:
         ]
         shown = {"rows": len(rows), "generated": generated, "shuffled": judged[-1] | found[-2], "real": found[-1]}
         if labels and self.rows.values:
-            densities: list[Density] = ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
-            shown["joint"] = {density: self.measure_prior(name, density, len(rows), labels) for density in densities}
+            shown["joint"] = {
+                density: self.measure_prior(name, density, len(rows), labels) for density in self.evaluator.densities
+            }
         return shown, made
 
     @torch.no_grad()
