@@ -319,9 +319,12 @@ def in_main_process(accelerator: Accelerator, compute: Callable[[], ResultT]) ->
 
 
 def best_of(names: Sequence[str], scores: Tensor) -> list[dict[str, Any]]:
-    """Return the `TOP` names with the highest scores (A,), the highest first, as `{"label": …, "score": …}`."""
-    best = scores.topk(min(TOP, len(names)))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    """Return the `TOP` names with the highest scores (A,), the highest first, as `{"label": …, "score": …}`.
+
+    Of equal scores, which bf16 gives, the first comes first, as in `argmax`, by which answers are measured.
+    """
+    best = scores.sort(descending=True, stable=True)
+    pairs = zip(best.indices[:TOP].tolist(), best.values[:TOP].tolist(), strict=True)
     return [{"label": names[column], "score": round(score, 5)} for column, score in pairs]
 
 

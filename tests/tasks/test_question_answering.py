@@ -280,3 +280,10 @@ def test_a_list_that_answers_nothing_is_explained(data: Path, tmp_path: Path) ->
         ValueError, match=r"no training question of .* an answer among the 2 of the list \(mri, ct, …\)"
     ):
         build(data, model={"path": saved}, question_answering={"answers": "checkpoint"})
+
+
+def test_of_equal_scores_the_answer_that_is_measured_comes_first() -> None:
+    scores = torch.zeros(400).index_fill(0, torch.tensor([7, 90, 301]), 1.0)
+    names = [str(column) for column in range(400)]
+    assert [entry["label"] for entry in finetuning.best_of(names, scores)] == ["7", "90", "301", "0", "1"]
+    assert int(scores.argmax()) == 7
