@@ -239,7 +239,8 @@ def model_fingerprint(model: Searching) -> str:
 
 def _has_matching_head(model: Searching) -> bool:
     """Return whether the matching head was trained; every model has one."""
-    return isinstance(model, M3AEForImageTextRetrieval) or bool(model.config.itm_weight)
+    fine_tuned = isinstance(model, M3AEForImageTextRetrieval)
+    return bool(model.config.num_negatives if fine_tuned else model.config.itm_weight)
 
 
 @torch.inference_mode()

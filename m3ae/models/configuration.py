@@ -97,7 +97,8 @@ class M3AEConfig(PreTrainedConfig):
             `joint` masks both at once and computes everything in one fusion pass.
         class_weights: Weight of each class in the classification loss (of each label's positives if a sample may have
             several); 1 if None.
-        num_negatives: Texts of the batch that each image is told apart from in retrieval training.
+        num_negatives: Texts of the batch that the matching head is to tell apart from an image's own in retrieval
+            training; 0 trains the contrastive head alone.
         mask_token_id: Index of the mask token; the last of the vocabulary if None, as RoBERTa has it.
         latent: Options of `LatentConfig`, or one: the latent head. None, as published, leaves it out.
 
@@ -157,8 +158,11 @@ class M3AEConfig(PreTrainedConfig):
                 f"mim_layer must lie between -1 and num_hidden_layers ({self.num_hidden_layers}), "
                 f"got {self.mim_layer}."
             )
-        if self.num_negatives < 1:
-            raise ValueError(f"num_negatives must be at least 1, got {self.num_negatives}.")
+        if self.num_negatives < (0 if self.itc_weight else 1):
+            raise ValueError(
+                f"num_negatives must be at least 1, got {self.num_negatives}; 0 leaves contrast alone to learn, which "
+                f"needs itc_weight (got {self.itc_weight:g})."
+            )
         if self.schedule not in ("separate", "joint"):
             raise ValueError(f"schedule must be 'separate' or 'joint', got {self.schedule!r}.")
         check_fraction("mask_ratio", self.mask_ratio, 0.0, 0.99)

@@ -239,6 +239,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         config, trunk, fused = self.config, self.m3ae, _Fused()
         text = trunk.encode_text(words.input_ids, inputs.attention_mask, inputs.text_present)
         image = trunk.encode_image(inputs.pixel_values, patches.ids_keep, inputs.image_present)
+        if self.itc_head is not None:
+            fused.similarity = self.itc_head(text, image)
+        if not (config.mim_weight or config.mlm_weight or config.itm_weight):
+            return fused
         size = len(inputs.input_ids)
         own = torch.arange(size, device=inputs.input_ids.device)
         mismatched = (1 - pairs.labels).argsort(descending=True)[: (size + 1) // 2]  # all of them, and perhaps others
@@ -261,8 +265,6 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             )
             row = torch.where(pairs.labels == 1, own, extra_row)
             fused.pair = {name: states[-1][name][row, :1] for name in STREAMS}
-        if self.itc_head is not None:
-            fused.similarity = self.itc_head(text, image)
         return fused
 
     def _decode(

@@ -26,8 +26,9 @@ class M3AEForImageTextRetrievalOutput(ModelOutput):
 
     Attributes:
         loss: () weighted sum of `losses`.
-        losses: `irtr`, and `itc` where the model has a contrastive head.
-        logits: (B, 1 + K) scores, the own text in column 0; −∞ where a candidate does not count.
+        losses: `irtr` where there are negatives, and `itc` where the model has a contrastive head.
+        logits: (B, 1 + K) scores, the own text in column 0; −∞ where a candidate does not count. None if
+            `config.num_negatives` is 0.
         candidates: (B, 1 + K) the rows of the batch that the texts come from.
     """
 
@@ -42,7 +43,8 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
 
     To search, encode each image and each text once and `score` the pairs (`m3ae.models.search`); a pre-trained model
     does so unchanged. With `config.itc_weight`, the contrastive head of pre-training stays and is trained further: it
-    gives a first stage of search, and chooses hard negatives (Li et al. 2021, ALBEF).
+    gives a first stage of search, and chooses hard negatives (Li et al. 2021, ALBEF). With `config.num_negatives` of 0
+    it is trained alone, and nothing is fused.
     """
 
     _keys_to_ignore_on_load_unexpected = OTHER_HEADS
@@ -104,33 +106,45 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
                 lowest are taken.
             generator: Draws the noise if it is not given.
         """
-        size, device = len(input_ids), input_ids.device
         present = all_present(input_ids, image_present, text_present)
         image_ids = image_fingerprint(pixel_values) if image_ids is None else image_ids
         text_ids = input_ids if text_ids is None else text_ids
         same = same_samples(image_ids, text_ids)
-        allowed = ~same & present[:, None] & present[None]
         text = self.encode_text(input_ids, attention_mask, text_present)
         image = self.encode_image(pixel_values, image_present)
         similarity = None if self.itc_head is None else self.itc_head(text, image)
-        if negatives is None:
-            if negative_noise is None:
-                negative_noise = torch.rand(size, size, generator=generator, device=device)
-            order = _draw_order(negative_noise, None if similarity is None else similarity[:size, :size].T)
-            order = order.masked_fill(~allowed, torch.inf).argsort(1)
-            negatives = order[:, : min(self.config.num_negatives, size - 1)]
-        own = torch.arange(size, device=device)[:, None]
-        candidates = torch.cat([own, negatives], dim=1)
-        valid = torch.cat([torch.ones_like(own, dtype=torch.bool), allowed.gather(1, negatives)], dim=1)
-        scores = self.score(text.select(candidates.flatten()), image.select(own.expand_as(candidates).flatten()))
-        scores = scores.view(candidates.shape).masked_fill(~valid, -torch.inf)
-        losses = {"irtr": ranking_loss(scores, present)}
-        loss = losses["irtr"]
+        losses: dict[str, Tensor] = {}
+        scores = candidates = None
+        if self.config.num_negatives:
+            allowed = ~same & present[:, None] & present[None]
+            if negatives is None:
+                negatives = self._draw_negatives(allowed, similarity, negative_noise, generator)
+            scores, candidates = self._match(text, image, negatives, allowed)
+            losses["irtr"] = ranking_loss(scores, present)
         if similarity is not None:
             contrast = gather_pairs(image_ids, text_ids, present) if self.training else (same, present)
             losses["itc"] = contrastive_loss(similarity, *contrast)
-            loss = loss + self.config.itc_weight * losses["itc"]
+        weights = {"irtr": 1.0, "itc": self.config.itc_weight}
+        loss = torch.stack([weights[name] * own for name, own in losses.items()]).sum()
         return M3AEForImageTextRetrievalOutput(loss, losses, scores, candidates)
+
+    def _draw_negatives(
+        self, allowed: Tensor, similarity: Tensor | None, noise: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return rows (B, K) of the batch, those that are not allowed last."""
+        size = len(allowed)
+        if noise is None:
+            noise = torch.rand(size, size, generator=generator, device=allowed.device)
+        order = _draw_order(noise, None if similarity is None else similarity[:size, :size].T)
+        return order.masked_fill(~allowed, torch.inf).argsort(1)[:, : min(self.config.num_negatives, size - 1)]
+
+    def _match(self, text: Stream, image: Stream, negatives: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores (B, 1 + K) of each image with its own and with other texts, and the rows of these."""
+        own = torch.arange(len(negatives), device=negatives.device)[:, None]
+        candidates = torch.cat([own, negatives], dim=1)
+        valid = torch.cat([torch.ones_like(own, dtype=torch.bool), allowed.gather(1, negatives)], dim=1)
+        scores = self.score(text.select(candidates.flatten()), image.select(own.expand_as(candidates).flatten()))
+        return scores.view(candidates.shape).masked_fill(~valid, -torch.inf), candidates
 
 
 def _draw_order(noise: Tensor, log_weights: Tensor | None) -> Tensor:

@@ -195,11 +195,10 @@ class AutoregressiveTextDecoder(TextDecoder):
         if not self.prefix:
             caches = (DynamicCache(config=self.model.config) for _ in range(2))
             settings["past_key_values"] = EncoderDecoderCache(*caches)
-        written = self.model.generate(**settings | options)  # type: ignore[misc]  # its annotation of self
+        written = self.model.generate(**settings | options)  # type: ignore[misc, unused-ignore]  # self is annotated so in some versions
         assert isinstance(written, Tensor)
-        return (
-            torch.cat([start, written], 1) if self.prefix else written
-        )  # given embeddings, it returns the rest alone
+        # given embeddings, it returns the rest alone
+        return torch.cat([start, written], 1) if self.prefix else written
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor, latents: Tensor) -> dict[str, Any]:
         """Return what the GPT-2 reads: tokens (R, L), which of them are no padding, and latents (R, Z)."""

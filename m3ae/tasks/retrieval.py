@@ -109,9 +109,14 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
                 f"retrieval.rerank: got {k}, but the model has no contrastive head to choose candidates with: "
                 "pre-train it with model.overrides.itc_weight, or set retrieval.rerank=null"
             )
-        if k is not None and find_spec("faiss") is None:
+        if k and find_spec("faiss") is None:
             raise ValueError(
                 f"retrieval.rerank: got {k}, which needs faiss; pip install 'm3ae[index]', or set it to null"
+            )
+        if k != 0 and model.config.num_negatives == 0:
+            raise ValueError(
+                f"retrieval.rerank: got {k} with num_negatives=0, which does not train the matching head; expected "
+                "retrieval.rerank=0 to rank by contrast alone, or set model.overrides.num_negatives"
             )
         return cls(config, model, processor)
 
@@ -206,7 +211,9 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
             self._batch_size,
         )
         first = None
-        if k is not None and head is not None:
+        if k == 0 and head is not None:
+            found = gallery.compare_all(head)
+        elif k is not None and head is not None:
             first, found = gallery.search(model.score, head, k)
         else:
             found = gallery.match_all(model.score)

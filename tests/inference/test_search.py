@@ -127,6 +127,15 @@ def test_the_first_stage_is_the_cosine(folder, processor, tmp_path, capsys):
     assert [hit.place for hit in reranked] == [hits[0].place], "the matching head sees the best one only"
 
 
+@pytest.mark.parametrize(
+    "model_class, untrained", [(M3AEForPreTraining, "itm_weight"), (M3AEForImageTextRetrieval, "num_negatives")]
+)
+def test_an_untrained_matching_head_is_not_asked(folder, processor, tmp_path, capsys, model_class, untrained):
+    model = build(processor, model_class, itc_weight=1.0, **{untrained: 0})
+    index = open_index(model, processor, open_collection(folder), tmp_path / "index")
+    assert index.find_images(TEXTS[0], k=2) == index.find_images(TEXTS[0], k=2, rerank=0)
+
+
 def test_the_index_is_used_again_until_model_or_data_change(folder, processor, tmp_path, monkeypatch, capsys):
     build(processor, M3AEForPreTraining).save_pretrained(tmp_path / "model")
     built = []

@@ -52,6 +52,19 @@ def test_contrast_is_an_option_that_leaves_the_rest_alone(schedule: str) -> None
     torch.testing.assert_close(after.loss, before.loss + 0.5 * after.losses["itc"])
 
 
+@pytest.mark.parametrize("schedule", ["separate", "joint"])
+def test_contrast_alone_fuses_nothing(schedule, monkeypatch) -> None:
+    weights = dict.fromkeys(("mim_weight", "mlm_weight", "itm_weight"), 0.0)
+    model = tiny_model(schedule=schedule, itc_weight=1.0)
+    alone = tiny_model(schedule=schedule, itc_weight=1.0, **weights)
+    alone.load_state_dict(model.state_dict())
+    expected = model(**tiny_batch()).losses["itc"]
+    monkeypatch.setattr(alone.m3ae, "fuse", None)
+    output = alone(**tiny_batch())
+    assert list(output.losses) == ["itc"]
+    torch.testing.assert_close(output.loss, expected)
+
+
 def test_embeddings_are_unit_vectors_that_ignore_padding() -> None:
     model, batch = tiny_model(itc_weight=1.0), tiny_batch()
     head, trunk = model.itc_head, model.m3ae

@@ -92,5 +92,17 @@ def test_a_batch_of_one_has_nothing_to_tell_apart(model) -> None:
 
 
 def test_num_negatives_is_checked() -> None:
-    with pytest.raises(ValueError, match="num_negatives must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_negatives must be at least 1, got 0; .* needs itc_weight \(got 0\)"):
         tiny_config(num_negatives=0)
+
+
+def test_without_negatives_contrast_is_learnt_alone_and_nothing_is_fused(monkeypatch) -> None:
+    both = tiny_of(M3AEForImageTextRetrieval, itc_weight=2.0)
+    alone = tiny_of(M3AEForImageTextRetrieval, itc_weight=2.0, num_negatives=0)
+    alone.load_state_dict(both.state_dict())
+    expected = both(**tiny_pairs()).losses["itc"]
+    monkeypatch.setattr(alone.m3ae, "fuse", None)
+    output = alone(**tiny_pairs())
+    assert output.logits is None and output.candidates is None and list(output.losses) == ["itc"]
+    torch.testing.assert_close(output.losses["itc"], expected)
+    torch.testing.assert_close(output.loss, 2 * expected)

@@ -142,6 +142,21 @@ def test_two_stages_with_all_candidates_are_one_stage(folder: Path, tmp_path: Pa
     assert {None, 1} <= {line["rank"] for line in nearest}, "what is not among the candidates is not found"
 
 
+def test_contrast_alone_is_trained_and_ranked_without_the_matching_head(
+    folder: Path, tmp_path: Path, pretrained: str
+) -> None:
+    both = final(open_task(folder, tmp_path / "both", pretrained))
+    alone = {"path": pretrained, "overrides": {"num_negatives": 0}}
+    config = tiny_finetuning("retrieval", folder, tmp_path, model=alone, retrieval={"rerank": 0})
+    task = Retrieval.from_config(config)
+    found = final(task)
+    for name in ("text_to_image_recall@1", "image_to_text_median_rank", "mean_recall"):
+        assert found[f"test/{name}"] == both[f"test/first_stage_{name}"]
+    assert "test/irtr_loss" not in found and not any(name.startswith("test/first_stage") for name in found)
+    assert found["test/loss"] == found["test/itc_loss"] == both["test/itc_loss"]
+    train(config, task)
+
+
 def test_the_first_stage_is_exact_whatever_is_embedded_at_once(
     folder: Path, tmp_path: Path, pretrained: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +230,9 @@ def test_bad_input_is_explained(folder: Path, tmp_path: Path, pretrained: str) -
     without = save_model(tmp_path / "without", M3AEForPreTraining)
     with pytest.raises(ValueError, match=r"rerank: got 5, but the model has no contrastive head.*itc_weight"):
         open_task(folder, tmp_path, without, retrieval={"rerank": 5})
+    with pytest.raises(ValueError, match=r"rerank: got None with num_negatives=0.*expected retrieval.rerank=0"):
+        alone = {"path": pretrained, "overrides": {"num_negatives": 0}}
+        Retrieval.from_config(tiny_finetuning("retrieval", folder, tmp_path, model=alone))
     with pytest.raises(ValueError, match="retrieval needs image_columns and a text_column"):
         open_task(folder, tmp_path, pretrained, data={"text_column": None})
     answering = save_model(tmp_path / "answering", M3AEForQuestionAnswering, id2label={0: "yes"})
