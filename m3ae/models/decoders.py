@@ -122,12 +122,11 @@ class PooledHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map pooled features (B, 2·D) to logits (B, A)."""
-        logits: Tensor = self.output(F.gelu(self.norm(self.dense(pooled))))
-        return logits
+        return linear_in_float32(self.output, F.gelu(self.norm(self.dense(pooled))))
 
 
 def linear_in_float32(layer: nn.Linear, features: Tensor) -> Tensor:
-    """Apply a layer outside autocast: in bfloat16 the scores of many pairs would be equal."""
+    """Apply a layer outside autocast: in bfloat16 the scores of many pairs, or of several answers, would be equal."""
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(features.float(), layer.weight.float(), layer.bias.float())
 

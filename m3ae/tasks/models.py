@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
@@ -16,6 +17,8 @@ from m3ae.models.initialization import init_image_encoder, init_text_encoder, re
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.training.config import InitConfig, RunConfig
+
+NOT_FOUND = "there is no such folder, and the hub has no model of this name or cannot be reached"
 
 ModelT = TypeVar("ModelT", bound=M3AEPreTrainedModel)
 
@@ -129,7 +132,8 @@ def saved_config(path: str) -> M3AEConfig:
     try:
         config: M3AEConfig = M3AEConfig.from_pretrained(path)
     except OSError as error:
-        raise ValueError(f"model.path: no saved M3AE model in {path!r} ({str(error).splitlines()[0]}).") from error
+        reason = str(error).splitlines()[0] if Path(path).is_dir() else NOT_FOUND
+        raise ValueError(f"model.path: no saved M3AE model in {path!r}: {reason}.") from error
     return config
 
 

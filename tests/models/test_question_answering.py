@@ -21,6 +21,13 @@ def test_answers_by_the_published_head() -> None:
     assert model(**tiny_pairs()).loss is None
 
 
+def test_answers_are_told_apart_more_finely_than_bfloat16_does() -> None:
+    model = tiny_of(M3AEForQuestionAnswering, id2label=ANSWERS)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**tiny_pairs()).logits
+    assert logits.dtype == torch.float32 and (logits != logits.bfloat16()).any()
+
+
 def test_answers_that_exclude_each_other() -> None:
     model = tiny_of(M3AEForQuestionAnswering, id2label=ANSWERS, problem_type="single_label_classification")
     labels = torch.tensor([0, 2, -100, 1])

@@ -99,5 +99,5 @@ def test_a_new_model_reads_the_words_of_the_texts(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model.path: no saved M3AE model in 'nowhere'"):
+    with pytest.raises(ValueError, match=r"model.path: no saved M3AE model in 'nowhere': there is no such folder"):
         answerer(run(tmp_path, "nowhere"))
