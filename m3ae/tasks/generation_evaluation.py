@@ -14,11 +14,8 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import Pipeline
 
 from m3ae.data.multimodal import Batch
-from m3ae.metrics.classification import UNKNOWN
 from m3ae.metrics.generation import (
     WINDOW,
-    all_right,
-    frechet_distance,
     joint_coherence,
     ssim,
     subset_probabilities,
@@ -26,7 +23,8 @@ from m3ae.metrics.generation import (
 )
 from m3ae.models import latent as algebra
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.tasks.classifiers import RealDataClassifier, linear_probe
+from m3ae.tasks.classifiers import linear_probe
+from m3ae.tasks.latent_judge import Judge
 from m3ae.tasks.latent_passes import (
     Array,
     Pass,
@@ -37,7 +35,7 @@ from m3ae.tasks.latent_passes import (
     posterior_means,
     run_pass,
 )
-from m3ae.tasks.latent_problems import ProblemProbes, Problems, rank_problems
+from m3ae.tasks.latent_problems import ProblemProbes, Problems
 from m3ae.training.task_config import GenerationConfig
 
 MISSING_RATES = tuple(round(0.1 * tenth, 1) for tenth in range(10))
@@ -74,55 +72,44 @@ class GenerationEvaluator:
             [name for name, chosen in zip(experts, members, strict=True) if chosen]
             for members in self.members.tolist()
         ]
+        kinds = model.latent_head.modalities
+        self._images = [name for name in self.rows.values if kinds[name].kind == "image"]
         learnt = Rows.of(model, training())
         latents = posterior_means(model, learnt.batches, self.subsets)
         self.probes: list[dict[str, Pipeline]] = [
             {
                 label: linear_probe(own[valid], classes[valid])
                 for label, classes in learnt.classes.items()
-                if len(np.unique(classes[valid := _known(learnt, given, classes)])) > 1  # or there is nothing to tell
+                if len(np.unique(classes[valid := learnt.known(given, classes)])) > 1  # or there is nothing to tell
             }
             for given, own in zip(self.subsets, latents, strict=True)
         ]
         self.problem_probes: list[ProblemProbes] = []
-        self.problem_classifiers: dict[str, RealDataClassifier] = {}
         if problems is not None:
             for given, own in zip(self.subsets, latents, strict=True):
                 there = learnt.having(given)
                 self.problem_probes.append(ProblemProbes(own[there], problems.learnt[there]))
-            for name in self._images():
-                there = learnt.having([name])
-                self.problem_classifiers[name] = RealDataClassifier(
-                    learnt.values[name][there], problems.learnt[there], seed
-                )
-        self.classifiers: dict[str, dict[str, RealDataClassifier]] = {
-            label: {
-                name: RealDataClassifier(values[valid], classes[valid], seed)
-                for name, values in learnt.values.items()
-                if (valid := _known(learnt, [name], classes)).any()
-            }
-            for label, classes in learnt.classes.items()
-        }
+        self.judge = Judge(learnt, self.rows, self._images, problems, seed)
 
     def evaluate(self) -> dict[str, Any]:
         """Return the whole report, as JSON has it; shares are fractions, likelihoods nats.
 
         `classifiers`: label → modality → accuracy on real data, and `all`, the share of rows that all of them know;
         `all_labels`: modality → `all_right` of its classifiers on real data, where there are several labels;
-        `problems`: see `count_problems`; `problems_seen`: see `see_problems`, of real images; `subsets`: see
+        `problems`: see `Problems.shares`; `problems_seen`: see `Judge.problems_seen`, of real images; `subsets`: see
         `measure_subset`; `summary`: see `summarize`; `joint`: see `measure_prior`; `active_units`,
         `precision_shares`, `permutation`: of the posterior given everything; `missing_rate`: see `missing_curve`.
         """
         with torch.no_grad():
             present = [number for number, given in enumerate(self.subsets) if len(self.rows.having(given))]
             subsets = [self.measure_subset(number) for number in present]
-            everything = np.arange(len(next(iter(self.rows.present.values()))))
+            everything, shown = np.arange(self.rows.count), self.judge.classes_shown(self.rows.values)
             return {
                 "rows": len(everything),
-                "classifiers": self.judge_real_data(),
-                "all_labels": self.judge_all_labels(self.judge(self.rows.values), everything, self.rows.present),
-                "problems": self.count_problems(),
-                "problems_seen": self.see_problems(self.rows.values, everything, self.rows.present),
+                "classifiers": self.judge.accuracy_on_real_data(),
+                "all_labels": self.judge.all_labels_right(shown, everything, self.rows.present),
+                "problems": {} if self.problems is None else self.problems.shares(),
+                "problems_seen": self.judge.problems_seen(self.rows.values, everything, self.rows.present),
                 "subsets": subsets,
                 "summary": summarize(subsets),
                 "joint": {density: self.measure_prior(density) for density in self.densities},
@@ -137,67 +124,6 @@ class GenerationEvaluator:
         """The priors that the model has."""
         return ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
 
-    def judge_real_data(self) -> dict[str, dict[str, float]]:
-        """Return the accuracy of each classifier on the split itself: what coherence cannot exceed by much."""
-        found: dict[str, dict[str, float]] = {}
-        for label, classifiers in self.classifiers.items():
-            classes, right = self.rows.classes[label], {}
-            for name, classifier in classifiers.items():
-                right[name] = classifier.predict(self.rows.values[name]) == classes
-            complete = _known(self.rows, list(right), classes)
-            found[label] = {name: float(own[_known(self.rows, [name], classes)].mean()) for name, own in right.items()}
-            found[label]["all"] = float(np.all(list(right.values()), 0)[complete].mean())
-        return found
-
-    def judge_all_labels(
-        self, shown: Mapping[str, Mapping[str, Array]], rows: Array, asked: Mapping[str, Array]
-    ) -> dict[str, list[float]]:
-        """Return by modality `all_right` of the labels, if there are several, over the rows that have them all.
-
-        Args:
-            shown: From `judge`, of n values of each modality.
-            rows: (n,) numbers of their rows.
-            asked: By modality that is judged, of which rows (N,) of the split.
-        """
-        found = {}
-        for name in (name for name in self.rows.values if name in asked):
-            labels = [label for label, own in shown.items() if name in own]
-            if len(labels) < 2:
-                continue
-            classes = np.stack([self.rows.classes[label][rows] for label in labels], 1)
-            known = (classes >= 0).all(1) & asked[name][rows]
-            if known.any():
-                found[name] = all_right((np.stack([shown[label][name] for label in labels], 1) == classes)[known])
-        return found
-
-    def count_problems(self) -> dict[str, float]:
-        """Return the share of the rows of the split that have each problem, of those of which it is known."""
-        if self.problems is None:
-            return {}
-        known = self.problems.judged != UNKNOWN
-        return {
-            name: float(truth[own].mean()) if own.any() else np.nan
-            for name, truth, own in zip(self.problems.names, self.problems.judged.T, known.T, strict=True)
-        }
-
-    def see_problems(self, values: Mapping[str, Array], rows: Array, asked: Mapping[str, Array]) -> dict[str, float]:
-        """Return how well a classifier of real images sees the problems of the rows: by modality the macro AUROC.
-
-        Args:
-            values: (n, …) of each modality.
-            rows: (n,) numbers of their rows.
-            asked: By modality that is judged, of which rows (N,) of the split.
-        """
-        if self.problems is None:
-            return {}
-        found = {}
-        for name in (name for name in self.problem_classifiers if name in asked):
-            there = asked[name][rows]
-            scores = self.problem_classifiers[name].scores(values[name][there])
-            ranked = rank_problems(scores, self.problems.judged[rows][there], self.problems.names)
-            found[name] = ranked["macro_auroc"]
-        return found
-
     def measure_subset(self, number: int) -> dict[str, Any]:
         """Return what a subset of the modalities tells.
 
@@ -208,7 +134,7 @@ class GenerationEvaluator:
         samples of each modality that show the right class, `diversity`, see `within_class_diversity`, of those
         modalities that are not given, and `diversity_of_right`, of the samples that show the right class; `all_labels`
         of each modality that is not given, where there are several labels, see `all_right`; `problems`, see
-        `ProblemProbes.judge`; `problems_seen`, see `see_problems`, in images that are not given.
+        `ProblemProbes.judge`; `problems_seen`, see `Judge.problems_seen`, in images that are not given.
         """
         given, model = self.subsets[number], self.model
         found = run_pass(model, self.rows, given, self.generator, self.options.temperature)
@@ -227,7 +153,7 @@ class GenerationEvaluator:
             "reconstruction_of_a_sample": self._likeness(found, found.drawn),
             **self._image_metrics(found),
         }
-        shown = self.judge(found.drawn)
+        shown = self.judge.classes_shown(found.drawn)
         kinds = {label: self._coherence(label, found, shown[label], number) for label in self.rows.classes}
         problems: dict[str, Any] = {}
         if self.problems is not None:
@@ -236,8 +162,8 @@ class GenerationEvaluator:
         new = {
             name: np.ones(len(present), dtype=bool) for name, present in self.rows.present.items() if name not in given
         }
-        all_labels = self.judge_all_labels(shown, found.rows, new)
-        seen = self.see_problems(found.drawn, found.rows, new)
+        all_labels = self.judge.all_labels_right(shown, found.rows, new)
+        seen = self.judge.problems_seen(found.drawn, found.rows, new)
         return result | {"labels": kinds, "all_labels": all_labels, "problems": problems, "problems_seen": seen}
 
     def measure_prior(self, density: Density) -> dict[str, Any]:
@@ -245,21 +171,15 @@ class GenerationEvaluator:
 
         `coherence` by label: the share whose modalities all show one class; `frechet` by modality, of images.
         """
-        count = max(len(own) for own in self.rows.present.values())
-        names = list(self.rows.values)
+        count, names = self.rows.count, list(self.rows.values)
         drawn = self.model.sample_prior(count, density, names, self.options.temperature, self.generator)
         values = {name: value.cpu().numpy() for name, value in drawn.items()}
         coherence = {
-            label: joint_coherence(np.stack([*shown.values()])) for label, shown in self.judge(values).items() if shown
+            label: joint_coherence(np.stack([*shown.values()]))
+            for label, shown in self.judge.classes_shown(values).items()
+            if shown
         }
-        return {"coherence": coherence, "frechet": self._frechet(values, np.arange(count))}
-
-    def judge(self, values: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-        """Return label → modality → the classes (n,) that its values (n, …) show."""
-        return {
-            label: {name: classifier.predict(values[name]) for name, classifier in classifiers.items()}
-            for label, classifiers in self.classifiers.items()
-        }
+        return {"coherence": coherence, "frechet": self.judge.frechet_distances(values, np.arange(count))}
 
     def count_active_units(self) -> dict[str, list[int]]:
         """Return how many latent dimensions are active (Burda et al. 2016), and how many there are."""
@@ -310,7 +230,7 @@ class GenerationEvaluator:
         return likeness
 
     def _image_metrics(self, found: Pass) -> dict[str, dict[str, float]]:
-        similarity, images = {}, self._images()
+        similarity, images = {}, self._images
         for name in images:
             valid = self.rows.present[name][found.rows]
             if valid.any() and min(found.expected[name].shape[-2:]) >= WINDOW:
@@ -319,24 +239,7 @@ class GenerationEvaluator:
                     for part in (self.rows.values[name][found.rows], found.expected[name])
                 )
                 similarity[name] = float(ssim(real, made.clamp(0, 1)).mean())
-        return {"ssim": similarity, "frechet": self._frechet(found.drawn, found.rows)}
-
-    def _frechet(self, made: Mapping[str, Array], rows: Array) -> dict[str, float]:
-        """Return the distances of images to the real ones of rows.
-
-        Features are those of the first label's classifier, or, without a label, of the problems'.
-        """
-        distances, classifiers = {}, next(iter(self.classifiers.values()), self.problem_classifiers)
-        for name in self._images():
-            valid = self.rows.present[name][rows]
-            if name in classifiers and valid.sum() > 1:
-                real = classifiers[name].features(self.rows.values[name][rows][valid])
-                distances[name] = frechet_distance(real, classifiers[name].features(made[name]))
-        return distances
-
-    def _images(self) -> list[str]:
-        kinds = self.model.latent_head.modalities
-        return [name for name in self.rows.values if kinds[name].kind == "image"]
+        return {"ssim": similarity, "frechet": self.judge.frechet_distances(found.drawn, found.rows)}
 
     def _coherence(self, label: str, found: Pass, shown: Mapping[str, Array], number: int) -> dict[str, Any]:
         classes = self.rows.classes[label][found.rows]
@@ -409,12 +312,6 @@ def missing_curve(subsets: Sequence[Mapping[str, Any]], members: torch.Tensor) -
     if subsets[-1]["problems"]:
         columns["AUROC of the problems"] = [entry["problems"]["macro_auroc"] for entry in subsets]
     return curves | {name: (weights @ np.array(values)).tolist() for name, values in columns.items()}
-
-
-def _known(rows: Rows, names: Sequence[str], classes: Array) -> Array:
-    """Return which rows (N,) have the modalities and a class."""
-    there: Array = np.all([rows.present[name] for name in names], 0) & (classes >= 0)
-    return there
 
 
 def _moved(available: Batch, model: M3AEForGeneration) -> Batch:

@@ -52,9 +52,19 @@ class Rows:
         classes = {name: joined(name, "labels") for name, kind in kinds.items() if kind == "label"}
         return cls(kept, present, values, {name: np.where(present[name], own, -1) for name, own in classes.items()})
 
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(next(iter(self.present.values())))
+
     def having(self, names: Sequence[str]) -> Array:
         """Return the numbers of the rows that have all these modalities."""
         return np.flatnonzero(np.all([self.present[name] for name in names], 0))
+
+    def known(self, names: Sequence[str], classes: Array) -> Array:
+        """Return which rows (N,) have the modalities and one of the classes (N,)."""
+        there: Array = np.all([self.present[name] for name in names], 0) & (classes >= 0)
+        return there
 
     def parts(self, chosen: Array) -> list[Batch]:
         """Return some rows, given by their numbers in order, in batches."""

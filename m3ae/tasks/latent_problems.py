@@ -37,6 +37,14 @@ class Problems(NamedTuple):
     learnt: Targets
     judged: Targets
 
+    def shares(self) -> dict[str, float]:
+        """Return the share of the judged rows that have each problem, of those of which it is known."""
+        known = self.judged != UNKNOWN
+        return {
+            name: float(truth[own].mean()) if own.any() else np.nan
+            for name, truth, own in zip(self.names, self.judged.T, known.T, strict=True)
+        }
+
 
 class ProblemReader:
     """The problems that are the most frequent in the training split, as classification with several labels has them.

@@ -141,7 +141,7 @@ class TextEvaluator:
         names, temperature = [*self.rows.values, name], self.evaluator.options.temperature
         drawn = self.model.sample_prior(count, density, names, temperature, self.generator, self.text_options)
         texts = self.decode_text(drawn.pop(name))
-        shown = self.evaluator.judge({own: value.cpu().numpy() for own, value in drawn.items()})
+        shown = self.evaluator.judge.classes_shown({own: value.cpu().numpy() for own, value in drawn.items()})
         equal = [
             np.all([told_class(texts, classes) == own for own in shown[label].values()], 0)
             for label, classes in labels.items()

@@ -16,6 +16,7 @@ from m3ae.models.latent import subsets
 from m3ae.tasks.generation import Generation
 from m3ae.tasks.generation_evaluation import GenerationEvaluator, missing_curve, summarize
 from m3ae.tasks.generation_report import markdown_report
+from m3ae.tasks.latent_judge import Judge
 from m3ae.tasks.latent_passes import Rows, evidence, permutation_test, run_pass
 from m3ae.training.config import dump_config
 from m3ae.training.task_config import GenerationConfig
@@ -72,10 +73,10 @@ def test_several_labels_are_judged_together_where_all_of_them_are_known() -> Non
         "hand": {"glyph": np.array([0, 0, 1, 1])},
     }
     asked = {"glyph": np.array([True, True, True, True, False]), "speech": np.ones(5, dtype=bool), "text": values}
-    found = GenerationEvaluator.judge_all_labels(own, shown, np.array([0, 2, 3, 4]), asked)
+    found = Judge.all_labels_right(own, shown, np.array([0, 2, 3, 4]), asked)
     # Row 3 has no digit, row 4 no glyph; of row 0 both are right, of row 2 both; only one label judges speech.
     assert found == {"glyph": [1.0, 1.0]}
-    everywhere = GenerationEvaluator.judge_all_labels(own, shown, np.array([0, 2, 4, 4]), {"glyph": np.ones(5, bool)})
+    everywhere = Judge.all_labels_right(own, shown, np.array([0, 2, 4, 4]), {"glyph": np.ones(5, bool)})
     assert everywhere == {"glyph": pytest.approx([7 / 8, 3 / 4])}
 
 

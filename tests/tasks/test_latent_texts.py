@@ -95,16 +95,17 @@ def test_what_is_written_is_judged(writer: TextEvaluator, monkeypatch: pytest.Mo
 
 def test_problems_are_looked_for_in_images_that_were_not_given(writer: TextEvaluator) -> None:
     evaluator, everything = writer.evaluator, np.arange(6)
-    assert set(evaluator.problem_classifiers) == {"frontal", "lateral"}
+    judge = evaluator.judge
+    assert set(judge.problem_classifiers) == {"frontal", "lateral"}
     looked_at: list[Any] = []
-    for classifier in evaluator.problem_classifiers.values():
+    for classifier in judge.problem_classifiers.values():
         classifier.scores = lambda values: (looked_at.append(len(values)), values[:, 0, :1, 0].repeat(2, 1))[1]
     truth = evaluator.problems.judged[:, 0]
     right = {name: truth[:, None, None, None].astype(float) for name in ("frontal", "lateral")}
-    assert evaluator.see_problems(right, everything, evaluator.rows.present) == {"frontal": 1.0, "lateral": 1.0}
+    assert judge.problems_seen(right, everything, evaluator.rows.present) == {"frontal": 1.0, "lateral": 1.0}
     assert sorted(looked_at) == [5, 6], "row 1 lacks the lateral view"
     wrong = {"frontal": -right["frontal"], "lateral": right["lateral"]}
-    assert evaluator.see_problems(wrong, everything, {"frontal": np.ones(6, dtype=bool)}) == {"frontal": 0.0}
+    assert judge.problems_seen(wrong, everything, {"frontal": np.ones(6, dtype=bool)}) == {"frontal": 0.0}
     entry = evaluator.measure_subset(0)
     assert entry["given"] == ["frontal"] and set(entry["problems_seen"]) == {"lateral"}
     assert set(entry["frechet"]) == {"frontal", "lateral"}, "on features of these classifiers, as there is no label"
@@ -132,7 +133,7 @@ def test_texts_are_judged_by_the_labels_that_real_texts_name() -> None:
 
     whole = evaluator.evaluate()
     writer.decode_text = lambda ids: lines
-    evaluator.judge = lambda values: {
+    evaluator.judge.classes_shown = lambda values: {
         "kind": {"frontal": np.array([0, 1, 1, 1])},
         "size": {"frontal": np.array([0, 0, 0, 1])},
     }
