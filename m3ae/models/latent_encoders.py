@@ -47,12 +47,12 @@ def mlp_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential
 def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:
     """Build a network from images (B, C, S, S) to features (B, W): convolutions of stride 2, and a linear layer.
 
-    The last convolution has W / 16 channels, each one before it half as many as the next.
+    The last convolution has W / 8 channels, each one before it half as many as the next.
     """
     channels, side, _ = shape
     layers: list[nn.Module] = []
     for number in range(modality.num_layers):
-        width = max(1, modality.hidden_size // 2 ** (modality.num_layers + 3 - number))
+        width = max(1, modality.hidden_size // 2 ** (modality.num_layers + 2 - number))
         layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GELU()]
         channels, side = width, (side + 1) // 2
     return nn.Sequential(

@@ -19,8 +19,8 @@ def test_encoders_drop_in_training_alone(build, encoder: str) -> None:
 def test_convolutions_halve_the_side_and_double_the_width() -> None:
     network = cnn_encoder([2, 7, 7], ModalityConfig.of("x", {**OPTIONS, "encoder": "cnn"}))
     shapes = [tuple(layer.weight.shape) for layer in network if isinstance(layer, torch.nn.Conv2d)]
-    assert shapes == [(1, 2, 3, 3), (2, 1, 3, 3)]
-    assert network[-1][1].in_features == 2 * 2 * 2
+    assert shapes == [(2, 2, 3, 3), (4, 2, 3, 3)]
+    assert network[-1][1].in_features == 4 * 2 * 2
 
 
 def test_a_convolutional_expert_is_decoded_by_an_mlp() -> None:
