@@ -1,11 +1,12 @@
 """Classifiers of real data that judge generated data: which class does it show?
 
-Shapes: N samples, A classes, F features.
+Shapes: N samples, K labels, A classes of one, F features.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from m3ae.metrics.classification import UNKNOWN
 from m3ae.models.latent_configuration import ModalityConfig
 from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
+from m3ae.models.losses import class_loss
 
 EPOCHS, MIN_STEPS, MAX_STEPS = 30, 200, 1200
 BATCH_SIZE, LEARNING_RATE, AT_ONCE = 128, 1e-3, 1000
@@ -32,17 +33,16 @@ class RealDataClassifier:
 
     Args:
         values: (N, …) images (C, S, S), sequences (T, F) or vectors.
-        classes: (N,) numbers, or (N, A) which of A classes a sample has: 1, 0, or `UNKNOWN`.
+        classes: (N, K) number of the class of each of K labels, negative = unknown.
         seed: Of its weights, and of the order of samples.
     """
 
     def __init__(self, values: NDArray[np.float32], classes: NDArray[np.int64], seed: int = 0) -> None:
         distinct = list({value.tobytes(): row for row, value in enumerate(values)}.values())
-        images, targets = torch.from_numpy(values[distinct]), classes[distinct]
-        if targets.ndim == 1:
-            self.classes, targets = np.unique(targets, return_inverse=True)
-        else:
-            self.classes = np.arange(targets.shape[1])
+        images, classes = torch.from_numpy(values[distinct]), classes[distinct]
+        known = [np.unique(own[own >= 0]) for own in classes.T]
+        self._classes = [own if len(own) else np.array([UNKNOWN]) for own in known]  # what each output stands for
+        targets = np.where(classes < 0, UNKNOWN, _places(classes, self._classes))
         self._is_image = values.ndim == 4
         over = None if self._is_image else 0
         self._mean = torch.from_numpy(np.asarray(images.numpy().mean(over)))
@@ -52,24 +52,32 @@ class RealDataClassifier:
             shape = list(values.shape[1:])
             options = ModalityConfig("image" if self._is_image else "vector", hidden_size=FEATURES, dropout=0.2)
             self._encode = (cnn_encoder if self._is_image else mlp_encoder)(shape, options)
-            self._output = nn.Linear(FEATURES, len(self.classes))
+            self._output = nn.Linear(FEATURES, sum(map(len, self._classes)))
             self._learn(images, torch.from_numpy(targets))
         self._encode.eval()
 
     def predict(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Return the likeliest classes (N,) of values (N, …)."""
-        found: NDArray[np.int64] = self.classes[self.scores(values).argmax(-1)]
-        return found
+        """Return the likeliest class of each label, (N, K), of values (N, …); unknown if none was ever known."""
+        found = [own[scores.argmax(-1)] for own, scores in zip(self._classes, self._scores(values), strict=True)]
+        return np.stack(found, 1)
 
-    @torch.no_grad()
-    def scores(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a logit of each class, (N, A), of values (N, …)."""
-        logits: NDArray[np.float32] = self._output(self._features(torch.from_numpy(values))).numpy()
-        return logits
+    def log_odds(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return log p(1) / p(0) for each of K labels that are 0 or 1, (N, K); 0 if only one of them was seen."""
+        found = [own[:, -1] - own[:, 0] for own in self._scores(values)]
+        return torch.stack(found, 1).numpy()
 
     def features(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return what its last hidden layer says of values (N, …): (N, F)."""
         return self._features(torch.from_numpy(values)).double().numpy()
+
+    @torch.no_grad()
+    def _scores(self, values: NDArray[np.float32]) -> tuple[Tensor, ...]:
+        return self._split(self._output(self._features(torch.from_numpy(values))))
+
+    def _split(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits (N, A) of each label."""
+        parts: tuple[Tensor, ...] = logits.split([len(own) for own in self._classes], -1)
+        return parts
 
     @torch.no_grad()
     def _features(self, values: Tensor) -> Tensor:
@@ -90,18 +98,16 @@ class RealDataClassifier:
             batch = self._scaled(values[rows])
             if self._is_image:
                 batch = batch.roll(torch.randint(-1, 2, (2,)).tolist(), (2, 3))
-            loss = _loss(self._output(self._encode(batch)), targets[rows])
+            logits = self._split(self._output(self._encode(batch)))
+            losses = [class_loss(own, target) for own, target in zip(logits, targets[rows].T, strict=True)]
             optimizer.zero_grad()
-            loss.backward()
+            torch.stack(losses).sum().backward()
             optimizer.step()
 
 
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of classes (N,), or the binary ones of those (N, A) that are known."""
-    if targets.dim() == 1:
-        return F.cross_entropy(logits, targets)
-    known = targets != UNKNOWN
-    return F.binary_cross_entropy_with_logits(logits[known], targets[known].float())
+def _places(classes: NDArray[np.int64], names: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return where each class (N, K) stands among those of its label."""
+    return np.stack([np.searchsorted(own, column) for own, column in zip(names, classes.T, strict=True)], 1)
 
 
 def linear_probe(latents: NDArray[np.float32], classes: NDArray[np.int64]) -> Pipeline:

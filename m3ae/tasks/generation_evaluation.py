@@ -106,7 +106,7 @@ class GenerationEvaluator:
             everything, shown = np.arange(self.rows.count), self.judge.classes_shown(self.rows.values)
             return {
                 "rows": len(everything),
-                "classifiers": self.judge.accuracy_on_real_data(),
+                "classifiers": self.judge.accuracy_on_real_data(shown),
                 "all_labels": self.judge.all_labels_right(shown, everything, self.rows.present),
                 "problems": {} if self.problems is None else self.problems.shares(),
                 "problems_seen": self.judge.problems_seen(self.rows.values, everything, self.rows.present),

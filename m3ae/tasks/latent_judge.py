@@ -26,7 +26,7 @@ class Judge:
         seed: Of the classifiers.
 
     Attributes:
-        classifiers: Label → modality → classifier of that label.
+        classifiers: Modality → classifier of the labels.
         problem_classifiers: Image → classifier of the problems.
     """
 
@@ -34,14 +34,13 @@ class Judge:
         self, learnt: Rows, rows: Rows, images: Sequence[str], problems: Problems | None = None, seed: int = 0
     ) -> None:
         self.rows, self.images, self.problems = rows, images, problems
-        self.classifiers: dict[str, dict[str, RealDataClassifier]] = {
-            label: {
-                name: RealDataClassifier(values[valid], classes[valid], seed)
-                for name, values in learnt.values.items()
-                if (valid := learnt.known([name], classes)).any()
-            }
-            for label, classes in learnt.classes.items()
-        }
+        self.labels, self.classifiers = list(rows.classes), dict[str, RealDataClassifier]()
+        if self.labels:
+            classes = np.stack([*learnt.classes.values()], 1)
+            for name, values in learnt.values.items():
+                valid = learnt.known([name], classes.max(1))
+                if valid.any():
+                    self.classifiers[name] = RealDataClassifier(values[valid], classes[valid], seed)
         self.problem_classifiers: dict[str, RealDataClassifier] = {}
         if problems is not None:
             for name in images:
@@ -52,23 +51,25 @@ class Judge:
 
     def classes_shown(self, values: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
         """Return label → modality → the classes (n,) that its values (n, …) show."""
+        shown = {name: classifier.predict(values[name]) for name, classifier in self.classifiers.items()}
         return {
-            label: {name: classifier.predict(values[name]) for name, classifier in classifiers.items()}
-            for label, classifiers in self.classifiers.items()
+            label: {name: own[:, column] for name, own in shown.items()} for column, label in enumerate(self.labels)
         }
 
-    def accuracy_on_real_data(self) -> dict[str, dict[str, float]]:
+    def accuracy_on_real_data(self, shown: Mapping[str, Mapping[str, Array]]) -> dict[str, dict[str, float]]:
         """Return by label and modality the accuracy on the split itself: what coherence cannot exceed by much.
 
         `all` is the share of the rows with every modality of which all classifiers are right.
+
+        Args:
+            shown: From `classes_shown`, of the split.
         """
         found: dict[str, dict[str, float]] = {}
-        for label, classifiers in self.classifiers.items():
-            classes, right = self.rows.classes[label], {}
-            for name, classifier in classifiers.items():
-                right[name] = classifier.predict(self.rows.values[name]) == classes
+        for label, own in shown.items():
+            classes = self.rows.classes[label]
+            right = {name: predicted == classes for name, predicted in own.items()}
+            found[label] = {name: float(hit[self.rows.known([name], classes)].mean()) for name, hit in right.items()}
             complete = self.rows.known(list(right), classes)
-            found[label] = {name: float(own[self.rows.known([name], classes)].mean()) for name, own in right.items()}
             found[label]["all"] = float(np.all(list(right.values()), 0)[complete].mean())
         return found
 
@@ -106,7 +107,7 @@ class Judge:
         found = {}
         for name in (name for name in self.problem_classifiers if name in asked):
             there = asked[name][rows]
-            scores = self.problem_classifiers[name].scores(values[name][there])
+            scores = self.problem_classifiers[name].log_odds(values[name][there])
             ranked = rank_problems(scores, self.problems.judged[rows][there], self.problems.names)
             found[name] = ranked["macro_auroc"]
         return found
@@ -114,9 +115,9 @@ class Judge:
     def frechet_distances(self, made: Mapping[str, Array], rows: Array) -> dict[str, float]:
         """Return the distances of images (n, …) to the real ones of rows (n,).
 
-        Features are those of the first label's classifier, or, without a label, of the problems'.
+        Features are those of the classifier of the labels, or, without a label, of the problems.
         """
-        distances, classifiers = {}, next(iter(self.classifiers.values()), self.problem_classifiers)
+        distances, classifiers = {}, self.classifiers or self.problem_classifiers
         for name in self.images:
             valid = self.rows.present[name][rows]
             if name in classifiers and valid.sum() > 1:

@@ -14,37 +14,43 @@ def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_it_tells_classes_of_images_that_are_shifted_by_a_pixel() -> None:
     values, classes = blobs(30, 0)
-    classifier = RealDataClassifier(values, classes)
+    classifier = RealDataClassifier(values, classes[:, None])
     others, truth = blobs(30, 1)
-    assert (classifier.predict(others) == truth).all()
-    assert (classifier.predict(np.roll(others, 1, 3)) == truth).all()
+    assert (classifier.predict(others) == truth[:, None]).all()
+    assert (classifier.predict(np.roll(others, 1, 3)) == truth[:, None]).all()
 
 
-def test_several_classes_at_once_are_learnt_from_what_is_known_of_them() -> None:
+def test_several_labels_are_learnt_from_what_is_known_of_them() -> None:
     values, classes = blobs(30, 0)
-    targets = np.stack([classes == 0, classes != 2], 1).astype(int)
+    nothing = np.full(30, UNKNOWN)
+    targets = np.stack([classes == 0, classes != 2, 5 * classes, np.ones(30), nothing], 1).astype(int)
     targets[::7, 0] = UNKNOWN
     others, truth = blobs(30, 1)
-    scores = RealDataClassifier(values, targets).scores(others)
-    for own, has in zip(scores.T, (truth == 0, truth != 2), strict=True):
-        assert own[has].min() > own[~has].max()
+    classifier = RealDataClassifier(values, targets)
+    odds, found = classifier.log_odds(others), classifier.predict(others)
+    for own, has in zip(odds.T, (truth == 0, truth != 2), strict=False):
+        assert own[has].min() > 0 > own[~has].max()
+    assert not odds[:, 3:].any(), "of both classes only one was seen, or none"
+    np.testing.assert_array_equal(
+        found, np.stack([truth == 0, truth != 2, 5 * truth, np.ones(30), nothing], 1).astype(int)
+    )
 
 
 def test_repeated_values_are_learnt_once() -> None:
     values, classes = blobs(12, 0)
-    once, again = (RealDataClassifier(np.tile(values, (n, 1, 1, 1)), np.tile(classes, n)) for n in (1, 3))
+    once, again = (RealDataClassifier(np.tile(values, (n, 1, 1, 1)), np.tile(classes, n)[:, None]) for n in (1, 3))
     np.testing.assert_array_equal(once.features(values), again.features(values))
 
 
 def test_features_are_what_the_classes_are_read_from() -> None:
     values, classes = blobs(12, 0)
     sequences = values[:, 0]
-    classifier = RealDataClassifier(sequences, 10 * classes)
+    classifier = RealDataClassifier(sequences, 10 * classes[:, None])
     features = classifier.features(sequences)
     scores = features @ classifier._output.weight.detach().double().numpy().T
     scores += classifier._output.bias.detach().numpy()
     assert features.shape == (12, 256)
-    np.testing.assert_array_equal(10 * scores.argmax(1), classifier.predict(sequences))
+    np.testing.assert_array_equal(10 * scores.argmax(1), classifier.predict(sequences)[:, 0])
 
 
 def test_the_probe_is_linear() -> None:

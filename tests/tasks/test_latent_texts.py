@@ -99,7 +99,7 @@ def test_problems_are_looked_for_in_images_that_were_not_given(writer: TextEvalu
     assert set(judge.problem_classifiers) == {"frontal", "lateral"}
     looked_at: list[Any] = []
     for classifier in judge.problem_classifiers.values():
-        classifier.scores = lambda values: (looked_at.append(len(values)), values[:, 0, :1, 0].repeat(2, 1))[1]
+        classifier.log_odds = lambda values: (looked_at.append(len(values)), values[:, 0, :1, 0].repeat(2, 1))[1]
     truth = evaluator.problems.judged[:, 0]
     right = {name: truth[:, None, None, None].astype(float) for name in ("frontal", "lateral")}
     assert judge.problems_seen(right, everything, evaluator.rows.present) == {"frontal": 1.0, "lateral": 1.0}
