@@ -147,7 +147,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
         ranking, first_stage = self.rank(model, accelerator, dataset, candidates, first_stage=controls)
         metrics = self._losses(model, accelerator, dataset) | ranking.metrics() | self._intervals(candidates, ranking)
         if controls:
-            metrics |= prefixed("chance", chance_recalls(ranking.relevance))
+            metrics |= prefixed("chance", chance_ranking(ranking.relevance))
             if first_stage is not None:
                 metrics |= prefixed("first_stage", first_stage.metrics())
         if accelerator.is_main_process:
@@ -313,17 +313,19 @@ def open_texts(config: RunConfig, split: str, limit: int | None = None) -> Examp
     return ExampleDataset(rows, examples, limit)
 
 
-def chance_recalls(relevance: tuple[Relevance, Relevance]) -> dict[str, float]:
-    """Return what a random order is expected to reach, both ways.
+def chance_ranking(relevance: tuple[Relevance, Relevance]) -> dict[str, float]:
+    """Return the recalls and median ranks that random orders are expected to reach, both ways.
 
-    Of C candidates of which r are right, the first K are all wrong with probability Π (C − r − i) / (C − i), i < K.
+    Of C candidates of which r are right, the first k are all wrong with probability Π (C − r − i) / (C − i), i < k.
     """
-    found = {}
+    found: dict[str, float] = {}
     right = relevance[0].counts(), relevance[1].counts()
     for direction, own, total in zip(DIRECTIONS, right, (len(right[1]), len(right[0])), strict=True):
-        wrong = total - own[:, None].double()
+        numbers, queries = own.unique(return_counts=True)  # few numbers of right ones, each of many queries
+        i = torch.arange(total)
+        missed = ((total - numbers[:, None].double() - i).clamp(min=0) / (total - i)).cumprod(1)  # after 1 … C
+        reached = 1 - (queries[:, None] * missed).sum(0) / queries.sum()
         for k in KS:
-            i = torch.arange(min(k, total))
-            missed = ((wrong - i).clamp(min=0) / (total - i)).prod(1)
-            found[f"{direction}_recall@{k}"] = float((1 - missed).mean())
+            found[f"{direction}_recall@{k}"] = float(reached[min(k, total) - 1])
+        found[f"{direction}_median_rank"] = float((reached < 0.5).sum() + 1)
     return found

@@ -10,7 +10,7 @@ from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionA
 from m3ae.metrics.retrieval import Relevance, recall_at_k
 from m3ae.tasks import gallery as gallery_module
 from m3ae.tasks.gallery import BothWays, Found, Gallery
-from m3ae.tasks.retrieval import Ranking, Retrieval, chance_recalls, open_texts
+from m3ae.tasks.retrieval import Ranking, Retrieval, chance_ranking, open_texts
 from m3ae.training.loop import train
 from m3ae.training.sampler import Visit
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
@@ -113,7 +113,7 @@ def test_chance_is_the_mean_over_random_orders() -> None:
         Relevance(pairs, torch.arange(2), torch.arange(12)),
         Relevance(pairs.flip(1), torch.arange(12), torch.arange(2)),
     )
-    expected = chance_recalls(ways)
+    expected = chance_ranking(ways)
     assert expected["text_to_image_recall@1"] == pytest.approx((1 / 12 + 4 / 12) / 2)
     assert expected["image_to_text_recall@1"] == pytest.approx((1 + 3 / 2) / 12)
     torch.manual_seed(0)
@@ -122,6 +122,7 @@ def test_chance_is_the_mean_over_random_orders() -> None:
     for k in (1, 5, 10):
         found = sum(own[f"recall@{k}"] for own in drawn) / 4000
         assert found == pytest.approx(expected[f"text_to_image_recall@{k}"], abs=0.02)
+    assert expected["text_to_image_median_rank"] == 4  # P(rank ≤ 3) is 0.498, P(rank ≤ 4) 0.596
 
 
 def test_two_stages_with_all_candidates_are_one_stage(folder: Path, tmp_path: Path, pretrained: str) -> None:
