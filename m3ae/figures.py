@@ -282,7 +282,7 @@ def draw_modalities(rows: Mapping[str, Sequence[Any]], kinds: Mapping[str, str],
 
 
 def draw_value(axes: Axes, kind: str, value: Any) -> None:
-    """Draw a value of a modality of some kind: a picture, curves (F, T), a vector, the name of a class, or a text."""
+    """Draw a value of a modality of some kind: a picture, curves (F, T), a vector, names of classes, or a text."""
     axes.set_xticks([])
     axes.set_yticks([])
     if kind == "image":

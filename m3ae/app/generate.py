@@ -92,8 +92,10 @@ def _renamed(kinds: Mapping[str, str], given: Sequence[str]) -> dict[str, str]:
 
 def _drawn(value: Value | None) -> Any:
     """Return a value as `draw_modalities` takes it."""
-    if isinstance(value, dict):
-        return max(value, key=lambda name: value[name])
+    if isinstance(value, dict):  # of one class, or of any number
+        return ", ".join(name for name, share in value.items() if share >= 0.5) or max(value, key=value.__getitem__)
+    if isinstance(value, list):
+        return ", ".join(value)
     if isinstance(value, Image.Image):
         return np.asarray(value.convert("RGB" if value.mode not in ("L", "1") else "L"), dtype=np.float32) / 255
     if isinstance(value, np.ndarray):

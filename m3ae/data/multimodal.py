@@ -5,6 +5,7 @@ Shapes: B batch, M modalities, C channels, S side of the image in pixels, L text
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -23,10 +24,10 @@ from m3ae.data.images import decode_image
 from m3ae.data.pairs import PairColumns, Visit, drawn_text
 from m3ae.data.prepared import array_shape, load_split
 
-Kind = Literal["image", "text", "vector", "sequence", "label"]
+Kind = Literal["image", "text", "vector", "sequence", "label", "labels"]
 Batch = dict[str, dict[str, Tensor]]
 
-TENSOR_NAMES = {"image": "pixel_values", "vector": "values", "sequence": "values", "label": "labels"}
+TENSOR_NAMES = {"image": "pixel_values", "label": "labels"} | dict.fromkeys(("vector", "sequence", "labels"), "values")
 
 
 class MultimodalSample(NamedTuple):
@@ -34,8 +35,8 @@ class MultimodalSample(NamedTuple):
 
     Attributes:
         id: Name of the row in the prepared data.
-        cells: By modality, an image (C, S, S) uint8, a text, an array float32, or the number of a class; where the row
-            lacks the modality, zeros or an empty text.
+        cells: By modality, an image (C, S, S) uint8, a text, an array float32, the number of a class, or for each of A
+            labels whether the row has it, (A,) float32; where the row lacks the modality, zeros or an empty text.
         present: (M,) bool, which modalities the row has, in the order of `cells`.
         seed: Of this visit.
     """
@@ -55,10 +56,11 @@ class MultimodalDataset:
         folder: The prepared folder.
         split: Name of the split.
         modalities: Kind of each column that is read: an image; a text, or list of texts of which a visit draws one; a
-            vector or a sequence of vectors, of fixed size; a label, which is a string.
+            vector or a sequence of vectors, of fixed size; a label, which is a string; labels, a list of strings.
         image_size: Side S in pixels; the shorter side is resized and the middle cut out, as in `M3AEProcessor`.
         grayscale: Whether images have one channel, or three.
         limit: Keep this many rows, evenly spaced over the split; all if None.
+        classes: Names of the classes of each modality of the kind `labels`; others in its column are left out.
 
     Attributes:
         modalities: As given.
@@ -78,6 +80,7 @@ class MultimodalDataset:
         image_size: int,
         grayscale: bool = True,
         limit: int | None = None,
+        classes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         rows = load_split(folder, split)
         _check(folder, rows.features, modalities)
@@ -97,6 +100,10 @@ class MultimodalDataset:
                 names = values if split == "train" and limit is None else load_split(folder, "train")[name]
                 self.label_names[name] = sorted({value for value in names if value is not None})
                 self._columns[name] = _Labels(values, name, self.label_names[name])
+            elif kind == "labels":
+                own = (classes or {})[name]
+                _check_classes(folder, name, own)
+                self._columns[name] = _LabelSets(column[name][:], own)
             else:
                 self._columns[name] = _Arrays(column, name)
 
@@ -126,8 +133,9 @@ class MultimodalCollator:
     """Batches samples: for each modality a dict of tensors, with `present` (B,) bool.
 
     An image has `pixel_values` (B, C, S, S) float32 in [0, 1]; a text `input_ids` and `attention_mask` (B, L) int64; a
-    vector or sequence `values` (B, …) float32; a label `labels` (B,) int64. What a sample lacks is 0 there, or, as in
-    `PairCollator`, the empty text. Nothing but the padding depends on the other samples.
+    vector or sequence `values` (B, …) float32; a label `labels` (B,) int64; labels `values` (B, A) float32, 0 or 1.
+    What a sample lacks is 0 there, or, as in `PairCollator`, the empty text. Nothing but the padding depends on the
+    other samples.
 
     Args:
         modalities: Kind of each modality, as for the dataset.
@@ -267,6 +275,15 @@ class _Labels:
         return self._numbers[row], self._present[row]
 
 
+class _LabelSets:
+    def __init__(self, rows: Sequence[Sequence[str] | None], names: Sequence[str]) -> None:
+        self._present = [row is not None for row in rows]
+        self._values = np.array([[name in (row or ()) for name in names] for row in rows], dtype=np.float32)
+
+    def read(self, row: int, seed: int) -> tuple[NDArray[np.float32], bool]:
+        return self._values[row], self._present[row]
+
+
 class _Arrays:
     def __init__(self, rows: datasets.Dataset, name: str) -> None:
         shape = array_shape(rows.features[name])
@@ -303,10 +320,19 @@ def _check(folder: Path, features: Mapping[str, Any], modalities: Mapping[str, K
             )
 
 
+def _check_classes(folder: Path, name: str, classes: Sequence[str]) -> None:
+    """Raise ValueError if no training row has one of the classes."""
+    there = {label for row in load_split(folder, "train")[name] if row is not None for label in row}
+    if unknown := [label for label in classes if label not in there]:
+        nearest = difflib.get_close_matches(unknown[0], sorted(there), n=3)
+        hint = f"; did you mean {', '.join(nearest)}?" if nearest else f"; it has {', '.join(sorted(there)[:10])}, …"
+        raise ValueError(f"latent.modalities.{name}.labels: no training row has {unknown[0]!r}{hint}")
+
+
 def _kinds_of(feature: Any) -> tuple[Kind, ...]:
     text = datasets.Value("string")
     if isinstance(feature, datasets.Image):
         return ("image",)
     if feature in (text, datasets.List(text)):
-        return ("text", "label") if feature == text else ("text",)
+        return ("text", "label" if feature == text else "labels")
     return ("vector", "sequence") if array_shape(feature) else ()

@@ -23,9 +23,9 @@ from m3ae.models.latent_configuration import ModalityConfig
 from m3ae.models.latent_decoders import shape_of
 from m3ae.models.latent_inputs import TENSOR_NAMES, check_names
 
-# A modality as people give and get it: an image, a text, the name of a class, or an array (T, F) or (F,). Of a label,
-# what is generated is the probability of each class.
-Value = Image.Image | str | NDArray[np.float32] | dict[str, float]
+# A modality as people give and get it: an image, a text, the name of a class or a list of them, or an array (T, F) or
+# (F,). Of a label, and of labels, what is generated is the probability of each class.
+Value = Image.Image | str | list[str] | NDArray[np.float32] | dict[str, float]
 Batch = dict[str, dict[str, Tensor]]
 
 
@@ -143,7 +143,7 @@ def encode_modalities(
 def read_modality(model: M3AEForGeneration, name: str, value: str) -> Value:
     """Read a modality from the command line: a text or the name of a class as it is, others from the file it names.
 
-    Arrays are read from `.npy` files.
+    The names of several classes stand between commas. Arrays are read from `.npy` files.
 
     Raises:
         ValueError: The model has no such modality, or the file cannot be read.
@@ -152,6 +152,8 @@ def read_modality(model: M3AEForGeneration, name: str, value: str) -> Value:
     kind = model.latent.typed_modalities[name].kind
     if kind in ("text", "label"):
         return value
+    if kind == "labels":
+        return [own.strip() for own in value.split(",") if own.strip()]
     if kind == "image":
         return load_image(Path(value))
     try:
@@ -172,7 +174,7 @@ def decode_values(
     if modality.kind == "text":
         assert tokenizer is not None
         return [text.strip() for text in tokenizer.batch_decode(values, skip_special_tokens=True)]
-    if modality.kind == "label":
+    if modality.kind in ("label", "labels"):
         return [dict(zip(modality.labels or [], row, strict=True)) for row in values.tolist()]
     return list(values.float().numpy())
 
@@ -183,6 +185,13 @@ def _tensor(model: M3AEForGeneration, name: str, modality: ModalityConfig, value
         if value not in names:
             raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(names)}")
         return torch.tensor(names.index(str(value)))
+    if modality.kind == "labels":
+        names = modality.labels or []
+        _expect(name, modality, value, list)
+        assert isinstance(value, list)
+        if unknown := [own for own in value if own not in names]:
+            raise ValueError(f"{name}: got {unknown[0]!r}, expected some of {', '.join(names)}")
+        return torch.tensor([float(own in value) for own in names])
     shape = shape_of(model.config, modality)
     if modality.kind == "image":
         _expect(name, modality, value, Image.Image)

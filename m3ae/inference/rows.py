@@ -53,6 +53,9 @@ def read_values(
             found[name] = decode_image(cell["bytes"], rows[place]["id"])
         elif kind == "text":
             found[name] = texts[0]
+        elif kind == "labels":
+            known = model.latent.typed_modalities[name].labels or []
+            found[name] = [label for label in cell if label in known]
         else:
             found[name] = str(cell) if kind == "label" else np.asarray(cell, dtype=np.float32)
     return found

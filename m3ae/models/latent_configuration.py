@@ -21,8 +21,8 @@ from m3ae.models.option_checks import (
 # Kind → encoders, decoders and likelihoods it may have, the default first.
 _ENCODERS = {"image": ("vit", "mlp", "cnn"), "text": ("roberta",)}
 _DECODERS = {"image": ("transformer", "mlp"), "text": ("transformer", "autoregressive")}
-_LIKELIHOODS = {"text": ("categorical",), "label": ("categorical",)}
-_KINDS = {"image": 3, "text": 0, "vector": 1, "sequence": 2, "label": 0}  # kind → dimensions of its shape
+_LIKELIHOODS = {"text": ("categorical",), "label": ("categorical",), "labels": ("bernoulli",)}
+_KINDS = {"image": 3, "text": 0, "vector": 1, "sequence": 2, "label": 0, "labels": 0}  # kind → dimensions of its shape
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ModalityConfig:
     """One modality of the latent head: how it becomes an expert, and how it is decoded from z.
 
     Attributes:
-        kind: `image`, `text`, `vector`, `sequence` or `label`.
+        kind: `image`, `text`, `vector`, `sequence`, `label` (one class) or `labels` (any number of classes at once).
         encoder: `vit` and `roberta` are the trunk's encoders, shared by all modalities that have them; `mlp`, and for
             images `cnn`, are of its own; `none` leaves the modality without an expert: it is decoded from z and says
             nothing about it. By default `vit` for images, `roberta` for texts, `mlp` for the rest.
@@ -39,9 +39,9 @@ class ModalityConfig:
         conditioning: How a transformer or autoregressive decoder reads the latent tokens: `cross_attention`, or as a
             `prefix` of its own tokens.
         shape: Of an image [C, S, S] (the trunk's if None), of a sequence [T, F], of a vector [F].
-        labels: Names of the classes of a label.
-        likelihood: `normal`, `laplace` or `bernoulli` (values in [0, 1]), or `categorical` for texts and labels. By
-            default `normal`.
+        labels: Names of the classes of a label or of labels.
+        likelihood: `normal`, `laplace` or `bernoulli` (values in [0, 1]); for texts and a label `categorical`, for
+            labels `bernoulli`. By default `normal`.
         scale: Standard deviation of the normal likelihood, b of the Laplace one.
         learn_scale: Whether `scale` is only where it starts from (one for all elements; Rybkin et al. 2021).
         weight: Of its log-likelihood in training; not in what is reported.
@@ -58,7 +58,7 @@ class ModalityConfig:
         std: What the difference is divided by.
     """
 
-    kind: Literal["image", "text", "vector", "sequence", "label"]
+    kind: Literal["image", "text", "vector", "sequence", "label", "labels"]
     encoder: Literal["vit", "roberta", "mlp", "none"] | None = None
     decoder: Literal["transformer", "mlp", "autoregressive"] | None = None
     conditioning: Literal["cross_attention", "prefix"] = "cross_attention"
@@ -124,8 +124,10 @@ class ModalityConfig:
             raise ValueError(
                 f"{owner}.private_size: a modality without encoder has no private posterior, set it to 0."
             )
-        if self.kind == "label" and not self.labels:
-            raise ValueError(f"{owner}.labels: a label needs the names of its classes, got {self.labels!r}.")
+        if self.kind in ("label", "labels") and not self.labels:
+            raise ValueError(
+                f"{owner}.labels: the kind {self.kind} needs the names of its classes, got {self.labels!r}."
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"{owner}: mean and std go together, got mean {self.mean} and std {self.std}.")
         dimensions = _KINDS[self.kind] if self.kind != "image" or self.encoder != "vit" or self.shape else 0

@@ -93,7 +93,7 @@ def build_decoder(config: M3AEConfig, latent: LatentConfig, modality: ModalityCo
 
 def shape_of(config: M3AEConfig, modality: ModalityConfig) -> list[int]:
     """Return the shape that a decoder predicts: of an element, or (A,) logits of classes."""
-    if modality.kind == "label":
+    if modality.kind in ("label", "labels"):
         return [len(modality.labels or [])]
     if modality.shape:
         return modality.shape

@@ -13,8 +13,13 @@ from torch import Tensor
 
 from m3ae.models.latent_configuration import ModalityConfig
 
-TENSOR_NAMES = {"image": "pixel_values", "text": "input_ids", "vector": "values", "sequence": "values"} | {
-    "label": "labels"
+TENSOR_NAMES = {
+    "image": "pixel_values",
+    "text": "input_ids",
+    "vector": "values",
+    "sequence": "values",
+    "label": "labels",
+    "labels": "values",
 }  # kind → what a batch of m3ae.data.multimodal calls its values
 
 Modalities = Mapping[str, Mapping[str, Tensor]]

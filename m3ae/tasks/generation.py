@@ -126,6 +126,7 @@ class Generation:
             image_size=size,
             grayscale=channels == 1,
             limit=self.config.data.max_validation_samples if split == "validation" else None,
+            classes={name: modality.labels or [] for name, modality in self.model.latent.typed_modalities.items()},
         )
 
     def batches(self, dataset: MultimodalDataset, indices: Sequence[int]) -> Iterator[Batch]:

@@ -63,7 +63,7 @@ class LatentFigures:
     def cross_generation(self, path: Path) -> Path:
         """Draw a block of examples for each modality that is given: it, and samples of every modality from it."""
         experts, draws = self.model.latent.experts, dict.fromkeys(self.kinds, DRAWS)
-        draws |= {name: 1 for name, kind in self.kinds.items() if kind in ("text", "label")}
+        draws |= {name: 1 for name, kind in self.kinds.items() if kind in ("text", "label", "labels")}
         examples = select(self.batch, torch.arange(min(EXAMPLES, self._size())))
         count = len(next(iter(examples.values()))["present"])
         columns = 1 + sum(draws.values())
@@ -163,6 +163,12 @@ class LatentFigures:
             names = self.model.latent_head.modalities[name].labels or []
             numbers = values.argmax(-1) if values.is_floating_point() else values
             return [names[number] for number in numbers.tolist()]
+        if kind == "labels":
+            names = self.model.latent_head.modalities[name].labels or []
+            return [
+                ", ".join(own for own, share in zip(names, row, strict=True) if share >= 0.5) or "none"
+                for row in values.tolist()
+            ]
         if kind == "text":
             assert self.decode_text is not None
             return self.decode_text(values)

@@ -43,6 +43,20 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_splits(tmp_path_factory.mktemp("data") / "studies", train=train)
 
 
+def test_labels_are_any_number_of_classes(tmp_path: Path) -> None:
+    rows = [["opacity", "rare"], [], None, ["large heart", "opacity"]]
+    folder = write_splits(tmp_path / "set", train=[{"id": f"r{n}", "labels": own} for n, own in enumerate(rows)])
+    kinds: dict[str, Kind] = {"labels": "labels"}
+    classes = {"labels": ["large heart", "opacity"]}
+    batch = MultimodalCollator(kinds)(
+        samples(MultimodalDataset(folder, "train", kinds, image_size=1, classes=classes), [0, 1, 2, 3])
+    )
+    assert batch["labels"]["values"].tolist() == [[0, 1], [0, 0], [0, 0], [1, 1]]
+    assert batch["labels"]["present"].tolist() == [True, True, False, True]
+    with pytest.raises(ValueError, match=r"labels.labels: no training row has 'opacty'; did you mean opacity\?"):
+        MultimodalDataset(folder, "train", kinds, image_size=1, classes={"labels": ["opacty"]})
+
+
 def samples(dataset: MultimodalDataset, rows: list[int], seed: int = 0) -> list[Any]:
     return [dataset[Visit(row, seed)] for row in rows]
 

@@ -48,6 +48,20 @@ def test_texts_and_colour_images():
     assert found["text"] == ["x"] and found["lateral"][0].size == (32, 32)
 
 
+def test_labels_are_lists_of_names_and_come_out_as_probabilities():
+    labels = {"kind": "labels", "labels": ["heart", "opacity", "rare"], "hidden_size": 8, "num_layers": 1}
+    model = latent_model({"found": labels, "silent": {**labels, "encoder": "none"}})
+    given = read_modality(model, "found", "rare, heart")
+    batch = encode_modalities(model, None, {"found": given})
+    assert given == ["rare", "heart"] and batch["found"]["values"].tolist() == [[1, 0, 1]]
+    (found,) = generate(model, None, {"found": given}, ["silent"], temperature=0.0)["silent"]
+    expected = model.generate_modalities(batch, ["silent"], temperature=0.0)["silent"][0, 0]
+    assert found == pytest.approx(dict(zip(labels["labels"], expected.tolist(), strict=True)))
+    assert all(0 < share < 1 for share in found.values())
+    with pytest.raises(ValueError, match="found: got 'hart', expected some of heart, opacity, rare"):
+        encode_modalities(model, None, {"found": ["hart"]})
+
+
 def test_without_anything_given_all_is_drawn_from_the_prior():
     model = latent_model()
     found = generate(model, None, {}, num_samples=3, seed=2)

@@ -54,7 +54,11 @@ def label(**options: Any) -> dict[str, Any]:
             "latent.modalities.x.encoder is 'vit'; expected one of 'mlp', 'no",
         ),
         ({"modalities": {"x": label(likelihood="normal")}}, "likelihood is 'normal'; expected one of 'categorical'"),
-        ({"modalities": {"x": {"kind": "label"}}}, "x.labels: a label needs the names of its classes, got None"),
+        (
+            {"modalities": {"x": {"kind": "label"}}},
+            "x.labels: the kind label needs the names of its classes, got None",
+        ),
+        ({"modalities": {"x": {"kind": "labels", "labels": []}}}, r"the kind labels needs the names .* got \[\]"),
         ({"modalities": {"x": {"kind": "vector"}}}, r"x.shape is None; expected \[F\] for a modality of kind vector"),
         ({"modalities": {"x": label(encoder="none", private_size=2)}}, "x.private_size: a modality without encoder"),
         ({"modalities": {"x": label(encoder="none")}}, "all have the encoder 'none'"),

@@ -147,7 +147,9 @@ def test_the_command_leaves_a_report_and_figures(data: Path, tmp_path: Path) -> 
     options = {"importance_samples": [2], "importance_rows": 2, "problems": {"num_labels": 2}}
     text = {"kind": "text", "hidden_size": 8, "num_attention_heads": 2, "num_layers": 1, "max_length": 8}
     sections: dict[str, Any] = {"data": {"max_text_length": 8}, "tokenizer": {"vocab_size": 270}}
-    config = run(data, tmp_path / "run", {**MODALITIES, "text": text}, generation=options, **sections)
+    labels = {"kind": "labels", "labels": ["odd", "rare"], "encoder": "none", "hidden_size": 8, "num_layers": 1}
+    modalities = {**MODALITIES, "text": text, "labels": labels}
+    config = run(data, tmp_path / "run", modalities, generation=options, **sections)
     task = Generation.from_config(config)
     task.fit_prior(task.model.eval(), _accelerator())
     task.save(task.model, tmp_path, {})
