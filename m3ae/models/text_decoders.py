@@ -6,6 +6,7 @@ tokens, T latent tokens, W width, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -19,6 +20,8 @@ from m3ae.models.latent import upcast
 from m3ae.models.latent_attention import LatentAttention
 from m3ae.models.latent_configuration import ModalityConfig
 
+# What transformers calls the cache of a model, by version.
+CACHE = "cache" if "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters else "past_key_values"
 FULLY_MASKED_SHARE = 0.25  # of the rows in training: what generation starts from
 
 
@@ -194,7 +197,7 @@ class AutoregressiveTextDecoder(TextDecoder):
         }
         if not self.prefix:
             caches = (DynamicCache(config=self.model.config) for _ in range(2))
-            settings["past_key_values"] = EncoderDecoderCache(*caches)
+            settings[CACHE] = EncoderDecoderCache(*caches)
         written = self.model.generate(**settings | options)  # type: ignore[misc, unused-ignore]  # self is annotated so in some versions
         assert isinstance(written, Tensor)
         # given embeddings, it returns the rest alone
