@@ -26,6 +26,7 @@ class Judge:
         seed: Of the classifiers.
 
     Attributes:
+        labels: Names of the labels.
         classifiers: Modality → classifier of the labels.
         problem_classifiers: Image → classifier of the problems.
     """
