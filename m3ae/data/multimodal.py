@@ -326,7 +326,7 @@ def _check_classes(folder: Path, name: str, classes: Sequence[str]) -> None:
     if unknown := [label for label in classes if label not in there]:
         nearest = difflib.get_close_matches(unknown[0], sorted(there), n=3)
         hint = f"; did you mean {', '.join(nearest)}?" if nearest else f"; it has {', '.join(sorted(there)[:10])}, …"
-        raise ValueError(f"latent.modalities.{name}.labels: no training row has {unknown[0]!r}{hint}")
+        raise ValueError(f"Column {name!r} of {folder}: no training row has the label {unknown[0]!r}{hint}")
 
 
 def _kinds_of(feature: Any) -> tuple[Kind, ...]:

@@ -53,7 +53,7 @@ def test_labels_are_any_number_of_classes(tmp_path: Path) -> None:
     )
     assert batch["labels"]["values"].tolist() == [[0, 1], [0, 0], [0, 0], [1, 1]]
     assert batch["labels"]["present"].tolist() == [True, True, False, True]
-    with pytest.raises(ValueError, match=r"labels.labels: no training row has 'opacty'; did you mean opacity\?"):
+    with pytest.raises(ValueError, match=r"no training row has the label 'opacty'; did you mean opacity\?"):
         MultimodalDataset(folder, "train", kinds, image_size=1, classes={"labels": ["opacty"]})
 
 
