@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from m3ae.models import latent as algebra
 from m3ae.models import objectives
-from m3ae.models.configuration import M3AEConfig
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.fitted_prior import FittedPrior
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
@@ -50,6 +50,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         super().__init__(config)
         if not isinstance(config.latent, LatentConfig):
             raise ValueError("M3AEForGeneration needs config.latent, the options of the latent head; got None.")
+        _check_shapes(config, config.latent)
         encoders = {modality.encoder for modality in config.latent.typed_modalities.values()}
         streams = [name for name, encoder in (("text", "roberta"), ("image", "vit")) if encoder in encoders]
         self.m3ae = M3AEEncoders(config, streams)
@@ -388,11 +389,26 @@ class M3AEForGeneration(M3AEPreTrainedModel):
                 found[name] = self.m3ae.encode_text(tensors["input_ids"], tensors["attention_mask"], present)
                 continue
             values = tensors[TENSOR_NAMES[modality.kind]]
+            if modality.encoder == "vit":
+                values = values.expand(-1, self.m3ae.num_channels, -1, -1)  # of grayscale images, the one repeated
             if modality.kind == "image" and modality.mean is not None:
                 mean, std = image_statistics(modality)
                 values = (values - mean.to(values)) / std.to(values)
             found[name] = self.m3ae.encode_image(values, None, present) if modality.encoder == "vit" else values
         return found
+
+
+def _check_shapes(config: M3AEConfig, latent: LatentConfig) -> None:
+    """Raise ValueError if the trunk's image encoder cannot take images of a modality."""
+    image = config.image_config
+    assert isinstance(image, M3AEImageConfig)
+    for name, modality in latent.typed_modalities.items():
+        shapes = [[channels, image.image_size, image.image_size] for channels in (1, image.num_channels)]
+        if modality.encoder == "vit" and modality.shape is not None and modality.shape not in shapes:
+            raise ValueError(
+                f"latent.modalities.{name}.shape is {modality.shape}; expected {shapes[-1]}, which the encoder vit "
+                f"takes, or {shapes[0]}, images of which it gets the one channel repeated."
+            )
 
 
 def _chosen(modalities: Modalities, names: Iterable[str] | None) -> Modalities:

@@ -27,7 +27,7 @@ from m3ae.conversion.encoders import (
 from m3ae.conversion.reading import some
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.decoders import PixelDecoder, sincos_positions
-from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEEncoders, M3AEPreTrainedModel
 
 _TEXT_OPTIONS = (
     "vocab_size",
@@ -90,8 +90,9 @@ def init_image_encoder(model: M3AEPreTrainedModel, source: str) -> InitReport:
 
     Raises:
         ValueError: The source cannot be read, is something else, or has another width, depth, patch size, activation …
-            than `config.image_config`.
+            than `config.image_config`; or the model has no image encoder, as one for generation may.
     """
+    _require_encoder(model, "image_encoder", "vit")
     vit, config = _trunk(model).image_encoder.vit, model.config.image_config
     assert isinstance(config, M3AEImageConfig)
     published = read_vit(source)
@@ -130,8 +131,9 @@ def init_text_encoder(model: M3AEPreTrainedModel, source: str) -> InitReport:
 
     Raises:
         ValueError: The source cannot be read, is something else, or has another vocabulary, width, depth … than
-            `config.text_config`.
+            `config.text_config`; or the model has no text encoder, as one for generation may.
     """
+    _require_encoder(model, "text_encoder", "roberta")
     encoder, config = _trunk(model).text_encoder, model.config.text_config
     assert isinstance(config, RobertaConfig)
     published, left_out = read_roberta(source)
@@ -198,10 +200,19 @@ def resample_positions(table: Tensor, side: int) -> Tensor:
     return resampled
 
 
-def _trunk(model: M3AEPreTrainedModel) -> M3AEModel:
+def _trunk(model: M3AEPreTrainedModel) -> M3AEEncoders:
     trunk = model.base_model
-    assert isinstance(trunk, M3AEModel)
+    assert isinstance(trunk, M3AEEncoders)
     return trunk
+
+
+def _require_encoder(model: M3AEPreTrainedModel, name: str, kind: str) -> None:
+    """Raise if the model was built without an encoder that something is to be copied into."""
+    if not hasattr(_trunk(model), name):
+        raise ValueError(
+            f"init.{name}: no modality of this model has the encoder {kind!r}, so there is nothing to copy it into; "
+            "leave it out, or give a modality that encoder."
+        )
 
 
 def _sizes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:

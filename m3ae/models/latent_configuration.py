@@ -20,7 +20,7 @@ from m3ae.models.option_checks import (
 
 # Kind → encoders, decoders and likelihoods it may have, the default first.
 _ENCODERS = {"image": ("vit", "mlp", "cnn"), "text": ("roberta",)}
-_DECODERS = {"image": ("transformer", "mlp"), "text": ("transformer", "autoregressive")}
+_DECODERS = {"image": ("transformer", "mlp", "cnn"), "text": ("transformer", "autoregressive")}
 _LIKELIHOODS = {"text": ("categorical",), "label": ("categorical",), "labels": ("bernoulli",)}
 _KINDS = {"image": 3, "text": 0, "vector": 1, "sequence": 2, "label": 0, "labels": 0}  # kind → dimensions of its shape
 
@@ -38,7 +38,8 @@ class ModalityConfig:
             for images with the encoder `vit`. For texts also `autoregressive`, see `m3ae.models.text_decoders`.
         conditioning: How a transformer or autoregressive decoder reads the latent tokens: `cross_attention`, or as a
             `prefix` of its own tokens.
-        shape: Of an image [C, S, S] (the trunk's if None), of a sequence [T, F], of a vector [F].
+        shape: Of an image [C, S, S] (the trunk's if None; with the encoder `vit`, C may be 1 for its several), of a
+            sequence [T, F], of a vector [F].
         labels: Names of the classes of a label or of labels.
         likelihood: `normal`, `laplace` or `bernoulli` (values in [0, 1]); for texts and a label `categorical`, for
             labels `bernoulli`. By default `normal`.
@@ -60,7 +61,7 @@ class ModalityConfig:
 
     kind: Literal["image", "text", "vector", "sequence", "label", "labels"]
     encoder: Literal["vit", "roberta", "mlp", "none"] | None = None
-    decoder: Literal["transformer", "mlp", "autoregressive"] | None = None
+    decoder: Literal["transformer", "mlp", "cnn", "autoregressive"] | None = None
     conditioning: Literal["cross_attention", "prefix"] = "cross_attention"
     shape: list[int] | None = None
     labels: list[str] | None = None

@@ -46,6 +46,35 @@ class MLPDecoder(nn.Module):
         return values
 
 
+class ConvolutionalDecoder(nn.Module):
+    """z (R, Z) → an image (R, C, S, S): a linear layer, and transposed convolutions that double the side.
+
+    The mirror of `cnn_encoder`: the first map has W / 8 channels and the side S / 2^layers, the next ones half of the
+    channels each.
+    """
+
+    def __init__(self, input_size: int, modality: ModalityConfig, shape: Sequence[int]) -> None:
+        super().__init__()
+        channels, size, _ = shape
+        count, width = modality.num_layers, modality.hidden_size
+        if size % 2**count:
+            raise ValueError(
+                f"a convolutional decoder of {size} px images with {count} layers, each of which doubles the side: "
+                f"expected a size that is a multiple of {2**count}, or fewer layers."
+            )
+        widths = [max(1, width // 2 ** (number + 3)) for number in range(count)]
+        first = (widths[0], size // 2**count, size // 2**count)
+        layers: list[nn.Module] = [mlp(input_size, width, 1, math.prod(first)), nn.Unflatten(1, first)]
+        for before, after in pairwise([*widths, channels]):
+            layers += [nn.GELU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents (R, Z)."""
+        image: Tensor = self.layers(latents)
+        return image
+
+
 class PatchDecoder(nn.Module):
     """z (R, Z) → an image (R, C, S, S): one query for each patch attends to the latent tokens."""
 
@@ -83,8 +112,9 @@ def build_decoder(config: M3AEConfig, latent: LatentConfig, modality: ModalityCo
         kind = AutoregressiveTextDecoder if modality.decoder == "autoregressive" else MaskedTextDecoder
         return kind(config, size, modality, latent.num_tokens)
     shape = shape_of(config, modality)
-    if modality.decoder == "mlp":
-        return MLPDecoder(size, modality, shape)
+    if modality.decoder in ("mlp", "cnn"):
+        build = MLPDecoder if modality.decoder == "mlp" else ConvolutionalDecoder
+        return build(size, modality, shape)
     assert isinstance(config.image_config, M3AEImageConfig)
     return PatchDecoder(
         size, modality, shape, modality.patch_size or config.image_config.patch_size, latent.num_tokens

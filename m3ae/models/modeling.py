@@ -130,6 +130,12 @@ class M3AEEncoders(M3AEPreTrainedModel):
         if streams:
             self.modality_types = nn.Embedding(len(STREAMS), config.hidden_size)
 
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images that the image encoder takes."""
+        assert isinstance(self.config.image_config, M3AEImageConfig)
+        return self.config.image_config.num_channels
+
     def encode_image(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, present: Tensor | None = None
     ) -> Stream:

@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from m3ae.conversion.encoders import Normalization
 from m3ae.data.augment import Augmentation
 from m3ae.data.multimodal import Batch, Kind, MultimodalCollator, MultimodalDataset, MultimodalSample
 from m3ae.data.prepared import load_manifest
@@ -23,10 +24,11 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_decoders import shape_of
+from m3ae.models.processing import M3AEImageProcessor
 from m3ae.tasks.finetuning import in_main_process
 from m3ae.tasks.latent_passes import evenly
 from m3ae.tasks.model_card import write_model_card
-from m3ae.tasks.models import build_tokenizer, merged_config, new_config, saved_config
+from m3ae.tasks.models import build_tokenizer, merged_config, new_config, saved_config, start_encoders
 from m3ae.tasks.pretraining_data import prepare_sets, refuse_test_rows
 from m3ae.training.config import RunConfig
 from m3ae.training.sampler import Visit
@@ -97,7 +99,9 @@ class Generation:
         else:
             model_config = M3AEConfig.named(config.model.size, **given, latent=latent)
         set_seed(config.training.seed)
-        return cls(config, M3AEForGeneration(model_config), tokenizer)
+        model = M3AEForGeneration(model_config)
+        _check_normalization(model, start_encoders(model, config.model.init))
+        return cls(config, model, tokenizer)
 
     def collate(self, samples: Sequence[MultimodalSample]) -> dict[str, Any]:
         """Join training samples into the keyword arguments of the model."""
@@ -287,7 +291,8 @@ def _load(config: RunConfig) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase
     """Load a saved model: one of this class, or any whose trunk the experts start from.
 
     Raises:
-        ValueError: There is none, it has no latent head and the config names none, or sizes change.
+        ValueError: There is none, it has no latent head and the config names none, sizes change, or images would be
+            normalised otherwise.
     """
     path = config.model.path
     assert path is not None
@@ -306,8 +311,24 @@ def _load(config: RunConfig) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase
         model = M3AEForGeneration(wanted)
     else:
         model = M3AEForGeneration.from_pretrained(path, config=wanted)
+    if saved.latent is None:
+        processor = M3AEImageProcessor.from_pretrained(path)
+        _check_normalization(model, (processor.image_mean, processor.image_std))
     has_texts = any(modality.kind == "text" for modality in wanted.latent.typed_modalities.values())
     return model, load_tokenizer(path) if has_texts else None
+
+
+def _check_normalization(model: M3AEForGeneration, expected: Normalization | None) -> None:
+    """Raise ValueError if images will be normalised otherwise than those that the image encoder was trained on."""
+    for name, modality in model.latent.typed_modalities.items():
+        if expected is None or modality.encoder != "vit":
+            continue
+        mean, std = map(list, expected)
+        if (modality.mean, modality.std) != (mean, std):
+            raise ValueError(
+                f"latent.modalities.{name}: mean {modality.mean} and std {modality.std} normalise its images, but "
+                f"those of the image encoder that it starts from had mean {mean} and std {std}; set these."
+            )
 
 
 def _check_labels(latent: LatentConfig, dataset: MultimodalDataset) -> None:

@@ -52,7 +52,8 @@ def open_model(
     if config.model.path is None:
         tokenizer = build_tokenizer(config, texts)
         model = model_class(new_config(config, tokenizer, overrides | options))
-        processor = M3AEProcessor(start_encoders(model, config.model.init), tokenizer)
+        normalization = start_encoders(model, config.model.init)
+        processor = M3AEProcessor(image_processor_for(model, normalization), tokenizer)
     else:
         model, processor = load_model(
             model_class,
@@ -98,8 +99,11 @@ def new_config(config: RunConfig, tokenizer: PreTrainedTokenizerBase, options: d
     return model_config
 
 
-def start_encoders(model: M3AEPreTrainedModel, init: InitConfig) -> M3AEImageProcessor:
-    """Copy published encoders into a new model, print what was copied, and build the image processor that fits.
+def start_encoders(model: M3AEPreTrainedModel, init: InitConfig) -> Normalization | None:
+    """Copy published encoders into a new model, and print what was copied.
+
+    Returns:
+        What the images of the image encoder were normalised with, if there is one and that is known.
 
     Raises:
         ValueError: An encoder cannot be read or does not fit the model.
@@ -111,7 +115,7 @@ def start_encoders(model: M3AEPreTrainedModel, init: InitConfig) -> M3AEImagePro
         PartialState().print(report)
     if init.text_encoder is not None:
         PartialState().print(init_text_encoder(model, init.text_encoder))
-    return image_processor_for(model, normalization)
+    return normalization
 
 
 def image_processor_for(model: M3AEPreTrainedModel, normalization: Normalization | None) -> M3AEImageProcessor:

@@ -160,7 +160,7 @@ class OptimizerConfig(_Section):
         betas: Decay rates of the two moments.
         eps: Term added to the denominator.
         weight_decay: Decoupled weight decay; never applied to norms, biases and single vectors.
-        lr_multipliers: Factor on `lr` by parameter group of the model.
+        lr_multipliers: Factor on `lr` of `encoder`, `fusion` or `heads`, the parameter groups of a model.
         schedule: Course of the learning rate after warm-up.
         warmup: Steps of linear warm-up; below 1, a fraction of `training.max_steps`.
         max_grad_norm: Gradients are scaled down to this norm; `null` for never.

@@ -9,12 +9,14 @@ from torch import nn
 
 from m3ae.training.config import OptimizerConfig
 
+GROUPS = ("encoder", "fusion", "heads")  # of the package's models, of which one may lack some, or have them frozen
+
 
 def build_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.AdamW:
     """Return the optimiser of a run.
 
     Raises:
-        ValueError: A multiplier names a group that the model does not have.
+        ValueError: A multiplier names a group that no model has.
     """
     groups = parameter_groups(
         model, lr=settings.lr, weight_decay=settings.weight_decay, lr_multipliers=settings.lr_multipliers
@@ -40,16 +42,16 @@ def parameter_groups(
         Groups for a `torch.optim` optimiser, each with `params`, `lr`, `weight_decay` and `name`.
 
     Raises:
-        ValueError: A multiplier names a group that the model does not have.
+        ValueError: A multiplier names a group that is neither one of the model nor one of `GROUPS`.
     """
     group_of = getattr(model, "parameter_group", lambda name: "encoder")
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((group_of(name), not _is_vector(parameter)), []).append(parameter)
-    names = sorted({name for name, _ in groups})
-    if unknown := sorted(set(lr_multipliers) - set(names)):
-        raise ValueError(f"optimizer.lr_multipliers: got groups {unknown}, expected some of {names}")
+    known = {name for name, _ in groups}.union(GROUPS)
+    if unknown := sorted(set(lr_multipliers) - known):
+        raise ValueError(f"optimizer.lr_multipliers: got groups {unknown}, expected some of {sorted(known)}")
     return [
         {
             "params": parameters,

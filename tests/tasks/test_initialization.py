@@ -1,6 +1,7 @@
 """Runs that start from published encoders, or from a saved model at another image size."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, 
 
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.initialization import resample_positions
+from m3ae.tasks.generation import Generation
 from m3ae.tasks.pretraining import PreTraining
 from m3ae.tasks.pretraining_data import evaluation_pairs
 from tests.tasks.tiny import tiny_run
@@ -114,3 +116,30 @@ def test_a_saved_model_at_another_image_size(data: Path, clip: Path, tmp_path: P
     model["overrides"] = {"image_config": {"image_size": 50}}
     with pytest.raises(ValueError, match="image_size must be a multiple of patch_size"):
         PreTraining.from_config(tiny_run(data, tmp_path, model=model))
+
+
+def generation(data: Path, tmp_path: Path, init: dict[str, str], **image: Any) -> Generation:
+    latent = {"size": 3, "modalities": {"frontal": {"kind": "image", "shape": [3, 32, 32], **image}}}
+    model = {"size": "tiny", "init": init, "overrides": {"latent": latent}}
+    return Generation.from_config(tiny_run(data, tmp_path, task="generation", model=model))
+
+
+def test_a_latent_head_starts_from_a_published_encoder(data: Path, clip: Path, roberta: Path, tmp_path: Path) -> None:
+    init, normalized = {"image_encoder": str(clip)}, {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    model = generation(data, tmp_path, init, **normalized).model
+    expected = CLIPVisionModel.from_pretrained(clip).embeddings.patch_embedding.weight
+    assert torch.equal(model.m3ae.image_encoder.vit.patch_embed.proj.weight, expected)
+    with pytest.raises(ValueError, match=r"frontal: mean \[0.48.* it starts from had mean \[0.1, 0.2, 0.3\] and std"):
+        generation(data, tmp_path, init)
+    with pytest.raises(ValueError, match=r"init.image_encoder: no modality of this model has the encoder 'vit'"):
+        generation(data, tmp_path, init, encoder="cnn")
+
+
+def test_a_latent_head_normalises_as_the_model_that_it_starts_from(data: Path, clip: Path, tmp_path: Path) -> None:
+    init = {"image_encoder": str(clip)}
+    trunk = PreTraining.from_config(tiny_run(data, tmp_path, model={"size": "tiny", "init": init}))
+    trunk.save(trunk.model, tmp_path / "model", {})
+    latent = {"size": 3, "modalities": {"frontal": {"kind": "image"}}}
+    saved = {"path": str(tmp_path / "model"), "overrides": {"latent": latent}}
+    with pytest.raises(ValueError, match=r"had mean \[0.1, 0.2, 0.3\] and std \[0.4, 0.5, 0.6\]; set these"):
+        Generation.from_config(tiny_run(data, tmp_path, task="generation", model=saved))

@@ -6,9 +6,9 @@ from typing import Any
 from m3ae.training.config import RunConfig
 
 
-def tiny_run(folder: Path, output: Path, **sections: dict[str, Any]) -> RunConfig:
+def tiny_run(folder: Path, output: Path, task: str = "pretraining", **sections: dict[str, Any]) -> RunConfig:
     options: dict[str, Any] = {
-        "task": "pretraining",
+        "task": task,
         "output_dir": output,
         "data": {
             "path": folder,

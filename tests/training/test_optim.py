@@ -39,8 +39,14 @@ def test_without_grouping_all_parameters_are_the_encoder():
 
 
 def test_unknown_multiplier_lists_the_groups():
-    with pytest.raises(ValueError, match=r"got groups \['fusion'\], expected some of \['encoder', 'heads'\]"):
-        parameter_groups(Model(), lr=0.1, weight_decay=0.01, lr_multipliers={"fusion": 5})
+    expected = r"got groups \['tail'\], expected some of \['encoder', 'fusion', 'heads'\]"
+    with pytest.raises(ValueError, match=expected):
+        parameter_groups(Model(), lr=0.1, weight_decay=0.01, lr_multipliers={"tail": 5})
+
+
+def test_a_multiplier_of_a_group_that_a_model_lacks_is_nothing():
+    groups = parameter_groups(Model(), lr=0.1, weight_decay=0.01, lr_multipliers={"fusion": 5})  # as by default
+    assert {group["lr"] for group in groups} == {0.1}
 
 
 @pytest.mark.parametrize(
