@@ -50,7 +50,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         super().__init__(config)
         if not isinstance(config.latent, LatentConfig):
             raise ValueError("M3AEForGeneration needs config.latent, the options of the latent head; got None.")
-        _check_shapes(config, config.latent)
+        _check_channels(config, config.latent)
         encoders = {modality.encoder for modality in config.latent.typed_modalities.values()}
         streams = [name for name, encoder in (("text", "roberta"), ("image", "vit")) if encoder in encoders]
         self.m3ae = M3AEEncoders(config, streams)
@@ -398,16 +398,15 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         return found
 
 
-def _check_shapes(config: M3AEConfig, latent: LatentConfig) -> None:
+def _check_channels(config: M3AEConfig, latent: LatentConfig) -> None:
     """Raise ValueError if the trunk's image encoder cannot take images of a modality."""
-    image = config.image_config
-    assert isinstance(image, M3AEImageConfig)
+    assert isinstance(config.image_config, M3AEImageConfig)
+    channels = config.image_config.num_channels
     for name, modality in latent.typed_modalities.items():
-        shapes = [[channels, image.image_size, image.image_size] for channels in (1, image.num_channels)]
-        if modality.encoder == "vit" and modality.shape is not None and modality.shape not in shapes:
+        if modality.encoder == "vit" and modality.shape not in (None, [1], [channels]):
             raise ValueError(
-                f"latent.modalities.{name}.shape is {modality.shape}; expected {shapes[-1]}, which the encoder vit "
-                f"takes, or {shapes[0]}, images of which it gets the one channel repeated."
+                f"latent.modalities.{name}.shape is {modality.shape}; the encoder vit takes images of {channels} "
+                "channels, which need no shape, or those of [1], whose channel is repeated."
             )
 
 

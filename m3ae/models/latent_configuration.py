@@ -38,8 +38,8 @@ class ModalityConfig:
             for images with the encoder `vit`. For texts also `autoregressive`, see `m3ae.models.text_decoders`.
         conditioning: How a transformer or autoregressive decoder reads the latent tokens: `cross_attention`, or as a
             `prefix` of its own tokens.
-        shape: Of an image [C, S, S] (the trunk's if None; with the encoder `vit`, C may be 1 for its several), of a
-            sequence [T, F], of a vector [F].
+        shape: Of an image [C, S, S], of a sequence [T, F], of a vector [F]. With the encoder `vit` images have the
+            trunk's size and channels, and need no shape; [1] makes them grayscale for a trunk of several channels.
         labels: Names of the classes of a label or of labels.
         likelihood: `normal`, `laplace` or `bernoulli` (values in [0, 1]); for texts and a label `categorical`, for
             labels `bernoulli`. By default `normal`.
@@ -131,10 +131,12 @@ class ModalityConfig:
             )
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"{owner}: mean and std go together, got mean {self.mean} and std {self.std}.")
-        dimensions = _KINDS[self.kind] if self.kind != "image" or self.encoder != "vit" or self.shape else 0
         shape = self.shape or []
+        dimensions = _KINDS[self.kind]
+        expected = {0: "none", 1: "[F]", 2: "[T, F]", 3: "[C, S, S]"}[dimensions]
+        if self.encoder == "vit":
+            dimensions, expected = len(shape[:1]), "none, or [1] for grayscale images,"
         if len(shape) != dimensions or not all(isinstance(size, int) and size > 0 for size in shape):
-            expected = {0: "none", 1: "[F]", 2: "[T, F]", 3: "[C, S, S]"}[dimensions]
             raise ValueError(f"{owner}.shape is {self.shape}; expected {expected} for a modality of kind {self.kind}.")
         if len(shape) == 3 and shape[1] != shape[2]:
             raise ValueError(f"{owner}.shape: images are square, got {shape[1]}×{shape[2]} pixels.")

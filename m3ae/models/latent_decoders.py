@@ -125,8 +125,8 @@ def shape_of(config: M3AEConfig, modality: ModalityConfig) -> list[int]:
     """Return the shape that a decoder predicts: of an element, or (A,) logits of classes."""
     if modality.kind in ("label", "labels"):
         return [len(modality.labels or [])]
-    if modality.shape:
+    if modality.shape and modality.encoder != "vit":
         return modality.shape
     image = config.image_config
     assert isinstance(image, M3AEImageConfig)
-    return [image.num_channels, image.image_size, image.image_size]
+    return [*(modality.shape or [image.num_channels]), image.image_size, image.image_size]

@@ -21,9 +21,11 @@ from m3ae.data.tokenizer import load_tokenizer
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
+from m3ae.models.initialization import resize_images
 from m3ae.models.latent import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_decoders import shape_of
+from m3ae.models.modeling import M3AEModel
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.tasks.finetuning import in_main_process
 from m3ae.tasks.latent_passes import evenly
@@ -298,24 +300,40 @@ def _load(config: RunConfig) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase
     assert path is not None
     saved = saved_config(path)
     wanted, image_size = merged_config(saved, config.model.overrides)
-    assert isinstance(saved.image_config, M3AEImageConfig)
-    if image_size != saved.image_config.image_size:
-        raise ValueError(
-            f"model.overrides.image_config.image_size: got {image_size} for a model of "
-            f"{saved.image_config.image_size} px; generation keeps the size of the saved model."
-        )
     if not isinstance(wanted.latent, LatentConfig):
         raise ValueError(f"model.overrides.latent: {path!r} has no latent head, and the config names none.")
+    assert isinstance(saved.image_config, M3AEImageConfig) and isinstance(wanted.image_config, M3AEImageConfig)
+    own_size = saved.image_config.image_size
+    if image_size != own_size and saved.latent is not None:
+        raise ValueError(
+            f"model.overrides.image_config.image_size: got {image_size} for a latent head that has learnt images of "
+            f"{own_size} px; it keeps their size."
+        )
     set_seed(config.training.seed)
     if config.model.from_scratch:
+        wanted.image_config.image_size = image_size
         model = M3AEForGeneration(wanted)
-    else:
+    elif image_size == own_size:
         model = M3AEForGeneration.from_pretrained(path, config=wanted)
+    else:
+        model = _resized(path, wanted, image_size)
     if saved.latent is None:
         processor = M3AEImageProcessor.from_pretrained(path)
         _check_normalization(model, (processor.image_mean, processor.image_std))
     has_texts = any(modality.kind == "text" for modality in wanted.latent.typed_modalities.values())
     return model, load_tokenizer(path) if has_texts else None
+
+
+def _resized(path: str, config: M3AEConfig, image_size: int) -> M3AEForGeneration:
+    """Load the trunk of a saved model of the configuration's image size, to be used at another one."""
+    trunk = M3AEModel.from_pretrained(path, config=config)
+    resize_images(trunk, image_size)
+    assert isinstance(config.image_config, M3AEImageConfig)
+    config.image_config.image_size = image_size
+    model = M3AEForGeneration(config)
+    used = model.base_model.state_dict().keys()
+    model.base_model.load_state_dict({name: value for name, value in trunk.state_dict().items() if name in used})
+    return model
 
 
 def _check_normalization(model: M3AEForGeneration, expected: Normalization | None) -> None:

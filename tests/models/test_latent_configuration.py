@@ -59,6 +59,10 @@ def label(**options: Any) -> dict[str, Any]:
             "x.labels: the kind label needs the names of its classes, got None",
         ),
         ({"modalities": {"x": {"kind": "labels", "labels": []}}}, r"the kind labels needs the names .* got \[\]"),
+        (
+            {"modalities": {"x": {"kind": "image", "shape": [1, 6, 6]}}},
+            r"expected none, or \[1\] for grayscale images",
+        ),
         ({"modalities": {"x": {"kind": "vector"}}}, r"x.shape is None; expected \[F\] for a modality of kind vector"),
         ({"modalities": {"x": label(encoder="none", private_size=2)}}, "x.private_size: a modality without encoder"),
         ({"modalities": {"x": label(encoder="none")}}, "all have the encoder 'none'"),

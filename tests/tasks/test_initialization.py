@@ -119,7 +119,7 @@ def test_a_saved_model_at_another_image_size(data: Path, clip: Path, tmp_path: P
 
 
 def generation(data: Path, tmp_path: Path, init: dict[str, str], **image: Any) -> Generation:
-    latent = {"size": 3, "modalities": {"frontal": {"kind": "image", "shape": [3, 32, 32], **image}}}
+    latent = {"size": 3, "modalities": {"frontal": {"kind": "image", **image}}}
     model = {"size": "tiny", "init": init, "overrides": {"latent": latent}}
     return Generation.from_config(tiny_run(data, tmp_path, task="generation", model=model))
 
@@ -132,14 +132,24 @@ def test_a_latent_head_starts_from_a_published_encoder(data: Path, clip: Path, r
     with pytest.raises(ValueError, match=r"frontal: mean \[0.48.* it starts from had mean \[0.1, 0.2, 0.3\] and std"):
         generation(data, tmp_path, init)
     with pytest.raises(ValueError, match=r"init.image_encoder: no modality of this model has the encoder 'vit'"):
-        generation(data, tmp_path, init, encoder="cnn")
+        generation(data, tmp_path, init, encoder="cnn", shape=[3, 32, 32])
 
 
 def test_a_latent_head_normalises_as_the_model_that_it_starts_from(data: Path, clip: Path, tmp_path: Path) -> None:
     init = {"image_encoder": str(clip)}
     trunk = PreTraining.from_config(tiny_run(data, tmp_path, model={"size": "tiny", "init": init}))
     trunk.save(trunk.model, tmp_path / "model", {})
-    latent = {"size": 3, "modalities": {"frontal": {"kind": "image"}}}
-    saved = {"path": str(tmp_path / "model"), "overrides": {"latent": latent}}
+
+    def started(**frontal: Any) -> Generation:
+        latent = {"size": 3, "modalities": {"frontal": {"kind": "image", **frontal}}}
+        saved = {"path": str(tmp_path / "model"), "overrides": {"latent": latent, "image_config": {"image_size": 48}}}
+        return Generation.from_config(tiny_run(data, tmp_path, task="generation", model=saved))
+
     with pytest.raises(ValueError, match=r"had mean \[0.1, 0.2, 0.3\] and std \[0.4, 0.5, 0.6\]; set these"):
-        Generation.from_config(tiny_run(data, tmp_path, task="generation", model=saved))
+        started()
+    task = started(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], shape=[1], hidden_size=16)
+    table, expected = task.model.m3ae.image_encoder.vit.pos_embed, trunk.model.m3ae.image_encoder.vit.pos_embed
+    assert torch.equal(table, resample_positions(expected, side=6))
+    blocks = (m.m3ae.image_encoder.vit.blocks[0].mlp.fc1.weight for m in (task.model, trunk.model))
+    assert torch.equal(*blocks)
+    assert task.model.sample_prior(1)["frontal"].shape == (1, 1, 48, 48)
