@@ -46,6 +46,18 @@ class MLPDecoder(nn.Module):
         return values
 
 
+class DoublingConvolution(nn.ConvTranspose2d):
+    """Maps (R, C, S, S) → (R, C', 2·S, 2·S); each pixel is a sum over 2·2·C values."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
+
+    @property
+    def initial_std(self) -> float:
+        """Deviation of new weights (He et al. 2015): that of a transformer is meant for hundreds of inputs."""
+        return math.sqrt(2 / (4 * self.in_channels))
+
+
 class ConvolutionalDecoder(nn.Module):
     """z (R, Z) → an image (R, C, S, S): a linear layer, and transposed convolutions that double the side.
 
@@ -66,7 +78,7 @@ class ConvolutionalDecoder(nn.Module):
         first = (widths[0], size // 2**count, size // 2**count)
         layers: list[nn.Module] = [mlp(input_size, width, 1, math.prod(first)), nn.Unflatten(1, first)]
         for before, after in pairwise([*widths, channels]):
-            layers += [nn.GELU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+            layers += [nn.GELU(), DoublingConvolution(before, after)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -44,6 +44,18 @@ def mlp_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential
     return nn.Sequential(nn.Flatten(), mlp(size, modality.hidden_size, modality.num_layers, dropout=modality.dropout))
 
 
+class HalvingConvolution(nn.Conv2d):
+    """Maps (B, C, S, S) → (B, C', ⌈S/2⌉, ⌈S/2⌉); each pixel is a sum over 3·3·C values."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
+
+    @property
+    def initial_std(self) -> float:
+        """Deviation of new weights (He et al. 2015): that of a transformer is meant for hundreds of inputs."""
+        return math.sqrt(2 / (9 * self.in_channels))
+
+
 def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:
     """Build a network from images (B, C, S, S) to features (B, W): convolutions of stride 2, and a linear layer.
 
@@ -53,7 +65,7 @@ def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential
     layers: list[nn.Module] = []
     for number in range(modality.num_layers):
         width = max(1, modality.hidden_size // 2 ** (modality.num_layers + 2 - number))
-        layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GELU()]
+        layers += [HalvingConvolution(channels, width), nn.GELU()]
         channels, side = width, (side + 1) // 2
     return nn.Sequential(
         *layers, nn.Flatten(), mlp(channels * side**2, modality.hidden_size, 1, dropout=modality.dropout)

@@ -20,8 +20,8 @@ from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent import Gaussian, Mixture
 from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
-from m3ae.models.latent_decoders import PatchDecoder, build_decoder
-from m3ae.models.latent_encoders import AttentionPool, Expert
+from m3ae.models.latent_decoders import DoublingConvolution, PatchDecoder, build_decoder
+from m3ae.models.latent_encoders import AttentionPool, Expert, HalvingConvolution
 from m3ae.models.latent_inputs import TENSOR_NAMES, Modalities
 from m3ae.models.learned_prior import ConditionalPrior, HierarchicalPrior, LearnedPrior, ZeroLinear
 from m3ae.models.likelihoods import Likelihood
@@ -299,6 +299,8 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
         init.zeros_(module.in_proj_bias)
     elif isinstance(module, PatchDecoder):
         module.reset_queries()
+    elif isinstance(module, HalvingConvolution | DoublingConvolution):
+        init.normal_(module.weight, std=module.initial_std)
     elif isinstance(module, Likelihood) and module.log_scale is not None:
         init.constant_(module.log_scale, math.log(module.initial_scale))
     elif isinstance(module, LearnedPrior):

@@ -80,11 +80,13 @@ def attention(
     In bfloat16 the backward pass of PyTorch's fused kernel takes two to four times as long as theirs, and with dropout
     PyTorch has no fused kernel at all. A row of the mask that hides everything attends to everything here.
     """
-    if is_causal or enable_gqa or (query.dtype == torch.float32 and not dropout_p):
+    if enable_gqa or (query.dtype == torch.float32 and not dropout_p):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
             hidden = torch.finfo(scores.dtype).min
