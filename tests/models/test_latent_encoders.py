@@ -23,6 +23,17 @@ def test_convolutions_halve_the_side_and_double_the_width() -> None:
     assert network[-1][1].in_features == 4 * 2 * 2
 
 
+def test_convolutions_start_with_the_variance_of_their_inputs() -> None:
+    image = {**IMAGE, "encoder": "cnn", "decoder": "cnn", "shape": [1, 8, 8], "hidden_size": 1024, "num_layers": 2}
+    model = latent_model({"glyph": image})
+    first, second = (layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d))
+    assert first.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    assert second.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
+    first, second = (layer for layer in model.modules() if isinstance(layer, torch.nn.ConvTranspose2d))
+    assert first.weight.std().item() == pytest.approx((2 / (4 * 128)) ** 0.5, rel=0.1)
+    assert second.weight.std().item() == pytest.approx((2 / (4 * 64)) ** 0.5, rel=0.1)
+
+
 def test_a_convolutional_expert_is_decoded_by_an_mlp() -> None:
     model = latent_model({**DIGITS, "glyph": {**IMAGE, "encoder": "cnn"}})
     assert model.latent.typed_modalities["glyph"].decoder == "mlp"
