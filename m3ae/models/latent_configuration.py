@@ -35,7 +35,8 @@ class ModalityConfig:
             images `cnn`, are of its own; `none` leaves the modality without an expert: it is decoded from z and says
             nothing about it. By default `vit` for images, `roberta` for texts, `mlp` for the rest.
         decoder: `transformer` (queries that attend to the latent tokens) or `mlp`; by default that for texts and
-            for images with the encoder `vit`. For texts also `autoregressive`, see `m3ae.models.text_decoders`.
+            for images with the encoder `vit`. For images also `cnn` (transposed convolutions), which draws sharper edges
+            than an `mlp`; for texts also `autoregressive`, see `m3ae.models.text_decoders`.
         conditioning: How a transformer or autoregressive decoder reads the latent tokens: `cross_attention`, or as a
             `prefix` of its own tokens.
         shape: Of an image [C, S, S], of a sequence [T, F], of a vector [F]. With the encoder `vit` images have the
@@ -48,8 +49,9 @@ class ModalityConfig:
         weight: Of its log-likelihood in training; not in what is reported.
         private_size: Dimensions of a latent of its own, whose prior given z is learned
             (`m3ae.models.learned_prior.ConditionalPrior`); 0 for none.
-        hidden_size: Width of the MLPs, or of the transformer decoder.
-        num_layers: Hidden layers of each MLP, convolutions of stride 2, or blocks of the transformer decoder.
+        hidden_size: Width of the MLPs, from which the channels of convolutions follow, or of the transformer decoder.
+        num_layers: Hidden layers of each MLP, convolutions of stride 2 of encoder and decoder `cnn`, or blocks of the
+            transformer decoder.
         dropout: Of what enters the layers of the encoder `mlp` or `cnn`; of the words that an autoregressive decoder
             reads in training.
         num_attention_heads: Attention heads of a transformer decoder, or an autoregressive one.
