@@ -35,8 +35,8 @@ class ModalityConfig:
             images `cnn`, are of its own; `none` leaves the modality without an expert: it is decoded from z and says
             nothing about it. By default `vit` for images, `roberta` for texts, `mlp` for the rest.
         decoder: `transformer` (queries that attend to the latent tokens) or `mlp`; by default that for texts and
-            for images with the encoder `vit`. For images also `cnn` (transposed convolutions), which draws sharper edges
-            than an `mlp`; for texts also `autoregressive`, see `m3ae.models.text_decoders`.
+            for images with the encoder `vit`. For images also `cnn`, transposed convolutions, whose edges are sharper
+            than those of an `mlp`; for texts also `autoregressive`, see `m3ae.models.text_decoders`.
         conditioning: How a transformer or autoregressive decoder reads the latent tokens: `cross_attention`, or as a
             `prefix` of its own tokens.
         shape: Of an image [C, S, S], of a sequence [T, F], of a vector [F]. With the encoder `vit` images have the
