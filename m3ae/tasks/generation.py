@@ -303,23 +303,22 @@ def _load(config: RunConfig) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase
     if not isinstance(wanted.latent, LatentConfig):
         raise ValueError(f"model.overrides.latent: {path!r} has no latent head, and the config names none.")
     assert isinstance(saved.image_config, M3AEImageConfig) and isinstance(wanted.image_config, M3AEImageConfig)
-    own_size = saved.image_config.image_size
-    if image_size != own_size and saved.latent is not None:
+    own_size, anew = saved.image_config.image_size, config.model.from_scratch
+    if image_size != own_size and saved.latent is not None and not anew:
         raise ValueError(
             f"model.overrides.image_config.image_size: got {image_size} for a latent head that has learnt images of "
             f"{own_size} px; it keeps their size."
         )
     set_seed(config.training.seed)
-    if config.model.from_scratch:
+    if anew:
         wanted.image_config.image_size = image_size
         model = M3AEForGeneration(wanted)
     elif image_size == own_size:
         model = M3AEForGeneration.from_pretrained(path, config=wanted)
     else:
         model = _resized(path, wanted, image_size)
-    if saved.latent is None:
-        processor = M3AEImageProcessor.from_pretrained(path)
-        _check_normalization(model, (processor.image_mean, processor.image_std))
+    if saved.latent is None and not anew:
+        _check_normalization(model, _saved_normalization(path))
     has_texts = any(modality.kind == "text" for modality in wanted.latent.typed_modalities.values())
     return model, load_tokenizer(path) if has_texts else None
 
@@ -334,6 +333,15 @@ def _resized(path: str, config: M3AEConfig, image_size: int) -> M3AEForGeneratio
     used = model.base_model.state_dict().keys()
     model.base_model.load_state_dict({name: value for name, value in trunk.state_dict().items() if name in used})
     return model
+
+
+def _saved_normalization(path: str) -> Normalization | None:
+    """Return what the images of a saved model are normalised with; None if its folder does not say."""
+    try:
+        processor = M3AEImageProcessor.from_pretrained(path)
+    except OSError:
+        return None
+    return processor.image_mean, processor.image_std
 
 
 def _check_normalization(model: M3AEForGeneration, expected: Normalization | None) -> None:

@@ -140,9 +140,9 @@ def test_a_latent_head_normalises_as_the_model_that_it_starts_from(data: Path, c
     trunk = PreTraining.from_config(tiny_run(data, tmp_path, model={"size": "tiny", "init": init}))
     trunk.save(trunk.model, tmp_path / "model", {})
 
-    def started(**frontal: Any) -> Generation:
+    def started(folder: str = "model", **frontal: Any) -> Generation:
         latent = {"size": 3, "modalities": {"frontal": {"kind": "image", **frontal}}}
-        saved = {"path": str(tmp_path / "model"), "overrides": {"latent": latent, "image_config": {"image_size": 48}}}
+        saved = {"path": str(tmp_path / folder), "overrides": {"latent": latent, "image_config": {"image_size": 48}}}
         return Generation.from_config(tiny_run(data, tmp_path, task="generation", model=saved))
 
     with pytest.raises(ValueError, match=r"had mean \[0.1, 0.2, 0.3\] and std \[0.4, 0.5, 0.6\]; set these"):
@@ -153,3 +153,5 @@ def test_a_latent_head_normalises_as_the_model_that_it_starts_from(data: Path, c
     blocks = (m.m3ae.image_encoder.vit.blocks[0].mlp.fc1.weight for m in (task.model, trunk.model))
     assert torch.equal(*blocks)
     assert task.model.sample_prior(1)["frontal"].shape == (1, 1, 48, 48)
+    trunk.model.save_pretrained(tmp_path / "bare")  # without a processor, which is all that knows
+    assert started("bare", hidden_size=16).model.latent.typed_modalities["frontal"].mean != [0.1, 0.2, 0.3]
