@@ -49,13 +49,10 @@ class MLPDecoder(nn.Module):
 class DoublingConvolution(nn.ConvTranspose2d):
     """Maps (R, C, S, S) → (R, C', 2·S, 2·S); each pixel is a sum over 2·2·C values."""
 
+    inputs_per_channel = 4
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
-
-    @property
-    def initial_std(self) -> float:
-        """Deviation of new weights (He et al. 2015): that of a transformer is meant for hundreds of inputs."""
-        return math.sqrt(2 / (4 * self.in_channels))
 
 
 class ConvolutionalDecoder(nn.Module):

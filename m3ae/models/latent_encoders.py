@@ -47,13 +47,10 @@ def mlp_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential
 class HalvingConvolution(nn.Conv2d):
     """Maps (B, C, S, S) → (B, C', ⌈S/2⌉, ⌈S/2⌉); each pixel is a sum over 3·3·C values."""
 
+    inputs_per_channel = 9
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
-
-    @property
-    def initial_std(self) -> float:
-        """Deviation of new weights (He et al. 2015): that of a transformer is meant for hundreds of inputs."""
-        return math.sqrt(2 / (9 * self.in_channels))
 
 
 def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:

@@ -300,7 +300,8 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
     elif isinstance(module, PatchDecoder):
         module.reset_queries()
     elif isinstance(module, HalvingConvolution | DoublingConvolution):
-        init.normal_(module.weight, std=module.initial_std)
+        # As He et al. (2015) do: `std` is meant for hundreds of inputs.
+        init.normal_(module.weight, std=math.sqrt(2 / (module.inputs_per_channel * module.in_channels)))
     elif isinstance(module, Likelihood) and module.log_scale is not None:
         init.constant_(module.log_scale, math.log(module.initial_scale))
     elif isinstance(module, LearnedPrior):
