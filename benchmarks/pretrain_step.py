@@ -68,6 +68,7 @@ class Setting(NamedTuple):
     device: str
     compiled: bool
     threads: int
+    image_size: int | None = None  # in pixels; the preset's if None
 
     def config(self, *, latent: bool = False) -> M3AEConfig:
         """Return the model's configuration, with a latent head if that is asked for."""
@@ -81,6 +82,8 @@ class Setting(NamedTuple):
             options = shipped["model"]["overrides"] | options | {"itc_weight": 0.0, "text_config": text | dropout}
         elif self.preset == "base":
             options["image_config"] = {"num_hidden_layers": 12}
+        if self.image_size is not None:
+            options["image_config"] = options.get("image_config", {}) | {"image_size": self.image_size}
         return M3AEConfig.named("small" if self.preset == "phantom" else self.preset, **options)
 
     def autocast(self) -> torch.autocast:
@@ -222,11 +225,12 @@ class Procedure:
 
 
 def draw_batch(config: M3AEConfig, lengths: Tensor, device: str) -> Batch:
-    """Draw random images and texts of these lengths, padded to the maximum, and all noise."""
+    """Draw random images and texts of these lengths, padded to `LONGEST` or the longest, and all noise."""
     generator = torch.Generator().manual_seed(int(lengths.sum()))
     size, image, vocabulary = len(lengths), config.image_config, config.text_config.vocab_size
-    attention_mask = (torch.arange(LONGEST) < lengths[:, None]).long()
-    input_ids = torch.randint(5, vocabulary - 1, (size, LONGEST), generator=generator)
+    padded = max(LONGEST, int(lengths.max()))
+    attention_mask = (torch.arange(padded) < lengths[:, None]).long()
+    input_ids = torch.randint(5, vocabulary - 1, (size, padded), generator=generator)
     input_ids[:, 0] = config.text_config.bos_token_id
     input_ids[torch.arange(size), lengths - 1] = config.text_config.eos_token_id
     batch = {
@@ -234,7 +238,7 @@ def draw_batch(config: M3AEConfig, lengths: Tensor, device: str) -> Batch:
         "input_ids": input_ids.where(attention_mask.bool(), config.text_config.pad_token_id),
         "attention_mask": attention_mask,
         "image_noise": torch.rand(size, image.num_patches, generator=generator),
-        "text_noise": torch.rand(size, LONGEST, 2, generator=generator),
+        "text_noise": torch.rand(size, padded, 2, generator=generator),
         "match_noise": torch.rand(size, 2, generator=generator),
         "image_ids": torch.arange(size),
         "text_ids": torch.arange(size),
