@@ -23,11 +23,10 @@ from m3ae.data.collate import draw_noise, tokenize
 from m3ae.data.images import decode_image
 from m3ae.data.pairs import PairColumns, Visit, drawn_text
 from m3ae.data.prepared import array_shape, load_split
+from m3ae.models.latent_inputs import TENSOR_NAMES
 
 Kind = Literal["image", "text", "vector", "sequence", "label", "labels"]
 Batch = dict[str, dict[str, Tensor]]
-
-TENSOR_NAMES = {"image": "pixel_values", "label": "labels"} | dict.fromkeys(("vector", "sequence", "labels"), "values")
 
 
 class MultimodalSample(NamedTuple):

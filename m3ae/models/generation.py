@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from m3ae.models import latent as algebra
 from m3ae.models import objectives
-from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fitted_prior import FittedPrior
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_encoders import check_channels
 from m3ae.models.latent_head import (
     InferredExperts,
     LatentHead,
@@ -24,7 +25,7 @@ from m3ae.models.latent_head import (
     image_statistics,
     init_latent_weights,
 )
-from m3ae.models.latent_inputs import TENSOR_NAMES, LatentInputs, Modalities, check_names, read_inputs
+from m3ae.models.latent_inputs import TENSOR_NAMES, LatentInputs, Modalities, check_names, only, read_inputs
 from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass, posterior_members
 from m3ae.models.modeling import OTHER_HEADS, M3AEEncoders, M3AEPreTrainedModel
 from m3ae.models.objectives import Elbo
@@ -50,7 +51,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         super().__init__(config)
         if not isinstance(config.latent, LatentConfig):
             raise ValueError("M3AEForGeneration needs config.latent, the options of the latent head; got None.")
-        _check_channels(config, config.latent)
+        check_channels(config, config.latent)
         encoders = {modality.encoder for modality in config.latent.typed_modalities.values()}
         streams = [name for name, encoder in (("text", "roberta"), ("image", "vit")) if encoder in encoders]
         self.m3ae = M3AEEncoders(config, streams)
@@ -127,7 +128,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Returns:
             `.bound` (B,) in nats, and its terms.
         """
-        q = self.infer_latent(_chosen(modalities, given), joint=joint, generator=generator)
+        q = self.infer_latent(only(modalities, given), joint=joint, generator=generator)
         likelihoods = self.log_likelihoods(modalities, q.own, text_noise=text_noise, generator=generator)
         return objectives.elbo(
             q.mixture, likelihoods, eps=eps, generator=generator, prior=self.latent_head.prior(q.own)
@@ -152,7 +153,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             chunk_size: How many samples to decode at once.
             generator: Draws all noise.
         """
-        q = self.infer_latent(_chosen(modalities, given), generator=generator)
+        q = self.infer_latent(only(modalities, given), generator=generator)
         return objectives.importance_log_likelihood(
             q.mixture,
             self.log_likelihoods(modalities, q.own, generator=generator),
@@ -396,19 +397,3 @@ class M3AEForGeneration(M3AEPreTrainedModel):
                 values = (values - mean.to(values)) / std.to(values)
             found[name] = self.m3ae.encode_image(values, None, present) if modality.encoder == "vit" else values
         return found
-
-
-def _check_channels(config: M3AEConfig, latent: LatentConfig) -> None:
-    """Raise ValueError if the trunk's image encoder cannot take images of a modality."""
-    assert isinstance(config.image_config, M3AEImageConfig)
-    channels = config.image_config.num_channels
-    for name, modality in latent.typed_modalities.items():
-        if modality.encoder == "vit" and modality.shape not in (None, [1], [channels]):
-            raise ValueError(
-                f"latent.modalities.{name}.shape is {modality.shape}; the encoder vit takes images of {channels} "
-                "channels, which need no shape, or those of [1], whose channel is repeated."
-            )
-
-
-def _chosen(modalities: Modalities, names: Iterable[str] | None) -> Modalities:
-    return modalities if names is None else {name: modalities[name] for name in names}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m3ae.models.configuration import M3AEConfig
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent import Gaussian
 from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
@@ -96,3 +96,15 @@ class Expert(nn.Module):
         if self.modality.kind == "label":
             return F.one_hot(values, len(self.modality.labels or [])).to(self.output.weight.dtype)
         return values
+
+
+def check_channels(config: M3AEConfig, latent: LatentConfig) -> None:
+    """Raise ValueError if the trunk's image encoder cannot take images of a modality."""
+    assert isinstance(config.image_config, M3AEImageConfig)
+    channels = config.image_config.num_channels
+    for name, modality in latent.typed_modalities.items():
+        if modality.encoder == "vit" and modality.shape not in (None, [1], [channels]):
+            raise ValueError(
+                f"latent.modalities.{name}.shape is {modality.shape}; the encoder vit takes images of {channels} "
+                "channels, which need no shape, or those of [1], whose channel is repeated."
+            )

@@ -66,3 +66,8 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
     """Raise ValueError if one of the names is not that of a modality."""
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"The model has no modality {', '.join(map(repr, unknown))}; it has {', '.join(known)}.")
+
+
+def only(modalities: Modalities, names: Iterable[str] | None) -> Modalities:
+    """Return the modalities with these names, all if None."""
+    return modalities if names is None else {name: modalities[name] for name in names}
