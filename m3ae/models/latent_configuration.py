@@ -166,7 +166,8 @@ class LatentConfig(PreTrainedConfig):
         free_bits: Nats of each latent dimension that cost nothing (Kingma et al. 2016).
         weight: Of the latent pass beside the masked ones of `M3AEForPreTraining`: its loss is a sum over all elements
             of a sample, in nats, theirs are means. Learned scales shrink, and its gradient grows with them; at 1e-3 it
-            then drowns the contrast, at 1e-4 it does not.
+            then drowns the contrast, at 1e-4 it does not. Adam does not mind the scale of a gradient: the head's own
+            layers learn about as well at 1e-6, which leaves the encoders to the masked passes.
         learned_prior: Gaussians of a prior of z that is learned with the model (`m3ae.models.learned_prior`); 0 for
             N(0, I).
         prior_components: Gaussians of the fitted prior; set by `M3AEForGeneration.fit_prior`.
