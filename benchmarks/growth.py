@@ -28,10 +28,8 @@ from m3ae.training.cpu import fast_kernels, keep_freed_memory
 
 SCHEDULES = ("separate", "joint")
 VALUES, ROWS = 784, 128  # of a vector, and of a batch of them
-
-
 MODALITIES = (2, 3, 4, 5)
-DRAWN = {"one": 1, "all": None}  # components of the mixture that are decoded for each sample
+DRAWN = {"one drawn": 1, "all": None}  # components of the mixture that are decoded for each sample
 
 
 class Point(NamedTuple):
@@ -154,7 +152,7 @@ def straight_lines(rows: Sequence[dict[str, Any]], schedule: str) -> list[str]:
 
 def modality_table(rows: Sequence[dict[str, Any]]) -> str:
     """Lay the last table out."""
-    lines = ["| modalities | " + " | ".join(f"{kind} component: ms/step" for kind in DRAWN) + " |", "|---:|---:|---:|"]
+    lines = ["| modalities | " + " | ".join(f"{kind}: ms/step" for kind in DRAWN) + " |", "|---:|---:|---:|"]
     for row in rows:
         lines.append(f"| {row['modalities']} | " + " | ".join(f"{1e3 * row[kind]:.0f}" for kind in DRAWN) + " |")
     return "\n".join(lines)

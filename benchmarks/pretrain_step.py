@@ -185,8 +185,11 @@ def running(setting: Setting, name: str, lengths: list[list[int]]) -> Iterator[C
     there.close()
 
     def measure_there() -> Measured:
-        here.send(None)
-        return here.recv()
+        try:
+            here.send(None)
+            return here.recv()
+        except (EOFError, ConnectionError):
+            raise SystemExit(f"The process of {name} ended, its error is above; the setting was {setting}.") from None
 
     try:
         yield measure_there

@@ -2,15 +2,14 @@
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import growth
 import pretrain_step
 import pytest
 
 from m3ae import M3AEConfig
+from tests.benchmarks.conftest import running_here
 from tests.models.tiny import tiny_config
 
 
@@ -25,15 +24,12 @@ def test_straight_lines() -> None:
 def test_the_command_varies_one_thing_at_a_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def running(*arguments: Any) -> nullcontext[Any]:  # in this process
-        return nullcontext(pretrain_step.Procedure(*arguments).measure)
-
     def config(setting: pretrain_step.Setting, *, latent: bool = False) -> M3AEConfig:
         return tiny_config(schedule=setting.schedule, image_config={"image_size": setting.image_size})
 
     monkeypatch.setattr(pretrain_step.Setting, "config", config)
     monkeypatch.setattr(pretrain_step, "LONGEST", 16)
-    monkeypatch.setattr(growth, "running", running)
+    monkeypatch.setattr(growth, "running", running_here)
     monkeypatch.setattr(growth, "matrix_peak", lambda setting: 1e9)
     monkeypatch.setattr(growth, "MODALITIES", (2, 3))
     command = "growth.py --dtype float32 --samples 2 4 --image-size 32 48 --tokens 8 16 --steps 1 --threads 1 --json"

@@ -2,9 +2,7 @@
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import needed_flops
 import pretrain_step
@@ -14,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from m3ae import M3AEConfig, M3AEForPreTraining
+from tests.benchmarks.conftest import running_here
 from tests.models.tiny import tiny_batch, tiny_config
 
 LENGTH, PREDICTED = 12, 2
@@ -49,14 +48,11 @@ def test_flops_are_those_of_the_model(schedule: str, overrides: dict[str, float]
 def test_the_command_prints_and_writes_the_ratio(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def running(*arguments: Any) -> nullcontext[Any]:  # in this process
-        return nullcontext(pretrain_step.Procedure(*arguments).measure)
-
     def config(setting: pretrain_step.Setting, *, latent: bool = False) -> M3AEConfig:
         return tiny_config(schedule=setting.schedule, **({"latent": {"num_samples": 1}} if latent else {}))
 
     monkeypatch.setattr(pretrain_step.Setting, "config", config)
-    monkeypatch.setattr(pretrain_step, "running", running)
+    monkeypatch.setattr(pretrain_step, "running", running_here)
     monkeypatch.setattr(pretrain_step, "matrix_peak", lambda setting: 1e9)
     command = (
         "pretrain_step.py --batch-size 4 --baseline --also latent checkpointing --bucketed --rounds 3 --steps 2 --json"
@@ -78,6 +74,15 @@ def test_a_procedure_runs_in_a_process_of_its_own() -> None:
     with pretrain_step.running(setting, "package", [[12, 64]]) as take_steps:
         measured = take_steps()
     assert measured.processor > 0 and measured.wall > 0 and measured.memory > 2**20
+
+
+def test_a_process_that_fails_is_one_message() -> None:
+    setting = pretrain_step.Setting("tiny", 2, "joint", "float32", 0.0, "cpu", False, 1, image_size=33)
+    with (
+        pretrain_step.running(setting, "package", [[12, 64]]) as take_steps,
+        pytest.raises(SystemExit, match=r"process of package ended, its error is above; .*image_size=33"),
+    ):
+        take_steps()
 
 
 @pytest.mark.parametrize(
