@@ -110,7 +110,7 @@ def latent_seconds(count: int, num_samples: int | None, arguments: argparse.Name
     batch = {name: {key: value.to(device) for key, value in tensors.items()} for name, tensors in batch.items()}
 
     def step() -> None:
-        with fast_kernels(device, compiled=False):
+        with fast_kernels(device):
             with torch.autocast(device.type, torch.bfloat16, enabled=arguments.dtype == "bf16"):
                 loss = model(batch).loss
             assert loss is not None

@@ -265,7 +265,7 @@ def package_step(setting: Setting, variant: str = "package") -> Step:
     def step(batch: Batch) -> None:
         length = -(-int(batch["attention_mask"].sum(1).max()) // 8) * 8
         cut = {name: batch[name][:, :length] for name in ("input_ids", "attention_mask", "text_noise")}
-        with fast_kernels(device, compiled=setting.compiled):
+        with fast_kernels(device):
             with setting.autocast():
                 loss = model(**batch | cut).loss
             loss.backward()

@@ -40,17 +40,20 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def fast_kernels(device: torch.device, *, compiled: bool = False) -> AbstractContextManager[Any]:
+def fast_kernels(device: torch.device) -> AbstractContextManager[Any]:
     """Replace, on a CPU, PyTorch's attention and dropout by faster ones of the same mathematics.
 
-    The forward pass belongs inside; what a checkpointed layer computes again in the backward pass is not inside by
-    itself, see `recompute_with`. A compiled model keeps PyTorch's own, which the compiler can see through.
+    The forward pass belongs inside, of a compiled model, too; what a checkpointed layer computes again in the backward
+    pass is not inside by itself, see `recompute_with`.
     """
-    return _CPUKernels() if device.type == "cpu" and not compiled else contextlib.nullcontext()
+    return _CPUKernels() if device.type == "cpu" else contextlib.nullcontext()
 
 
 def recompute_with(device: torch.device, compiled: bool) -> Callable[[], AbstractContextManager[Any]] | None:
-    """Return the `recomputing` of `enable_gradient_checkpointing` that goes with `fast_kernels`."""
+    """Return the `recomputing` of `enable_gradient_checkpointing` that goes with `fast_kernels`.
+
+    A compiled model needs none: what it computes again is traced with the forward pass.
+    """
     return _CPUKernels if device.type == "cpu" and not compiled else None
 
 
@@ -104,7 +107,19 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     dropped = round(p * 2**16)
     if not training or not 0 < dropped < 2**16:
         return F.dropout(input, p, training)
-    words = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    noise = words.view(torch.int16)[: input.numel()].view(input.shape)
-    mask = torch.ge(noise, dropped - 2**15, out=torch.empty_like(input, memory_format=torch.contiguous_format))
-    return input * mask.mul_(2**16 / (2**16 - dropped))
+    mask: Tensor = _dropout_mask(input.detach(), dropped)
+    return input * mask
+
+
+@torch.library.custom_op("m3ae::dropout_mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _dropout_mask(like: Tensor, dropped: int) -> Tensor:
+    """Return 0 with probability `dropped` · 2⁻¹⁶, else the scale: one operator that a compiler leaves as it is."""
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    noise = words.view(torch.int16)[: like.numel()].view(like.shape)
+    mask = torch.ge(noise, dropped - 2**15, out=torch.empty_like(like, memory_format=torch.contiguous_format))
+    return mask.mul_(2**16 / (2**16 - dropped))
+
+
+@_dropout_mask.register_fake
+def _(like: Tensor, dropped: int) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format)

@@ -237,7 +237,7 @@ class _TrainingLoop:
     def accumulate_gradients(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Leave the clipped gradient of one optimiser step; return its mean losses and the norm before clipping."""
         self.set_learning_rate()  # before the gradients: DeepSpeed updates the parameters as soon as it has them
-        losses, kernels = [], fast_kernels(self.accelerator.device, compiled=self.config.training.compile)
+        losses, kernels = [], fast_kernels(self.accelerator.device)
         for _ in range(self.config.training.gradient_accumulation_steps):
             self.watchdog.note("loads a batch")
             batch = {**next(batches), **self.step_inputs(self.state.step)}
