@@ -13,7 +13,8 @@ are in the file of `--json`, too.
 measured between the rounds.
 
 `--also latent checkpointing` takes the package's step once more with a latent head (a mixture of products over image
-and text), or with activations computed again in the backward pass, and says how many times as long that takes.
+and text), or with activations computed again in the backward pass, and says how many times as long that takes;
+`--compile --also eager` says it of a step that is not compiled.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +44,7 @@ from m3ae.training.memory import enable_gradient_checkpointing
 PHANTOM = Path(__file__).parents[1] / "configs/pretrain/phantom.yaml"
 BATCH_SIZES = {"tiny": 4, "small": 16, "base": 8, "phantom": 32}
 SHORTEST, LONGEST = 12, 64  # tokens of a text
-VARIANTS = ("latent", "checkpointing")
+VARIANTS = ("latent", "checkpointing", "eager")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 Batch = dict[str, Tensor]
@@ -100,7 +102,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="bf16 is autocast")
     parser.add_argument("--dropout", type=float, default=0.1, help="of fusion and text encoder")
     parser.add_argument("--baseline", action="store_true", help="time the published procedure, too")
-    parser.add_argument("--also", nargs="*", choices=VARIANTS, default=[], help="what costs extra")
+    parser.add_argument("--also", nargs="*", choices=VARIANTS, default=[], help="take the step once more with this")
     parser.add_argument("--steps", type=int, default=2, help="timed in each round, each on another batch")
     parser.add_argument("--rounds", type=int, default=3, help="of the procedures in turns")
     parser.add_argument("--bucketed", action="store_true", help="the package gets batches of like lengths")
@@ -189,7 +191,10 @@ def running(setting: Setting, name: str, lengths: list[list[int]]) -> Iterator[C
             here.send(None)
             return here.recv()
         except (EOFError, ConnectionError):
-            raise SystemExit(f"The process of {name} ended, its error is above; the setting was {setting}.") from None
+            process.join()
+            killed = process.exitcode == -SIGKILL
+            ended = "was killed, as for lack of memory" if killed else "ended, its error is above"
+            raise SystemExit(f"The process of {name} {ended}; the setting was {setting}.") from None
 
     try:
         yield measure_there
@@ -252,13 +257,13 @@ def draw_batch(config: M3AEConfig, lengths: Tensor, device: str) -> Batch:
 def package_step(setting: Setting, variant: str = "package") -> Step:
     """Return what takes a step of the package, texts cut to a multiple of 8 tokens as its collator does."""
     torch.manual_seed(0)
-    device = torch.device(setting.device)
+    device, compiled = torch.device(setting.device), setting.compiled and variant != "eager"
     if device.type == "cpu":
         keep_freed_memory()
     model = M3AEForPreTraining(setting.config(latent=variant == "latent")).train().to(device)
     if variant == "checkpointing":
-        enable_gradient_checkpointing(model, recompute_with(device, setting.compiled))
-    if setting.compiled:
+        enable_gradient_checkpointing(model, recompute_with(device, compiled))
+    if compiled:
         model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
