@@ -101,10 +101,15 @@ class M3AEPreTrainedModel(PreTrainedModel):
         return url
 
     def parameter_group(self, name: str) -> str:
-        """Return the learning-rate group of the parameter called `name`: `encoder`, `fusion` or `heads`."""
+        """Return the learning-rate group of the parameter called `name`: `encoder`, `fusion` or `heads`.
+
+        What decodes modality M from z is a part of `heads` of its own, `heads.decoders.M`.
+        """
         path = name.removeprefix("m3ae.")
         if path.startswith(("image_encoder.", "text_encoder.")):
             return "encoder"
+        if path.startswith("latent_head.decoders."):
+            return f"heads.decoders.{path.split('.')[2]}"
         return "fusion" if path.startswith(("projections.", "modality_types.", "fusion.", "poolers.")) else "heads"
 
 

@@ -160,7 +160,8 @@ class OptimizerConfig(_Section):
         betas: Decay rates of the two moments.
         eps: Term added to the denominator.
         weight_decay: Decoupled weight decay; never applied to norms, biases and single vectors.
-        lr_multipliers: Factor on `lr` of `encoder`, `fusion` or `heads`, the parameter groups of a model.
+        lr_multipliers: Factor on `lr` of the groups `encoder`, `fusion` or `heads` of a model's parameters, or of
+            parts of the last: `heads.decoders.M` decodes modality M from z, `heads.decoders` are all of these.
         schedule: Course of the learning rate after warm-up.
         warmup: Steps of linear warm-up; below 1, a fraction of `training.max_steps`.
         max_grad_norm: Gradients are scaled down to this norm; `null` for never.

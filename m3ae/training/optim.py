@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,8 @@ def parameter_groups(
         model: The model.
         lr: Learning rate of a group without a multiplier.
         weight_decay: Decay of weight matrices; norms, biases and single vectors such as a class token get none.
-        lr_multipliers: Factor on `lr` by group name.
+        lr_multipliers: Factor on `lr` by group name. That of `heads` is that of `heads.decoders.text`, too, unless one
+            of a more specific name is given.
 
     Returns:
         Groups for a `torch.optim` optimiser, each with `params`, `lr`, `weight_decay` and `name`.
@@ -49,13 +51,14 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((group_of(name), not _is_vector(parameter)), []).append(parameter)
-    known = {name for name, _ in groups}.union(GROUPS)
+    known = {part for name, _ in groups for part in _from_part_to_whole(name)}.union(GROUPS)
     if unknown := sorted(set(lr_multipliers) - known):
         raise ValueError(f"optimizer.lr_multipliers: got groups {unknown}, expected some of {sorted(known)}")
     return [
         {
             "params": parameters,
-            "lr": lr * lr_multipliers.get(name, 1.0),
+            "lr": lr
+            * next((lr_multipliers[part] for part in _from_part_to_whole(name) if part in lr_multipliers), 1.0),
             "weight_decay": weight_decay if decays else 0.0,
             "name": name if decays else f"{name} without decay",
         }
@@ -80,6 +83,11 @@ def learning_rate_factor(
 def warmup_steps(warmup: float, max_steps: int) -> int:
     """Return the steps of warm-up: `warmup` itself, or below 1 that fraction of `max_steps`."""
     return round(warmup * max_steps if warmup < 1 else warmup)
+
+
+def _from_part_to_whole(group: str) -> list[str]:
+    """Return `a.b.c`, `a.b` and `a` of a group `a.b.c`."""
+    return list(accumulate(group.split("."), "{}.{}".format))[::-1]
 
 
 def _is_vector(parameter: nn.Parameter) -> bool:

@@ -44,6 +44,21 @@ def test_unknown_multiplier_lists_the_groups():
         parameter_groups(Model(), lr=0.1, weight_decay=0.01, lr_multipliers={"tail": 5})
 
 
+def test_the_most_specific_multiplier_counts():
+    class Parts(Model):
+        def parameter_group(self, name: str) -> str:
+            return {"positions": "heads.decoders.text", "head.weight": "heads.decoders.image"}.get(name, "heads")
+
+    def rates(**multipliers: float) -> dict[str, float]:
+        groups = parameter_groups(Parts(), lr=1.0, weight_decay=0.1, lr_multipliers=multipliers)
+        return {group["name"].removeprefix("heads.decoders."): group["lr"] for group in groups}
+
+    assert rates(heads=5) == {"text": 5, "image": 5, "heads without decay": 5}
+    decoders = {"heads.decoders": 3}
+    assert rates(**decoders, heads=5) == {"text": 3, "image": 3, "heads without decay": 5}
+    assert rates(**decoders, **{"heads.decoders.image": 2}) == {"text": 3, "image": 2, "heads without decay": 1}
+
+
 def test_a_multiplier_of_a_group_that_a_model_lacks_is_nothing():
     groups = parameter_groups(Model(), lr=0.1, weight_decay=0.01, lr_multipliers={"fusion": 5})  # as by default
     assert {group["lr"] for group in groups} == {0.1}
