@@ -167,7 +167,6 @@ class AutoregressiveTextDecoder(TextDecoder):
                 attn_pdrop=0.0,
                 bos_token_id=self.bos,
                 eos_token_id=self.eos,
-                pad_token_id=self.pad,
             )
         )
 
@@ -191,6 +190,7 @@ class AutoregressiveTextDecoder(TextDecoder):
         start = torch.full((len(latents), 1), self.bos, device=latents.device)
         settings = {
             "do_sample": False,
+            "pad_token_id": self.pad,  # of texts that have ended; in the config, it would warn of them as of inputs
             "suppress_tokens": [self.bos, self.pad, self.mask],
             "max_new_tokens": self.max_length - 1,
             **self._inputs(start, torch.ones_like(start), latents),
