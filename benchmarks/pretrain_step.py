@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch on a CPU")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
+    if "eager" in arguments.also and not arguments.compile:
+        parser.error("--also eager needs --compile, to compare with")
     setting = Setting(
         arguments.preset,
         arguments.batch_size or BATCH_SIZES[arguments.preset],

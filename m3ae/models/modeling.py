@@ -24,6 +24,7 @@ from m3ae.models.encoders import ImageEncoder
 from m3ae.models.fusion import Fusion, Stream
 from m3ae.models.model_card import publish_card
 
+TRUNK = ("encoder", "fusion")  # its learning-rate groups
 STREAMS = ("text", "image")  # in this order poolers are concatenated and modality types are numbered
 
 # Heads of another task in a saved model are left where they are, and nobody needs to be told.

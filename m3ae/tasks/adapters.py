@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from m3ae.models.modeling import M3AEPreTrainedModel
+from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
 from m3ae.training.task_config import LoraConfig
 
 
@@ -26,7 +26,7 @@ def add_adapters(model: M3AEPreTrainedModel, settings: LoraConfig) -> None:
     import peft
 
     layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    trunk = [name for name in layers if model.parameter_group(name) in ("encoder", "fusion")]
+    trunk = [name for name in layers if model.parameter_group(name) in TRUNK]
     peft.inject_adapter_in_model(
         peft.LoraConfig(
             r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=trunk
@@ -34,7 +34,7 @@ def add_adapters(model: M3AEPreTrainedModel, settings: LoraConfig) -> None:
         model,
     )
     for name, parameter in model.named_parameters():
-        if model.parameter_group(name) not in ("encoder", "fusion"):
+        if model.parameter_group(name) not in TRUNK:
             parameter.requires_grad_(True)
 
 

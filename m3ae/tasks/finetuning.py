@@ -24,7 +24,7 @@ from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import load_manifest
 from m3ae.metrics.bootstrap import Interval, bootstrap_means
 from m3ae.metrics.gather import gather_rows
-from m3ae.models.modeling import M3AEPreTrainedModel
+from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.adapters import add_adapters, merge_adapters, merged_weights
 from m3ae.tasks.model_card import write_model_card
@@ -304,7 +304,7 @@ def validation_limit(config: RunConfig, split: str) -> int | None:
 
 def freeze(model: M3AEPreTrainedModel, frozen: Literal["nothing", "encoders", "trunk"]) -> None:
     """Leave the encoders, or everything but the head, as they are."""
-    groups = {"nothing": (), "encoders": ("encoder",), "trunk": ("encoder", "fusion")}[frozen]
+    groups = {"nothing": (), "encoders": ("encoder",), "trunk": TRUNK}[frozen]
     for name, parameter in model.named_parameters():
         if model.parameter_group(name) in groups:
             parameter.requires_grad_(False)

@@ -51,14 +51,13 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((group_of(name), not _is_vector(parameter)), []).append(parameter)
-    known = {part for name, _ in groups for part in _from_part_to_whole(name)}.union(GROUPS)
+    known = {part for name, _ in groups for part in _with_wholes(name)}.union(GROUPS)
     if unknown := sorted(set(lr_multipliers) - known):
         raise ValueError(f"optimizer.lr_multipliers: got groups {unknown}, expected some of {sorted(known)}")
     return [
         {
             "params": parameters,
-            "lr": lr
-            * next((lr_multipliers[part] for part in _from_part_to_whole(name) if part in lr_multipliers), 1.0),
+            "lr": lr * next((lr_multipliers[part] for part in _with_wholes(name) if part in lr_multipliers), 1.0),
             "weight_decay": weight_decay if decays else 0.0,
             "name": name if decays else f"{name} without decay",
         }
@@ -85,8 +84,8 @@ def warmup_steps(warmup: float, max_steps: int) -> int:
     return round(warmup * max_steps if warmup < 1 else warmup)
 
 
-def _from_part_to_whole(group: str) -> list[str]:
-    """Return `a.b.c`, `a.b` and `a` of a group `a.b.c`."""
+def _with_wholes(group: str) -> list[str]:
+    """Return a group and what it is a part of, the most specific first: `a.b.c`, `a.b`, `a`."""
     return list(accumulate(group.split("."), "{}.{}".format))[::-1]
 
 

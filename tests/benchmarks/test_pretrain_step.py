@@ -1,6 +1,7 @@
 """The arithmetic that is counted is what the model does, and the command runs."""
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_a_process_that_fails_is_one_message() -> None:
         pytest.raises(SystemExit, match=r"process of package ended, its error is above; .*image_size=33"),
     ):
         take_steps()
+
+
+def test_a_process_that_is_killed_says_so() -> None:
+    setting = pretrain_step.Setting("tiny", 2, "joint", "float32", 0.0, "cpu", False, 1)
+    with pretrain_step.running(setting, "package", [[12, 64]]) as take_steps:
+        take_steps()
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        with pytest.raises(SystemExit, match=r"process of package was killed, as for lack of memory"):
+            take_steps()
 
 
 @pytest.mark.parametrize(
