@@ -14,6 +14,7 @@ from m3ae.models.configuration import M3AEConfig
 from m3ae.models.decoders import PooledHead
 from m3ae.models.losses import class_loss, multi_label_loss
 from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
+from m3ae.models.option_checks import checked_arguments
 
 
 @dataclass
@@ -59,6 +60,7 @@ class M3AEForClassification(M3AEPreTrainedModel):
         self.cls_head = PooledHead(config)
         self.post_init()
 
+    @checked_arguments
     def forward(
         self,
         pixel_values: Tensor | None = None,

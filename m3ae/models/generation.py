@@ -29,6 +29,7 @@ from m3ae.models.latent_inputs import TENSOR_NAMES, LatentInputs, Modalities, ch
 from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass, posterior_members
 from m3ae.models.modeling import OTHER_HEADS, M3AEEncoders, M3AEPreTrainedModel
 from m3ae.models.objectives import Elbo
+from m3ae.models.option_checks import checked_arguments
 
 
 class M3AEForGeneration(M3AEPreTrainedModel):
@@ -71,6 +72,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         assert isinstance(self.config.latent, LatentConfig)
         return self.config.latent
 
+    @checked_arguments
     def forward(
         self,
         modalities: Modalities,

@@ -23,6 +23,7 @@ from m3ae.models.decoders import ContrastiveHead, PixelDecoder, Pooler, sincos_p
 from m3ae.models.encoders import ImageEncoder
 from m3ae.models.fusion import Fusion, Stream
 from m3ae.models.model_card import publish_card
+from m3ae.models.option_checks import checked_arguments
 
 TRUNK = ("encoder", "fusion")  # its learning-rate groups
 STREAMS = ("text", "image")  # in this order poolers are concatenated and modality types are numbered
@@ -268,6 +269,7 @@ class M3AEModel(M3AEEncoders):
         fused = self.fuse(streams, dict.fromkeys(streams, first))[-1]
         return self.pool(fused, {name: stream.present for name, stream in streams.items()})
 
+    @checked_arguments
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -275,7 +277,6 @@ class M3AEModel(M3AEEncoders):
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
-        **kwargs: Any,
     ) -> M3AEModelOutput:
         """Encode and fuse unmasked inputs, any of them missing.
 
@@ -285,7 +286,6 @@ class M3AEModel(M3AEEncoders):
             attention_mask: (B, L), 0 = padding.
             image_present: (B,) bool, False where a sample has no image.
             text_present: (B,) bool, False where a sample has no text.
-            kwargs: Not used; accepted for the Hugging Face pipelines.
 
         Raises:
             ValueError: Neither images nor text given.

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
-from typing import Any
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Output = TypeVar("Output")
 
 # Accepted by `PreTrainedConfig` as keywords although they are not fields of it.
 TRANSFORMERS_KEYS = frozenset(
@@ -21,6 +26,45 @@ TRANSFORMERS_KEYS = frozenset(
     }
 )
 
+# Passed to the `forward` of any model by the programs of Hugging Face (Trainer, PEFT, tokenizers of other models).
+TRANSFORMERS_ARGUMENTS = frozenset(
+    {
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "return_loss",
+        "token_type_ids",
+        "use_cache",
+    }
+)
+
+
+def checked_arguments(forward: Callable[Arguments, Output]) -> Callable[Arguments, Output]:
+    """Make a model's `forward` refuse keywords that it does not know, with the nearest ones that it does.
+
+    Keywords of `TRANSFORMERS_ARGUMENTS` that `forward` does not take are dropped, and so are keywords that are None.
+
+    Raises:
+        TypeError: A keyword is unknown.
+    """
+    known = frozenset(inspect.signature(forward).parameters)
+
+    @wraps(forward)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
+        for name in [name for name in kwargs if name not in known]:
+            if kwargs.pop(name) is not None and name not in TRANSFORMERS_ARGUMENTS:
+                raise TypeError(f"{forward.__qualname__} has no argument {name!r}.{nearest_keys(name, known)}")
+        return forward(*args, **kwargs)
+
+    return checked
+
+
+def nearest_keys(key: str, known: Collection[str]) -> str:
+    """Return a sentence that names the known keys most like `key`, or nothing if none is like it."""
+    nearest = difflib.get_close_matches(key, sorted(known), n=3)
+    return f" Did you mean {', '.join(nearest)}?" if nearest else ""
+
 
 def check_keys(
     owner: str, known: Collection[str], given: Iterable[str], accepted: Collection[str] = TRANSFORMERS_KEYS
@@ -29,9 +73,7 @@ def check_keys(
     for key in given:
         if key in known or key in accepted or key.startswith("_"):
             continue
-        nearest = difflib.get_close_matches(key, sorted(known), n=3)
-        hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
-        raise ValueError(f"{owner} has no option {key!r}.{hint}")
+        raise ValueError(f"{owner} has no option {key!r}.{nearest_keys(key, known)}")
 
 
 def check_heads(name: str, hidden_size: int, num_heads: int) -> None:

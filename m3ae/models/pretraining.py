@@ -31,6 +31,7 @@ from m3ae.models.modeling import (
     first_token,
     image_fingerprint,
 )
+from m3ae.models.option_checks import checked_arguments
 
 
 @dataclass
@@ -98,6 +99,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         """Replace the layer that maps to the vocabulary."""
         self.mlm_head.decoder = new_embeddings  # type: ignore[assignment]
 
+    @checked_arguments
     def forward(
         self,
         pixel_values: Tensor,

@@ -14,6 +14,7 @@ from m3ae.models.configuration import M3AEConfig
 from m3ae.models.decoders import PooledHead
 from m3ae.models.losses import answer_loss
 from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
+from m3ae.models.option_checks import checked_arguments
 
 
 @dataclass
@@ -47,6 +48,7 @@ class M3AEForQuestionAnswering(M3AEPreTrainedModel):
         self.vqa_head = PooledHead(config)
         self.post_init()
 
+    @checked_arguments
     def forward(
         self,
         pixel_values: Tensor | None = None,

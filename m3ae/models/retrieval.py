@@ -18,6 +18,7 @@ from m3ae.models.gathering import gather_pairs
 from m3ae.models.losses import contrastive_loss, ranking_loss
 from m3ae.models.masking import same_samples
 from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel, all_present, image_fingerprint
+from m3ae.models.option_checks import checked_arguments
 
 
 @dataclass
@@ -73,6 +74,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         """
         return linear_in_float32(self.itm_head, self.m3ae.fuse_and_pool({"text": text, "image": image}))[:, 1]
 
+    @checked_arguments
     def forward(
         self,
         pixel_values: Tensor,
