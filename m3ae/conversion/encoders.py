@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from timm.layers.create_act import get_act_layer
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
-from transformers import CLIPVisionModel, PreTrainedConfig, RobertaConfig, RobertaModel, ViTMAEModel
+from transformers import AutoConfig, CLIPVisionModel, PreTrainedConfig, PreTrainedModel, ViTMAEModel
 from transformers.activations import ACT2FN
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
@@ -29,6 +29,7 @@ from m3ae.conversion.torchscript import is_torchscript, read_torchscript
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modeling import M3AEModel
 from m3ae.models.processing import M3AEImageProcessor
+from m3ae.models.text_encoder import check_text_encoder, encoder_class, encoder_options
 
 Normalization = tuple[list[float], list[float]]  # mean and standard deviation of each channel
 
@@ -37,7 +38,10 @@ IMAGE_SOURCES = (
     "transformers CLIPModel, CLIPVisionModel, ViTMAEModel or ViTMAEForPreTraining, a CLIP file of OpenAI, or a folder "
     "or hub name of another M3AE"
 )
-TEXT_SOURCES = "a folder or hub name of a transformers RoBERTa or of another M3AE"
+TEXT_SOURCES = (
+    "a folder or hub name of a bidirectional text encoder of transformers (bert, roberta, xlm-roberta, camembert, "
+    "distilbert, electra, modernbert, deberta-v2, …) or of another M3AE"
+)
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,8 @@ def read_vit(source: str) -> PublishedViT:
     raise ValueError(f"{source!r} holds a {_model_type(config)}; expected {IMAGE_SOURCES}.")
 
 
-def read_roberta(source: str) -> tuple[RobertaModel, list[str]]:
-    """Read a RoBERTa without its pooler and heads.
+def read_text_encoder(source: str) -> tuple[PreTrainedModel, list[str]]:
+    """Read a text encoder of any architecture without its pooler and heads.
 
     Returns:
         The model, and the names of the parameters that are left out.
@@ -99,15 +103,15 @@ def read_roberta(source: str) -> tuple[RobertaModel, list[str]]:
     Raises:
         ValueError: There is nothing at the source, or it holds something else.
     """
-    read_roberta_config(source)
+    config = read_text_config(source)
     if _read_config(source, TEXT_SOURCES)["model_type"] == M3AEConfig.model_type:
         model, left_out = _load_transformers(source, M3AEModel)
         return model.text_encoder, left_out + _beside(model, "text_encoder.")
-    return _load_transformers(source, RobertaModel, add_pooling_layer=False)
+    return _load_transformers(source, encoder_class(config), **encoder_options(config))
 
 
-def read_roberta_config(source: str) -> RobertaConfig:
-    """Read the configuration of a RoBERTa without its weights.
+def read_text_config(source: str) -> PreTrainedConfig:
+    """Read the configuration of a text encoder without its weights.
 
     Raises:
         ValueError: There is nothing at the source, or it holds something else.
@@ -115,9 +119,12 @@ def read_roberta_config(source: str) -> RobertaConfig:
     config = _read_config(source, TEXT_SOURCES)
     if config.get("model_type") == M3AEConfig.model_type:
         config = config["text_config"]
-    if config.get("model_type") != "roberta":
-        raise ValueError(f"{source!r} holds a {_model_type(config)}; expected {TEXT_SOURCES}.")
-    return RobertaConfig.from_dict(config)
+    try:
+        check_text_encoder(config.get("model_type"), config)
+    except ValueError as error:
+        raise ValueError(f"{source!r} holds a {_model_type(config)}; expected {TEXT_SOURCES}.") from error
+    found: PreTrainedConfig = type(AutoConfig.for_model(config["model_type"])).from_dict(config)
+    return found
 
 
 def activation_name(function: Callable[[Tensor], Tensor]) -> str:

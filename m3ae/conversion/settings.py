@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import RobertaConfig
+from transformers import PreTrainedConfig
 
 from m3ae.conversion.reading import CheckpointError, Released
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
@@ -92,7 +92,7 @@ def _text_config(released: Released, fusion_width: int) -> dict[str, Any]:
 def published_settings(config: M3AEConfig, loss_names: Mapping[str, float]) -> dict[str, Any]:
     """Return the published settings (`hyper_parameters.config`) of a model with our configuration."""
     image, text = config.image_config, config.text_config
-    assert isinstance(image, M3AEImageConfig) and isinstance(text, RobertaConfig)
+    assert isinstance(image, M3AEImageConfig) and isinstance(text, PreTrainedConfig)
     return {
         "vit": f"ViT-B/{image.patch_size}",
         "tokenizer": "roberta-base",
@@ -126,7 +126,7 @@ def published_settings(config: M3AEConfig, loss_names: Mapping[str, float]) -> d
 def departures(config: M3AEConfig) -> list[str]:
     """Say where the published code, which fixes these options, would compute other numbers with our weights."""
     image, text = config.image_config, config.text_config
-    assert isinstance(image, M3AEImageConfig) and isinstance(text, RobertaConfig)
+    assert isinstance(image, M3AEImageConfig) and isinstance(text, PreTrainedConfig)
     fixed = (
         ("image_config.num_attention_heads", image.num_attention_heads, image.hidden_size // CLIP_HEAD_WIDTH),
         ("image_config.hidden_act", image.hidden_act, "quick_gelu"),

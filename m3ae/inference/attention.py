@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from m3ae.data.collate import WORD, word_ids
-from m3ae.inference.inputs import encode_pixels, longest_text
+from m3ae.inference.inputs import encode_pixels
 from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
 
@@ -51,7 +51,7 @@ def word_attention(
     encoded = processor.tokenizer(
         text,
         truncation=True,
-        max_length=min(longest_text(model.config), processor.tokenizer.model_max_length),
+        max_length=min(model.config.longest_text, processor.tokenizer.model_max_length),
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         return_tensors="pt",

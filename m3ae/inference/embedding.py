@@ -26,7 +26,7 @@ from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features
 from m3ae.data.shards import file_sha256, shards_in, write_text
-from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, longest_text, saved_class
+from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.decoders import ContrastiveHead
 from m3ae.models.modeling import STREAMS, M3AEModel
@@ -171,7 +171,7 @@ def _vectors(
     model: Searching, processor: M3AEProcessor, columns: PairColumns, shard: Path, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of a shard, some rows at a time."""
-    collate = PairCollator(processor, 1, longest_text(model.config))
+    collate = PairCollator(processor, 1, model.config.longest_text)
     trunk: M3AEModel = model.m3ae
     head: ContrastiveHead | None = getattr(model, "itc_head", None)
     for pairs in _batches(columns, shard, batch_size):

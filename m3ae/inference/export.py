@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from m3ae.inference.inputs import longest_text
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead
 from m3ae.models.fusion import Stream
@@ -52,8 +51,8 @@ def export_encoders(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
         raise ValueError(f"expected a model with an encoder of images and one of texts, got {type(model).__name__}")
     assert isinstance(trunk.config.image_config, M3AEImageConfig)
     side, channels = trunk.config.image_config.image_size, trunk.config.image_config.num_channels
-    batch, length = Dim("batch", min=1), Dim("length", min=2, max=longest_text(trunk.config))
-    ids = torch.zeros(2, min(8, longest_text(trunk.config)), dtype=torch.long)
+    batch, length = Dim("batch", min=1), Dim("length", min=2, max=trunk.config.longest_text)
+    ids = torch.zeros(2, min(8, trunk.config.longest_text), dtype=torch.long)
     examples = {"image": (torch.zeros(2, channels, side, side),), "text": (ids, torch.ones_like(ids))}
     shapes = {"image": ({0: batch},), "text": ({0: batch, 1: length},) * 2}
     head = getattr(model, "itc_head", None)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaConfig
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from m3ae.data.collate import tokenize
 from m3ae.data.images import load_image
@@ -93,15 +93,8 @@ def pictures(processor: M3AEProcessor, images: Sequence[Image.Image]) -> NDArray
 
 def encode_words(model: M3AEPreTrainedModel, processor: M3AEProcessor, texts: Sequence[str]) -> dict[str, Tensor]:
     """Return `input_ids` and `attention_mask` (B, L) on the model's device; texts are cut to what the model takes."""
-    encoded = tokenize(processor.tokenizer, texts, longest_text(model.config))
+    encoded = tokenize(processor.tokenizer, texts, model.config.longest_text)
     return {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
-
-
-def longest_text(config: M3AEConfig) -> int:
-    """Return the number of tokens, special ones included, that the position table holds."""
-    text = config.text_config
-    assert isinstance(text, RobertaConfig)
-    return int(text.max_position_embeddings) - (text.pad_token_id or 0) - 1
 
 
 def _load(path: str, classes: Sequence[type[ModelT]], device: str | None) -> ModelT:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from m3ae.data.collate import WORD, tokenize, word_ids
-from m3ae.inference.inputs import encode_pixels, longest_text, pictures
+from m3ae.inference.inputs import encode_pixels, pictures
 from m3ae.models.fusion import Stream
 from m3ae.models.losses import patchify, unpatchify
 from m3ae.models.masking import PatchMask, collect_labels, mask_patches
@@ -193,7 +193,7 @@ def _hide_words(
     """Replace whole words of each text by the mask token, at least one where there is one."""
     given, tokenizer = [text or "" for text in texts], processor.tokenizer
     options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
-    encoded = tokenize(tokenizer, given, longest_text(model.config), **options)
+    encoded = tokenize(tokenizer, given, model.config.longest_text, **options)
     ids, numbers = encoded["input_ids"], []
     for text, offsets, special in zip(given, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True):
         own = word_ids(text, offsets[:, 0].numpy())

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from m3ae.inference.collections import Collection
-from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, find_model, longest_text
+from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, find_model
 from m3ae.models.fusion import Stream
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
@@ -280,5 +280,5 @@ def _encoded_images(
 
 
 def _encode_texts(model: Searching, processor: M3AEProcessor, texts: list[str]) -> EncodedTexts:
-    tokens = processor.tokenizer(texts, truncation=True, max_length=longest_text(model.config))["input_ids"]
+    tokens = processor.tokenizer(texts, truncation=True, max_length=model.config.longest_text)["input_ids"]
     return encode_texts(model.m3ae, tokens, BATCH_SIZE)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
-from transformers import PreTrainedConfig, RobertaConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.option_checks import check_fraction, check_heads, check_keys, check_width
+from m3ae.models.text_encoder import check_text_encoder, longest_text, text_config_of
 
 
 class M3AEImageConfig(PreTrainedConfig):
@@ -71,7 +72,8 @@ class M3AEConfig(PreTrainedConfig):
 
     Args:
         image_config: Options of `M3AEImageConfig`, or one.
-        text_config: Options of `transformers.RobertaConfig`, or one.
+        text_config: Options of a bidirectional text encoder of transformers, or its configuration; `model_type` names
+            the architecture, by default `roberta`.
         hidden_size: Width of the fusion.
         num_hidden_layers: Fusion layers per stream.
         num_attention_heads: Attention heads of a fusion layer.
@@ -109,12 +111,12 @@ class M3AEConfig(PreTrainedConfig):
     model_type = "m3ae"
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
         "image_config": M3AEImageConfig,
-        "text_config": RobertaConfig,
+        "text_config": AutoConfig,  # type: ignore[dict-item]  # as in the library
         "latent": LatentConfig,
     }
 
     image_config: dict[str, Any] | M3AEImageConfig | None = None
-    text_config: dict[str, Any] | RobertaConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
     hidden_size: int = 768
     num_hidden_layers: int = 6
     num_attention_heads: int = 12
@@ -146,8 +148,10 @@ class M3AEConfig(PreTrainedConfig):
         check_keys(type(self).__name__, [field.name for field in fields(self)], kwargs)
         if not isinstance(self.image_config, M3AEImageConfig):
             self.image_config = M3AEImageConfig(**(self.image_config or {}))
-        if not isinstance(self.text_config, RobertaConfig):
-            self.text_config = RobertaConfig(**{**ROBERTA_BASE, **(self.text_config or {})})
+        if isinstance(self.text_config, PreTrainedConfig):
+            check_text_encoder(self.text_config.model_type, self.text_config.to_dict())
+        else:
+            self.text_config = text_config_of(self.text_config or {})
         if self.latent is not None and not isinstance(self.latent, LatentConfig):
             self.latent = LatentConfig(**self.latent)
         check_heads("fusion", self.hidden_size, self.num_attention_heads)
@@ -169,6 +173,12 @@ class M3AEConfig(PreTrainedConfig):
         check_fraction("mlm_probability", self.mlm_probability, 0.0, 1.0)
         super().__post_init__(**kwargs)
 
+    @property
+    def longest_text(self) -> int:
+        """Number of tokens, special ones included, of the longest text that the text encoder takes."""
+        assert isinstance(self.text_config, PreTrainedConfig)
+        return longest_text(self.text_config)
+
     @classmethod
     def named(cls, size: str, **overrides: Any) -> M3AEConfig:
         """Build the configuration of a named size, with some options replaced.
@@ -176,7 +186,7 @@ class M3AEConfig(PreTrainedConfig):
         Args:
             size: One of `SIZES`: `tiny` (tests), `small` (one CPU or GPU), `base` (the published model).
             overrides: Options of `M3AEConfig`; the dictionaries `image_config` and `text_config` are merged into
-                those of the size.
+                those of the size. A `text_config` of another `model_type` than RoBERTa's replaces that of the size.
 
         Raises:
             ValueError: An unknown size or option.
@@ -185,20 +195,10 @@ class M3AEConfig(PreTrainedConfig):
             raise ValueError(f"Unknown model size {size!r}; the sizes are {', '.join(SIZES)}.")
         options = dict(SIZES[size])
         for key, value in overrides.items():
-            options[key] = {**options.get(key, {}), **value} if isinstance(value, dict) else value
+            merges = isinstance(value, dict) and value.get("model_type") in (None, "roberta")
+            options[key] = {**options.get(key, {}), **value} if merges else value
         return cls(**options)
 
-
-# Vocabulary, special tokens and position table of the published RoBERTa-base.
-ROBERTA_BASE: dict[str, Any] = {
-    "vocab_size": 50265,
-    "max_position_embeddings": 514,
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {

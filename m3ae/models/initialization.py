@@ -9,36 +9,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from timm.layers.create_act import get_act_layer
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
-from transformers import RobertaConfig
+from transformers import PreTrainedConfig
 
 from m3ae.conversion.encoders import (
     Normalization,
     PublishedViT,
     activation_name,
-    read_roberta,
+    read_text_encoder,
     read_vit,
 )
 from m3ae.conversion.reading import some
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.decoders import PixelDecoder, sincos_positions
 from m3ae.models.modeling import M3AEEncoders, M3AEPreTrainedModel
-
-_TEXT_OPTIONS = (
-    "vocab_size",
-    "pad_token_id",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "type_vocab_size",
-    "hidden_act",
-)
 
 
 @dataclass(frozen=True)
@@ -121,37 +110,63 @@ def init_image_encoder(model: M3AEPreTrainedModel, source: str) -> InitReport:
 
 
 def init_text_encoder(model: M3AEPreTrainedModel, source: str) -> InitReport:
-    """Copy a published RoBERTa into the text encoder.
+    """Copy a published text encoder into the model's, which has to be of the same architecture and size.
 
     Its position table may be longer than ours, which then takes the first rows.
 
     Args:
         model: Any M3AE.
-        source: Folder or hub name of a transformers RoBERTa, with any head.
+        source: Folder or hub name of a bidirectional encoder of transformers, with any head, or of another M3AE.
 
     Raises:
-        ValueError: The source cannot be read, is something else, or has another vocabulary, width, depth … than
-            `config.text_config`; or the model has no text encoder, as one for generation may.
+        ValueError: The source cannot be read, is something else, or has another architecture, vocabulary, width …
+            than `config.text_config`; or the model has no text encoder, as one for generation may.
     """
     _require_encoder(model, "text_encoder", "roberta")
     encoder, config = _trunk(model).text_encoder, model.config.text_config
-    assert isinstance(config, RobertaConfig)
-    published, left_out = read_roberta(source)
+    assert isinstance(config, PreTrainedConfig)
+    published, left_out = read_text_encoder(source)
     theirs, remarks = published.config, []
-    different = {
-        name: getattr(theirs, name) for name in _TEXT_OPTIONS if getattr(theirs, name) != getattr(config, name)
-    }
-    if theirs.max_position_embeddings < config.max_position_embeddings:
-        different["max_position_embeddings"] = theirs.max_position_embeddings
-    _require_none("RoBERTa", source, config, different, "text_config")
-    state, positions = published.state_dict(), "embeddings.position_embeddings.weight"
-    if len(state[positions]) > config.max_position_embeddings:
-        remarks.append(f"the first {config.max_position_embeddings} of its {len(state[positions])} positions")
-        state[positions] = state[positions][: config.max_position_embeddings]
-    if theirs.layer_norm_eps != config.layer_norm_eps:
-        remarks.append(f"layer_norm_eps is {theirs.layer_norm_eps:g} there and {config.layer_norm_eps:g} here")
+    _require_none("text encoder", source, config, contradictions(theirs, config.to_dict()), "text_config")
+    state, expected = published.state_dict(), encoder.state_dict()
+    for name in (name for name in state if state[name].shape != expected[name].shape):
+        remarks.append(f"the first {len(expected[name])} of its {len(state[name])} positions")
+        state[name] = state[name][: len(expected[name])]
+    for name in (name for name in theirs.to_dict() if name.endswith("_eps")):
+        if getattr(theirs, name) != getattr(config, name):
+            remarks.append(f"{name} is {getattr(theirs, name):g} there and {getattr(config, name):g} here")
     encoder.load_state_dict(state)
-    return InitReport("text encoder", f"{source} (transformers' RoBERTa)", list(state), [], left_out, remarks)
+    kind = f"transformers' {type(published).__name__}"
+    return InitReport("text encoder", f"{source} ({kind})", list(state), [], left_out, remarks)
+
+
+def contradictions(source: PreTrainedConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a text encoder under which its weights would compute something else.
+
+    Args:
+        source: The configuration that the weights were trained with.
+        options: Options of the same or another configuration. Dropout and the like may differ, and so may
+            `layer_norm_eps`; the position table may be shorter, unless distances are counted with it.
+
+    Returns:
+        Name → the source's value, for each option that contradicts it.
+    """
+    if options.get("model_type", source.model_type) != source.model_type:
+        return {"model_type": source.model_type}
+    computed = {field.name for field in fields(source)} - {field.name for field in fields(PreTrainedConfig)}
+    computed |= {"pad_token_id"} & {field.name for field in fields(source)}
+    free = re.compile(r"drop|initializer|_eps$|use_cache|_token_id$|^position_embedding_type$|^summary_|^classifier_")
+    found = {}
+    for name, value in options.items():
+        name = source.attribute_map.get(name, name)
+        theirs = getattr(source, name, None)
+        if name not in computed or (free.search(name) and name != "pad_token_id") or value == theirs:
+            continue
+        relative = getattr(source, "relative_attention", False)
+        if name == "max_position_embeddings" and not relative and theirs is not None and value <= theirs:
+            continue
+        found[name] = theirs
+    return found
 
 
 def resize_images(model: M3AEPreTrainedModel, image_size: int) -> None:

@@ -78,7 +78,7 @@ generated = model.generate_modalities(given, num_samples=4)"""
 
 _TRUNK = """\
 a ViT over {image_size} px images in
-patches of {patch_size} px and a RoBERTa, fused by {layers} co-attention layers; {head}"""
+patches of {patch_size} px and a text encoder ({text_type}), fused by {layers} co-attention layers; {head}"""
 
 _LATENT = """\
 experts of the
@@ -141,6 +141,7 @@ def _architecture(model: PreTrainedModel, head: str) -> str:
     return _TRUNK.format(
         image_size=config.image_config.image_size,
         patch_size=config.image_config.patch_size,
+        text_type=config.text_config.model_type,
         layers=config.num_hidden_layers,
         head=head.format(labels=config.num_labels),
     )

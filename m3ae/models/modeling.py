@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import PreTrainedModel, RobertaConfig, RobertaModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
@@ -24,6 +24,7 @@ from m3ae.models.encoders import ImageEncoder
 from m3ae.models.fusion import Fusion, Stream
 from m3ae.models.model_card import publish_card
 from m3ae.models.option_checks import checked_arguments
+from m3ae.models.text_encoder import build_text_encoder
 
 TRUNK = ("encoder", "fusion")  # its learning-rate groups
 STREAMS = ("text", "image")  # in this order poolers are concatenated and modality types are numbered
@@ -76,7 +77,7 @@ class M3AEPreTrainedModel(PreTrainedModel):
     input_modalities = ["image", "text"]  # noqa: RUF012 (a list in the base class)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["FusionLayer", "RobertaLayer", "Block"]  # noqa: RUF012 (a list in the base class)
+    _no_split_modules = ["FusionLayer", "Block"]  # noqa: RUF012 (a list in the base class)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -125,12 +126,12 @@ class M3AEEncoders(M3AEPreTrainedModel):
 
     def __init__(self, config: M3AEConfig, streams: Collection[str] = STREAMS) -> None:
         super().__init__(config)
-        assert isinstance(config.image_config, M3AEImageConfig) and isinstance(config.text_config, RobertaConfig)
+        assert isinstance(config.image_config, M3AEImageConfig) and isinstance(config.text_config, PreTrainedConfig)
         widths = {"text": config.text_config.hidden_size, "image": config.image_config.hidden_size}
         if "image" in streams:
             self.image_encoder = ImageEncoder(config.image_config)
         if "text" in streams:
-            self.text_encoder = RobertaModel(config.text_config, add_pooling_layer=False)
+            self.text_encoder = build_text_encoder(config.text_config)
         self.projections = nn.ModuleDict(
             {name: nn.Linear(widths[name], config.hidden_size) for name in STREAMS if name in streams}
         )

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import RobertaConfig
+from transformers import PreTrainedConfig
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models import losses, masking
@@ -32,6 +32,7 @@ from m3ae.models.modeling import (
     image_fingerprint,
 )
 from m3ae.models.option_checks import checked_arguments
+from m3ae.models.text_encoder import special_ids
 
 
 @dataclass
@@ -74,7 +75,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
 
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__(config)
-        assert isinstance(config.text_config, RobertaConfig)
+        assert isinstance(config.text_config, PreTrainedConfig)
         self.m3ae = M3AEModel(config)
         self.mim_head = PixelDecoder(config)
         self.mlm_head = TokenHead(config, config.text_config.vocab_size)
@@ -128,7 +129,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             attention_mask: (B, L), 0 = padding.
             image_present: (B,) bool.
             text_present: (B,) bool.
-            special_tokens_mask: (B, L), 1 = never masked. Only `bos`, `eos` and `pad` of the config if None.
+            special_tokens_mask: (B, L), 1 = never masked. Only the special tokens of `text_config` if None.
             word_ids: (B, L) equal numbers are tokens of one word; needed for whole-word masking.
             mlm_input_ids: (B, L) an already masked text; then `mlm_labels` is needed and `text_noise` is not used.
             mlm_labels: (B, L) tokens to predict, −100 elsewhere.
@@ -187,12 +188,11 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         self, inputs: _Inputs, special: Tensor | None, noise: Tensor, word_ids: Tensor | None
     ) -> masking.TokenMask:
         config, text = self.config, self.config.text_config
-        assert isinstance(text, RobertaConfig)
+        assert isinstance(text, PreTrainedConfig)
         if config.whole_word_masking and word_ids is None:
             raise ValueError("whole_word_masking needs word_ids, the word of each token; got none.")
         if special is None:
-            tokens = [i for i in (text.pad_token_id, text.bos_token_id, text.eos_token_id) if i is not None]
-            special = torch.isin(inputs.input_ids, torch.tensor(tokens, device=inputs.input_ids.device))
+            special = torch.isin(inputs.input_ids, torch.tensor(special_ids(text), device=inputs.input_ids.device))
         maskable = ~special.bool()
         for mask in (inputs.attention_mask, None if inputs.text_present is None else inputs.text_present[:, None]):
             maskable = maskable if mask is None else maskable & mask.bool()

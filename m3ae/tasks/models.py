@@ -8,17 +8,20 @@ from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from transformers import PreTrainedTokenizerBase, RobertaConfig
+from transformers import PreTrainedTokenizerBase
 
-from m3ae.conversion.encoders import Normalization, read_roberta_config
+from m3ae.conversion.encoders import Normalization, read_text_config
 from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.initialization import init_image_encoder, init_text_encoder, resize_images
+from m3ae.models.initialization import contradictions, init_image_encoder, init_text_encoder, resize_images
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.training.config import InitConfig, RunConfig
 
 NOT_FOUND = "there is no such folder, and the hub has no model of this name or cannot be reached"
+
+# What a saved configuration says of its file rather than of the encoder.
+_BOOKKEEPING = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
 ModelT = TypeVar("ModelT", bound=M3AEPreTrainedModel)
 
@@ -76,7 +79,7 @@ def build_tokenizer(config: RunConfig, texts: Callable[[], Sequence[str]]) -> Pr
     """
     path, source = config.tokenizer.path, config.model.init.text_encoder
     if source is not None:
-        vocab_size = read_roberta_config(source).vocab_size
+        vocab_size = read_text_config(source).vocab_size
         tokenizer = load_tokenizer(path or source)
         check_vocabulary(tokenizer, source, vocab_size)
         return tokenizer
@@ -88,15 +91,36 @@ def new_config(config: RunConfig, tokenizer: PreTrainedTokenizerBase, options: d
     vocabulary = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
     }
-    text_config = vocabulary | options.pop("text_config", {})
+    chosen = options.pop("text_config", {})
+    if config.model.init.text_encoder is not None:
+        vocabulary = _source_options(config.model.init.text_encoder, vocabulary, chosen)
     model_config = M3AEConfig.named(
-        config.model.size, mask_token_id=tokenizer.mask_token_id, text_config=text_config, **options
+        config.model.size, mask_token_id=tokenizer.mask_token_id, text_config=vocabulary | chosen, **options
     )
     set_seed(config.training.seed)
     return model_config
+
+
+def _source_options(source: str, vocabulary: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the text encoder that a run starts from, with the tokenizer's special tokens.
+
+    Raises:
+        ValueError: `model.overrides.text_config` contradicts the source.
+    """
+    config = read_text_config(source)
+    if different := contradictions(config, overrides):
+        named = "; ".join(
+            f"{name} is {value} there and {overrides.get(name)} here" for name, value in different.items()
+        )
+        raise ValueError(
+            f"model.overrides.text_config contradicts the text encoder in {source!r}: {named}. Leave these out: the "
+            "text encoder's sizes are taken from the source."
+        )
+    special = {name: value for name, value in vocabulary.items() if name != "vocab_size" and value is not None}
+    return {name: value for name, value in config.to_dict().items() if name not in _BOOKKEEPING} | special
 
 
 def start_encoders(model: M3AEPreTrainedModel, init: InitConfig) -> Normalization | None:
@@ -244,29 +268,32 @@ def _load_whole(model_class: type[ModelT], path: str, config: M3AEConfig) -> Mod
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, text_encoder: str, vocab_size: int) -> None:
     """Raise if a published text encoder with `vocab_size` words was trained with others than the tokenizer's."""
     advice = f"Set tokenizer.path to the tokenizer that {text_encoder!r} was trained with."
-    if len(tokenizer) != vocab_size:
+    vocabulary, trained_with = tokenizer.get_vocab(), dict[str, int]()
+    if tokenizer.name_or_path != text_encoder:
+        trained_with = load_tokenizer(text_encoder).get_vocab()
+    known = _fills(len(trained_with), vocab_size)  # a folder without a tokenizer's files gives an empty one
+    if (len(vocabulary) != len(trained_with)) if known else not _fills(len(vocabulary), vocab_size):
         raise ValueError(
-            f"The tokenizer in {tokenizer.name_or_path!r} has {len(tokenizer)} words, the text encoder in "
+            f"The tokenizer in {tokenizer.name_or_path!r} has {len(vocabulary)} words, the text encoder in "
             f"{text_encoder!r} has {vocab_size}; a folder without a tokenizer's files gives an empty one. {advice}"
         )
-    if tokenizer.name_or_path == text_encoder:
-        return
-    own = load_tokenizer(text_encoder).get_vocab()
-    if len(own) == vocab_size and own != tokenizer.get_vocab():
-        different = next(word for word, index in tokenizer.get_vocab().items() if own.get(word) != index)
+    if known and trained_with != vocabulary:
+        different = next(word for word, index in vocabulary.items() if trained_with.get(word) != index)
         raise ValueError(
             f"The tokenizer in {tokenizer.name_or_path!r} numbers words otherwise than the text encoder in "
-            f"{text_encoder!r}: {different!r} is {tokenizer.get_vocab()[different]} and {own.get(different)}. {advice}"
+            f"{text_encoder!r}: {different!r} is {vocabulary[different]} and {trained_with.get(different)}. {advice}"
         )
+
+
+def _fills(num_words: int, vocab_size: int) -> bool:
+    """Return whether a vocabulary may be that of a word table, whose rows some libraries round up."""
+    return vocab_size // 2 < num_words <= vocab_size and vocab_size - num_words < 512
 
 
 def check_text_length(config: M3AEConfig, max_text_length: int) -> None:
     """Raise if the position table cannot hold texts of `max_text_length` tokens."""
-    text = config.text_config
-    assert isinstance(text, RobertaConfig)
-    longest = text.max_position_embeddings - (text.pad_token_id or 0) - 1
-    if max_text_length > longest:
+    if max_text_length > config.longest_text:
         raise ValueError(
-            f"data.max_text_length must be at most {longest}, got {max_text_length}: the model's position table has "
-            f"{text.max_position_embeddings} rows. Set model.overrides.text_config.max_position_embeddings."
+            f"data.max_text_length must be at most {config.longest_text}, got {max_text_length}: its position table "
+            "ends there. Set model.overrides.text_config.max_position_embeddings."
         )

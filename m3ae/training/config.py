@@ -118,7 +118,8 @@ class InitConfig(_Section):
     Attributes:
         image_encoder: Name of a timm model such as `vit_base_patch16_clip_224.openai`; a folder or `.safetensors` file
             that timm has saved; a folder or hub name of a transformers CLIP or ViTMAE; a CLIP file of OpenAI.
-        text_encoder: Folder or hub name of a transformers RoBERTa; its tokenizer is used if `tokenizer.path` is unset.
+        text_encoder: Folder or hub name of a bidirectional text encoder of transformers, such as BERT, RoBERTa or
+            ModernBERT; its sizes are the model's, and its tokenizer is used if `tokenizer.path` is unset.
     """
 
     image_encoder: str | None = None

@@ -6,10 +6,20 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.initialization import resample_positions
+from m3ae.models.text_encoder import special_ids
 from m3ae.tasks.generation import Generation
 from m3ae.tasks.pretraining import PreTraining
 from m3ae.tasks.pretraining_data import evaluation_pairs
@@ -85,12 +95,44 @@ def test_an_encoder_without_a_tokenizer_or_of_another_kind(data: Path, clip: Pat
     RobertaModel(RobertaConfig(**TEXT, vocab_size=99)).save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"bare' has 99; a folder without a tokenizer's files gives an empty one"):
         run(tmp_path / "bare")
-    with pytest.raises(
-        ValueError, match="holds a clip_vision_model; expected a folder or hub name of a transformers R"
-    ):
+    with pytest.raises(ValueError, match=r"holds a clip_vision_model; expected .* a bidirectional text encoder"):
         run(clip)
     with pytest.raises(ValueError, match=r"No config.json in .*nowhere"):
         run(tmp_path / "nowhere")
+
+
+def test_a_text_encoder_s_sizes_and_tokens_are_those_of_its_folder(data: Path, tmp_path: Path) -> None:
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        "effusion",
+        "lung",
+        "##s",
+        ".",
+    ]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    tokenizer.save_pretrained(tmp_path / "bert")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 96}
+    BertModel(BertConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path / "bert")  # with rows to spare
+
+    def run(**text: Any) -> PreTraining:
+        overrides = {"text_config": text, "whole_word_masking": True}
+        model = {"size": "tiny", "init": {"text_encoder": str(tmp_path / "bert")}, "overrides": overrides}
+        return PreTraining.from_config(tiny_run(data, tmp_path, model=model))
+
+    task = run(hidden_dropout_prob=0.3)
+    config = task.model.config
+    assert (config.text_config.model_type, config.text_config.hidden_size, config.longest_text) == ("bert", 48, 512)
+    assert config.mask_token_id == 4 and special_ids(config.text_config) == [0, 2, 3]
+    assert config.text_config.hidden_dropout_prob == 0.3
+    pairs = evaluation_pairs(task.config, "validation")
+    assert task.model(**task.evaluation_collate([pairs.first(index, index) for index in range(2)])).loss.isfinite()
+    with pytest.raises(ValueError, match=r"contradicts the text encoder in .*: hidden_size is 48 there and 32 here"):
+        run(hidden_size=32)
 
 
 def test_a_saved_model_is_not_started_anew(data: Path, clip: Path, tmp_path: Path) -> None:
