@@ -40,7 +40,7 @@ class TextDecoder(nn.Module, ABC):
         ends = (text.bos_token_id, text.eos_token_id, text.pad_token_id)
         if not all(isinstance(token, int) for token in ends):
             raise ValueError(f"text_config: bos, eos and pad tokens of a decoded text must be known, got {ends}.")
-        self.bos, self.eos, self.pad = map(int, ends)  # type: ignore[arg-type]  # checked
+        self.bos, self.eos, self.pad = map(int, ends)
         self.mask = text.vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
         self.special = [self.bos, self.eos, self.pad, self.mask]
 
