@@ -1,18 +1,14 @@
-"""The console command `m3ae`: help and shell completion answer at once.
+"""The command `m3ae`, outside the package: where this module has been imported, `m3ae` imports no model by itself."""
 
-Python runs a package before any of its modules, and ours imports PyTorch and registers its models with transformers,
-which takes seconds. Here the package is known but has not been run; `m3ae.cli` does so before a command works.
-"""
-
-import sys
-from importlib.util import find_spec, module_from_spec
+from collections.abc import Sequence
 
 
-def main() -> None:
-    """Run the command line and exit."""
-    spec = find_spec("m3ae")
-    assert spec is not None
-    sys.modules["m3ae"] = module_from_spec(spec)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        arguments: The words behind `m3ae`; by default those that the process was started with.
+    """
     from m3ae.cli import cli
 
-    cli()
+    cli(arguments)

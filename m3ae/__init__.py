@@ -1,57 +1,25 @@
 """Masked multimodal autoencoders for medical images and text.
 
-Importing the package registers its models with transformers' Auto classes, and its pipeline.
+Importing the package registers its models with transformers' Auto classes, and its pipeline. The command `m3ae` does
+so when it needs a model, since PyTorch and transformers take seconds to import.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForPreTraining,
-    AutoModelForVisualQuestionAnswering,
-    AutoProcessor,
-)
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from m3ae.models.classification import M3AEForClassification, M3AEForClassificationOutput
-from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.generation import M3AEForGeneration
-from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_pass import M3AEForGenerationOutput
-from m3ae.models.modeling import M3AEModel, M3AEModelOutput
-from m3ae.models.pipeline import register_pipeline
-from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
-from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
-from m3ae.models.question_answering import M3AEForQuestionAnswering, M3AEForQuestionAnsweringOutput
-from m3ae.models.retrieval import M3AEForImageTextRetrieval, M3AEForImageTextRetrievalOutput
+# The command starts in the module `m3ae_command`, or as `python -m m3ae`: then argv[0] is "-m" during this import.
+_IS_COMMAND = "m3ae_command" in sys.modules or (sys.argv[:1] == ["-m"] and "m3ae" in sys.orig_argv)
 
-AutoConfig.register("m3ae", M3AEConfig, exist_ok=True)
-AutoModel.register(M3AEConfig, M3AEModel, exist_ok=True)
-AutoModelForPreTraining.register(M3AEConfig, M3AEForPreTraining, exist_ok=True)
-AutoModelForVisualQuestionAnswering.register(M3AEConfig, M3AEForQuestionAnswering, exist_ok=True)
-AutoImageProcessor.register(
-    M3AEConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), M3AEImageProcessor), exist_ok=True
-)  # whichever is asked for: with one of them alone, transformers warns that it falls back
-AutoProcessor.register(M3AEConfig, M3AEProcessor, exist_ok=True)
-register_pipeline()
+if TYPE_CHECKING or not _IS_COMMAND:
+    from m3ae.models import *  # noqa: F403
+    from m3ae.models import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        if not name[0].isupper():  # a module, not a class
+            raise AttributeError(f"module 'm3ae' has no attribute {name!r}")
+        return getattr(import_module("m3ae.models"), name)
+
 
 __version__ = "0.1.0.dev0"
-
-__all__ = [
-    "LatentConfig",
-    "M3AEConfig",
-    "M3AEForClassification",
-    "M3AEForClassificationOutput",
-    "M3AEForGeneration",
-    "M3AEForGenerationOutput",
-    "M3AEForImageTextRetrieval",
-    "M3AEForImageTextRetrievalOutput",
-    "M3AEForPreTraining",
-    "M3AEForPreTrainingOutput",
-    "M3AEForQuestionAnswering",
-    "M3AEForQuestionAnsweringOutput",
-    "M3AEImageConfig",
-    "M3AEImageProcessor",
-    "M3AEModel",
-    "M3AEModelOutput",
-    "M3AEProcessor",
-]

@@ -1,7 +1,6 @@
 """The command `m3ae`. What is heavy is imported by the command that needs it."""
 
 import sys
-from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,19 +34,6 @@ class Program(click.Group):
     where training was asked to stop and can be resumed, and 130 after Ctrl-C.
     """
 
-    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Add a command, before which the package is run where `m3ae_command` has put that off."""
-        callback = cmd.callback
-        assert callback is not None
-
-        @wraps(callback)
-        def run(*args: Any, **options: Any) -> Any:
-            _run_package()
-            return callback(*args, **options)
-
-        cmd.callback = run
-        super().add_command(cmd, name)
-
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run the command line and exit."""
         try:
@@ -67,13 +53,6 @@ class Program(click.Group):
         except (OSError, ValueError, ArithmeticError, ImportError, MemoryError) as error:
             status = _fail(str(error), 2)
         sys.exit(status or 0)
-
-
-def _run_package() -> None:
-    package = sys.modules["m3ae"]
-    if not hasattr(package, "__all__"):
-        assert package.__spec__ is not None and package.__spec__.loader is not None
-        package.__spec__.loader.exec_module(package)
 
 
 def _fail(message: str, status: int) -> int:

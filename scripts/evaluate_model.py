@@ -5,7 +5,7 @@ A file called `evaluate.py` would hide the package of that name from every scrip
 
 import sys
 
-from m3ae.cli import cli
+from m3ae_command import main
 
 if __name__ == "__main__":
-    cli(["evaluate", *sys.argv[1:]])
+    main(["evaluate", *sys.argv[1:]])

@@ -2,7 +2,7 @@
 
 import sys
 
-from m3ae.cli import cli
+from m3ae_command import main
 
 if __name__ == "__main__":
-    cli(["pretrain", *sys.argv[1:]])
+    main(["pretrain", *sys.argv[1:]])

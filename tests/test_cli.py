@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import click
 import datasets
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,8 @@ from PIL import Image
 
 from m3ae.cli import cli
 from m3ae.commands.options import describe_arguments, options_of
-from m3ae.data.prepare import SOURCES, load_source, prepare
+from m3ae.data.prepare import prepare
+from m3ae.data.sources import SOURCES, load_source
 from m3ae.data.tokenizer import load_tokenizer
 
 FEATURES = datasets.Features(
@@ -164,12 +166,67 @@ def test_a_function_without_docstring_has_no_descriptions() -> None:
     assert describe_arguments(lambda: None) == {}
 
 
-def test_help_lists_sources_without_importing_them(source: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(SOURCES, "toy")
-    monkeypatch.delitem(sys.modules, "m3ae.data.sources.folder", raising=False)
-    help = run("prepare", "--help").stdout
-    assert "phantom" in help and "A folder of your own" in help
-    assert "m3ae.data.sources.folder" not in sys.modules
+HEAVY = {"datasets", "matplotlib", "numpy", "pyarrow", "sklearn", "timm", "torch", "torchvision", "transformers"}
+
+
+def imported(*arguments: object) -> set[str]:
+    """Run a command in a process of its own; return the names of the modules that it has imported."""
+    code = "import sys, m3ae_command\ntry: m3ae_command.main()\nfinally: print(*sys.modules)"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words of every command of a group, itself included."""
+    yield words
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            yield from commands(command, (*words, name)) if isinstance(command, click.Group) else [(*words, name)]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert ("prepare", "folder") in [*commands(cli)]
+    code = "\n".join(
+        [
+            "import sys, m3ae_command",
+            "from m3ae.cli import cli",
+            "from click.testing import CliRunner",
+            f"for words in {[*commands(cli)]}:",
+            "    result = CliRunner().invoke(cli, [*words, '--help'])",
+            "    assert result.exit_code == 0 and 'Usage: m3ae' in result.stdout, (words, result.output)",
+            f"    assert not {HEAVY} & sys.modules.keys(), words",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    as_module = [sys.executable, "-X", "importtime", "-m", "m3ae", "prepare", "folder", "--help"]
+    done = subprocess.run(as_module, capture_output=True, text=True, check=True)
+    assert "--text-column" in done.stdout and "m3ae.commands.prepare" in done.stderr
+    assert not HEAVY & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+
+
+def test_commands_on_data_import_no_model(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("one two three", encoding="utf-8")
+    for arguments in (
+        ("prepare", "folder", "--source", tmp_path, "--output", tmp_path / "data"),
+        ("data", "check", tmp_path / "data"),
+        ("data", "show", tmp_path / "data"),
+        ("pretrain", "quickstart", "--print-config"),
+    ):
+        assert not {"m3ae.models", "timm", "torch", "transformers"} & imported(*arguments), arguments
+
+
+def test_models_are_registered_by_importing_the_package_and_timm_waits_for_an_image_encoder() -> None:
+    code = (
+        "import sys, m3ae; from transformers import AutoConfig, AutoModel; "
+        "config = AutoConfig.for_model('m3ae'); assert type(config) is m3ae.M3AEConfig and 'timm' not in sys.modules; "
+        "assert AutoModel._model_mapping[type(config)] is m3ae.M3AEModel"
+    )
+    for run_first in ("", "import m3ae_command; import m3ae; m3ae.M3AEModel; "):
+        subprocess.run([sys.executable, "-c", run_first + code], check=True)
 
 
 def test_a_tokenizer_is_trained_on_a_prepared_folder(

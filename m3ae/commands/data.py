@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from m3ae.commands.options import describe, example_of, options_of
+from m3ae.commands.options import declaration, describe, example_of, options_of
 
 PATH = click.Path(path_type=Path)
 
@@ -24,9 +24,11 @@ class DataGroup(click.Group):
 
 def check_command() -> click.Command:
     """Return the command that finds what several splits or sets share."""
-    from m3ae.data.check import check
+    check = declaration("m3ae.data.check", "check")
 
     def run(folders: tuple[Path, ...], json: Path | None, **options: Any) -> None:
+        from m3ae.data.check import check
+
         report = check(folders, **options)
         click.echo(str(report))
         if json is not None:
@@ -48,9 +50,11 @@ def check_command() -> click.Command:
 
 def show_command() -> click.Command:
     """Return the command that draws what a prepared folder holds."""
-    from m3ae.data.show import show
+    show = declaration("m3ae.data.show", "show")
 
     def run(folder: Path, **options: Any) -> None:
+        from m3ae.data.show import show
+
         for path in show(folder, **options):
             click.echo(path)
 

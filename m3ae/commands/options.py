@@ -1,13 +1,46 @@
 """Command-line options from the signature and the docstring of a function, so that each is described once."""
 
+import ast
 import inspect
 import re
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
+
+
+def declaration(module: str, name: str) -> Callable[..., Any]:
+    """Return a function for its signature and docstring; its module's file is read where it has not been imported.
+
+    The libraries that a module imports take seconds, which help must not.
+
+    Args:
+        module: Name of the module.
+        name: Name of the function. Builtin types, `Path`, `Any`, `Literal` and `Sequence` are its annotations, and
+            literals or the module's constants its defaults.
+    """
+    if module in sys.modules:
+        function: Callable[..., Any] = getattr(sys.modules[module], name)
+        return function
+    nodes = parse_module(module).body
+    constants = [node for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    (node,) = (node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == name)
+    node.body, node.returns = node.body[:1], None
+    namespace: dict[str, Any] = {"Any": Any, "Literal": Literal, "Path": Path, "Sequence": Sequence}
+    exec(compile(ast.Module([*constants, node], []), module, "exec"), namespace)
+    declared: Callable[..., Any] = namespace[name]
+    return declared
+
+
+def parse_module(module: str) -> ast.Module:
+    """Return the syntax tree of a module that is not imported."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
 
 
 def options_of(function: Callable[..., Any], skip: Collection[str] = ()) -> list[click.Option]:

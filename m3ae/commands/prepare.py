@@ -1,14 +1,15 @@
 """`m3ae prepare`: one command per source, with the options that its reader declares."""
 
 import ast
+import sys
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from m3ae.commands.options import example_of, options_of
+from m3ae.commands.options import declaration, example_of, options_of, parse_module
+from m3ae.data.sources import SOURCES, load_source, source_module
 
 MAX_REJECTED = click.Option(
     ["--max-rejected"],
@@ -24,43 +25,37 @@ class SourceGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the sources."""
-        from m3ae.data.prepare import SOURCES
-
         return [*SOURCES]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         """Return the command of a source."""
-        from m3ae.data.prepare import load_source
-
         try:
-            load_source(cmd_name)
+            return source_command(cmd_name)
         except ValueError as error:
             raise click.UsageError(str(error), ctx) from error
-        return source_command(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a line for every source, without importing them."""
-        from m3ae.data.prepare import SOURCES
-
         with formatter.section("Sources"):
-            formatter.write_dl([(name, _summary(module)) for name, module in SOURCES.items()])
+            formatter.write_dl([(name, _docstring(module).partition("\n")[0]) for name, module in SOURCES.items()])
 
 
 def source_command(name: str) -> click.Command:
     """Return the command that prepares a source."""
-    from m3ae.data.prepare import load_source, prepare
-
-    module = load_source(name)
+    module = source_module(name)
+    prepare = declaration("m3ae.data.prepare", "prepare")
     common = {option.name: option for option in options_of(prepare, skip=("name", "source", "options"))}
-    own = {option.name: option for option in options_of(module.rows)}
+    own = {option.name: option for option in options_of(declaration(module, "rows"))}
     first = [option for option in (own.pop("source", None), common.pop("output")) if option]
     example = f"m3ae prepare {name}{' --source DOWNLOADS/' + name if len(first) == 2 else ''} --output data/{name}"
 
     def run(max_rejected: float, **options: Any) -> None:
+        from m3ae.data.prepare import prepare
+
         manifest = prepare(name, **options)
         if manifest is None:  # a range of shards, of which only the whole can be judged
             return
-        by_choice = getattr(module, "LEFT_OUT_BY_CHOICE", ())
+        by_choice = getattr(load_source(name), "LEFT_OUT_BY_CHOICE", ())
         if (share := manifest.rejected_share(by_choice)) > max_rejected:
             rejected = {reason: count for reason, count in manifest.rejected.items() if reason not in by_choice}
             raise click.ClickException(_too_many(share, rejected, options["output"]))
@@ -69,7 +64,7 @@ def source_command(name: str) -> click.Command:
         name,
         params=[*first, *own.values(), *common.values(), MAX_REJECTED],
         callback=run,
-        help=_keep_layout(module.__doc__ or ""),
+        help=_keep_layout(_docstring(module)),
         epilog=example_of(example),
     )
 
@@ -84,11 +79,11 @@ def _too_many(share: float, rejected: dict[str, int], output: Path) -> str:
     )
 
 
-def _summary(module: str) -> str:
-    """Return the first line of a module's docstring, read from its file."""
-    spec = find_spec(module)
-    text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+def _docstring(module: str) -> str:
+    """Return a module's docstring without importing the module."""
+    if module in sys.modules:
+        return sys.modules[module].__doc__ or ""
+    return ast.get_docstring(parse_module(module)) or ""
 
 
 def _keep_layout(docstring: str) -> str:

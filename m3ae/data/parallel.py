@@ -61,7 +61,7 @@ def _worker_context() -> BaseContext:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["m3ae.data.finish"])  # PyTorch included, imported once, not once per worker
+    context.set_forkserver_preload(["m3ae_command", "m3ae.data.finish"])  # once for all workers, and without models
     return context
 
 

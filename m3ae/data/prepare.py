@@ -1,13 +1,4 @@
-"""One path from the rows of any source to a prepared folder (see `m3ae.data.prepared`).
-
-A source is a module of `SOURCES` with `FEATURES` and `rows(...)`, an iterator of rows, `Rejected` and `Metadata`. A
-row has a unique `id`, a `split`, `text` (a list of strings, or None) where that is a column, and one cell for every
-other column of `FEATURES`. An image cell is None, the path of a file still to be decoded, a picklable function without
-arguments that returns a PIL image, or an encoded image as bytes, which are kept. A source may derive files from the
-rows that were kept, such as a list of answers: `extras(rows by split, options)` returns their contents by name; the
-`summary` of one is printed. `LEFT_OUT_BY_CHOICE` lists the reasons for rejecting that an option asked for and that
-are no sign of a fault.
-"""
+"""One path from the rows of any source to a prepared folder (see `m3ae.data.prepared`)."""
 
 import inspect
 import json
@@ -15,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
-from importlib import import_module
 from itertools import groupby, islice
 from pathlib import Path
 from types import ModuleType
@@ -43,21 +33,7 @@ from m3ae.data.shards import (
     write_shard,
     write_text,
 )
-
-SOURCES = {
-    "digits": "m3ae.data.sources.digits",
-    "folder": "m3ae.data.sources.folder",
-    "iu_xray": "m3ae.data.sources.iu_xray",
-    "medicat": "m3ae.data.sources.medicat",
-    "melinda": "m3ae.data.sources.melinda",
-    "mimic_cxr": "m3ae.data.sources.mimic_cxr",
-    "phantom": "m3ae.data.phantom",
-    "roco": "m3ae.data.sources.roco",
-    "rocov2": "m3ae.data.sources.rocov2",
-    "slake": "m3ae.data.sources.slake",
-    "vqa_med_2019": "m3ae.data.sources.vqa_med_2019",
-    "vqa_rad": "m3ae.data.sources.vqa_rad",
-}
+from m3ae.data.sources import load_source
 
 
 def prepare(
@@ -84,7 +60,7 @@ def prepare(
     a `shard_range`, and the same call without one, when all have ended, completes the folder.
 
     Args:
-        name: a key of `SOURCES`.
+        name: a key of `m3ae.data.sources.SOURCES`.
         output: folder to write: a new or empty one, or one that was prepared before.
         source: folder of the original files, for sources that have one.
         shorter_side: shrink larger images to this many pixels on their shorter side.
@@ -140,17 +116,6 @@ def prepare(
     manifest = _complete(output, planned, module, [finished[shard.name] for shard in shards], listing.rejected)
     print(manifest)
     return manifest
-
-
-def load_source(name: str) -> ModuleType:
-    """Import the module of a source.
-
-    Raises:
-        ValueError: there is no such source.
-    """
-    if name not in SOURCES:
-        raise ValueError(f"unknown source {name!r}: expected one of {', '.join(SOURCES)}")
-    return import_module(SOURCES[name])
 
 
 def _check_ranges(*, quality: int, **counts: int | None) -> None:

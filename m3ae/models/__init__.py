@@ -1,1 +1,52 @@
-"""What ships to a hub: configuration, processing and modeling."""
+"""The models; importing any of them registers all with transformers' Auto classes, and the pipeline."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+)
+
+from m3ae.models.classification import M3AEForClassification, M3AEForClassificationOutput
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.generation import M3AEForGeneration
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_pass import M3AEForGenerationOutput
+from m3ae.models.modeling import M3AEModel, M3AEModelOutput
+from m3ae.models.pipeline import register_pipeline
+from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
+from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.models.question_answering import M3AEForQuestionAnswering, M3AEForQuestionAnsweringOutput
+from m3ae.models.retrieval import M3AEForImageTextRetrieval, M3AEForImageTextRetrievalOutput
+
+AutoConfig.register("m3ae", M3AEConfig, exist_ok=True)
+AutoModel.register(M3AEConfig, M3AEModel, exist_ok=True)
+AutoModelForPreTraining.register(M3AEConfig, M3AEForPreTraining, exist_ok=True)
+AutoModelForVisualQuestionAnswering.register(M3AEConfig, M3AEForQuestionAnswering, exist_ok=True)
+AutoImageProcessor.register(
+    M3AEConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), M3AEImageProcessor), exist_ok=True
+)  # whichever is asked for: with one of them alone, transformers warns that it falls back
+AutoProcessor.register(M3AEConfig, M3AEProcessor, exist_ok=True)
+register_pipeline()
+
+__all__ = [
+    "LatentConfig",
+    "M3AEConfig",
+    "M3AEForClassification",
+    "M3AEForClassificationOutput",
+    "M3AEForGeneration",
+    "M3AEForGenerationOutput",
+    "M3AEForImageTextRetrieval",
+    "M3AEForImageTextRetrievalOutput",
+    "M3AEForPreTraining",
+    "M3AEForPreTrainingOutput",
+    "M3AEForQuestionAnswering",
+    "M3AEForQuestionAnsweringOutput",
+    "M3AEImageConfig",
+    "M3AEImageProcessor",
+    "M3AEModel",
+    "M3AEModelOutput",
+    "M3AEProcessor",
+]

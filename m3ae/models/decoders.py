@@ -9,8 +9,6 @@ import math
 from functools import partial
 
 import torch
-from timm.layers.create_act import get_act_layer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,6 +35,9 @@ class PixelDecoder(nn.Module):
     positions: Tensor
 
     def __init__(self, config: M3AEConfig) -> None:
+        from timm.layers.create_act import get_act_layer
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         image = config.image_config
         assert isinstance(image, M3AEImageConfig)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +30,8 @@ class ImageEncoder(nn.Module):
     _gradient_checkpointing_func: Callable[..., Tensor]
 
     def __init__(self, config: M3AEImageConfig) -> None:
+        from timm.models.vision_transformer import VisionTransformer  # with all models of timm, which takes long
+
         super().__init__()
         self.image_size = config.image_size
         self.vit = VisionTransformer(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -81,6 +80,8 @@ class M3AEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        from timm.models.vision_transformer import VisionTransformer
+
         super()._init_weights(module)
         if isinstance(module, VisionTransformer):
             assert module.cls_token is not None and module.pos_embed is not None

@@ -190,14 +190,7 @@ def test_answering_needs_no_extra(models: Path, images: Path) -> None:
     assert "pip install 'm3ae[figures]'" in python(code, *common, "--attention", "words.png")
 
 
-def test_help_and_completion_import_nothing_heavy() -> None:
-    code = (
-        "import sys, m3ae_command\n"
-        "try: m3ae_command.main()\n"
-        "finally: print(sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
-    )
-    help = python(code, "search", "--help")
-    assert help.splitlines()[-1] == "[]" and "m3ae search data/iu_xray --model" in help
+def test_inference_needs_no_extra_before_it_is_asked_for() -> None:
     by_transformers = {"accelerate", "scipy", "sklearn"}  # where they are installed
     code = "import m3ae.inference, sys; print(sorted(sys.modules.keys() & set(sys.argv[1:])))"
     assert python(code, *sorted({*EXTRAS} - by_transformers)).strip() == "[]"

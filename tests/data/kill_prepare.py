@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from m3ae.data.prepare import load_source, prepare
+from m3ae.data.prepare import prepare
+from m3ae.data.sources import load_source
 
 
 def start(source: Path, output: Path) -> int:

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from m3ae.data.prepare import SOURCES, prepare
+from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Metadata, Rejected, load_manifest
+from m3ae.data.sources import SOURCES
 
 FEATURES = datasets.Features(
     {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from m3ae.data.finish import RowFinisher
 from m3ae.data.listing import list_rows
-from m3ae.data.prepare import load_source
+from m3ae.data.sources import load_source
 from tests.data import digit_files
 from tests.data.folder import jpeg
 from tests.data.sources import (

@@ -30,8 +30,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import m3ae.figures  # noqa: F401 (as a run does at its end)
-from m3ae.data.prepare import load_source, prepare
+from m3ae.data.prepare import prepare
 from m3ae.data.shards import file_sha256
+from m3ae.data.sources import load_source
 from m3ae.tasks import task_class
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import load_config

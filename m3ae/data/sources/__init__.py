@@ -1,1 +1,48 @@
-"""One module per published data set: `FEATURES` and `rows(...)`, as `m3ae.data.prepare` expects them."""
+"""The sources that can be prepared, by name; a module is imported when its source is asked for.
+
+A source is a module of `SOURCES` with `FEATURES` and `rows(...)`, an iterator of rows, `Rejected` and `Metadata`. A
+row has a unique `id`, a `split`, `text` (a list of strings, or None) where that is a column, and one cell for every
+other column of `FEATURES`. An image cell is None, the path of a file still to be decoded, a picklable function without
+arguments that returns a PIL image, or an encoded image as bytes, which are kept. A source may derive files from the
+rows that were kept, such as a list of answers: `extras(rows by split, options)` returns their contents by name; the
+`summary` of one is printed. `LEFT_OUT_BY_CHOICE` lists the reasons for rejecting that an option asked for and that
+are no sign of a fault.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+SOURCES = {
+    "digits": "m3ae.data.sources.digits",
+    "folder": "m3ae.data.sources.folder",
+    "iu_xray": "m3ae.data.sources.iu_xray",
+    "medicat": "m3ae.data.sources.medicat",
+    "melinda": "m3ae.data.sources.melinda",
+    "mimic_cxr": "m3ae.data.sources.mimic_cxr",
+    "phantom": "m3ae.data.phantom",
+    "roco": "m3ae.data.sources.roco",
+    "rocov2": "m3ae.data.sources.rocov2",
+    "slake": "m3ae.data.sources.slake",
+    "vqa_med_2019": "m3ae.data.sources.vqa_med_2019",
+    "vqa_rad": "m3ae.data.sources.vqa_rad",
+}
+
+
+def source_module(name: str) -> str:
+    """Return the name of a source's module.
+
+    Raises:
+        ValueError: there is no such source.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"unknown source {name!r}: expected one of {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def load_source(name: str) -> ModuleType:
+    """Import the module of a source.
+
+    Raises:
+        ValueError: there is no such source.
+    """
+    return import_module(source_module(name))
