@@ -74,6 +74,9 @@ class M3AEConfig(PreTrainedConfig):
         image_config: Options of `M3AEImageConfig`, or one.
         text_config: Options of a bidirectional text encoder of transformers, or its configuration; `model_type` names
             the architecture, by default `roberta`.
+        views: Names of the images that a study may have, such as `frontal` and `lateral`. They share the image encoder
+            and the fusion's image layers, and each is a stream of its own; a sample may lack any of them. None is one
+            image, as published.
         hidden_size: Width of the fusion.
         num_hidden_layers: Fusion layers per stream.
         num_attention_heads: Attention heads of a fusion layer.
@@ -117,6 +120,7 @@ class M3AEConfig(PreTrainedConfig):
 
     image_config: dict[str, Any] | M3AEImageConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
+    views: list[str] | None = None
     hidden_size: int = 768
     num_hidden_layers: int = 6
     num_attention_heads: int = 12
@@ -154,6 +158,8 @@ class M3AEConfig(PreTrainedConfig):
             self.text_config = text_config_of(self.text_config or {})
         if self.latent is not None and not isinstance(self.latent, LatentConfig):
             self.latent = LatentConfig(**self.latent)
+        if self.views is not None and (not self.views or len(set(self.views)) < len(self.views)):
+            raise ValueError(f"views needs different names of at least one image, got {self.views}.")
         check_heads("fusion", self.hidden_size, self.num_attention_heads)
         check_heads("pixel decoder", self.decoder_hidden_size, self.decoder_num_attention_heads)
         check_width("decoder_hidden_size", self.decoder_hidden_size)
@@ -172,6 +178,11 @@ class M3AEConfig(PreTrainedConfig):
         check_fraction("mask_ratio", self.mask_ratio, 0.0, 0.99)
         check_fraction("mlm_probability", self.mlm_probability, 0.0, 1.0)
         super().__post_init__(**kwargs)
+
+    @property
+    def num_views(self) -> int:
+        """Number of images V that a study may have."""
+        return len(self.views or ["image"])
 
     @property
     def longest_text(self) -> int:

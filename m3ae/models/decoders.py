@@ -105,8 +105,8 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(size, size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, S, D) to (B, D)."""
-        pooled: Tensor = self.dense(tokens[:, 0]).tanh()
+        """Map tokens (…, S, D) to (…, D)."""
+        pooled: Tensor = self.dense(tokens[..., 0, :]).tanh()
         return pooled
 
 
@@ -143,8 +143,10 @@ class ContrastiveHead(nn.Module):
 
     def embed(self, name: str, stream: Stream) -> Tensor:
         """Average the tokens (B, S, D) of the stream called `name` and project them to unit vectors (B, E)."""
-        tokens, mask, _ = stream
+        tokens, mask, present, num_views = stream
         weights = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.to(tokens.dtype)
+        if num_views > 1 and present is not None:
+            weights = weights * present.repeat_interleave(tokens.shape[1] // num_views, 1)
         mean = (tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
         return F.normalize(getattr(self, name)(mean).float(), dim=-1)
 

@@ -1,12 +1,12 @@
 """The co-attention transformer: every stream attends to itself, then to all other present streams.
 
-Shapes: B batch, T query tokens, S key tokens, R tokens read, D width, H heads.
+Shapes: B batch, V views, T query tokens, S key tokens, R tokens read, D width, H heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +19,36 @@ from m3ae.models.encoders import gather_tokens
 
 
 class Stream(NamedTuple):
-    """The tokens of one modality.
+    """The tokens of one modality, or of several views of it that share its parameters.
+
+    The views of a study stand one after the other in the tokens. The fusion treats each of them as a stream of its
+    own, which attends to itself and then to the other views and modalities that are present.
 
     Attributes:
-        tokens: (B, S, D).
-        mask: (B, S) bool, True = a real token; None = all are.
-        present: (B,) bool, True = the sample has this modality; None = all do.
+        tokens: (B, V·S, D).
+        mask: (B, V·S) bool, True = a real token; None = all are.
+        present: (B,) bool, True = the sample has this modality, or (B, V) bool for each of several views; None = all
+            are present.
+        num_views: V.
     """
 
     tokens: Tensor
     mask: Tensor | None = None
     present: Tensor | None = None
+    num_views: int = 1
 
     def select(self, index: Tensor) -> Stream:
         """Return the rows that `index` names."""
-        return Stream(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+        rows = (None if tensor is None else tensor[index] for tensor in self[:3])
+        return Stream(*rows, self.num_views)  # type: ignore[arg-type]
+
+    def views(self) -> list[Stream]:
+        """Return each view as a stream of its own."""
+        if self.num_views == 1:
+            return [self]
+        masks = [None] * self.num_views if self.mask is None else self.mask.chunk(self.num_views, 1)
+        present = [None] * self.num_views if self.present is None else self.present.unbind(1)
+        return [Stream(*view) for view in zip(self.tokens.chunk(self.num_views, 1), masks, present, strict=True)]
 
 
 def eager_attention(
@@ -142,7 +157,10 @@ class FusionLayer(GradientCheckpointingLayer):
 
 
 class Fusion(nn.Module):
-    """Layers that update all streams in parallel, each from the others' previous output."""
+    """Layers that update all streams in parallel, each from the others' previous output.
+
+    Any number of streams may be fused. Those of one modality, such as two views of a study, share its layers.
+    """
 
     def __init__(self, config: PreTrainedConfig, streams: tuple[str, ...]) -> None:
         super().__init__()
@@ -160,38 +178,39 @@ class Fusion(nn.Module):
 
         Args:
             streams: Name → tokens of a modality; any non-empty subset of the model's modalities.
-            read: What the caller reads of the last layer: name → positions (B, R), or None for all positions. A stream
-                that is not named is not computed there. None reads everything.
+            read: What the caller reads of the last layer: name → positions (B, R) in each view, or None for all
+                positions. A stream that is not named is not computed there. None reads everything.
             num_layers: Layers to run; all of them if None.
 
         Returns:
-            The tokens entering each layer, then those leaving the last: entry i is the input of layer i. The last
-            entry has the streams and positions of `read` only.
+            The tokens entering each layer, then those leaving the last, views one after the other: entry i is the
+            input of layer i. The last entry has the streams and positions of `read` only.
         """
         layers = self.layers[:num_layers]
         wanted = dict.fromkeys(streams) if read is None else dict(read)
-        masks = {name: _key_mask([stream]) for name, stream in streams.items()}
-        others = {name: [s for other, s in streams.items() if other != name] for name in streams}
-        context_masks = {name: _key_mask(context) for name, context in others.items()}
-        gates = {name: _gate(context) for name, context in others.items()}
+        views = {(name, view): part for name, stream in streams.items() for view, part in enumerate(stream.views())}
+        masks = {key: _key_mask([view]) for key, view in views.items()}
+        others = {key: [view for other, view in views.items() if other != key] for key in views}
+        context_masks = {key: _key_mask(context) for key, context in others.items()}
+        gates = {key: _gate(context) for key, context in others.items()}
 
-        states = [{name: stream.tokens for name, stream in streams.items()}]
+        tokens = {key: view.tokens for key, view in views.items()}
+        states = [_joined_views(tokens)]
         for depth, layer in enumerate(layers, start=1):
-            tokens = states[-1]
             names = wanted if depth == len(layers) else dict.fromkeys(streams)
-            states.append(
-                {
-                    name: layer[name](  # type: ignore[index]
-                        tokens[name],
-                        masks[name],
-                        _join([tokens[other] for other in streams if other != name]),
-                        context_masks[name],
-                        gates[name],
-                        read=positions,
-                    )
-                    for name, positions in names.items()
-                }
-            )
+            tokens = {
+                key: layer[key[0]](  # type: ignore[index]
+                    tokens[key],
+                    masks[key],
+                    _join([tokens[other] for other in views if other != key]),
+                    context_masks[key],
+                    gates[key],
+                    read=names[key[0]],
+                )
+                for key in views
+                if key[0] in names
+            }
+            states.append(_joined_views(tokens))
         return states
 
     def cross_attention(self, streams: Mapping[str, Stream], name: str) -> Tensor:
@@ -199,13 +218,17 @@ class Fusion(nn.Module):
 
         Computed beside `forward`, whose attention does not materialise its weights.
 
+        Args:
+            streams: Name → tokens of a modality.
+            name: The stream that attends; it has one view.
+
         Returns:
             (B, H, T, S), over S adding up to 1; meaningless for samples without another modality.
 
         Raises:
             ValueError: There is no other stream.
         """
-        others = [stream for other, stream in streams.items() if other != name]
+        others = [view for other, stream in streams.items() if other != name for view in stream.views()]
         states = self(streams, num_layers=len(self.layers) - 1)[-1]
         context = _join([states[other] for other in streams if other != name])
         if context is None:
@@ -213,6 +236,12 @@ class Fusion(nn.Module):
         layer: FusionLayer = self.layers[-1][name]  # type: ignore[index]
         queries = layer.self_attention(states[name], states[name], _key_mask([streams[name]]))
         return layer.cross_attention.weights(queries, context, _key_mask(others))
+
+
+def _joined_views(tokens: Mapping[tuple[str, int], Tensor]) -> dict[str, Tensor]:
+    """Return the tokens (B, V·S, D) of each stream from those of its views."""
+    names = dict.fromkeys(name for name, _ in tokens)
+    return {name: cast(Tensor, _join([part for key, part in tokens.items() if key[0] == name])) for name in names}
 
 
 def _join(tokens: list[Tensor]) -> Tensor | None:
@@ -229,7 +258,7 @@ def _key_mask(streams: list[Stream]) -> Tensor | None:
     if all(stream.mask is None and stream.present is None for stream in streams):
         return None
     parts = []
-    for tokens, mask, present in streams:
+    for tokens, mask, present, _ in streams:
         part = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
         parts.append(part if present is None else part & present[:, None])
     keys = torch.cat(parts, dim=1)

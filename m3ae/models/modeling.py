@@ -1,6 +1,6 @@
 """The M3AE trunk: encoders of one modality each and a co-attention fusion.
 
-Shapes: B batch, C channels, H×W pixels, N patches, K visible patches, L text tokens, D fusion width.
+Shapes: B batch, V views, C channels, H×W pixels, N patches, K visible patches, L text tokens, D fusion width.
 Presence: True = the sample has this modality.
 """
 
@@ -38,7 +38,8 @@ class M3AEModelOutput(ModelOutput):
 
     Attributes:
         text_hidden_state: (B, L, D), or None without text.
-        image_hidden_state: (B, 1 + N, D), the class token first, or None without images.
+        image_hidden_state: (B, 1 + N, D), the class token first, or None without images; (B, V·(1 + N), D) of several
+            views, one after the other.
         pooler_output: (B, 2·D) pooled text then pooled image; zeros for an absent modality.
     """
 
@@ -52,11 +53,22 @@ def first_token(rows: Tensor) -> Tensor:
     return torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
 
 
+def class_tokens(tokens: Tensor, num_views: int) -> Tensor:
+    """Return the first token of each view, (B, V, D), of the tokens (B, V·S, D) of a stream."""
+    return tokens.unflatten(1, (num_views, -1))[:, :, 0]
+
+
 def all_present(rows: Tensor, *masks: Tensor | None) -> Tensor:
-    """Return in which of the rows (B, …) every modality is present, (B,) bool; a mask of None says all are."""
+    """Return in which of the rows (B, …) every modality is present, (B,) bool.
+
+    Args:
+        rows: Any tensor of the batch.
+        masks: (B,) bool of each modality, or (B, V) of an image of several views, of which one is enough; None says
+            that all are present.
+    """
     present = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     for mask in masks:
-        present = present if mask is None else present & mask
+        present = present if mask is None else present & mask.view(len(mask), -1).any(1)
     return present
 
 
@@ -138,6 +150,8 @@ class M3AEEncoders(M3AEPreTrainedModel):
         )
         if streams:
             self.modality_types = nn.Embedding(len(STREAMS), config.hidden_size)
+        if "image" in streams and config.num_views > 1:
+            self.view_types = nn.Embedding(config.num_views, config.hidden_size)
 
     @property
     def num_channels(self) -> int:
@@ -151,16 +165,31 @@ class M3AEEncoders(M3AEPreTrainedModel):
         """Encode images alone, ready to be fused.
 
         Args:
-            pixel_values: (B, C, H, W); whatever stands in the rows of absent images is ignored.
-            ids_keep: (B, K) visible patches; all of them if None.
-            present: (B,) bool; all present if None.
+            pixel_values: (B, C, H, W), or (B, V, C, H, W) of the first V of `config.views`; whatever stands in the
+                rows of absent images is ignored.
+            ids_keep: (B, K) visible patches, or (B·V, K); all of them if None.
+            present: (B,) bool, or (B, V); all present if None.
 
         Returns:
-            Tokens (B, 1 + K, D), the class token first.
+            Tokens (B, V·(1 + K), D), the class token of each view first.
+
+        Raises:
+            ValueError: There are more views than the model has.
         """
+        num_views = 1 if pixel_values.dim() == 4 else pixel_values.shape[1]
+        if num_views > self.config.num_views:
+            raise ValueError(
+                f"pixel_values has {num_views} views, and the model takes {self.config.num_views} "
+                f"(config.views is {self.config.views}): give pixel_values of shape (B, V, C, H, W) with fewer views."
+            )
         if present is not None:
-            pixel_values = torch.where(present[:, None, None, None], pixel_values, 0)
-        return self._stream("image", self.image_encoder(pixel_values, ids_keep), None, present)
+            pixel_values = torch.where(present[..., None, None, None], pixel_values, 0)
+            present = present if num_views > 1 else present.view(-1)
+        stream = self._stream("image", self.image_encoder(pixel_values.flatten(0, -4), ids_keep), None, present)
+        if self.config.num_views == 1:
+            return stream
+        tokens = stream.tokens.unflatten(0, (-1, num_views)) + self.view_types.weight[:num_views, None]
+        return Stream(tokens.flatten(1, 2), None, present, num_views)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, present: Tensor | None = None
@@ -239,12 +268,15 @@ class M3AEModel(M3AEEncoders):
         states: list[dict[str, Tensor]] = self.fusion(streams, read, num_layers)
         return states
 
-    def pool(self, fused: Mapping[str, Tensor], present: Mapping[str, Tensor | None] | None = None) -> Tensor:
-        """Concatenate the pooled text and the pooled image.
+    def pool(
+        self, fused: Mapping[str, Tensor], present: Mapping[str, Tensor | None] | None = None, num_views: int = 1
+    ) -> Tensor:
+        """Concatenate the pooled text and the pooled image, which is the mean of the views that are present.
 
         Args:
-            fused: Name → fused tokens (B, S, D) whose first is the class token.
-            present: Name → (B,) bool; an absent modality pools to zeros.
+            fused: Name → fused tokens (B, S, D) whose first is the class token; of images (B, V·S, D).
+            present: Name → (B,) bool, or (B, V); an absent modality pools to zeros.
+            num_views: V.
 
         Returns:
             (B, 2·D).
@@ -255,9 +287,14 @@ class M3AEModel(M3AEEncoders):
             if name not in fused:
                 pooled.append(like.new_zeros(len(like), self.config.hidden_size))
                 continue
-            vector = self.poolers[name](fused[name])
-            there = None if present is None else present.get(name)
-            pooled.append(vector if there is None else vector * there[:, None])
+            mask = None if present is None else present.get(name)
+            views = num_views if name == "image" else 1
+            vectors = self.poolers[name](fused[name].unflatten(1, (views, -1)))  # (B, V, D)
+            if mask is None:
+                pooled.append(vectors.mean(1))
+            else:
+                mask = mask.view(len(mask), -1)
+                pooled.append((vectors * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
         return torch.cat(pooled, dim=-1)
 
     def fuse_and_pool(self, streams: Mapping[str, Stream]) -> Tensor:
@@ -269,7 +306,11 @@ class M3AEModel(M3AEEncoders):
         any_stream = next(iter(streams.values()))
         first = first_token(any_stream.tokens)
         fused = self.fuse(streams, dict.fromkeys(streams, first))[-1]
-        return self.pool(fused, {name: stream.present for name, stream in streams.items()})
+        return self._pooled(fused, streams)
+
+    def _pooled(self, fused: Mapping[str, Tensor], streams: Mapping[str, Stream]) -> Tensor:
+        num_views = streams["image"].num_views if "image" in streams else 1
+        return self.pool(fused, {name: stream.present for name, stream in streams.items()}, num_views)
 
     @checked_arguments
     def forward(
@@ -283,20 +324,19 @@ class M3AEModel(M3AEEncoders):
         """Encode and fuse unmasked inputs, any of them missing.
 
         Args:
-            pixel_values: (B, C, H, W), or None without images.
+            pixel_values: (B, C, H, W), or (B, V, C, H, W) of a model of several views; None without images.
             input_ids: (B, L), or None without text.
             attention_mask: (B, L), 0 = padding.
-            image_present: (B,) bool, False where a sample has no image.
+            image_present: (B,) bool, False where a sample has no image; (B, V) of several views.
             text_present: (B,) bool, False where a sample has no text.
 
         Raises:
-            ValueError: Neither images nor text given.
+            ValueError: Neither images nor text given, or more views than the model has.
         """
         streams = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
         fused = self.fuse(streams)[-1]
-        present = {name: stream.present for name, stream in streams.items()}
         return M3AEModelOutput(
             text_hidden_state=fused.get("text"),
             image_hidden_state=fused.get("image"),
-            pooler_output=self.pool(fused, present),
+            pooler_output=self._pooled(fused, streams),
         )

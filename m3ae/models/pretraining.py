@@ -1,7 +1,7 @@
 """M3AE pre-training: the masked pass and its objectives.
 
-Shapes: B batch, C channels, H×W pixels, N patches, K visible patches, L text tokens, M masked tokens, D fusion width,
-P patch side, V vocabulary. Masks: 1 = masked. Presence: True = the sample has this modality.
+Shapes: B batch, V views, C channels, H×W pixels, N patches, K visible patches, L text tokens, M masked tokens,
+D fusion width, P patch side, W vocabulary. Masks: 1 = masked. Presence: True = the sample has this modality.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from m3ae.models.modeling import (
     M3AEModel,
     M3AEPreTrainedModel,
     all_present,
+    class_tokens,
     first_token,
     image_fingerprint,
 )
@@ -43,9 +44,10 @@ class M3AEForPreTrainingOutput(ModelOutput):
         loss: () weighted sum of `losses`.
         losses: Name (`mim`, `mlm`, `itm`, `itc`, `latent`) → unweighted loss (), and the terms of the latent pass, see
             `M3AEForGenerationOutput`.
-        mim_logits: (B, N, P·P·C) predicted patches, normalised per patch if `config.norm_pix_loss`.
-        mim_mask: (B, N) bool, True = masked, and the image is present.
-        mlm_logits: (B, M, V) predictions at `mlm_positions`.
+        mim_logits: (B, N, P·P·C) predicted patches, normalised per patch if `config.norm_pix_loss`;
+            (B, V, N, P·P·C) of images of several views.
+        mim_mask: (B, N) or (B, V, N) bool, True = masked, and the image is present.
+        mlm_logits: (B, M, W) predictions at `mlm_positions`.
         mlm_positions: (B, M) positions in the text.
         mlm_labels: (B, M) the tokens there, −100 in spare slots.
         itm_logits: (B, 2), row 1 = matched.
@@ -124,10 +126,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         """Mask, encode each distinct input once, fuse, decode, and compute the losses whose weight is not 0.
 
         Args:
-            pixel_values: (B, C, H, W); rows of absent images are ignored.
+            pixel_values: (B, C, H, W), or (B, V, C, H, W) of a model of several views; absent images are ignored.
             input_ids: (B, L) the unmasked text; rows of absent texts are ignored.
             attention_mask: (B, L), 0 = padding.
-            image_present: (B,) bool.
+            image_present: (B,) bool, or (B, V).
             text_present: (B,) bool.
             special_tokens_mask: (B, L), 1 = never masked. Only the special tokens of `text_config` if None.
             word_ids: (B, L) equal numbers are tokens of one word; needed for whole-word masking.
@@ -136,7 +138,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
             text_ids: (B,) equal numbers name the same text; compared token by token if None. Contrast across
                 processes, in training, needs them.
-            image_noise: (B, N) uniform noise that chooses the visible patches.
+            image_noise: (B, N) or (B, V, N) uniform noise that chooses the visible patches.
             text_noise: (B, L, 2) uniform noise that chooses and replaces tokens.
             match_noise: (B, 2) uniform noise that chooses the mismatched pairs.
             generator: Draws the noise that is not given.
@@ -150,8 +152,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         inputs = _Inputs(pixel_values, input_ids, attention_mask, image_present, text_present)
         draw = partial(_draw, generator=generator, device=pixel_values.device)
         size = len(pixel_values)
-        image_noise = draw(image_noise, size, self._image.num_patches)
-        patches = masking.mask_patches(image_noise, self.config.mask_ratio)
+        image_noise = draw(image_noise, size * inputs.num_views, self._image.num_patches)
+        patches = masking.mask_patches(image_noise.flatten(0, -2), self.config.mask_ratio)
         if mlm_input_ids is None:
             noise = draw(text_noise, *input_ids.shape, 2)
             words = self._mask_words(inputs, special_tokens_mask, noise, word_ids)
@@ -230,6 +232,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         if config.itm_weight:
             streams = {"text": full_text, "image": full_image.select(pairs.image_index)}
             fused.pair = trunk.fuse(streams, read=dict.fromkeys(STREAMS, first_token(pairs.labels)))[-1]
+            fused.pair_present = streams["image"].present
         if self.itc_head is not None:
             fused.similarity = self.itc_head(full_text, full_image)
         return fused
@@ -266,7 +269,9 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
                 0, mismatched, size + torch.arange(len(mismatched), device=own.device)
             )
             row = torch.where(pairs.labels == 1, own, extra_row)
-            fused.pair = {name: states[-1][name][row, :1] for name in STREAMS}
+            image_tokens = class_tokens(states[-1]["image"], image.num_views)
+            fused.pair = {"text": states[-1]["text"][row, :1], "image": image_tokens[row]}
+            fused.pair_present = None if image.present is None else image.present[images][row]
         return fused
 
     def _decode(
@@ -280,16 +285,21 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         config, output = self.config, M3AEForPreTrainingOutput()
         computed: dict[str, Tensor] = {}
         if config.mim_weight and fused.image is not None:
-            mask = patches.mask if inputs.image_present is None else patches.mask & inputs.image_present[:, None]
-            prediction = self.mim_head(fused.image, patches.ids_restore)
-            computed["mim"] = losses.masked_image_loss(prediction, self.mim_target(inputs.pixels()), mask)
-            output.mim_logits, output.mim_mask = prediction, mask
+            mask, present = patches.mask, inputs.image_present
+            mask = mask if present is None else mask & present.view(-1, 1)
+            views = fused.image.unflatten(1, (inputs.num_views, -1)).flatten(0, 1)  # (B·V, 1 + K, D)
+            prediction = self.mim_head(views, patches.ids_restore)
+            target = self.mim_target(inputs.pixels().flatten(0, -4))
+            computed["mim"] = losses.masked_image_loss(prediction, target, mask)
+            lead = inputs.pixel_values.shape[:-3]
+            output.mim_logits, output.mim_mask = prediction.unflatten(0, lead), mask.unflatten(0, lead)
         if config.mlm_weight and fused.text is not None:
             logits = self.mlm_head(fused.text)
             computed["mlm"] = losses.masked_language_loss(logits, words.labels)
             output.mlm_logits, output.mlm_positions, output.mlm_labels = logits, words.positions, words.labels
         if config.itm_weight and fused.pair is not None:
-            logits = self.itm_head(self.m3ae.pool(fused.pair))
+            present = {"image": fused.pair_present} if inputs.num_views > 1 else None
+            logits = self.itm_head(self.m3ae.pool(fused.pair, present, inputs.num_views))
             computed["itm"] = losses.matching_loss(logits, pairs.labels, pairs.valid)
             output.itm_logits, output.itm_labels = logits, pairs.labels.masked_fill(~pairs.valid, -100)
         if fused.contrast is not None:
@@ -367,7 +377,12 @@ class _Inputs:
         """Return the images, zero where absent, so that no NaN of an absent one reaches a loss."""
         if self.image_present is None:
             return self.pixel_values
-        return torch.where(self.image_present[:, None, None, None], self.pixel_values, 0)
+        return torch.where(self.image_present[..., None, None, None], self.pixel_values, 0)
+
+    @property
+    def num_views(self) -> int:
+        """Number of images V of a sample."""
+        return 1 if self.pixel_values.dim() == 4 else self.pixel_values.shape[1]
 
     def complete(self) -> Tensor:
         """Return which samples (B,) have both modalities."""
@@ -381,6 +396,7 @@ class _Fused:
     text: Tensor | None = None
     image: Tensor | None = None
     pair: dict[str, Tensor] | None = None
+    pair_present: Tensor | None = None
     similarity: Tensor | None = None
     contrast: Tensor | None = None
     whole: dict[str, Stream] = field(default_factory=dict)

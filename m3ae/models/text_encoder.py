@@ -68,7 +68,8 @@ def check_text_encoder(model_type: str | None, options: Mapping[str, Any]) -> No
         options: The configuration's other options.
     """
     known = model_type in CONFIG_MAPPING and model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if model_type is None or not known or options.get("is_decoder") or AutoConfig.for_model(model_type).is_encoder_decoder:
+    decodes = options.get("is_decoder") or (known and AutoConfig.for_model(str(model_type)).is_encoder_decoder)
+    if not known or decodes:
         raise ValueError(
             f"text_config.model_type is {model_type!r}; expected a bidirectional text encoder of transformers: "
             "bert, roberta, xlm-roberta, camembert, distilbert, electra, modernbert, deberta-v2, …"
