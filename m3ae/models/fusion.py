@@ -39,8 +39,8 @@ class Stream(NamedTuple):
 
     def select(self, index: Tensor) -> Stream:
         """Return the rows that `index` names."""
-        rows = (None if tensor is None else tensor[index] for tensor in self[:3])
-        return Stream(*rows, self.num_views)  # type: ignore[arg-type]
+        mask, present = (None if rows is None else rows[index] for rows in (self.mask, self.present))
+        return Stream(self.tokens[index], mask, present, self.num_views)
 
     def views(self) -> list[Stream]:
         """Return each view as a stream of its own."""

@@ -30,7 +30,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, stream: Stream) -> Tensor:
         """Pool a stream; rows of absent modalities give something finite that nobody reads."""
-        tokens, mask, _ = stream
+        tokens, mask, *_ = stream
         padding = None if mask is None else ~(mask | ~mask.any(1, keepdim=True))  # an empty softmax would be NaN
         normed = self.norm(tokens)
         queries = self.queries.expand(len(tokens), -1, -1)

@@ -55,7 +55,8 @@ def first_token(rows: Tensor) -> Tensor:
 
 def class_tokens(tokens: Tensor, num_views: int) -> Tensor:
     """Return the first token of each view, (B, V, D), of the tokens (B, V·S, D) of a stream."""
-    return tokens.unflatten(1, (num_views, -1))[:, :, 0]
+    first: Tensor = tokens.unflatten(1, (num_views, -1))[:, :, 0]
+    return first
 
 
 def all_present(rows: Tensor, *masks: Tensor | None) -> Tensor:

@@ -298,8 +298,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             computed["mlm"] = losses.masked_language_loss(logits, words.labels)
             output.mlm_logits, output.mlm_positions, output.mlm_labels = logits, words.positions, words.labels
         if config.itm_weight and fused.pair is not None:
-            present = {"image": fused.pair_present} if inputs.num_views > 1 else None
-            logits = self.itm_head(self.m3ae.pool(fused.pair, present, inputs.num_views))
+            pair_present = {"image": fused.pair_present} if inputs.num_views > 1 else None
+            logits = self.itm_head(self.m3ae.pool(fused.pair, pair_present, inputs.num_views))
             computed["itm"] = losses.matching_loss(logits, pairs.labels, pairs.valid)
             output.itm_logits, output.itm_labels = logits, pairs.labels.masked_fill(~pairs.valid, -100)
         if fused.contrast is not None:
