@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaTokenizer
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, RobertaTokenizer
 
 from m3ae.conversion.reading import read_released
 from m3ae.conversion.settings import departures
@@ -41,9 +41,14 @@ def convert(
     released = read_released(checkpoint)
     model, report = build(released, task, None if answers is None else read_answers(answers))
     image, text = model.config.image_config, model.config.text_config
-    assert isinstance(image, M3AEImageConfig) and isinstance(text, RobertaConfig)
+    assert isinstance(image, M3AEImageConfig) and isinstance(text, PreTrainedConfig)
     image_processor = M3AEImageProcessor.for_size(image.image_size)
     processor: M3AEImageProcessor | M3AEProcessor = image_processor
+    if tokenizer is None and text.model_type == "bert":
+        raise ValueError(
+            f"{checkpoint} has a BERT, whose special tokens no weight shows: give --tokenizer the folder of the "
+            "tokenizer that the model was trained with, as a rule bert-base-uncased."
+        )
     if tokenizer is None:
         report.remarks.append(
             "released files hold no tokenizer and none was given: only the image processor is written; give "
@@ -54,6 +59,8 @@ def convert(
         check_tokenizer(loaded, text)
         loaded.model_max_length = released.settings["config"].get("max_text_len", loaded.model_max_length)
         model.config.mask_token_id = loaded.mask_token_id
+        if text.model_type == "bert":
+            text.bos_token_id, text.eos_token_id = loaded.cls_token_id, loaded.sep_token_id
         processor = M3AEProcessor(image_processor, loaded)
     output = Path(output)
     model.save_pretrained(output)
@@ -80,6 +87,12 @@ def release(folder: str | Path, output: str | Path) -> Report:
     architecture = (config.architectures or ["model without a class"])[0]
     if architecture not in classes:
         raise ValueError(f"{folder} holds a {architecture}; the released format has only {', '.join(classes)}.")
+    assert isinstance(config.text_config, PreTrainedConfig)
+    if config.text_config.model_type not in ("bert", "roberta") or config.num_views > 1:
+        raise ValueError(
+            f"{folder} has a text encoder of the type {config.text_config.model_type} and {config.num_views} views; "
+            "the released format has one image and a bert or roberta."
+        )
     model = classes[architecture].from_pretrained(folder)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +148,7 @@ def _listed(content: Any) -> list[str]:
     return [str(by_index[i]) for i in order] if set(order) == by_index.keys() else []
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RobertaConfig) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Raise if a text encoder was trained with another vocabulary than the tokenizer's."""
     ours = {
         "words": config.vocab_size,
@@ -149,7 +162,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RobertaConfig) -
         "beginning": tokenizer.bos_token_id,
         "end": tokenizer.eos_token_id,
     }
-    different = [f"{name} {theirs[name]}, expected {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    known = [name for name, number in ours.items() if number is not None]  # BERT's weights tell no beginning or end
+    different = [f"{name} {theirs[name]}, expected {ours[name]}" for name in known if ours[name] != theirs[name]]
     if different:
         raise ValueError(
             f"The tokenizer in {tokenizer.name_or_path!r} has another vocabulary than the checkpoint: "

@@ -153,12 +153,11 @@ def _check_encoders(path: Path, state: Mapping[str, Tensor], config: Mapping[str
             "a vision transformer of CLIP (vision_encoder.visual.conv1.weight). Swin encoders are not supported."
         )
     types = state.get("language_encoder.embeddings.token_type_embeddings.weight")
-    tokenizer = str(config.get("tokenizer", "roberta"))
-    if "roberta" not in tokenizer.lower() or types is None or len(types) != 1:
+    tokenizer, count = str(config.get("tokenizer", "roberta")), 0 if types is None else len(types)
+    if count != (1 if "roberta" in tokenizer.lower() else 2):
         raise CheckpointError(
-            f"{path}: the text encoder is not a RoBERTa: its tokenizer is {tokenizer!r} and it has "
-            f"{0 if types is None else len(types)} token types; expected a RoBERTa tokenizer and 1. BERT encoders "
-            "count positions otherwise and are not supported."
+            f"{path}: the text encoder is neither a RoBERTa nor a BERT: its tokenizer is {tokenizer!r} and it has "
+            f"{count} token types; expected 1 with a RoBERTa tokenizer and 2 with another."
         )
 
 

@@ -79,7 +79,9 @@ def _text_config(released: Released, fusion_width: int) -> dict[str, Any]:
     state, settings = released.state, released.settings
     vocab_size, width = _shape(state, _TEXT + "embeddings.word_embeddings.weight")
     heads = _setting(settings["config"], "num_heads") if width == fusion_width else width // CLIP_HEAD_WIDTH
+    is_bert = len(state[_TEXT + "embeddings.token_type_embeddings.weight"]) == 2
     return {
+        **({"model_type": "bert", "pad_token_id": 0} if is_bert else {}),
         "vocab_size": vocab_size,
         "hidden_size": width,
         "num_hidden_layers": _count(state, _TEXT + "encoder.layer."),
@@ -95,13 +97,13 @@ def published_settings(config: M3AEConfig, loss_names: Mapping[str, float]) -> d
     assert isinstance(image, M3AEImageConfig) and isinstance(text, PreTrainedConfig)
     return {
         "vit": f"ViT-B/{image.patch_size}",
-        "tokenizer": "roberta-base",
+        "tokenizer": {"roberta": "roberta-base", "bert": "bert-base-uncased"}[text.model_type],
         "vocab_size": text.vocab_size,
         "hidden_size": config.hidden_size,
         "num_layers": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
         "mlp_ratio": config.intermediate_size // config.hidden_size,
-        "max_text_len": min(64, text.max_position_embeddings - 2),
+        "max_text_len": min(64, config.longest_text),
         "drop_rate": config.hidden_dropout_prob,
         "image_size": image.image_size,
         "patch_size": image.patch_size,
@@ -133,7 +135,7 @@ def departures(config: M3AEConfig) -> list[str]:
         ("image_config.pre_norm", image.pre_norm, True),
         ("image_config.layer_norm_eps", image.layer_norm_eps, 1e-5),
         ("text_config.hidden_act", text.hidden_act, "gelu"),
-        ("text_config.layer_norm_eps", text.layer_norm_eps, 1e-5),
+        ("text_config.layer_norm_eps", text.layer_norm_eps, 1e-12 if text.model_type == "bert" else 1e-5),
         ("layer_norm_eps", config.layer_norm_eps, 1e-12),
     )
     return [f"{name} is {ours}, the published code has {theirs}" for name, ours, theirs in fixed if ours != theirs]

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from transformers import AutoProcessor
+from transformers import AutoProcessor, BertTokenizer
 
 from m3ae import M3AEConfig
 from m3ae.conversion.convert import convert, read_answers, release
@@ -14,6 +14,7 @@ from m3ae.conversion.reading import CheckpointError, Released, read_released
 from m3ae.conversion.settings import infer_config
 from m3ae.conversion.weights import TASKS, build, choose_task, released_content
 from m3ae.models.modeling import M3AEPreTrainedModel
+from m3ae.models.text_encoder import special_ids
 from tests.conversion.released import UNREAD, released_by_others, save, word_tokenizer
 from tests.models.tiny import tiny_config, tiny_of
 
@@ -69,6 +70,46 @@ def test_every_size_is_inferred(task: str) -> None:
     assert {key for key in ours if ours[key] != theirs[key]} <= {"id2label", "label2id", "dtype"}
     left_out = {name for names in report.left_out.values() for name in names}
     assert left_out == UNREAD.keys() and len(report.mapped) == len(content["state_dict"]) - len(UNREAD)
+
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+} | {
+    "intermediate_size": 64,
+    "max_position_embeddings": 24,
+}
+
+
+def test_a_checkpoint_with_a_bert(tmp_path) -> None:
+    model = tiny_of(TASKS["pretraining"], text_config=BERT)
+    content = released_by_others(model)
+    assert content["hyper_parameters"]["config"]["tokenizer"] == "bert-base-uncased"
+    content["hyper_parameters"] |= {**HEADS, "roberta": {"num_attention_heads": 2}}
+    (tmp_path / "config.json").write_text(json.dumps({**HEADS, "roberta": {"num_attention_heads": 2}}))
+    file, words = save(tmp_path, content), [f"word{number}" for number in range(35)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate([*special, *words])})
+    tokenizer.save_pretrained(tmp_path / "bert")
+    convert(file, tmp_path / "converted", tokenizer=str(tmp_path / "bert"))
+    loaded = TASKS["pretraining"].from_pretrained(tmp_path / "converted").eval()
+    assert same_weights(loaded, model)
+    assert loaded.config.mask_token_id == 4 and special_ids(loaded.config.text_config) == [0, 2, 3]
+    batch = {"pixel_values": torch.zeros(1, 3, 32, 32), "input_ids": torch.full((1, 24), 7)}
+    assert torch.equal(loaded.m3ae(**batch).pooler_output, model.m3ae(**batch).pooler_output)
+    with pytest.raises(ValueError, match="has a BERT, whose special tokens no weight shows: give --tokenizer"):
+        convert(file, tmp_path / "without")
+
+
+def test_a_text_encoder_that_the_released_format_lacks(tmp_path) -> None:
+    tiny_of(TASKS["pretraining"], text_config=BERT | {"model_type": "electra"}).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="has a text encoder of the type electra and 1 views; the released format has"
+    ):
+        release(tmp_path, tmp_path / "m3ae.ckpt")
 
 
 def test_heads_of_attention_without_a_word_on_them() -> None:

@@ -93,7 +93,7 @@ def test_a_bert_checkpoint(tmp_path) -> None:
     refused(tmp_path / "pytorch_model.bin", "it holds the weights of a BERT-like text encoder")
 
 
-def test_an_m3ae_with_a_swin_or_a_bert_inside(content, tmp_path) -> None:
+def test_an_m3ae_with_a_swin_or_an_unknown_text_encoder_inside(content, tmp_path) -> None:
     state = content["state_dict"]
     vision = {name: state.pop(name) for name in list(state) if name.startswith("vision_encoder.")}
     state["vision_encoder.layers.0.blocks.0.attn.relative_position_bias_table"] = torch.zeros(9, 2)
@@ -101,7 +101,9 @@ def test_an_m3ae_with_a_swin_or_a_bert_inside(content, tmp_path) -> None:
     refused(save(tmp_path, content), "the image encoder is 'swin_base_patch4_window12_384_in22k'")
     state |= vision
     content["hyper_parameters"]["config"]["tokenizer"] = "bert-base-uncased"
-    refused(save(tmp_path, content), "the text encoder is not a RoBERTa: its tokenizer is 'bert-base-uncased'")
+    refused(
+        save(tmp_path, content), "the text encoder is neither a RoBERTa nor a BERT: its tokenizer is 'bert-base-un"
+    )
 
 
 def test_weights_without_their_settings(content, tmp_path) -> None:
