@@ -204,8 +204,7 @@ def _from_m3ae(source: str) -> PublishedViT:
     model, left_out = _load_transformers(source, M3AEModel)
     options = model.config.image_config
     stated = {name: getattr(options, name) for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
-    processor = ImageProcessingMixin.get_image_processor_dict(source)[0]
-    normalization = _normalization(processor, "image_mean", "image_std")
+    normalization = (options.image_mean, options.image_std)
     state, left_out = model.image_encoder.vit.state_dict(), left_out + _beside(model, "image_encoder.")
     return PublishedViT("another M3AE", state, left_out, stated, normalization)
 

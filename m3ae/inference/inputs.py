@@ -19,10 +19,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from m3ae.data.collate import tokenize
 from m3ae.data.images import load_image
-from m3ae.models.configuration import M3AEConfig
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.modeling import M3AEPreTrainedModel
-from m3ae.models.processing import M3AEProcessor
+from m3ae.models.processing import M3AEProcessor, check_normalization
 
 BATCH_SIZE = 32
 ModelT = TypeVar("ModelT", bound=M3AEPreTrainedModel)
@@ -39,10 +39,13 @@ def load_model(
         device: Such as `cuda:1`; a GPU if there is one, by default.
 
     Raises:
-        ValueError: There is no such model, or it is of another class.
+        ValueError: There is no such model, it is of another class, or its processor contradicts its configuration.
     """
     model = _load(find_model(path), classes, device)
-    return model, M3AEProcessor.from_pretrained(find_model(path))
+    processor = M3AEProcessor.from_pretrained(find_model(path))
+    assert isinstance(model.config.image_config, M3AEImageConfig)
+    check_normalization(processor.image_processor, model.config.image_config)
+    return model, processor
 
 
 def load_generator(

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from m3ae.data.collate import WORD, tokenize, word_ids
 from m3ae.inference.inputs import encode_pixels, pictures
+from m3ae.models.configuration import M3AEImageConfig
+from m3ae.models.encoders import denormalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.losses import patchify, unpatchify
 from m3ae.models.masking import PatchMask, collect_labels, mask_patches
@@ -149,7 +151,7 @@ def reconstruct(
     hidden, context = _encode(model, words, patches)
     found: list[dict[str, Any]] = [{} for _ in images]
     if patches is not None:
-        for row, parts in _fill_patches(processor, model, patches, context | {"image": hidden["image"]}):
+        for row, parts in _fill_patches(model, patches, context | {"image": hidden["image"]}):
             found[row] |= parts
     if words is not None:
         for row, filled in _fill_words(processor, model, words, context | {"text": hidden["text"]}):
@@ -232,7 +234,7 @@ def _encode(
 
 
 def _fill_patches(
-    processor: M3AEProcessor, model: M3AEForPreTraining, patches: _Patches, streams: dict[str, Stream]
+    model: M3AEForPreTraining, patches: _Patches, streams: dict[str, Stream]
 ) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
     """Yield the parts of a `Reconstruction` for each sample with an image."""
     depth = None if model.config.mim_layer < 0 else model.config.mim_layer
@@ -240,9 +242,9 @@ def _fill_patches(
     logits = model.mim_head(fused, patches.mask.ids_restore)
     predicted = predicted_patches(model, patches.pixels, logits)
     size, channels = model.patch_size, patches.pixels.shape[1]
-    images = unpatchify(predicted, size, channels).permute(0, 2, 3, 1).cpu()
-    scale = processor.image_processor
-    made = (images * torch.tensor(scale.image_std) + torch.tensor(scale.image_mean)).clamp(0, 1).numpy()
+    assert isinstance(model.config.image_config, M3AEImageConfig)
+    images = denormalize_images(unpatchify(predicted, size, channels), model.config.image_config)
+    made = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     side = made.shape[1] // size
     hidden = patches.mask.mask.view(-1, side, side).cpu().numpy()
     pixelwise = hidden.repeat(size, 1).repeat(size, 2)[..., None]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
 
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.option_checks import check_fraction, check_heads, check_keys, check_width
+from m3ae.models.processing import M3AEImageProcessor
 from m3ae.models.text_encoder import check_text_encoder, longest_text, text_config_of
 
 
@@ -27,9 +31,12 @@ class M3AEImageConfig(PreTrainedConfig):
         pre_norm: Normalise the embedded patches before the first block, as CLIP does.
         dropout: Dropout after projections and MLPs.
         layer_norm_eps: Epsilon of the layer normalisations.
+        image_mean: Mean of each channel, which the processor subtracts from values in [0, 1]; CLIP's if None.
+        image_std: Deviation of each channel, which the processor divides by; CLIP's if None.
 
     Raises:
-        ValueError: Sizes that do not divide, or an option that does not exist.
+        ValueError: Sizes that do not divide, not one mean and deviation for each channel, or an option that does not
+            exist.
     """
 
     model_type = "m3ae_image"
@@ -46,9 +53,13 @@ class M3AEImageConfig(PreTrainedConfig):
     pre_norm: bool = True
     dropout: float = 0.0
     layer_norm_eps: float = 1e-5
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_keys(type(self).__name__, [field.name for field in fields(self)], kwargs)
+        self.image_mean = _for_channels("image_mean", self.image_mean, OPENAI_CLIP_MEAN, self.num_channels)
+        self.image_std = _for_channels("image_std", self.image_std, OPENAI_CLIP_STD, self.num_channels)
         if self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             raise ValueError(
@@ -63,6 +74,19 @@ class M3AEImageConfig(PreTrainedConfig):
     def num_patches(self) -> int:
         """Number of patches N of an image."""
         return (self.image_size // self.patch_size) ** 2
+
+
+def _for_channels(name: str, values: list[float] | None, colours: list[float], num_channels: int) -> list[float]:
+    """Return the values, one for each channel; None stands for those of colours, or for their mean."""
+    if values is None:
+        values = colours if num_channels == len(colours) else [sum(colours) / len(colours)]
+    if len(values) == 1:
+        values = values * num_channels
+    if len(values) != num_channels:
+        raise ValueError(
+            f"image_config.{name} must have one value for each of the {num_channels} channels, got {values}."
+        )
+    return list(values)
 
 
 class M3AEConfig(PreTrainedConfig):
@@ -104,7 +128,7 @@ class M3AEConfig(PreTrainedConfig):
             several); 1 if None.
         num_negatives: Texts of the batch that the matching head is to tell apart from an image's own in retrieval
             training; 0 trains the contrastive head alone.
-        mask_token_id: Index of the mask token; the last of the vocabulary if None, as RoBERTa has it.
+        mask_token_id: Index of the mask token. None becomes the last index of the vocabulary, as RoBERTa has it.
         latent: Options of `LatentConfig`, or one: the latent head. None, as published, leaves it out.
 
     Raises:
@@ -150,8 +174,6 @@ class M3AEConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_keys(type(self).__name__, [field.name for field in fields(self)], kwargs)
-        if not isinstance(self.image_config, M3AEImageConfig):
-            self.image_config = M3AEImageConfig(**(self.image_config or {}))
         if isinstance(self.text_config, PreTrainedConfig):
             check_text_encoder(self.text_config.model_type, self.text_config.to_dict())
         else:
@@ -160,6 +182,13 @@ class M3AEConfig(PreTrainedConfig):
             self.latent = LatentConfig(**self.latent)
         if self.views is not None and (not self.views or len(set(self.views)) < len(self.views)):
             raise ValueError(f"views needs different names of at least one image, got {self.views}.")
+        stated = self._take_normalizations()
+        if not isinstance(self.image_config, M3AEImageConfig):
+            self.image_config = M3AEImageConfig(**((stated or [{}])[0] | (self.image_config or {})))
+        for normalization in stated:
+            _check_normalization(self.image_config, normalization)
+        if self.mask_token_id is None:
+            self.mask_token_id = self.text_config.vocab_size - 1
         check_heads("fusion", self.hidden_size, self.num_attention_heads)
         check_heads("pixel decoder", self.decoder_hidden_size, self.decoder_num_attention_heads)
         check_width("decoder_hidden_size", self.decoder_hidden_size)
@@ -190,6 +219,34 @@ class M3AEConfig(PreTrainedConfig):
         assert isinstance(self.text_config, PreTrainedConfig)
         return longest_text(self.text_config)
 
+    def _take_normalizations(self) -> list[dict[str, list[float]]]:
+        """Take out of the latent head what it states of the trunk's images, as options of the image encoder."""
+        taken = []
+        modalities = self.latent.modalities if isinstance(self.latent, LatentConfig) else None
+        for options in (modalities or {}).values():
+            if options["encoder"] == "vit" and options["mean"] is not None:
+                taken.append({"image_mean": options["mean"], "image_std": options["std"]})
+                options |= {"mean": None, "std": None}
+        return taken
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the options of a saved model.
+
+        A model saved before its configuration stated how images are normalised has this from its processor.
+        """
+        options, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        image = options.get("image_config")
+        if isinstance(image, dict) and "image_mean" not in image:
+            with suppress(OSError):
+                processor = M3AEImageProcessor.from_pretrained(pretrained_model_name_or_path)
+                image |= {"image_mean": [*processor.image_mean], "image_std": [*processor.image_std]}
+                for modality in ((options.get("latent") or {}).get("modalities") or {}).values():
+                    modality |= {"mean": None, "std": None} if modality.get("encoder") == "vit" else {}
+        return options, unused
+
     @classmethod
     def named(cls, size: str, **overrides: Any) -> M3AEConfig:
         """Build the configuration of a named size, with some options replaced.
@@ -209,6 +266,14 @@ class M3AEConfig(PreTrainedConfig):
             merges = isinstance(value, dict) and value.get("model_type") in (None, "roberta")
             options[key] = {**options.get(key, {}), **value} if merges else value
         return cls(**options)
+
+
+def _check_normalization(image: M3AEImageConfig, stated: dict[str, list[float]]) -> None:
+    if stated != {name: getattr(image, name) for name in stated}:
+        raise ValueError(
+            f"latent.modalities: images of the encoder vit are normalised by image_config, whose mean is "
+            f"{image.image_mean} and deviation {image.image_std}; got {stated}. Leave mean and std out there."
+        )
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -22,6 +22,18 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     return F.embedding(first + index, tokens.flatten(0, 1))  # rows at a time, where `gather` takes single numbers
 
 
+def normalize_images(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """Return images (B, C, H, W) of [0, 1] as an encoder takes them: (x − mean) / std of each channel."""
+    return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
+
+
+def denormalize_images(pixel_values: Tensor, config: M3AEImageConfig) -> Tensor:
+    """Return the images (B, C, H, W) of [0, 1] that `M3AEImageProcessor` has made pixel values of."""
+    assert config.image_mean is not None and config.image_std is not None
+    mean, std = (pixel_values.new_tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
+    return pixel_values * std + mean
+
+
 class ImageEncoder(nn.Module):
     """timm's `VisionTransformer`, run on the visible patches only."""
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from m3ae.models import latent as algebra
 from m3ae.models import objectives
-from m3ae.models.configuration import M3AEConfig
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.encoders import normalize_images
 from m3ae.models.fitted_prior import FittedPrior
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
@@ -22,7 +23,6 @@ from m3ae.models.latent_head import (
     InferredExperts,
     LatentHead,
     LatentPosterior,
-    image_statistics,
     init_latent_weights,
 )
 from m3ae.models.latent_inputs import TENSOR_NAMES, LatentInputs, Modalities, check_names, only, read_inputs
@@ -393,9 +393,13 @@ class M3AEForGeneration(M3AEPreTrainedModel):
                 continue
             values = tensors[TENSOR_NAMES[modality.kind]]
             if modality.encoder == "vit":
-                values = values.expand(-1, self.m3ae.num_channels, -1, -1)  # of grayscale images, the one repeated
-            if modality.kind == "image" and modality.mean is not None:
-                mean, std = image_statistics(modality)
-                values = (values - mean.to(values)) / std.to(values)
-            found[name] = self.m3ae.encode_image(values, None, present) if modality.encoder == "vit" else values
+                image = self.config.image_config
+                assert isinstance(image, M3AEImageConfig) and image.image_mean and image.image_std
+                values = values.expand(-1, image.num_channels, -1, -1)  # of grayscale images, the one repeated
+                values = normalize_images(values, image.image_mean, image.image_std)
+                found[name] = self.m3ae.encode_image(values, None, present)
+            elif modality.mean is not None and modality.std is not None:
+                found[name] = normalize_images(values, modality.mean, modality.std)
+            else:
+                found[name] = values
         return found

@@ -68,6 +68,7 @@ class InitReport:
 def init_image_encoder(model: M3AEPreTrainedModel, source: str) -> InitReport:
     """Copy a published vision transformer into the image encoder, its position table interpolated to our image size.
 
+    The configuration takes over how the source's images are normalised; the processor is to be built from it.
     A source with more blocks than ours gives its first ones: the published M3AE takes 11 of CLIP's 12. The encoder
     then computes what the source does up to there, and applies the source's last normalisation.
 
@@ -86,7 +87,7 @@ def init_image_encoder(model: M3AEPreTrainedModel, source: str) -> InitReport:
     assert isinstance(config, M3AEImageConfig)
     published = read_vit(source)
     sizes = _sizes(published.state, source)
-    _check_image_options(config, sizes | published.stated, source)
+    _check_image_options(config, sizes | published.stated | _stated_normalization(config, published), source)
     state, expected = dict(published.state), vit.state_dict().keys()
     deeper = [name for name in state if _block(name) >= config.num_hidden_layers]
     surplus = [name for name in state if name not in expected and name not in deeper]
@@ -103,6 +104,8 @@ def init_image_encoder(model: M3AEPreTrainedModel, source: str) -> InitReport:
     state["pos_embed"] = resample_positions(table, config.image_size // config.patch_size)
     copied = [name for name in expected if name in state]
     vit.load_state_dict({name: state[name] for name in copied}, strict=False)
+    if published.normalization is not None:
+        config.image_mean, config.image_std = map(list, published.normalization)
     remarks = _image_remarks(config, published, sizes)
     where = f"{source} ({published.kind})"
     left_out = deeper + published.left_out
@@ -271,6 +274,17 @@ def _check_image_options(config: M3AEImageConfig, theirs: Mapping[str, Any], sou
     _require_none("vision transformer", source, config, different, "image_config", hint)
 
 
+def _stated_normalization(config: M3AEImageConfig, published: PublishedViT) -> dict[str, Any]:
+    """Return how the source's images are normalised, if the configuration has other values than the default ones."""
+    default = M3AEImageConfig(num_channels=config.num_channels)
+    if published.normalization is None or (config.image_mean, config.image_std) == (
+        default.image_mean,
+        default.image_std,
+    ):
+        return {}
+    return dict(zip(("image_mean", "image_std"), map(list, published.normalization), strict=True))
+
+
 def _require_none(
     what: str, source: str, config: Any, different: Mapping[str, Any], section: str, hint: str = ""
 ) -> None:
@@ -299,7 +313,7 @@ def _image_remarks(config: M3AEImageConfig, published: PublishedViT, sizes: Mapp
     if eps != config.layer_norm_eps:
         remarks.append(f"layer_norm_eps is {eps:g} there and {config.layer_norm_eps:g} here")
     if published.normalization is None:
-        remarks.append("it does not say how images are normalised: the processor's own mean and deviation stay")
+        remarks.append("it does not say how images are normalised: image_mean and image_std of image_config stay")
     return [*remarks, *published.remarks]
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from transformers import PreTrainedConfig
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
 
 from m3ae.models.latent import MAX_ENUMERATED
 from m3ae.models.option_checks import (
@@ -57,7 +56,8 @@ class ModalityConfig:
         num_attention_heads: Attention heads of a transformer decoder, or an autoregressive one.
         patch_size: Side of the patches that a transformer decoder predicts; those of the trunk if None.
         max_length: Longest text in tokens that can be decoded, special ones included.
-        mean: Subtracted from each channel of an image before it is encoded; CLIP's for the encoder `vit`, if None.
+        mean: Subtracted from each channel of an image before it is encoded. Images of the encoder `vit` are normalised
+            by `image_config`.
         std: What the difference is divided by.
     """
 
@@ -98,8 +98,6 @@ class ModalityConfig:
         if filled.get("encoder") is None:
             filled["encoder"] = encoders[0]
         decoders = _DECODERS.get(kind, ("mlp",))
-        if filled["encoder"] == "vit" and filled.get("mean") is None and filled.get("std") is None:
-            filled["mean"], filled["std"] = list(OPENAI_CLIP_MEAN), list(OPENAI_CLIP_STD)
         if filled.get("decoder") is None:
             filled["decoder"] = "mlp" if filled["encoder"] in ("mlp", "cnn") else decoders[0]
         likelihoods = _LIKELIHOODS.get(kind, ("normal", "laplace", "bernoulli"))

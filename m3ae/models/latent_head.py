@@ -19,7 +19,7 @@ from m3ae.models import latent as algebra
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent import Gaussian, Mixture
-from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
+from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_decoders import DoublingConvolution, PatchDecoder, build_decoder
 from m3ae.models.latent_encoders import AttentionPool, Expert, HalvingConvolution
 from m3ae.models.latent_inputs import TENSOR_NAMES, Modalities
@@ -282,11 +282,6 @@ class LatentHead(nn.Module):
 
 def _nothing(z: Tensor) -> Tensor:
     return z.new_zeros(z.shape[:-1])
-
-
-def image_statistics(modality: ModalityConfig) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation (C, 1, 1) by which images of a modality are normalised before they are encoded."""
-    return torch.tensor(modality.mean)[:, None, None], torch.tensor(modality.std)[:, None, None]
 
 
 def init_latent_weights(module: nn.Module, std: float) -> None:

@@ -154,12 +154,6 @@ class M3AEEncoders(M3AEPreTrainedModel):
         if "image" in streams and config.num_views > 1:
             self.view_types = nn.Embedding(config.num_views, config.hidden_size)
 
-    @property
-    def num_channels(self) -> int:
-        """Channels of the images that the image encoder takes."""
-        assert isinstance(self.config.image_config, M3AEImageConfig)
-        return self.config.image_config.num_channels
-
     def encode_image(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, present: Tensor | None = None
     ) -> Stream:

@@ -17,10 +17,11 @@ from transformers.utils.generic import ModelOutput
 from m3ae.models import losses, masking
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead, PixelDecoder, TokenHead, linear_in_float32
+from m3ae.models.encoders import denormalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_pairs
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_head import LatentHead, image_statistics, init_latent_weights
+from m3ae.models.latent_head import LatentHead, init_latent_weights
 from m3ae.models.latent_inputs import read_inputs
 from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass
 from m3ae.models.modeling import (
@@ -198,13 +199,13 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         maskable = ~special.bool()
         for mask in (inputs.attention_mask, None if inputs.text_present is None else inputs.text_present[:, None]):
             maskable = maskable if mask is None else maskable & mask.bool()
-        mask_id = text.vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
+        assert config.mask_token_id is not None
         return masking.mask_tokens(
             inputs.input_ids,
             maskable,
             noise,
             config.mlm_probability,
-            mask_id,
+            config.mask_token_id,
             text.vocab_size,
             word_ids if config.whole_word_masking else None,
         )
@@ -322,15 +323,14 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         """Infer z from the unmasked inputs, encoded already or not, and explain them from it."""
         given: dict[str, dict[str, Tensor]] = {}
         presence = {"image": inputs.image_present, "text": inputs.text_present}
-        for name, modality in head.modalities.items():
+        for name in head.modalities:
             if name == "text":
                 mask = inputs.attention_mask
                 given[name] = {"input_ids": inputs.input_ids}
                 given[name] |= {} if mask is None else {"attention_mask": mask}
                 encode = partial(self.m3ae.encode_text, inputs.input_ids, mask)
             else:
-                mean, std = (part.to(inputs.pixel_values) for part in image_statistics(modality))
-                given[name] = {"pixel_values": inputs.pixel_values * std + mean}
+                given[name] = {"pixel_values": denormalize_images(inputs.pixel_values, self._image)}
                 encode = partial(self.m3ae.encode_image, inputs.pixel_values, None)
             there = presence[name]
             given[name] |= {} if there is None else {"present": there}

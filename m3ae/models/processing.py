@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -10,6 +10,9 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
 from m3ae.limits import MAX_ASPECT
+
+if TYPE_CHECKING:
+    from m3ae.models.configuration import M3AEImageConfig  # which reads processors
 
 
 class M3AEImageProcessor(PilBackend):
@@ -47,9 +50,10 @@ class M3AEImageProcessor(PilBackend):
         return resized
 
     @classmethod
-    def for_size(cls, image_size: int) -> M3AEImageProcessor:
-        """Build the processor of a model whose images have `image_size` pixels a side."""
-        return cls(size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size})
+    def for_size(cls, image_size: int, **options: Any) -> M3AEImageProcessor:
+        """Build the processor of a model whose images have `image_size` pixels a side, with further options."""
+        crop = {"height": image_size, "width": image_size}
+        return cls(size={"shortest_edge": image_size}, crop_size=crop, **options)
 
 
 class M3AEProcessor(ProcessorMixin):
@@ -94,3 +98,14 @@ class M3AEProcessor(ProcessorMixin):
             if (isinstance(given, list | tuple) and not given) or 0 in getattr(given, "shape", ()):
                 raise ValueError(f"{name}: got an empty {type(given).__name__}, expected at least one, or None")
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
+
+def check_normalization(processor: M3AEImageProcessor, config: M3AEImageConfig) -> None:
+    """Raise ValueError if a processor does not normalise images as the model's configuration says."""
+    expected = [config.image_mean, config.image_std]
+    stated = [list(processor.image_mean), list(processor.image_std)] if processor.do_normalize else [None, None]
+    if stated != expected:
+        raise ValueError(
+            f"the processor normalises images by mean {stated[0]} and deviation {stated[1]}, but image_config of the "
+            f"model says mean {expected[0]} and deviation {expected[1]}: give the processor these"
+        )

@@ -41,7 +41,8 @@ class TextDecoder(nn.Module, ABC):
         if not all(isinstance(token, int) for token in ends):
             raise ValueError(f"text_config: bos, eos and pad tokens of a decoded text must be known, got {ends}.")
         self.bos, self.eos, self.pad = map(int, ends)
-        self.mask = text.vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
+        assert config.mask_token_id is not None
+        self.mask = config.mask_token_id
         self.special = [self.bos, self.eos, self.pad, self.mask]
 
     @abstractmethod

@@ -13,7 +13,6 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from m3ae.conversion.encoders import Normalization
 from m3ae.data.augment import Augmentation
 from m3ae.data.multimodal import Batch, Kind, MultimodalCollator, MultimodalDataset, MultimodalSample
 from m3ae.data.prepared import load_manifest
@@ -26,7 +25,6 @@ from m3ae.models.latent import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_decoders import shape_of
 from m3ae.models.modeling import M3AEModel
-from m3ae.models.processing import M3AEImageProcessor
 from m3ae.tasks.finetuning import in_main_process
 from m3ae.tasks.latent_passes import evenly
 from m3ae.tasks.model_card import write_model_card
@@ -102,7 +100,7 @@ class Generation:
             model_config = M3AEConfig.named(config.model.size, **given, latent=latent)
         set_seed(config.training.seed)
         model = M3AEForGeneration(model_config)
-        _check_normalization(model, start_encoders(model, config.model.init))
+        start_encoders(model, config.model.init)
         return cls(config, model, tokenizer)
 
     def collate(self, samples: Sequence[MultimodalSample]) -> dict[str, Any]:
@@ -293,8 +291,7 @@ def _load(config: RunConfig) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase
     """Load a saved model: one of this class, or any whose trunk the experts start from.
 
     Raises:
-        ValueError: There is none, it has no latent head and the config names none, sizes change, or images would be
-            normalised otherwise.
+        ValueError: There is none, it has no latent head and the config names none, or sizes change.
     """
     path = config.model.path
     assert path is not None
@@ -317,8 +314,6 @@ def _load(config: RunConfig) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase
         model = M3AEForGeneration.from_pretrained(path, config=wanted)
     else:
         model = _resized(path, wanted, image_size)
-    if saved.latent is None and not anew:
-        _check_normalization(model, _saved_normalization(path))
     has_texts = any(modality.kind == "text" for modality in wanted.latent.typed_modalities.values())
     return model, load_tokenizer(path) if has_texts else None
 
@@ -333,28 +328,6 @@ def _resized(path: str, config: M3AEConfig, image_size: int) -> M3AEForGeneratio
     used = model.base_model.state_dict().keys()
     model.base_model.load_state_dict({name: value for name, value in trunk.state_dict().items() if name in used})
     return model
-
-
-def _saved_normalization(path: str) -> Normalization | None:
-    """Return what the images of a saved model are normalised with; None if its folder does not say."""
-    try:
-        processor = M3AEImageProcessor.from_pretrained(path)
-    except OSError:
-        return None
-    return processor.image_mean, processor.image_std
-
-
-def _check_normalization(model: M3AEForGeneration, expected: Normalization | None) -> None:
-    """Raise ValueError if images will be normalised otherwise than those that the image encoder was trained on."""
-    for name, modality in model.latent.typed_modalities.items():
-        if expected is None or modality.encoder != "vit":
-            continue
-        mean, std = map(list, expected)
-        if (modality.mean, modality.std) != (mean, std):
-            raise ValueError(
-                f"latent.modalities.{name}: mean {modality.mean} and std {modality.std} normalise its images, but "
-                f"those of the image encoder that it starts from had mean {mean} and std {std}; set these."
-            )
 
 
 def _check_labels(latent: LatentConfig, dataset: MultimodalDataset) -> None:

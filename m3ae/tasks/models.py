@@ -10,12 +10,12 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
-from m3ae.conversion.encoders import Normalization, read_text_config
+from m3ae.conversion.encoders import read_text_config
 from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.initialization import contradictions, init_image_encoder, init_text_encoder, resize_images
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
-from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_normalization
 from m3ae.training.config import InitConfig, RunConfig
 
 NOT_FOUND = "there is no such folder, and the hub has no model of this name or cannot be reached"
@@ -55,8 +55,8 @@ def open_model(
     if config.model.path is None:
         tokenizer = build_tokenizer(config, texts)
         model = model_class(new_config(config, tokenizer, overrides | options))
-        normalization = start_encoders(model, config.model.init)
-        processor = M3AEProcessor(image_processor_for(model, normalization), tokenizer)
+        start_encoders(model, config.model.init)
+        processor = M3AEProcessor(image_processor_for(model), tokenizer)
     else:
         model, processor = load_model(
             model_class,
@@ -123,32 +123,23 @@ def _source_options(source: str, vocabulary: dict[str, Any], overrides: Mapping[
     return {name: value for name, value in config.to_dict().items() if name not in _BOOKKEEPING} | special
 
 
-def start_encoders(model: M3AEPreTrainedModel, init: InitConfig) -> Normalization | None:
+def start_encoders(model: M3AEPreTrainedModel, init: InitConfig) -> None:
     """Copy published encoders into a new model, and print what was copied.
-
-    Returns:
-        What the images of the image encoder were normalised with, if there is one and that is known.
 
     Raises:
         ValueError: An encoder cannot be read or does not fit the model.
     """
-    normalization = None
     if init.image_encoder is not None:
-        report = init_image_encoder(model, init.image_encoder)
-        normalization = report.normalization
-        PartialState().print(report)
+        PartialState().print(init_image_encoder(model, init.image_encoder))
     if init.text_encoder is not None:
         PartialState().print(init_text_encoder(model, init.text_encoder))
-    return normalization
 
 
-def image_processor_for(model: M3AEPreTrainedModel, normalization: Normalization | None) -> M3AEImageProcessor:
-    """Build the image processor of a model, with CLIP's normalisation if None is given."""
-    assert isinstance(model.config.image_config, M3AEImageConfig)
-    processor = M3AEImageProcessor.for_size(model.config.image_config.image_size)
-    if normalization is not None:
-        processor.image_mean, processor.image_std = normalization
-    return processor
+def image_processor_for(model: M3AEPreTrainedModel) -> M3AEImageProcessor:
+    """Build the image processor of a model from its configuration."""
+    config = model.config.image_config
+    assert isinstance(config, M3AEImageConfig)
+    return M3AEImageProcessor.for_size(config.image_size, image_mean=config.image_mean, image_std=config.image_std)
 
 
 def saved_config(path: str) -> M3AEConfig:
@@ -201,13 +192,16 @@ def load_model(
         seed: Decides what is drawn.
 
     Raises:
-        ValueError: There is no such model, it lacks the head, or its weights have other shapes than is asked for.
+        ValueError: There is no such model, it lacks the head, its weights have other shapes than is asked for, or its
+            processor contradicts its configuration.
     """
     saved = saved_config(path)
     try:
         processor = M3AEProcessor.from_pretrained(path)
     except OSError as error:
         raise ValueError(f"model.path: no processor in {path!r} ({str(error).splitlines()[0]}).") from error
+    assert isinstance(saved.image_config, M3AEImageConfig)
+    check_normalization(processor.image_processor, saved.image_config)
     wanted, image_size = merged_config(saved, {**overrides, **options})
     set_seed(seed)
     try:
@@ -225,11 +219,9 @@ def load_model(
             f"{dict(overrides)} change the shape of parameters, or the head has not one row for each of its labels. "
             "Leave those overrides out, or start a new model with model.size."
         ) from error
-    assert isinstance(saved.image_config, M3AEImageConfig)
     if image_size != saved.image_config.image_size:
         resize_images(model, image_size)
-        old = processor.image_processor
-        processor.image_processor = image_processor_for(model, (old.image_mean, old.image_std))
+        processor.image_processor = image_processor_for(model)
     return model, processor
 
 

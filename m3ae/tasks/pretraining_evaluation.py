@@ -22,6 +22,7 @@ from m3ae.data.pairs import Pair, PairDataset
 from m3ae.inference.reconstruction import predicted_patches
 from m3ae.metrics.retrieval import recall_at_k, relevant_images
 from m3ae.metrics.sums import MeanMetrics
+from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.losses import patchify
 from m3ae.models.masking import collect_labels
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
@@ -52,7 +53,8 @@ class PreTrainingEvaluator:
         Means over `draws` different masks of every sample.
         """
         sums = MeanMetrics()
-        deviation = torch.tensor(self.collator.processor.image_processor.image_std)
+        assert isinstance(model.config.image_config, M3AEImageConfig)
+        deviation = torch.tensor(model.config.image_config.image_std)
         image_std = deviation.repeat(model.patch_size**2).to(self.accelerator.device)  # (P·P·C,), channels last
         generator = torch.Generator(self.accelerator.device).manual_seed(0)  # of the latent pass
         for pairs in chain.from_iterable(self._batches(shuffled=shuffled, draw=draw) for draw in range(draws)):

@@ -1,6 +1,10 @@
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from m3ae import M3AEConfig, M3AEImageConfig
+from m3ae import M3AEConfig, M3AEImageConfig, M3AEImageProcessor
 from m3ae.models.configuration import SIZES
 
 
@@ -34,6 +38,10 @@ def test_configs_survive_saving(size: str, tmp_path) -> None:
         ({"mask_ratio": 1.5}, "mask_ratio must lie between 0 and 0.99, got 1.5"),
         ({"mim_layer": 9}, r"mim_layer must lie between -1 and num_hidden_layers \(6\), got 9"),
         ({"decoder_hidden_size": 90}, "decoder_hidden_size must be a multiple of 4 .*, got 90"),
+        (
+            {"image_config": {"image_mean": [0.5, 0.5]}},
+            r"image_config.image_mean must have one value for each of the 3 channels, got \[0.5, 0.5\]",
+        ),
         ({"schedule": "both"}, "schedule must be 'separate' or 'joint', got 'both'"),
         ({"num_attention_heads": 7}, "the width 768 must be a multiple of the number of attention heads, got 7"),
     ],
@@ -46,3 +54,56 @@ def test_bad_options_are_explained(options: dict, message: str) -> None:
 def test_unknown_size_lists_the_sizes() -> None:
     with pytest.raises(ValueError, match="'large'; the sizes are tiny, small, base"):
         M3AEConfig.named("large")
+
+
+HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
+MODALITY = {"mean": HALF["image_mean"], "std": HALF["image_std"]}
+
+
+def saved_before_images_were_described(folder: Path, modality: dict[str, Any]) -> M3AEConfig:
+    """Save a configuration as earlier versions did, and load it."""
+    M3AEConfig.named("tiny", latent={"size": 3}).save_pretrained(folder)
+    options = json.loads((folder / "config.json").read_text())
+    for name in HALF:
+        del options["image_config"][name]
+    options["latent"]["modalities"]["image"] |= modality
+    (folder / "config.json").write_text(json.dumps(options))
+    return M3AEConfig.from_pretrained(folder)
+
+
+def test_how_images_are_normalised_is_in_the_file(tmp_path: Path) -> None:
+    M3AEConfig(image_config=HALF).save_pretrained(tmp_path)
+    image = M3AEConfig.from_pretrained(tmp_path).image_config
+    assert {name: getattr(image, name) for name in HALF} == HALF
+    assert M3AEImageConfig().image_mean == M3AEImageProcessor().image_mean == [0.48145466, 0.4578275, 0.40821073]
+    assert M3AEImageConfig().image_std == M3AEImageProcessor().image_std
+    assert M3AEImageConfig(num_channels=2, image_mean=[0.5]).image_mean == [0.5, 0.5]
+    assert M3AEImageConfig(num_channels=1).image_mean == pytest.approx([0.4491627])
+
+
+def test_an_earlier_model_is_normalised_as_its_processor_or_its_latent_head_says(tmp_path: Path) -> None:
+    image = saved_before_images_were_described(tmp_path, {}).image_config
+    assert image.image_mean == M3AEImageProcessor().image_mean
+    config = saved_before_images_were_described(tmp_path, MODALITY)
+    assert {name: getattr(config.image_config, name) for name in HALF} == HALF
+    assert config.latent.typed_modalities["image"].mean is None  # the numbers are in one place
+    M3AEImageProcessor.for_size(32, image_mean=[0.1] * 3, image_std=[0.2] * 3).save_pretrained(tmp_path)
+    image = saved_before_images_were_described(tmp_path, MODALITY).image_config
+    assert (image.image_mean, image.image_std) == ([0.1] * 3, [0.2] * 3)
+
+
+def test_two_normalisations_of_one_encoder_are_refused() -> None:
+    latent = {"modalities": {name: {"kind": "image", **MODALITY} for name in ("frontal", "lateral")}}
+    assert M3AEConfig.named("tiny", latent=latent, image_config=HALF).image_config.image_mean == [0.5] * 3
+    latent["modalities"]["lateral"] = {"kind": "image", "mean": [0.1] * 3, "std": [0.1] * 3}
+    with pytest.raises(ValueError, match=r"by image_config, whose mean is \[0.5, 0.5, 0.5\].*got .*\[0.1, 0.1, 0.1\]"):
+        M3AEConfig.named("tiny", latent=latent)
+
+
+def test_the_mask_token_is_in_the_configuration(tmp_path: Path) -> None:
+    config = M3AEConfig.named("tiny")
+    assert config.mask_token_id == 127
+    config.text_config.vocab_size = 140
+    config.save_pretrained(tmp_path)
+    assert M3AEConfig.from_pretrained(tmp_path).mask_token_id == 127
+    assert M3AEConfig.named("tiny", mask_token_id=4).mask_token_id == 4

@@ -220,6 +220,19 @@ def test_noise_comes_from_the_generator() -> None:
     assert not torch.equal(first, model(**inputs, generator=torch.Generator().manual_seed(4)).loss)
 
 
+def test_further_words_leave_the_mask_token_alone() -> None:
+    model, batch = tiny_model(mlm_probability=0.5), tiny_batch()
+    batch["text_noise"][..., 1] = 0.5  # every chosen token becomes the mask
+    read: list[torch.Tensor] = []
+    model.m3ae.text_encoder.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    for vocab_size in (128, 140):
+        model.resize_token_embeddings(vocab_size)
+        model(**batch)
+        changed = read[-1][read[-1] != batch["input_ids"]]
+        assert len(changed) > 4 and set(changed.tolist()) == {127}, vocab_size
+    assert model.config.text_config.vocab_size == 140 and model.mlm_head.decoder.out_features == 140
+
+
 def test_masked_text_needs_labels() -> None:
     batch = tiny_batch()
     with pytest.raises(ValueError, match="needs mlm_labels"):

@@ -65,7 +65,7 @@ def test_both_encoders_and_what_belongs_to_them(
     assert torch.equal(trunk.image_encoder.vit.pos_embed, table)
     assert len(task.processor.tokenizer) == words.config.vocab_size
     processor = task.processor.image_processor
-    assert (processor.image_mean, processor.image_std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert (list(processor.image_mean), list(processor.image_std)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     task.save(task.model, tmp_path / "model", {})
     saved = type(task.processor).from_pretrained(tmp_path / "model").image_processor
     assert list(saved.image_mean) == [0.1, 0.2, 0.3] and saved.size["shortest_edge"] == 32
@@ -167,12 +167,14 @@ def generation(data: Path, tmp_path: Path, init: dict[str, str], **image: Any) -
 
 
 def test_a_latent_head_starts_from_a_published_encoder(data: Path, clip: Path, roberta: Path, tmp_path: Path) -> None:
-    init, normalized = {"image_encoder": str(clip)}, {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    model = generation(data, tmp_path, init, **normalized).model
+    init = {"image_encoder": str(clip)}
+    model = generation(data, tmp_path, init).model
+    assert model.config.image_config.image_mean == [0.1, 0.2, 0.3]
+    assert model.config.image_config.image_std == [0.4, 0.5, 0.6]
     expected = CLIPVisionModel.from_pretrained(clip).embeddings.patch_embedding.weight
     assert torch.equal(model.m3ae.image_encoder.vit.patch_embed.proj.weight, expected)
-    with pytest.raises(ValueError, match=r"frontal: mean \[0.48.* it starts from had mean \[0.1, 0.2, 0.3\] and std"):
-        generation(data, tmp_path, init)
+    with pytest.raises(ValueError, match=r"image_mean is \[0.1, 0.2, 0.3\] there and \[0.5, 0.5, 0.5\] here"):
+        generation(data, tmp_path, init, mean=[0.5] * 3, std=[0.5] * 3)
     with pytest.raises(ValueError, match=r"init.image_encoder: no modality of this model has the encoder 'vit'"):
         generation(data, tmp_path, init, encoder="cnn", shape=[3, 32, 32])
 
@@ -187,13 +189,14 @@ def test_a_latent_head_normalises_as_the_model_that_it_starts_from(data: Path, c
         saved = {"path": str(tmp_path / folder), "overrides": {"latent": latent, "image_config": {"image_size": 48}}}
         return Generation.from_config(tiny_run(data, tmp_path, task="generation", model=saved))
 
-    with pytest.raises(ValueError, match=r"had mean \[0.1, 0.2, 0.3\] and std \[0.4, 0.5, 0.6\]; set these"):
-        started()
-    task = started(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], shape=[1], hidden_size=16)
+    with pytest.raises(ValueError, match=r"normalised by image_config, whose mean is \[0.1, 0.2, 0.3\].*; got"):
+        started(mean=[0.5] * 3, std=[0.5] * 3)
+    task = started(shape=[1], hidden_size=16)
+    assert task.model.config.image_config.image_std == [0.4, 0.5, 0.6]
     table, expected = task.model.m3ae.image_encoder.vit.pos_embed, trunk.model.m3ae.image_encoder.vit.pos_embed
     assert torch.equal(table, resample_positions(expected, side=6))
     blocks = (m.m3ae.image_encoder.vit.blocks[0].mlp.fc1.weight for m in (task.model, trunk.model))
     assert torch.equal(*blocks)
     assert task.model.sample_prior(1)["frontal"].shape == (1, 1, 48, 48)
-    trunk.model.save_pretrained(tmp_path / "bare")  # without a processor, which is all that knows
-    assert started("bare", hidden_size=16).model.latent.typed_modalities["frontal"].mean != [0.1, 0.2, 0.3]
+    trunk.model.save_pretrained(tmp_path / "bare")  # without a processor: the configuration knows
+    assert started("bare", hidden_size=16).model.config.image_config.image_mean == [0.1, 0.2, 0.3]

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionAnswering
+from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionAnswering, M3AEImageProcessor
+from m3ae.inference import load_model
 from m3ae.tasks.models import has_labels, label_names, open_model, saved_config
 from m3ae.training.config import RunConfig
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning
@@ -89,6 +90,17 @@ def test_another_image_size_interpolates_the_positions(tmp_path: Path, pretraine
     model, processor = open_model(config, M3AEForQuestionAnswering, lambda: ["a text"], ANSWERS, new_head=True)
     assert model.config.image_config.image_size == processor.image_processor.crop_size["height"] == 48
     assert model(pixel_values=torch.zeros(1, 3, 48, 48)).logits.shape == (1, 3)
+
+
+@pytest.mark.parametrize("options", [{"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, {"do_normalize": False}])
+def test_a_processor_that_contradicts_the_model_is_refused(
+    tmp_path: Path, finetuned: str, options: dict[str, Any]
+) -> None:
+    M3AEImageProcessor.for_size(32, **options).save_pretrained(finetuned)
+    with pytest.raises(ValueError, match=r"the processor normalises images by mean .* image_config of the model says"):
+        answerer(run(tmp_path, finetuned))
+    with pytest.raises(ValueError, match=r"the processor normalises images by mean .* image_config of the model says"):
+        load_model(finetuned, [M3AEForQuestionAnswering])
 
 
 def test_a_new_model_reads_the_words_of_the_texts(tmp_path: Path) -> None:
