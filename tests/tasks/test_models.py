@@ -4,7 +4,13 @@ from typing import Any
 import pytest
 import torch
 
-from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionAnswering, M3AEImageProcessor
+from m3ae import (
+    M3AEForImageTextRetrieval,
+    M3AEForPreTraining,
+    M3AEForQuestionAnswering,
+    M3AEImageProcessor,
+    M3AEProcessor,
+)
 from m3ae.inference import load_model
 from m3ae.tasks.models import has_labels, label_names, open_model, saved_config
 from m3ae.training.config import RunConfig
@@ -96,7 +102,9 @@ def test_another_image_size_interpolates_the_positions(tmp_path: Path, pretraine
 def test_a_processor_that_contradicts_the_model_is_refused(
     tmp_path: Path, finetuned: str, options: dict[str, Any]
 ) -> None:
-    M3AEImageProcessor.for_size(32, **options).save_pretrained(finetuned)
+    processor = M3AEProcessor.from_pretrained(finetuned)
+    processor.image_processor = M3AEImageProcessor.for_size(32, **options)
+    processor.save_pretrained(finetuned)
     with pytest.raises(ValueError, match=r"the processor normalises images by mean .* image_config of the model says"):
         answerer(run(tmp_path, finetuned))
     with pytest.raises(ValueError, match=r"the processor normalises images by mean .* image_config of the model says"):
