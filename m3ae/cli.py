@@ -107,11 +107,12 @@ def train_tokenizer(folder: Path, output: Path, vocab_size: int, text_column: st
     """  # noqa: D301
     from m3ae.data.pairs import PairDataset
     from m3ae.data.tokenizer import train_tokenizer
+    from m3ae.data.words import count_words
 
     texts = PairDataset(folder, "train", image_columns=[], text_column=text_column).texts()
     tokenizer = train_tokenizer(texts, vocab_size)
     tokenizer.save_pretrained(output)
-    words = sum(len(text.split()) for text in texts)
+    words = sum(map(count_words, texts))
     tokens = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
     click.echo(f"{output}: {len(tokenizer)} tokens from {len(texts)} texts, {tokens / words:.2f} tokens a word")
 

@@ -5,15 +5,24 @@ On VQA-RAD they leave 461 different answers in train, and 498, the published num
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
+import regex
+
 ANSWER_TYPES = ("closed", "open")
 ANSWERS_FILE = "answers.json"
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+# what ends a sentence, separates, quotes or brackets in other scripts; an apostrophe is part of a word
+OTHER_PUNCTUATION = regex.compile(
+    r"[[\p{Terminal_Punctuation}\p{Ps}\p{Pe}\p{Pi}\p{Pf}\p{Pd}\u30fb]--[\p{ASCII}\u2018\u2019]]"
+    r"|(?<=\P{ASCII}):|:(?=\P{ASCII})",
+    regex.V1,
+)
 NUMBERS = {
     "none": "0",
     "zero": "0",
@@ -51,9 +60,11 @@ def normalize_answer(answer: str) -> str:
     """Return an answer as the VQA evaluation compares it: `"The T2-weighted."` becomes `"t2 weighted"`.
 
     Lower case; without articles and punctuation; number words as digits, among them "none" as 0; contractions with
-    their apostrophe. Empty where nothing is left.
+    their apostrophe. Before that, full-width and other compatible forms become plain ones (NFKC), and punctuation that
+    those rules do not know becomes a blank. Empty where nothing is left.
     """
-    words = _strip_punctuation(" ".join(answer.lower().split())).split()
+    plain = OTHER_PUNCTUATION.sub(" ", unicodedata.normalize("NFKC", answer)).lower()
+    words = _strip_punctuation(" ".join(plain.split())).split()
     numbered = [NUMBERS.get(word, word) for word in words]
     return " ".join(CONTRACTIONS.get(word, word) for word in numbered if word not in ARTICLES)
 

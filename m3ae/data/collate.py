@@ -5,7 +5,6 @@ Shapes: B batch, N patches, L text tokens, S side of the image in pixels.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,11 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from m3ae.data.augment import Augmentation, augment, plain
 from m3ae.data.images import damage_named
+from m3ae.data.words import WORD
 from m3ae.models.processing import M3AEProcessor
 
 if TYPE_CHECKING:
     from m3ae.data.pairs import Pair  # needs datasets, which inference does without
-
-WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]+")  # letters and digits, or punctuation; never both
 
 
 class PairCollator:
@@ -131,8 +129,8 @@ def _decode(pair: Pair) -> Image.Image:
 def word_ids(text: str, token_starts: np.ndarray) -> Tensor:
     """Number the word that each token belongs to: the one at its first character that is no blank.
 
-    A word is a run of letters and digits, with inner apostrophes, or of punctuation. A byte-level tokenizer puts the
-    blank before a word into its first token, and splits one character into several tokens of the same place.
+    Words match `m3ae.data.words.WORD`. A byte-level tokenizer puts the blank before a word into its first token, and
+    splits one character into several tokens of the same place.
 
     Args:
         text: The text.
@@ -143,6 +141,18 @@ def word_ids(text: str, token_starts: np.ndarray) -> Tensor:
     """
     ends = np.array([match.end() for match in WORD.finditer(text)], dtype=np.int64)
     return torch.from_numpy(np.searchsorted(ends, token_starts, side="right"))
+
+
+def spell_words(text: str, ids: Tensor, token_ends: Tensor) -> list[str]:
+    """Return the words of a text, each as far as its tokens reach: one token may hold several Chinese characters.
+
+    Args:
+        text: The text.
+        ids: (L,) the word of each token, see `word_ids`; −1 for special tokens.
+        token_ends: (L,) character behind each token.
+    """
+    matches = enumerate(WORD.finditer(text))
+    return [text[match.start() : max([match.end(), *token_ends[ids == n].tolist()])] for n, match in matches]
 
 
 def _channels_first(image: Image.Image) -> Tensor:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from m3ae.data.images import UnreadableImageError, encode_image, load_image
 from m3ae.data.prepared import Rejected
+from m3ae.data.words import count_words
 
 Row = dict[str, Any]
 Outcome = tuple[Row | None, list[Rejected]]  # the finished row, if it is kept, and everything that was left out of it
@@ -115,12 +116,12 @@ def _leads_into(path: Path, root: Path) -> bool:
 
 
 def clean_texts(texts: list[str] | None, min_words: int) -> tuple[list[str] | None, list[str]]:
-    """Collapse white space and leave out texts of fewer than `min_words` words.
+    """Collapse white space and leave out texts of fewer than `min_words` words (`count_words`).
 
     Returns:
         The texts kept, or None if there are none, and one reason for each text left out.
     """
     cleaned = [" ".join(text.split()) for text in texts or []]
-    kept = [text for text in cleaned if text and len(text.split()) >= min_words]
+    kept = [text for text in cleaned if text and count_words(text) >= min_words]
     reasons = ["text too short" if text else "text empty" for text in cleaned if text not in kept]
     return kept or None, reasons

@@ -18,6 +18,7 @@ from PIL import Image
 from m3ae.data.contact_sheet import cut, draw_contact_sheet
 from m3ae.data.prepared import REJECTED, Manifest, array_shape, image_columns, load_manifest, load_split
 from m3ae.data.tables import read_jsonl
+from m3ae.data.words import count_words
 from m3ae.figures import BLUE, ORANGE, new_figure, save_figure
 
 TEXT = datasets.Value("string")
@@ -176,7 +177,7 @@ def _by_split(
 def _word_counts(rows: datasets.Dataset, column: str) -> np.ndarray:
     """Return the number of words of every text: shape (texts,)."""
     cells = (cell if isinstance(cell, list) else [cell] for cell in rows[column] if cell)
-    return np.array([len(text.split()) for texts in cells for text in texts if text], dtype=np.int64)
+    return np.array([count_words(text) for texts in cells for text in texts if text], dtype=np.int64)
 
 
 def _image_sizes(rows: datasets.Dataset, column: str) -> np.ndarray:

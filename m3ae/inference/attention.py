@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from m3ae.data.collate import WORD, word_ids
+from m3ae.data.collate import spell_words, word_ids
 from m3ae.inference.inputs import encode_pixels
 from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
@@ -62,10 +62,10 @@ def word_attention(
     numbers = word_ids(text, encoded["offset_mapping"][0, :, 0].numpy())
     numbers[encoded["special_tokens_mask"][0].bool()] = -1
     words = [(POOLED, relative[0])]
-    for number, match in enumerate(WORD.finditer(text)):
+    for number, word in enumerate(spell_words(text, numbers, encoded["offset_mapping"][0, :, 1])):
         own = relative[numbers == number]
-        if match.group()[0].isalnum() and len(own):
-            words.append((match.group(), own.mean(0)))
+        if word[0].isalnum() and len(own):
+            words.append((word, own.mean(0)))
     side = math.isqrt(relative.shape[1] - 1)
     maps = torch.stack([row[1:] for _, row in words]).view(-1, side, side)
     return WordAttention([word for word, _ in words], maps)

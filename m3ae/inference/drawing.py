@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from m3ae.data.collate import WORD
+from m3ae.data.words import WORD
 from m3ae.figures import COLUMNS, Strip, draw_attention, draw_reconstructions, draw_retrieval
 from m3ae.inference.attention import word_attention
 from m3ae.inference.collections import Collection
@@ -50,10 +50,10 @@ def mark_words(text: str, words: Sequence[MaskedWord] | None) -> str:
     parts, end = [], 0
     for place, match in enumerate(WORD.finditer(text)):
         if place in predicted:
+            word = predicted[place].word
             filled = "".join(char if char.isprintable() else "·" for char in predicted[place].predicted)
-            shown = match.group() if filled == match.group() else f"{match.group()} → {filled}"
-            parts += [text[end : match.start()], f"[{shown}]"]
-            end = match.end()
+            parts += [text[end : match.start()], f"[{word if filled == word else f'{word} → {filled}'}]"]
+            end = match.start() + len(word)
     return "".join([*parts, text[end:]])
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from m3ae.data.collate import WORD, tokenize, word_ids
+from m3ae.data.collate import spell_words, tokenize, word_ids
 from m3ae.inference.inputs import encode_pixels, pictures
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.encoders import denormalize_images
@@ -71,7 +71,7 @@ class _Words(NamedTuple):
     """Texts with hidden words.
 
     Attributes:
-        texts: B texts.
+        spellings: The words of each of the B texts.
         present: (B,) bool.
         encoded: `input_ids` and `attention_mask` (B, L) of the whole texts.
         masked_ids: (B, L) with the mask token in place of the hidden words.
@@ -79,7 +79,7 @@ class _Words(NamedTuple):
         numbers: (B, L) the word of each token, on the CPU.
     """
 
-    texts: list[str]
+    spellings: list[list[str]]
     present: Tensor
     encoded: dict[str, Tensor]
     masked_ids: Tensor
@@ -196,15 +196,16 @@ def _hide_words(
     given, tokenizer = [text or "" for text in texts], processor.tokenizer
     options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
     encoded = tokenize(tokenizer, given, model.config.longest_text, **options)
-    ids, numbers = encoded["input_ids"], []
+    ids, numbers, spellings = encoded["input_ids"], list[Tensor](), list[list[str]]()
     for text, offsets, special in zip(given, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True):
         own = word_ids(text, offsets[:, 0].numpy())
         own[special.bool()] = -1
         numbers.append(own)
+        spellings.append(spell_words(text, own, offsets[:, 1]))
     words, hidden = torch.stack(numbers), torch.zeros_like(ids, dtype=torch.bool)
-    for row, text in enumerate(given):
+    for row, spelt in enumerate(spellings):
         kept = set(words[row].tolist())  # others are cut off
-        there = [n for n, match in enumerate(WORD.finditer(text)) if n in kept and match.group()[0].isalnum()]
+        there = [n for n, word in enumerate(spelt) if n in kept and word[0].isalnum()]
         order = np.random.default_rng([seed, row]).permutation(there)
         chosen = order[: max(1, round(share * len(order)))]
         hidden[row] = torch.isin(words[row], torch.from_numpy(chosen.astype(np.int64)))
@@ -212,7 +213,7 @@ def _hide_words(
     device = model.device
     present = torch.tensor([text is not None for text in texts], device=device)
     whole = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
-    return _Words(given, present, whole, masked.to(device), labels.to(device), words)
+    return _Words(spellings, present, whole, masked.to(device), labels.to(device), words)
 
 
 def _encode(
@@ -270,12 +271,11 @@ def _fill_words(
     for row in words.present.nonzero()[:, 0].tolist():
         own = is_hidden[row]
         numbers = words.numbers[row, positions[row, own]]
-        written = [match.group() for match in WORD.finditer(words.texts[row])]
         yield (
             row,
             [
                 MaskedWord(
-                    written[place],
+                    words.spellings[row][place],
                     place,
                     processor.tokenizer.decode(tokens[row, own][numbers == place]).strip(),
                     float(scores[row, own][numbers == place].prod()),

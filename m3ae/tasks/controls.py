@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-WORD = r"\w+"
+from m3ae.data.words import split_words
 
 
 def majority(labels: Sequence[str]) -> str:
@@ -75,7 +75,7 @@ class _Words:
     """Counts of the words of texts, and of the same words in others; `counts` is None if there are no words."""
 
     def __init__(self, texts: Sequence[str], tf_idf: bool = False) -> None:
-        self._vectorizer = (TfidfVectorizer if tf_idf else CountVectorizer)(token_pattern=WORD)
+        self._vectorizer = (TfidfVectorizer if tf_idf else CountVectorizer)(tokenizer=split_words, token_pattern=None)
         try:
             self.counts = self._vectorizer.fit_transform(texts)
         except ValueError:  # an empty vocabulary

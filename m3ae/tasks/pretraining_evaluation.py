@@ -7,11 +7,11 @@ and patches from whole texts (the `separate` schedule), however the model was tr
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
+import regex
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import Pair, PairDataset
+from m3ae.data.words import name_pattern
 from m3ae.inference.reconstruction import predicted_patches
 from m3ae.metrics.retrieval import recall_at_k, relevant_images
 from m3ae.metrics.sums import MeanMetrics
@@ -78,7 +79,7 @@ class PreTrainingEvaluator:
         """
         sums = MeanMetrics()
         names = {word: group for group, words in word_groups.items() for word in words}
-        pattern = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b", re.IGNORECASE)
+        pattern = name_pattern(names)
         counts: dict[str, Counter[str]] = {group: Counter() for group in word_groups}
         for pairs in self._batches(shuffled=shuffled):
             batch = self.collator(pairs)
@@ -144,7 +145,7 @@ class PreTrainingEvaluator:
         return [complete[i * len(complete) // limit] for i in range(limit)] if limit < len(complete) else complete
 
     def _hide_words(
-        self, pairs: Sequence[Pair], input_ids: Tensor, pattern: re.Pattern[str]
+        self, pairs: Sequence[Pair], input_ids: Tensor, pattern: regex.Pattern[str]
     ) -> tuple[Tensor, Tensor, list[tuple[int, list[int], str]]]:
         """Return masked ids (B, L), labels (B, L), and row, tokens and spelling of each hidden word."""
         tokenizer = self.collator.processor.tokenizer

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import RobertaTokenizer
 
-from m3ae.data.collate import PairCollator, word_ids
+from m3ae.data.collate import PairCollator, spell_words, word_ids
 from m3ae.data.pairs import Pair
 from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
@@ -89,6 +89,15 @@ def found_words(text: str, tokenizer) -> list[str]:
 def test_words_are_found_by_the_place_of_their_tokens(processor) -> None:
     assert found_words(TEXT, processor.tokenizer) == WORDS
     assert found_words("Ödem — 5 µm", processor.tokenizer) == ["Ödem", "—", "5", "µm"]
+    assert found_words("CT示左肺，हृदय सामान्य", processor.tokenizer) == ["CT", "示", "左", "肺", "，", "हृदय", "सामान्य"]
+
+
+def test_a_word_is_spelt_as_far_as_its_tokens_reach() -> None:
+    text, ends = "左肺 结节 seen", torch.tensor([0, 2, 4, 5, 7, 10])  # <s>, 左肺, 结, 节, " se", and "en" is cut off
+    ids = word_ids(text, np.array([0, 0, 2, 4, 5, 8]))
+    assert ids.tolist() == [0, 0, 2, 3, 4, 4]
+    ids[0] = -1
+    assert spell_words(text, ids, ends) == ["左肺", "肺", "结", "节", "seen"], "no token starts with 肺"
 
 
 @pytest.mark.real_data

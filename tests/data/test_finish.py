@@ -28,6 +28,11 @@ def test_clean_texts_keeps_what_is_long_enough() -> None:
         ["a b c", "x y z"],
         ["text empty", "text too short"],
     )
+    texts = ["两肺未见明显异常改变", "正常。", "両肺野に異常陰影を認めない。", "ปอดปกติ", "폐에 이상 없음", "이상 없음"]
+    assert clean_texts(texts, min_words=3) == (
+        ["两肺未见明显异常改变", "両肺野に異常陰影を認めない。", "ปอดปกติ", "폐에 이상 없음"],
+        ["text too short", "text too short"],
+    )
     assert clean_texts([""], min_words=0) == (None, ["text empty"])
     assert clean_texts(None, min_words=3) == (None, [])
 

@@ -3,6 +3,7 @@
 from math import exp
 
 import pytest
+from sacrebleu.metrics.bleu import BLEU
 
 from m3ae.metrics import text_metrics
 from m3ae.metrics.text import told_class
@@ -29,6 +30,15 @@ def test_the_texts_themselves_are_right() -> None:
     assert found == pytest.approx({f"bleu_{order}": 1 for order in (1, 2, 3, 4)} | {"exact": 1, "distinct": 2 / 3})
 
 
+def test_bleu_counts_the_characters_of_scripts_without_blanks() -> None:
+    texts, references = ["CT示左肺 结节，考虑炎症。", "两肺未见异常"], ["CT示右肺结节，考虑炎症。", "两肺未见明显异常"]
+    found = text_metrics(texts, [[reference] for reference in references])
+    for order in (1, 2, 3, 4):
+        expected = BLEU(tokenize="zh", lowercase=True, max_ngram_order=order, smooth_method="none", force=True)
+        assert found[f"bleu_{order}"] == pytest.approx(expected.corpus_score(texts, [references]).score / 100)
+    assert text_metrics(["ปอดปกติ"], [["ปอดผิดปกติ"]])["bleu_1"] == pytest.approx(exp(1 - 8 / 6))
+
+
 @pytest.mark.parametrize("references", [[["a"]], [["a"], []]])
 def test_texts_have_references(references: list[list[str]]) -> None:
     with pytest.raises(ValueError, match=f"got 2 texts and {len(references)} lists of references"):
@@ -38,3 +48,4 @@ def test_texts_have_references(references: list[list[str]]) -> None:
 def test_a_text_tells_the_class_that_it_alone_names() -> None:
     texts = ["A Large heart.", "large or small", "enlarged", "", "small", "(small)"]
     assert told_class(texts, ["small", "large"]).tolist() == [1, -1, -1, -1, 0, 0]
+    assert told_class(["左肺结节可见", "CT积液。", "无", "有结节、积液"], ["结节", "积液"]).tolist() == [0, 1, -1, -1]

@@ -19,6 +19,11 @@ def test_bag_of_words_reads_the_words_and_not_their_order() -> None:
     assert bag_of_words(texts, ["left", "yes", "left", "yes"], ["nodule", "the side"]) == ["yes", "left"]
 
 
+def test_bag_of_words_reads_the_characters_of_scripts_without_blanks() -> None:
+    texts = ["左肺有结节吗", "图中是哪一侧", "有结节", "哪一侧"]
+    assert bag_of_words(texts, ["yes", "left", "yes", "left"], ["右肺的结节", "肺在哪侧"]) == ["yes", "left"]
+
+
 @pytest.mark.parametrize(("texts", "labels"), [(["", ""], ["no", "no"]), (["a b", "c d"], ["no", "no"])])
 def test_bag_of_words_without_words_or_choice_is_the_majority(texts: list[str], labels: list[str]) -> None:
     assert bag_of_words(texts, labels, ["new words"]) == ["no"]
