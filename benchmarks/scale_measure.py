@@ -27,10 +27,10 @@ from m3ae import M3AEConfig, M3AEForPreTraining
 from m3ae.data.listing import list_rows
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
-from m3ae.data.shards import file_sha256
 from m3ae.data.sources import load_source
 from m3ae.data.streaming import _Slice
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.files import file_sha256
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 
 MB = 1e6

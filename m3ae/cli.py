@@ -93,7 +93,7 @@ def data() -> None:
 
 @cli.command("train-tokenizer")
 @click.argument("folder", type=PATH)
-@click.option("--output", type=PATH, required=True, help="folder to write the tokenizer to")
+@click.option("--output", type=PATH, required=True, help="new or empty folder for the tokenizer")
 @click.option("--vocab-size", type=int, default=8192, show_default=True, help="tokens at most, the 256 bytes included")
 @click.option("--text-column", default="text", show_default=True, help="column of the texts")
 def train_tokenizer(folder: Path, output: Path, vocab_size: int, text_column: str) -> None:
@@ -108,10 +108,12 @@ def train_tokenizer(folder: Path, output: Path, vocab_size: int, text_column: st
     from m3ae.data.pairs import PairDataset
     from m3ae.data.tokenizer import train_tokenizer
     from m3ae.data.words import count_words
+    from m3ae.files import new_folder
 
-    texts = PairDataset(folder, "train", image_columns=[], text_column=text_column).texts()
-    tokenizer = train_tokenizer(texts, vocab_size)
-    tokenizer.save_pretrained(output)
+    with new_folder(output) as unfinished:
+        texts = PairDataset(folder, "train", image_columns=[], text_column=text_column).texts()
+        tokenizer = train_tokenizer(texts, vocab_size)
+        tokenizer.save_pretrained(unfinished)
     words = sum(map(count_words, texts))
     tokens = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
     click.echo(f"{output}: {len(tokenizer)} tokens from {len(texts)} texts, {tokens / words:.2f} tokens a word")

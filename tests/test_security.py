@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import m3ae
+from m3ae.files import CHECKSUMS, write_checksums
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import ConfigError, load_config
-from m3ae.training.durable import CHECKSUMS, write_checksums
 from m3ae.training.loop import train
 from m3ae.training.run_folder import without_secrets
 

@@ -11,7 +11,7 @@ from m3ae.commands.shared import MODEL, PATH, be_quiet
 
 @click.command()
 @MODEL
-@click.option("--output", type=PATH, required=True, help="folder of the two programs")
+@click.option("--output", type=PATH, required=True, help="new or empty folder for the two programs")
 def export(model: str, output: Path) -> None:
     """Write the encoders of a model as programs of torch.export.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+from m3ae.commands.shared import AS_JSON, PATH, print_json
 
 
 @click.group()
@@ -18,7 +17,7 @@ def run() -> None:
 
 @run.command()
 @click.argument("folder", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="print all of it as JSON")
+@AS_JSON
 def show(folder: Path, as_json: bool) -> None:
     """Print what is needed to judge a run, and to repeat it.
 
@@ -33,7 +32,10 @@ def show(folder: Path, as_json: bool) -> None:
     from m3ae.training.run_folder import RunFolder
 
     found = RunFolder(folder).describe()
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _layout(folder, found))
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(_layout(folder, found))
 
 
 def _layout(folder: Path, found: dict[str, Any]) -> str:
@@ -74,7 +76,7 @@ def _number(value: float | None) -> str:
 
 def _now(path: str, digest: str) -> str:
     from m3ae.data.prepared import MANIFEST
-    from m3ae.data.shards import file_sha256
+    from m3ae.files import file_sha256
 
     manifest = Path(path) / MANIFEST
     if not manifest.is_file():

@@ -13,6 +13,7 @@ from m3ae.conversion.reading import read_released
 from m3ae.conversion.settings import departures
 from m3ae.conversion.weights import TASKS, Report, build, released_content
 from m3ae.data.tokenizer import load_tokenizer
+from m3ae.files import new_folder, replacing
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.model_card import model_card
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
@@ -29,13 +30,14 @@ def convert(
 
     Args:
         checkpoint: The released file.
-        output: The folder to write.
+        output: A new or an empty folder.
         task: One of `TASKS`; the one that the file was trained for if None.
         tokenizer: Folder or hub name of the tokenizer; without it only the image processor is written.
         answers: File of the answer or class names, see `read_answers`; without it they are LABEL_0, LABEL_1, ….
 
     Raises:
         CheckpointError: The file cannot be read, has parameters that are not known, lacks some, or lacks that task.
+        FileExistsError: The folder holds something already.
         ValueError: Tokenizer or answers do not fit the checkpoint.
     """
     released = read_released(checkpoint)
@@ -62,11 +64,12 @@ def convert(
         if text.model_type == "bert":
             text.bos_token_id, text.eos_token_id = loaded.cls_token_id, loaded.sep_token_id
         processor = M3AEProcessor(image_processor, loaded)
-    output = Path(output)
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
     origin = f"Converted from `{Path(checkpoint).name}`, a checkpoint in the format of Chen et al. (2022)."
-    (output / "README.md").write_text(model_card(model, output.name, training=origin), encoding="utf-8")
+    with new_folder(Path(output)) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        card = model_card(model, Path(output).name, training=origin)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return report
 
 
@@ -75,9 +78,10 @@ def release(folder: str | Path, output: str | Path) -> Report:
 
     Args:
         folder: Folder of one of the classes in `TASKS`.
-        output: The file to write.
+        output: A new file.
 
     Raises:
+        FileExistsError: There is such a file already.
         ValueError: The folder holds no such model.
     """
     if not (Path(folder) / "config.json").is_file():
@@ -96,7 +100,10 @@ def release(folder: str | Path, output: str | Path) -> Report:
     model = classes[architecture].from_pretrained(folder)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(released_content(model), output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists already: choose another name, or remove it")
+    with replacing(output) as temporary:
+        torch.save(released_content(model), temporary)
     report = Report(architecture, list(model.state_dict()))
     report.remarks += [f"the published code would compute other numbers: {reason}" for reason in departures(config)]
     if config.itc_weight:

@@ -7,14 +7,12 @@ moves by a few bits. They are kept beside the shards in `fingerprints.npz`, whic
 
 import io
 import json
-import os
 import zipfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import datasets
 import imagehash
@@ -26,6 +24,7 @@ from tqdm import tqdm
 from m3ae.data.pairs import digest
 from m3ae.data.parallel import map_in_order
 from m3ae.data.prepared import Manifest, image_columns, load_manifest
+from m3ae.files import replacing
 
 FINGERPRINTS = "fingerprints.npz"
 VERSION = 1
@@ -210,7 +209,6 @@ def _read(path: Path, key: str, splits: list[str]) -> dict[str, SplitFingerprint
 
 def _write(path: Path, key: str, found: dict[str, SplitFingerprints]) -> None:
     arrays = {f"{split}.{name}": array for split, part in found.items() for name, array in asdict(part).items()}
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # processes of several machines may write at once
-    with temporary.open("wb") as file:
+    # Processes of several machines may write the same at once: the first one has put it in place.
+    with suppress(FileNotFoundError), replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, key=np.array(key), **arrays)
-    os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
@@ -23,17 +24,17 @@ from m3ae.data.shards import (
     UNFINISHED,
     FinishedShard,
     Shard,
-    file_sha256,
     is_progress,
     plan_shards,
     progress_file,
     record_progress,
+    recorded_shards,
     shards_in,
     start_progress,
     write_shard,
-    write_text,
 )
 from m3ae.data.sources import load_source
+from m3ae.files import check_replaceable, file_sha256, remove_files, write_text
 
 
 def prepare(
@@ -165,6 +166,7 @@ def _existing(output: Path, planned: Manifest, overwrite: bool) -> Manifest | No
     foreign = output.exists() and not all(map(is_progress, output.iterdir()))
     if foreign and not (output / MANIFEST).exists():
         raise FileExistsError(f"{output} is not empty and holds no {MANIFEST}: choose an empty or new folder")
+    _written(output)  # raises, before a row is read, if it is not ours
     return None
 
 
@@ -182,15 +184,29 @@ def _difference(existing: Manifest, planned: Manifest) -> str:
 def _claim(output: Path, planned: Manifest) -> dict[str, FinishedShard]:
     """Make a folder ready to be written, and return the shards that an interrupted run finished, by name."""
     output.mkdir(parents=True, exist_ok=True)
+    earlier = _written(output) | recorded_shards(output)
     finished = start_progress(output, asdict(planned))
-    with suppress(FileNotFoundError, ValueError):
-        for name in load_manifest(output).files:
-            (output / Path(name).name).unlink(missing_ok=True)  # never elsewhere, whatever the manifest says
-    for pattern in ("*-?????-of-?????.parquet", "*.ids.txt", REJECTED, MANIFEST):
-        for path in [*output.glob(pattern), *output.glob(f"{pattern}.tmp")]:
-            if path.name not in finished:
-                path.unlink()
+    remove_files(output, [*(earlier - finished.keys()), MANIFEST])
+    for path in output.glob("*-?????-of-?????.parquet.tmp"):  # a shard that a run was writing when it was killed
+        path.unlink()
     return finished
+
+
+def _written(output: Path) -> set[str]:
+    """Return the names of the files that the manifest of a folder lists, without those of a damaged one that are lost.
+
+    Raises:
+        FileExistsError: it is the manifest of something else.
+    """
+    path = output / MANIFEST
+    if not path.exists():
+        return set()
+    with suppress(ValueError):
+        manifest = load_manifest(output)
+        return {*manifest.files, *(name for info in manifest.splits.values() for name in info.shards)}
+    check_replaceable(path, '"source"', '"options"')
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return {*re.findall(r'"([^"/\\]+(?:-\d{5}-of-\d{5}\.parquet|\.ids\.txt|rejected\.jsonl))"', text)}
 
 
 def _claim_part(output: Path, planned: Manifest, shard_range: str) -> dict[str, FinishedShard]:

@@ -1,8 +1,6 @@
 """Writing the shards of a prepared folder one by one, so that a run that was killed continues behind the last one."""
 
-import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 
 from m3ae.data.finish import Outcome, Row
 from m3ae.data.prepared import Rejected
+from m3ae.files import file_sha256, replacing, write_text
 
 _STEM = "manifest.unfinished"
 UNFINISHED = f"{_STEM}.jsonl"  # marks a folder as ours until the manifest is there
@@ -89,14 +88,15 @@ def write_shard(folder: Path, shard: Shard, features: datasets.Features, outcome
     """Write the rows of a shard that were kept as one Parquet file, which appears when it is whole."""
     counts: Counter[str] = Counter()
     rejected: list[Rejected] = []
-    path, temporary = folder / shard.name, folder / f"{shard.name}.tmp"
-    kept = _kept(outcomes, rejected)
-    with pq.ParquetWriter(temporary, features.arrow_schema, dictionary_pagesize_limit=DICTIONARY_BYTES) as writer:
+    path, kept = folder / shard.name, _kept(outcomes, rejected)
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, features.arrow_schema, dictionary_pagesize_limit=DICTIONARY_BYTES) as writer,
+    ):
         while group := list(islice(kept, ROWS_PER_GROUP)):
             examples = [features.encode_example({column: row[column] for column in features}) for row in group]
             writer.write_table(pa.Table.from_pylist(examples, schema=features.arrow_schema))
             counts.update(column for row in group for column, cell in row.items() if cell is not None)
-    os.replace(temporary, path)
     return FinishedShard(shard.split, shard.name, file_sha256(path), dict(counts), rejected)
 
 
@@ -127,6 +127,12 @@ def start_progress(folder: Path, plan: dict[str, Any], part: str | None = None) 
     return intact
 
 
+def recorded_shards(folder: Path) -> set[str]:
+    """Return the names of the shards that interrupted runs have finished, whatever they were to make."""
+    lines = (line for file in folder.glob(f"{_STEM}*.jsonl") for line in file.read_text("utf-8").splitlines())
+    return {record["name"] for line in lines if (record := _parse(line)) and "sha256" in record}
+
+
 def record_progress(file: Path, shard: FinishedShard) -> None:
     """Note that a shard is finished."""
     with file.open("a", encoding="utf-8") as progress:
@@ -147,22 +153,6 @@ def _read_progress(file: Path, plan: dict[str, Any]) -> list[FinishedShard]:
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     records = [record for line in lines if (record := _parse(line)) is not None]
     return [_finished_shard(record) for record in records[1:]] if records and records[0] == plan else []
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears when it is whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_intact(path: Path, sha256: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from m3ae.data.images import IMAGE_SUFFIXES, decode_image, load_image
+from m3ae.data.images import IMAGE_SUFFIXES, UnreadableImageError, decode_image, load_image
 from m3ae.data.tables import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -48,11 +48,15 @@ class Collection:
         """Decode an image.
 
         Raises:
-            ValueError: It cannot be read.
+            UnreadableImageError: It cannot be read; the error has its path.
         """
         source = self.sources[place]
         if isinstance(source, Path):
-            return load_image(source)
+            try:
+                return load_image(source)
+            except UnreadableImageError as error:
+                detail = error.detail.replace(source.name, str(source), 1)
+                raise UnreadableImageError(error.reason, detail) from error
         assert self.rows is not None
         row = self.rows[source]
         content = next(cell["bytes"] for column in self.columns if (cell := row[column]))

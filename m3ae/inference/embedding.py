@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from tqdm import tqdm
 from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features
-from m3ae.data.shards import file_sha256, shards_in, write_text
+from m3ae.data.shards import shards_in
+from m3ae.files import check_replaceable, file_sha256, replacing, write_text
 from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.decoders import ContrastiveHead
@@ -87,6 +88,7 @@ def embed_set(
         "text_column": next(iter(columns.texts), None),
     }
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).digest()
+    check_replaceable(output / DESCRIPTION, '"model_sha256"')
     _claim(output, {f"{name}{end}" for name in (*shards, DESCRIPTION) for end in ("", ".tmp")})
     todo = [name for name in own if not _is_finished(output / name, digest)]
     if todo:
@@ -154,16 +156,11 @@ def _is_finished(path: Path, digest: bytes) -> bool:
 
 def _write(path: Path, digest: bytes, batches: Iterator[dict[str, Any]]) -> None:
     """Write a shard that appears when it is whole."""
-    temporary, writer = path.with_name(f"{path.name}.tmp"), None
-    for batch in batches:
-        table = pa.table(batch)
-        if writer is None:
-            schema = table.schema.with_metadata({_PLAN: digest.hex()})
-            writer = pq.ParquetWriter(temporary, schema)
-        writer.write_table(table.replace_schema_metadata(schema.metadata))
-    assert writer is not None, "a prepared shard has rows"
-    writer.close()
-    os.replace(temporary, path)
+    first = pa.table(next(batches))  # a prepared shard has rows
+    schema = first.schema.with_metadata({_PLAN: digest.hex()})
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for table in chain([first], map(pa.table, batches)):
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from m3ae.files import new_folder
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead
 from m3ae.models.fusion import Stream
@@ -65,10 +66,12 @@ def export_encoders(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
 
 
 def save_encoders(model: M3AEPreTrainedModel, folder: Path) -> list[Path]:
-    """Write `image_encoder.pt2` and `text_encoder.pt2`, which `torch.export.load` reads; see `export_encoders`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, program in export_encoders(model).items():
-        paths.append(folder / f"{name}_encoder.pt2")
-        torch.export.save(program, paths[-1])
-    return paths
+    """Write `image_encoder.pt2` and `text_encoder.pt2`, which `torch.export.load` reads; see `export_encoders`.
+
+    Raises:
+        FileExistsError: The folder holds something already.
+    """
+    with new_folder(folder) as unfinished:
+        for name, program in export_encoders(model).items():
+            torch.export.save(program, unfinished / f"{name}_encoder.pt2")
+    return [folder / f"{name}_encoder.pt2" for name in STREAMS]

@@ -3,8 +3,10 @@
 ```
 images.npy, texts.npy   with a contrastive head: a unit vector of each; without: encoded tokens in half precision
 lengths.npy             tokens of each text; without a contrastive head
-index.json              what model and what data it is of; written last, so where it is the folder is complete
+index.json              what model and what data it is of; where it has checksums, too, the folder is complete
 ```
+
+Images that cannot be read are NaN.
 
 A model with a contrastive head finds candidates by their vectors, and its matching head ranks them. Without one, the
 matching head compares the query with everything, from tokens that are encoded once: for small collections.
@@ -15,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from m3ae.data.images import UnreadableImageError
+from m3ae.files import LOCK, file_sha256, only_process, remove_files, replacing, write_text
 from m3ae.inference.collections import Collection
 from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, find_model
 from m3ae.models.fusion import Stream
@@ -45,7 +49,9 @@ from m3ae.models.search import (
 )
 
 DESCRIPTION = "index.json"
-FORMAT_VERSION = 1
+ARRAYS = ("images.npy", "texts.npy", "lengths.npy")
+KIND = "m3ae search index"
+FORMAT_VERSION = 2
 Searching = M3AEForPreTraining | M3AEForImageTextRetrieval
 SEARCHING: tuple[type[Searching], ...] = (M3AEForPreTraining, M3AEForImageTextRetrieval)
 
@@ -71,15 +77,19 @@ class SearchIndex:
         model: In evaluation mode; see `open_index`.
         processor: Of that model.
         collection: What is searched.
-        folder: Of an index of just these.
+        folder: The index of just these.
     """
 
     def __init__(self, model: Searching, processor: M3AEProcessor, collection: Collection, folder: Path) -> None:
         self.model, self.processor, self.collection = model, processor, collection
-        names = [name for name in ("images", "texts", "lengths") if (folder / f"{name}.npy").is_file()]
         # Mapped copy-on-write: nothing is read before it is needed, and PyTorch takes no read-only memory.
-        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
-        self._score = model.match if isinstance(model, M3AEForPreTraining) else model.score
+        paths = (folder / name for name in ARRAYS)
+        self._arrays = {path.stem: np.load(path, mmap_mode="c") for path in paths if path.is_file()}
+        readable = ~np.isnan(self._arrays["images"].reshape(len(collection), -1)[:, 0])
+        self._places = {
+            "images": torch.from_numpy(readable.nonzero()[0]),
+            "texts": torch.arange(len(collection.texts)),
+        }
 
     @torch.inference_mode()
     def find_images(self, text: str, k: int = 10, rerank: int = 20) -> list[Hit]:
@@ -96,9 +106,9 @@ class SearchIndex:
 
         def score(places: Tensor) -> Tensor:
             pairs = torch.stack([torch.zeros_like(places), places], dim=1)
-            return score_pairs(self._score, query, images, pairs, batch_size=BATCH_SIZE)
+            return score_pairs(self.model.score, query, images, pairs, batch_size=BATCH_SIZE)
 
-        found = self._find("text", query, "images", len(self.collection), score, k, rerank)
+        found = self._find("text", query, "images", score, k, rerank)
         return [Hit(place, self.collection.names[place], score) for place, score in found]
 
     @torch.inference_mode()
@@ -115,9 +125,9 @@ class SearchIndex:
         def score(places: Tensor) -> Tensor:
             texts = self._texts(places)
             pairs = torch.stack([torch.arange(len(places)), torch.zeros_like(places)], dim=1)
-            return score_pairs(self._score, texts, query, pairs, batch_size=BATCH_SIZE)
+            return score_pairs(self.model.score, texts, query, pairs, batch_size=BATCH_SIZE)
 
-        found = self._find("image", query, "texts", len(self.collection.texts), score, k, rerank)
+        found = self._find("image", query, "texts", score, k, rerank)
         return [Hit(place, self.collection.texts[place], score) for place, score in found]
 
     def _find(
@@ -125,19 +135,18 @@ class SearchIndex:
         name: str,
         query: Encoded,
         side: str,
-        count: int,
         score: Callable[[Tensor], Tensor],
         k: int,
         rerank: int,
     ) -> list[tuple[int, float]]:
-        """Return places and scores of the best of `count` candidates on a side for a query of the modality `name`."""
-        head = self.model.itc_head
+        """Return places and scores of the best candidates on a side for a query of the modality `name`."""
+        head, places = self.model.itc_head, self._places[side]
         if head is None:
-            places = torch.arange(count)
             scores = score(places)
         else:
-            cosines = torch.from_numpy(self._arrays[side]) @ embed(head, name, query)[0]
-            scores, places = cosines.topk(min(max(k, rerank), count))
+            cosines = (torch.from_numpy(self._arrays[side]) @ embed(head, name, query)[0])[places]
+            scores, nearest = cosines.topk(min(max(k, rerank), len(places)))
+            places = places[nearest]
             if rerank and _has_matching_head(self.model):
                 places = places[:rerank]
                 scores = score(places)
@@ -186,9 +195,10 @@ def open_index(
     *,
     rebuild: bool = False,
 ) -> SearchIndex:
-    """Open the index in a folder, or build it where there is none of this model and these data.
+    """Open the index in a folder, or build it where there is none of this model and these data, or a damaged one.
 
-    Without a contrastive head it takes 2·T·D bytes an image of T tokens of width D: 0.5 MB for the base model.
+    Without a contrastive head it takes 2·T·D bytes an image of T tokens of width D: 0.5 MB for the base model. Images
+    that cannot be read are left out, each with a message.
 
     Args:
         model: Loaded by `load_model`, of one of the classes in `SEARCHING`.
@@ -198,25 +208,47 @@ def open_index(
         rebuild: Whether to build it in any case.
 
     Raises:
-        ValueError: The folder holds something else, or the model cannot compare images and texts.
+        BlockingIOError: Another process is building it.
+        ValueError: The folder holds something else, the model cannot compare images and texts, or no image can be
+            read.
     """
     if model.itc_head is None and not _has_matching_head(model):
         raise ValueError("the model was trained with neither a matching nor a contrastive head: it cannot search")
-    fingerprint = {"format": FORMAT_VERSION, "model": model_fingerprint(model), "data": collection.fingerprint}
-    description = folder / DESCRIPTION
-    if folder.is_dir() and any(folder.iterdir()) and not description.is_file():
-        raise ValueError(f"{folder} holds something other than an index: choose another folder")
-    if rebuild or not description.is_file() or json.loads(description.read_text("utf-8")) != fingerprint:
-        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
-        unfinished.mkdir(parents=True)
-        try:
-            _build(model, processor, collection, unfinished)
-            (unfinished / DESCRIPTION).write_text(json.dumps(fingerprint), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    source = {"model": model_fingerprint(model), "data": collection.fingerprint}
+    wanted = {"kind": KIND, "format": FORMAT_VERSION, **source}
+    stored = _read_description(folder)
+    if rebuild or stored != wanted | {"sha256": _checksums(folder)}:
+        with only_process(folder):
+            write_text(folder / DESCRIPTION, json.dumps(wanted))  # the folder is ours from here on
+            remove_files(folder, ARRAYS)
+            _build(model, processor, collection, folder)
+            write_text(folder / DESCRIPTION, json.dumps(wanted | {"sha256": _checksums(folder)}))
     return SearchIndex(model, processor, collection, folder)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """Return what `index.json` says; nothing if the folder is empty or the file is damaged.
+
+    Raises:
+        ValueError: The folder holds something else.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        if folder.is_dir() and any(other.name != LOCK for other in folder.iterdir()):
+            raise ValueError(f"{folder} holds something other than an index: choose another folder")
+        return {}
+    text = path.read_text("utf-8", errors="replace")
+    try:
+        stored = json.loads(text)
+    except ValueError:
+        stored = {}
+    if isinstance(stored, dict) and (f'"{KIND}"' in text or stored.keys() == {"format", "model", "data"}):
+        return stored
+    raise ValueError(f"{path} is not that of an index: choose another folder")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {name: file_sha256(folder / name) for name in ARRAYS if (folder / name).is_file()}
 
 
 def index_folder(model: str | Path, data: Path, split: str) -> Path:
@@ -248,35 +280,50 @@ def _build(model: Searching, processor: M3AEProcessor, collection: Collection, f
     if collection.texts:
         texts = _encode_texts(model, processor, collection.texts)
         if model.itc_head is not None:
-            np.save(folder / "texts.npy", embed(model.itc_head, "text", texts).numpy())
+            _save(folder / "texts.npy", embed(model.itc_head, "text", texts).numpy())
         else:
             order = [
                 texts.tokens[start : start + length] for start, length in zip(texts.starts, texts.lengths, strict=True)
             ]
-            np.save(folder / "texts.npy", torch.cat(order).half().cpu().numpy())
-            np.save(folder / "lengths.npy", texts.lengths.numpy())
+            _save(folder / "texts.npy", torch.cat(order).half().cpu().numpy())
+            _save(folder / "lengths.npy", texts.lengths.numpy())
     stored: np.memmap[Any, np.dtype[Any]] | None = None
-    for start, part in _encoded_images(model, processor, collection):
+    with replacing(folder / "images.npy") as temporary:
+        for places, part in _encoded_images(model, processor, collection):
+            if stored is None:
+                shape = (len(collection), *part.shape[1:])
+                stored = np.lib.format.open_memmap(temporary, "w+", part.dtype, shape)
+                stored[:] = np.nan
+            stored[places] = part
         if stored is None:
-            shape = (len(collection), *part.shape[1:])
-            stored = np.lib.format.open_memmap(folder / "images.npy", "w+", part.dtype, shape)
-        stored[start : start + len(part)] = part
-    assert stored is not None
-    stored.flush()
+            raise ValueError(f"none of the {len(collection)} images can be read")
+        stored.flush()
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def _encoded_images(
     model: Searching, processor: M3AEProcessor, collection: Collection
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield batches of what is kept of the images, and where they begin."""
+) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    """Yield the places of images that can be read, and what is kept of them, a batch at a time."""
     starts = range(0, len(collection), BATCH_SIZE)
     for start in tqdm(starts, desc="encoding images", unit=f"×{BATCH_SIZE}", disable=None, leave=False):
-        images = [collection.load(place) for place in range(start, min(start + BATCH_SIZE, len(collection)))]
-        encoded = encode_images(model.m3ae, [encode_pixels(model, processor, images)])
+        images: dict[int, Image.Image] = {}
+        for place in range(start, min(start + BATCH_SIZE, len(collection))):
+            try:
+                images[place] = collection.load(place)
+            except UnreadableImageError as error:
+                tqdm.write(f"left out: {error}", file=sys.stderr)
+        if not images:
+            continue
+        encoded = encode_images(model.m3ae, [encode_pixels(model, processor, [*images.values()])])
         if model.itc_head is None:
-            yield start, encoded.tokens.half().cpu().numpy()
+            yield [*images], encoded.tokens.half().cpu().numpy()
         else:
-            yield start, embed(model.itc_head, "image", encoded).numpy()
+            yield [*images], embed(model.itc_head, "image", encoded).numpy()
 
 
 def _encode_texts(model: Searching, processor: M3AEProcessor, texts: list[str]) -> EncodedTexts:

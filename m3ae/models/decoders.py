@@ -132,6 +132,15 @@ def linear_in_float32(layer: nn.Linear, features: Tensor) -> Tensor:
         return F.linear(features.float(), layer.weight.float(), layer.bias.float())
 
 
+def matching_score(head: nn.Linear, pooled: Tensor) -> Tensor:
+    """Return how well the text and the image match that `pooled` (B, 2·D) fuses: row 1 of the head, (B,) float32.
+
+    That is the published score of retrieval (Chen et al. 2022), whether the head was trained in pre-training, as a
+    classifier of two classes, or in fine-tuning, on row 1 alone.
+    """
+    return linear_in_float32(head, pooled)[:, 1]
+
+
 class ContrastiveHead(nn.Module):
     """Projects each modality, encoded alone, onto the unit sphere that both share (Radford et al. 2021)."""
 

@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 
 from m3ae.models import losses, masking
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.decoders import ContrastiveHead, PixelDecoder, TokenHead, linear_in_float32
+from m3ae.models.decoders import ContrastiveHead, PixelDecoder, TokenHead, matching_score
 from m3ae.models.encoders import denormalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_pairs
@@ -351,18 +351,16 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         target = losses.patchify(pixel_values, self.patch_size)
         return losses.normalize_patches(target) if self.config.norm_pix_loss else target
 
-    def match(self, text: Stream, image: Stream) -> Tensor:
-        """Score how well encoded texts and images (row by row) belong together.
+    def score(self, text: Stream, image: Stream) -> Tensor:
+        """Score encoded texts and images row by row, (B,) float32, as `M3AEForImageTextRetrieval.score` does.
 
         Args:
             text: Tokens (B, L, D) of `encode_text`.
             image: Tokens (B, 1 + N, D) of `encode_image`.
-
-        Returns:
-            (B,) float32 log-odds of being a matched pair.
         """
-        logits = linear_in_float32(self.itm_head, self.m3ae.fuse_and_pool({"text": text, "image": image}))
-        return logits[:, 1] - logits[:, 0]
+        return matching_score(self.itm_head, self.m3ae.fuse_and_pool({"text": text, "image": image}))
+
+    match = score  # its earlier name
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.decoders import ContrastiveHead, linear_in_float32
+from m3ae.models.decoders import ContrastiveHead, matching_score
 from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_pairs
 from m3ae.models.losses import contrastive_loss, ranking_loss
@@ -72,7 +72,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
 
         `Stream.select` makes rows of pairs from texts and images encoded once.
         """
-        return linear_in_float32(self.itm_head, self.m3ae.fuse_and_pool({"text": text, "image": image}))[:, 1]
+        return matching_score(self.itm_head, self.m3ae.fuse_and_pool({"text": text, "image": image}))
 
     @checked_arguments
     def forward(

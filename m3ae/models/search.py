@@ -23,7 +23,7 @@ from m3ae.models.decoders import ContrastiveHead
 from m3ae.models.fusion import Stream
 from m3ae.models.modeling import M3AEModel
 
-# Scores texts and images row by row, (B,): `M3AEForImageTextRetrieval.score` or `M3AEForPreTraining.match`.
+# Scores texts and images row by row, (B,): `M3AEForImageTextRetrieval.score` or `M3AEForPreTraining.score`.
 Score = Callable[[Stream, Stream], Tensor]
 
 

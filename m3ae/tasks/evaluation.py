@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from m3ae.files import check_replaceable
 from m3ae.tasks import task_class
 from m3ae.training.config import RunConfig
 from m3ae.training.cpu import prepare_cpu
@@ -26,6 +27,7 @@ def evaluate(config: RunConfig, split: str = "test", output: Path | None = None)
         `<split>/<metric>`, with controls and intervals, as after training.
 
     Raises:
+        FileExistsError: The folder holds results of something else.
         FileNotFoundError: There is no such prepared folder.
         ValueError: The task is pre-training, no model is named, it has not the task's head, or there is no such split.
     """
@@ -35,6 +37,8 @@ def evaluate(config: RunConfig, split: str = "test", output: Path | None = None)
         raise ValueError("model.path: expected the folder or hub name of a trained model to evaluate: model=FOLDER")
     own_list = config.question_answering.model_copy(update={"answers": "checkpoint"})
     folder = output or config.output_dir / "evaluation"
+    for name, sign in {"results.json": "from_scratch", "predictions.jsonl": "id", "latent.json": "subsets"}.items():
+        check_replaceable(folder / name, f'"{sign}"')
     merged = config.finetuning.model_copy(update={"lora": None})
     changes = {"output_dir": folder, "question_answering": own_list, "finetuning": merged}
     config = config.model_copy(update=changes)

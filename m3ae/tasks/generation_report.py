@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.data.shards import write_text
+from m3ae.files import write_text
 
 JSON, MARKDOWN, TEXTS = "latent.json", "latent.md", "generated.jsonl"
 

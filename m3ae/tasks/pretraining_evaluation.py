@@ -110,7 +110,7 @@ class PreTrainingEvaluator:
         gallery = Gallery(
             model.m3ae, texts, image_ids, pairs.__getitem__, self.collator, self.accelerator, self.batch_size
         )
-        scores = gallery.match(model.match)
+        scores = gallery.match(model.score)
         rows, text_ids = torch.arange(len(pairs)), torch.tensor([pair.text_id for pair in pairs])
         same = relevant_images(rows, rows, text_ids, torch.tensor(image_ids))
         other = same.roll(_shift(len(pairs)), dims=1)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from accelerate import PartialState
 
-from m3ae.data.shards import write_text
+from m3ae.files import check_replaceable, write_text
 from m3ae.metrics.summary import MAIN_METRICS, final_metrics
 from m3ae.tasks import task_class
 from m3ae.tasks.evaluation import evaluate
@@ -61,6 +61,7 @@ def plan_sweep(path: Path, axes: Sequence[str], overrides: Sequence[str] = ()) -
 
     Raises:
         ConfigError: One of the configurations cannot be used.
+        FileExistsError: `output_dir` holds a table of something else.
         ValueError: An axis is malformed, or two runs would have one folder.
     """
     values = dict(_parse_axis(axis) for axis in axes)
@@ -68,6 +69,7 @@ def plan_sweep(path: Path, axes: Sequence[str], overrides: Sequence[str] = ()) -
         raise ValueError(f"got {len(axes)} axes ({', '.join(axes)}); expected one or more, each of another key")
     titles = short_names([*values])
     folder = load_config(path, overrides).output_dir
+    check_replaceable(folder / RESULTS, '"failure"')
     runs = []
     for chosen in itertools.product(*values.values()):
         settings = dict(zip(values, chosen, strict=True))

@@ -1,5 +1,6 @@
 """Checkpoints: everything an exact continuation needs, in a folder that is complete or absent."""
 
+import itertools
 import json
 import re
 import shutil
@@ -16,8 +17,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.constants import RNG_STATE_NAME, SCALER_NAME
 from pydantic import TypeAdapter
 
+from m3ae.files import find_damage, full_disk_as_oserror, is_full_disk, publish, remove_folder, write_checksums
 from m3ae.training.config import RunConfig
-from m3ae.training.durable import find_damage, full_disk_as_oserror, is_full_disk, publish, write_checksums
 from m3ae.training.engine_state import MODEL, OPTIMIZER, EngineState, Shards, write_shard
 
 _STATE_FILE = "state.json"
@@ -120,8 +121,9 @@ def save_checkpoint(
     problems: list[str] = []
     if accelerator.is_main_process:
         with _full_disk_noted(problems):
-            for leftover in folder.glob(f"step-*{_UNFINISHED}"):
-                shutil.rmtree(leftover)
+            for leftover in folder.glob("step-*"):
+                if re.fullmatch(_NAME + re.escape(_UNFINISHED), leftover.name):
+                    shutil.rmtree(leftover)
             temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     with _full_disk_noted(problems):
@@ -136,8 +138,7 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             for old in _checkpoints(folder)[: -config.training.keep_checkpoints]:
-                # Renamed first: a kill while it is being deleted leaves no part of it under its name.
-                shutil.rmtree(old.rename(folder / f"{old.name}{_UNFINISHED}"))
+                remove_folder(old)
     problems = broadcast_object_list([problems])[0]
     return problems[0] if problems else None
 
@@ -232,9 +233,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _set_aside(checkpoint: Path) -> None:
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    checkpoint.rename(aside)
+    names = (checkpoint.with_name(f"{checkpoint.name}.damaged{number or ''}") for number in itertools.count())
+    checkpoint.rename(next(path for path in names if not path.exists()))
 
 
 def _check_weights_fit(checkpoint: Path, shards: Shards, model: torch.nn.Module) -> None:

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device, set_seed
 from tqdm import tqdm
 
+from m3ae.files import complete_folder, is_full_disk, restore
 from m3ae.training.checkpoint import TrainingState, choose_checkpoint, load_moments, load_weights, save_checkpoint
 from m3ae.training.config import RunConfig
 from m3ae.training.cpu import fast_kernels, prepare_cpu, recompute_with
-from m3ae.training.durable import complete_folder, is_full_disk, restore
 from m3ae.training.engine import build_accelerator, clip_gradient, device_name, make_divisible, takes_apart
 from m3ae.training.engine_state import EngineState
 from m3ae.training.interruption import StopRequest, TrainingStopped, stop_request

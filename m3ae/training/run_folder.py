@@ -17,11 +17,12 @@ import torch
 import yaml
 
 from m3ae.data.prepared import MANIFEST
-from m3ae.data.shards import file_sha256, write_text
+from m3ae.files import check_replaceable, file_sha256, write_text
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import RunConfig, dump_config
 from m3ae.training.metrics_log import read_metrics
 
+ENVIRONMENT = "environment.json"
 _PACKAGES = (
     "m3ae",
     "accelerate",
@@ -86,9 +87,13 @@ class RunFolder:
             resume: True for those here, if there are any; a path for a checkpoint, or for those of another run folder.
 
         Raises:
-            FileExistsError: This folder holds a run that `resume` does not continue.
+            FileExistsError: This folder holds a run that `resume` does not continue, or files of something else.
             FileNotFoundError: `resume` names a folder without a checkpoint.
         """
+        for name in ("config.yaml", self.metrics.name):
+            if (self.root / name).exists() and not (self.root / ENVIRONMENT).exists():
+                raise FileExistsError(f"{self.root} holds a {name} that is not of a run; pass another output_dir")
+        check_replaceable(self.root / ENVIRONMENT, '"git_revision"')
         own = list_checkpoints(self.root)
         chosen = own if resume is True else list_checkpoints(resume) if resume else []
         if resume and resume is not True and not chosen:
@@ -113,13 +118,13 @@ class RunFolder:
             num_processes: Number of processes.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        write_text(self.root / "config.yaml", dump_config(config))
-        file = self.root / "environment.json"
+        file = self.root / ENVIRONMENT
         starts = json.loads(file.read_text(encoding="utf-8")) if step and file.exists() else []
         seeds = [config.training.seed + process for process in range(num_processes)]
         record = {"step": step, "device": device, "seeds": seeds, "data": data_checksums(config)}
         starts.append(record | environment())
         write_text(file, json.dumps(starts, indent=2) + "\n")
+        write_text(self.root / "config.yaml", dump_config(config))
 
     def describe(self) -> dict[str, Any]:
         """Return what the folder records: `finished`, `step`, `checkpoints`, `metrics` (the last), `starts`, `config`.
@@ -128,7 +133,7 @@ class RunFolder:
             FileNotFoundError: The folder holds no run.
             ValueError: Its records are damaged.
         """
-        config, environment = self.root / "config.yaml", self.root / "environment.json"
+        config, environment = self.root / "config.yaml", self.root / ENVIRONMENT
         if missing := [file.name for file in (config, environment) if not file.is_file()]:
             raise FileNotFoundError(f"{self.root} holds no run: expected {' and '.join(missing)} in it")
         try:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from PIL import Image
 
 from m3ae import M3AEForPreTraining, M3AEForQuestionAnswering
 from m3ae.cli import cli
+from m3ae.inference import inputs
+from m3ae.training.run_folder import RunFolder
 from tests.models.tiny_latent import latent_model
-from tests.tasks.tiny_finetuning import save_model, write_splits
+from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
 
 TEXT = "large nodule on the left"
 EXTRAS = (
@@ -94,16 +97,14 @@ def test_reconstruct(models: Path, images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["masked", "contrastive"])
 def test_search(models: Path, images: Path, tmp_path: Path, model: str) -> None:
     common = ("search", images, "--model", models / model, "--index", tmp_path / "index")
-    found = json.loads(
-        run(*common, "--text", TEXT, "--json", "--picture", tmp_path / "p.png").stdout.split("\n", 1)[1]
-    )
+    found = json.loads(run(*common, "--text", TEXT, "--json", "--picture", tmp_path / "p.png").stdout)
     assert {row["image"]: row["texts"] for row in found} == {"a.png": [TEXT], "b.png": ["no finding"]}
     assert found[0]["score"] >= found[1]["score"] and found[0]["rank"] == 1
     built = (tmp_path / "index" / "index.json").stat().st_mtime_ns
     lines = run(
         *common, "--image", images / "a.png", "--top-k", 1, "--picture", tmp_path / "q.png"
-    ).stdout.splitlines()
-    assert lines[1].split()[2] in ("a.png", "b.png") and lines[2] == str(tmp_path / "q.png")
+    ).stdout.splitlines()[-2:]
+    assert lines[0].split()[2] in ("a.png", "b.png") and lines[1] == str(tmp_path / "q.png")
     assert (tmp_path / "index" / "index.json").stat().st_mtime_ns == built
     assert (tmp_path / "p.png").is_file() and (tmp_path / "q.png").is_file()
 
@@ -163,6 +164,38 @@ def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> No
     save_model(damaged, M3AEForQuestionAnswering, [TEXT], id2label={0: "yes", 1: "no"})
     (damaged / "model.safetensors").write_bytes(b"no weights")
     assert "are missing, damaged or do not fit its config.json" in error(*answer, damaged)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("answer", "--model", "vqa", "--image", "a.png", "--question", "Why?"),
+        ("reconstruct", "--model", "masked", "--text", TEXT),
+        ("search", ".", "--model", "masked", "--text", TEXT, "--index", "index"),
+        ("generate", "--model", "latent", "--given", "label=b", "--target", "label"),
+        ("run", "show", "run"),
+    ],
+)
+def test_nothing_but_the_result_is_printed_with_json(
+    models: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(images)
+    for name in ("vqa", "masked", "latent"):
+        (images / name).symlink_to(models / name)
+    run_folder = RunFolder(images / "run")
+    run_folder.describe_run(tiny_finetuning("retrieval", images, images / "run"), step=0, device="", num_processes=1)
+
+    def talkative(function: Any) -> Any:
+        def wrapped(*positional: Any, **named: Any) -> Any:
+            print("a library, or a function of ours, says something")
+            return function(*positional, **named)
+
+        return wrapped
+
+    monkeypatch.setattr("m3ae.inference.inputs._config", talkative(inputs._config))
+    monkeypatch.setattr(RunFolder, "describe", talkative(RunFolder.describe))
+    result = run(*arguments, "--json")
+    assert json.loads(result.stdout) and "says something" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["answer", "generate", "reconstruct", "search"])

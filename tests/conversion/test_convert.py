@@ -219,6 +219,19 @@ def test_a_folder_with_tokenizer_and_answers(checkpoint, tmp_path) -> None:
     assert "a head chooses one of 3 answers" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_nothing_is_written_over(checkpoint, tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"mine holds README\.md already: choose a new or an empty folder"):
+        convert(checkpoint, tmp_path / "mine")
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine"]
+    convert(checkpoint, tmp_path / "out")
+    before = checkpoint.read_bytes()
+    with pytest.raises(FileExistsError, match="exists already: choose another name"):
+        release(tmp_path / "out", checkpoint)
+    assert checkpoint.read_bytes() == before
+
+
 def test_what_is_not_in_the_file_is_said(checkpoint, tmp_path) -> None:
     printed = str(convert(checkpoint, tmp_path / "out"))
     for part in (

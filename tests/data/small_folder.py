@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from m3ae.data.prepared import Manifest, SplitInfo
-from m3ae.data.shards import file_sha256
+from m3ae.files import file_sha256
 
 TEXT = datasets.Value("string")
 FEATURES = {

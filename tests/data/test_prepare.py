@@ -176,6 +176,34 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path, source: list[Ent
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
 
+def test_overwriting_removes_what_was_prepared_and_nothing_else(tmp_path: Path, source: list[Entry]) -> None:
+    source.append(row("a"))
+    out = tmp_path / "out"
+    prepare("toy", out)
+    mine = {"part-00000-of-00001.parquet": b"spark", "cohort.ids.txt": b"1, 2", "notes.md": b"mine"}
+    for name, content in mine.items():
+        (out / name).write_bytes(content)
+    source[0] = row("b", split="test")
+    prepare("toy", out, overwrite=True)
+    ours = {"manifest.json", "rejected.jsonl", "test.ids.txt", "test-00000-of-00001.parquet"}
+    assert set(contents(out)) == ours | mine.keys() and mine.items() <= contents(out).items()
+    (out / "manifest.json").write_bytes((out / "manifest.json").read_bytes()[:-100])  # damaged, and still ours
+    source.append(row("c"))
+    prepare("toy", out, overwrite=True)
+    ours |= {"train.ids.txt", "train-00000-of-00001.parquet"}
+    assert set(contents(out)) == ours | mine.keys() and mine.items() <= contents(out).items()
+
+
+def test_a_manifest_of_something_else_is_not_overwritten(tmp_path: Path, source: list[Entry]) -> None:
+    source.append(row("a"))
+    before = {"manifest.json": b'{"name": "my site", "icons": []}', "sw.js": b"code", "x-00000-of-00001.parquet": b"1"}
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileExistsError, match=r"manifest\.json was not written by m3ae, and would be replaced"):
+        prepare("toy", tmp_path, overwrite=True)
+    assert contents(tmp_path) == before
+
+
 class Camera:
     """An image cell that counts its pictures, of noise, and can be interrupted."""
 

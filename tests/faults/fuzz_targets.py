@@ -23,10 +23,10 @@ from m3ae.data.pairs import PairColumns, PairDataset
 from m3ae.data.prepared import MANIFEST, load_manifest
 from m3ae.data.streaming import PairStream, StreamedSet, UnreadableShardError
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.files import CHECKSUMS, write_checksums
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.training.checkpoint import choose_checkpoint, list_checkpoints, load_moments, load_weights
 from m3ae.training.config import ConfigError, RunConfig, dump_config, load_config
-from m3ae.training.durable import CHECKSUMS, write_checksums
 from m3ae.training.engine_state import EngineState
 from m3ae.training.loop import train
 from tests.conversion.released import released_by_others, save

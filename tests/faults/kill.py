@@ -31,12 +31,11 @@ from safetensors.torch import load_file
 
 import m3ae.figures  # noqa: F401 (as a run does at its end)
 from m3ae.data.prepare import prepare
-from m3ae.data.shards import file_sha256
 from m3ae.data.sources import load_source
+from m3ae.files import file_sha256, find_damage
 from m3ae.tasks import task_class
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import load_config
-from m3ae.training.durable import find_damage
 from m3ae.training.loop import train
 from m3ae.training.metrics_log import read_metrics
 from tests.training.toy import ToyTask, toy_config
@@ -105,7 +104,7 @@ def place(folder: Path) -> str:
     """Return what a kill has interrupted, by what it left."""
     if list(folder.glob("checkpoints/*.tmp")):
         return "in a checkpoint"
-    if (folder / ".incomplete").exists() or list(folder.glob("*.old")):
+    if list(folder.glob(".*.incomplete")) or list(folder.glob(".*.replaced")):
         return "while a model or figures were written"
     if list(folder.glob("*.tmp")):
         return "while another file was written"

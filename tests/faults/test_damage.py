@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from m3ae.files import CHECKSUMS, find_damage
 from m3ae.training.checkpoint import list_checkpoints
-from m3ae.training.durable import CHECKSUMS, find_damage
 from m3ae.training.loop import train
 from m3ae.training.metrics_log import read_metrics
 
@@ -131,7 +131,7 @@ def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(finished, ful
     assert "warning: the best model so far at step 4: [Errno 2" in said
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000006", "step-00000008"]
-    assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / ".incomplete").exists()
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob(".*.incomplete"))
     steps = {line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")}
     assert {6, 8} <= steps and 4 not in steps
     was, found = (load_file(root / "model" / "model.safetensors") for root in (folder, tmp_path))

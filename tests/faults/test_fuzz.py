@@ -20,10 +20,10 @@ from m3ae.data.sources.digits import read_idx
 from m3ae.data.streaming import PairStream, StreamedSet, UnreadableShardError
 from m3ae.data.tables import read_csv
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.files import CHECKSUMS, write_checksums
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import ConfigError, load_config
-from m3ae.training.durable import CHECKSUMS, write_checksums
 from m3ae.training.loop import train
 
 from ..conversion.released import released_by_others, save

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from m3ae import M3AEForPreTraining
 from m3ae.cli import cli
 from m3ae.data.pairs import PairColumns
-from m3ae.data.shards import file_sha256
+from m3ae.files import file_sha256
 from m3ae.inference import load_model
 from tests.data.folder import write_folder
 from tests.tasks.tiny_finetuning import save_model
@@ -108,3 +108,7 @@ def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -
     (tmp_path / "notes.txt").write_text("mine")
     found = run(place / "data", "--model", place / "plain", "--output", tmp_path, status=2).output
     assert "holds notes.txt, which is not of this set" in found
+    (tmp_path / "notes.txt").rename(tmp_path / "embeddings.json")
+    found = run(place / "data", "--model", place / "plain", "--output", tmp_path, status=2).output
+    assert "embeddings.json was not written by m3ae, and would be replaced" in found
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

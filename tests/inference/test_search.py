@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def build(processor: M3AEProcessor, model_class: type[M3AEPreTrainedModel], **op
 
 def matrix(model: Any, processor: M3AEProcessor, collection: Any) -> torch.Tensor:
     """The score of every text and image, each pair computed alone from scratch."""
-    score = model.match if isinstance(model, M3AEForPreTraining) else model.score
+    score = model.score
     rows = []
     with torch.no_grad():
         for text in collection.texts:
@@ -154,8 +155,88 @@ def test_the_index_is_used_again_until_model_or_data_change(folder, processor, t
     assert opened().find_images(TEXTS[0]) != first and len(built) == 3
     opened(rebuild=True)
     assert len(built) == 4 and sorted(path.name for path in tmp_path.iterdir()) == ["index", "model", "own"]
+    assert "left out" not in capsys.readouterr().err
     with pytest.raises(ValueError, match="something other than an index"):
         open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), folder)
+
+
+@pytest.mark.parametrize(
+    "description", ['{"name": "my site"}', '{"size": 8, "kind": "Flat"}', "[]", "mine", '{"format": 1}']
+)
+def test_a_folder_of_something_else_is_left_alone(folder, processor, tmp_path, description):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "index.json").write_text(description)
+    (site / "images.npy").write_text("years of work")
+    with pytest.raises(ValueError, match=r"index\.json is not that of an index: choose another folder"):
+        open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), site, rebuild=True)
+    assert {path.name: path.read_text() for path in site.iterdir()} == {
+        "index.json": description,
+        "images.npy": "years of work",
+    }
+
+
+def test_a_new_index_takes_away_the_old_one_alone(folder, processor, tmp_path, capsys):
+    place, collection = tmp_path / "index", open_collection(folder)
+    open_index(build(processor, M3AEForPreTraining), processor, collection, place)
+    (place / "notes.txt").write_text("mine")
+    assert (place / "lengths.npy").is_file()
+    contrastive = build(processor, M3AEForPreTraining, itc_weight=1.0)
+    open_index(contrastive, processor, collection, place, rebuild=True)
+    assert sorted(path.name for path in place.iterdir()) == ["images.npy", "index.json", "notes.txt", "texts.npy"]
+    assert (place / "notes.txt").read_text() == "mine"
+    description = json.loads((place / "index.json").read_text())
+    (place / "index.json").write_text(json.dumps({"format": 1, "model": "", "data": description["data"]}))  # earlier
+    open_index(contrastive, processor, collection, place)
+    assert json.loads((place / "index.json").read_text()) == description
+
+
+@pytest.mark.parametrize("name", ["images.npy", "texts.npy", "index.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_index_is_built_again(folder, processor, tmp_path, capsys, name, damage):
+    model, collection = build(processor, M3AEForPreTraining, itc_weight=1.0), open_collection(folder)
+    expected = open_index(model, processor, collection, tmp_path / "index").find_images(TEXTS[0])
+    file = tmp_path / "index" / name
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content if damage == "flipped" else content[:-9])
+    if damage == "gone":
+        file.unlink()
+    if (name, damage) == ("index.json", "gone"):
+        with pytest.raises(ValueError, match="holds something other than an index"):
+            open_index(model, processor, collection, tmp_path / "index")
+    else:
+        assert open_index(model, processor, collection, tmp_path / "index").find_images(TEXTS[0]) == expected
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("options", [{}, {"itc_weight": 1.0}])
+def test_images_that_cannot_be_read_are_left_out_with_their_path(folder, processor, tmp_path, capsys, table, options):
+    (folder / "sub" / "b.png").write_text("<html>404</html>")
+    (folder / "c.png").write_bytes((folder / "c.png").read_bytes()[:-40])
+    if not table:
+        (folder / "metadata.jsonl").unlink()
+    model, collection = build(processor, M3AEForPreTraining, **options), open_collection(folder)
+    for _ in range(2):  # built, and opened again
+        index = open_index(model, processor, collection, tmp_path / "index")
+        assert [hit.name for hit in index.find_images(TEXTS[0])] == ["a.png"]
+        assert not table or {hit.name for hit in index.find_texts(collection.load(0))} == {*TEXTS}
+    lines = capsys.readouterr().err.splitlines()
+    left_out = sorted(line for line in lines if line.startswith("left out: "))
+    assert len(left_out) == 2 and str(folder / "sub" / "b.png") in left_out[1] and str(folder / "c.png") in left_out[0]
+    (folder / "a.png").write_text("")
+    with pytest.raises(ValueError, match="none of the 3 images can be read"):
+        open_index(model, processor, open_collection(folder), tmp_path / "index")
+
+
+def test_a_pre_trained_and_a_fine_tuned_model_of_the_same_weights_rank_alike(folder, processor, tmp_path, capsys):
+    pretrained = build(processor, M3AEForPreTraining)
+    pretrained.save_pretrained(tmp_path / "model")
+    tuned = M3AEForImageTextRetrieval.from_pretrained(tmp_path / "model").eval()
+    models, collection = {"pretrained": pretrained, "tuned": tuned}, open_collection(folder)
+    one, two = (open_index(model, processor, collection, tmp_path / name) for name, model in models.items())
+    assert all(one.find_images(text) == two.find_images(text) for text in TEXTS)
+    assert one.find_texts(collection.load(0)) == two.find_texts(collection.load(0))
 
 
 def test_what_cannot_be_searched(folder, processor, tmp_path, capsys):

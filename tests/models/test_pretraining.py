@@ -82,8 +82,8 @@ def test_separate_passes_equal_the_plain_procedure() -> None:
     text = trunk.encode_text(batch["input_ids"], batch["attention_mask"])
     matched = torch.where(output.itm_labels == 1)[0]
     image = trunk.encode_image(batch["pixel_values"])
-    scores = model.match(text, image)
-    torch.testing.assert_close((output.itm_logits[:, 1] - output.itm_logits[:, 0])[matched], scores[matched])
+    scores = model.score(text, image)
+    torch.testing.assert_close(output.itm_logits[matched, 1], scores[matched])
     keep = batch["image_noise"].argsort(1)[:, :4]
     states = trunk.fuse({"text": text, "image": trunk.encode_image(batch["pixel_values"], keep)})
     restore = batch["image_noise"].argsort(1).argsort(1)
@@ -97,7 +97,7 @@ def test_matching_scores_are_not_rounded_to_bfloat16() -> None:
         text = model.m3ae.encode_text(batch["input_ids"], batch["attention_mask"])
         image = model.m3ae.encode_image(batch["pixel_values"])
         rows, columns = torch.cartesian_prod(torch.arange(4), torch.arange(4)).T
-        return model.match(text.select(rows), image.select(columns))
+        return model.score(text.select(rows), image.select(columns))
 
     exact = scores()
     with torch.autocast("cpu", torch.bfloat16):

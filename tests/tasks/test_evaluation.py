@@ -54,6 +54,11 @@ def test_another_split_and_folder(questions: Path, tmp_path: Path) -> None:
     assert "validation/accuracy" in command("evaluate", questions, f"model={saved}", *options)
     assert (tmp_path / "out" / "validation_predictions.jsonl").is_file()
     assert "has no split 'dev': it has train" in command("evaluate", questions, f"model={saved}", "--split", "dev")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.json").write_text("{}")
+    assert "results.json was not written by m3ae, and would be replaced" in command(
+        "evaluate", questions, f"model={saved}", "--output", tmp_path / "mine"
+    )
 
 
 def test_data_without_training_rows_are_measured_without_their_controls(tmp_path: Path) -> None:

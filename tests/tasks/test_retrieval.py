@@ -7,9 +7,11 @@ import torch
 from accelerate import Accelerator
 
 from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionAnswering
+from m3ae.data.pairs import PairDataset
 from m3ae.metrics.retrieval import Relevance, recall_at_k
 from m3ae.tasks import gallery as gallery_module
 from m3ae.tasks.gallery import BothWays, Found, Gallery
+from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
 from m3ae.tasks.retrieval import Ranking, Retrieval, chance_ranking, open_texts
 from m3ae.training.loop import train
 from m3ae.training.sampler import Visit
@@ -215,6 +217,24 @@ def test_processes_share_the_images(folder: Path, tmp_path: Path, pretrained: st
     assert [loaded for _, loaded in parts] == [[0, 1, 2], [0, 2], [1]]  # the image of d is that of a
     torch.testing.assert_close(parts[1][0] + parts[2][0], parts[0][0], atol=1e-6, rtol=1e-5)
     assert torch.equal(parts[0][0][:, 0], parts[0][0][:, 3]) and torch.equal(parts[0][0][2], parts[0][0][3])
+
+
+def test_a_pre_training_report_and_an_evaluation_measure_the_same(tmp_path: Path, pretrained: str) -> None:
+    words = ["clear", "effusion", "nodule", "mass", "fracture", "normal"]
+    rows = [{"id": word, "image": 40 * i, "text": [f"{word} {i}"]} for i, word in enumerate(words)]
+    folder = write_splits(tmp_path / "data", dict.fromkeys(("train", "validation", "test"), rows))
+    task = open_task(folder, tmp_path / "run", pretrained)
+    dataset, accelerator = PairDataset(folder, "test", ["image"], "text"), Accelerator(cpu=True)
+    evaluator = PreTrainingEvaluator(dataset, task.evaluation_collator, accelerator, batch_size=2)
+    model = M3AEForPreTraining.from_pretrained(pretrained).eval()
+    with torch.no_grad():
+        reported = evaluator.retrieval(model, limit=10)
+        split = task.dataset("test")
+        ranking, _ = task.rank(task.model.eval(), accelerator, split, task.candidates(split))
+    evaluated = ranking.metrics()
+    names = {name for name in reported if name.startswith(("text_to_image_", "image_to_text_"))}
+    assert len(names) == 8 and {name: reported[name] for name in names} == {name: evaluated[name] for name in names}
+    assert 0 < reported["text_to_image_recall@5"] < 1, "what is compared is no constant"
 
 
 def test_training_batches_name_equal_images_and_texts(folder: Path, tmp_path: Path, pretrained: str) -> None:

@@ -83,6 +83,14 @@ def test_bad_axes_are_explained_before_anything_runs(config: Path, axes: list[st
         plan_sweep(config, axes)
 
 
+def test_a_table_of_something_else_is_not_replaced(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "sweep.json").write_text('{"broom": "mine"}')
+    result = sweep(config, "--over", "training.seed=0")
+    assert result.exit_code == 2 and "sweep.json was not written by m3ae, and would be replaced" in result.output
+    assert [path.read_text() for path in (tmp_path / "runs").iterdir()] == ['{"broom": "mine"}']
+
+
 def test_values_are_lists_and_words_too(config: Path, tmp_path: Path) -> None:
     runs = plan_sweep(config, ["optimizer.betas=[0.9, 0.98],[0.8, 0.9]", "training.tracker=none,wandb"])
     assert [run.name for run in runs] == [

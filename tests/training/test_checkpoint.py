@@ -1,11 +1,8 @@
-import shutil
-
 import pytest
 import torch
 from torch import nn
 
 from m3ae.training.checkpoint import list_checkpoints
-from m3ae.training.durable import complete_folder, restore
 from m3ae.training.loop import train
 
 from .toy import Killed, ToyTask, toy_config
@@ -23,32 +20,19 @@ def test_the_checkpoints_of_a_run_are_listed(tmp_path):
     assert list_checkpoints(renamed) == [renamed]
 
 
-def test_a_folder_appears_only_when_complete(tmp_path):
-    target = tmp_path / "model"
-    for content in ("first", "second"):
-        with complete_folder(target) as folder:
-            (folder / content).touch()
-    with pytest.raises(RuntimeError), complete_folder(target) as folder:
-        (folder / "third").touch()
-        raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert [path.name for path in target.iterdir()] == ["second"]
-
-
-def test_a_replacement_cut_short_is_undone(tmp_path):
-    target, old = tmp_path / "best", tmp_path / "best.old"
-    old.mkdir()
-    (old / "first").touch()
-    restore(target)
-    assert not old.exists() and [path.name for path in target.iterdir()] == ["first"]
-    shutil.copytree(target, old)
-    (target / "second").touch()
-    restore(target)  # the new one had arrived
-    assert (target / "second").exists()
-    with complete_folder(target) as folder:
-        (folder / "third").touch()
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
-    assert [path.name for path in target.iterdir()] == ["third"]
+def test_what_somebody_has_put_beside_or_into_checkpoints_stays(tmp_path):
+    folder, config = tmp_path / "checkpoints", toy_config(tmp_path)
+    with pytest.raises(Killed):
+        train(config, ToyTask(kill_at=2 * config.training.checkpoint_every))
+    first = list_checkpoints(tmp_path)[0]
+    (first / "notes.txt").write_text("mine")
+    for name in ("step-notes.tmp", f"{first.name}.damaged"):
+        (folder / name).mkdir()
+        (folder / name / "notes.txt").write_text("mine")
+    train(config, ToyTask(), resume=True)
+    assert not first.exists()
+    kept = {path.parent.name for path in folder.rglob("notes.txt")}
+    assert kept == {"step-notes.tmp", f"{first.name}.damaged", f"{first.name}.kept"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from m3ae.cli import cli
-from m3ae.data.shards import file_sha256
+from m3ae.files import file_sha256
 from m3ae.training.loop import train
 from m3ae.training.run_folder import RunFolder
 
@@ -58,6 +58,14 @@ def test_as_json_it_holds_everything(finished: Path) -> None:
     assert found["finished"] and found["step"] == 8 and "validation/loss" in found["metrics"]
     assert found["config"]["training"]["seed"] == 0
     assert {"command", "packages", "git_revision", "data", "seeds"} <= found["starts"][0].keys()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "environment.json"])
+def test_a_folder_with_files_of_something_else_is_no_output_dir(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine: 1\n")
+    with pytest.raises(FileExistsError, match=f"{name} (that is not of a run|was not written by m3ae)"):
+        RunFolder(tmp_path).starting_points(resume=True)
+    assert (tmp_path / name).read_text() == "mine: 1\n"
 
 
 def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
