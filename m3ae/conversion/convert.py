@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, RobertaTokenizer
 
-from m3ae.conversion.reading import read_released
+from m3ae.conversion.reading import Released, read_released
 from m3ae.conversion.settings import departures
 from m3ae.conversion.weights import TASKS, Report, build, released_content
 from m3ae.data.tokenizer import load_tokenizer
@@ -17,6 +17,8 @@ from m3ae.files import new_folder, replacing
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.model_card import model_card
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+
+_DATA_SETS = {"vqa_vqa_rad": "vqa_rad", "vqa_slack": "slake", "vqa_medvqa_2019": "vqa_med_2019"}  # published: ours
 
 
 def convert(
@@ -33,7 +35,8 @@ def convert(
         output: A new or an empty folder.
         task: One of `TASKS`; the one that the file was trained for if None.
         tokenizer: Folder or hub name of the tokenizer; without it only the image processor is written.
-        answers: File of the answer or class names, see `read_answers`; without it they are LABEL_0, LABEL_1, ….
+        answers: File of the answer or class names, see `read_answers`; without it they are LABEL_0, LABEL_1, …. An
+            `answers.json` of a prepared folder has to be the published list of the checkpoint's data set.
 
     Raises:
         CheckpointError: The file cannot be read, has parameters that are not known, lacks some, or lacks that task.
@@ -42,6 +45,8 @@ def convert(
     """
     released = read_released(checkpoint)
     model, report = build(released, task, None if answers is None else read_answers(answers))
+    if answers is not None and "m3ae" not in released.settings:
+        _check_order(Path(answers), released)
     image, text = model.config.image_config, model.config.text_config
     assert isinstance(image, M3AEImageConfig) and isinstance(text, PreTrainedConfig)
     image_processor = M3AEImageProcessor.for_size(image.image_size)
@@ -124,8 +129,8 @@ def read_answers(path: str | Path) -> list[str]:
     """Read the names of answers or classes, in the order of the head's outputs.
 
     Args:
-        path: A text file with one name a line, or JSON: a list, the published `{name: index}`, `{index: name}`, or any
-            of these under the key `answers`.
+        path: A text file with one name a line, an empty one being an empty line, or JSON: a list, the published
+            `{name: index}`, `{index: name}`, or any of these under the key `answers`.
 
     Raises:
         ValueError: Something else, or a name that occurs twice.
@@ -133,14 +138,32 @@ def read_answers(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"The answer list {path} is missing.")
-    text = path.read_text(encoding="utf-8")
-    names = _listed(json.loads(text)) if path.suffix == ".json" else [line for line in text.splitlines() if line]
+    text = path.read_text(encoding="utf-8-sig")
+    names = _listed(json.loads(text)) if path.suffix == ".json" else text.splitlines()
     if not names or len(set(names)) != len(names):
         raise ValueError(
             f"{path} lists {len(names)} names, {len(set(names))} of them different; expected each once, one a line "
             'in a text file, or as JSON: ["yes", "no"] or {"yes": 0, "no": 1}.'
         )
     return names
+
+
+def _check_order(path: Path, released: Released) -> None:
+    """Raise if `m3ae prepare` has written the list, and it is not the published one of the checkpoint's data set."""
+    content = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else None
+    if not isinstance(content, dict) or "answers_from" not in content:
+        return
+    if content.get("order") != "published":
+        raise ValueError(
+            f"{path} lists the answers of a prepared folder, the most frequent first. The head of a published "
+            "checkpoint has those of all splits in the order of the published files: prepare the folder again with "
+            "--answers-from all --overwrite."
+        )
+    manifest = path.with_name("manifest.json")
+    source = json.loads(manifest.read_text(encoding="utf-8"))["source"] if manifest.is_file() else None
+    trained = {_DATA_SETS.get(name) for name in released.settings["config"].get("datasets") or ()} - {None}
+    if source and trained and source not in trained:
+        raise ValueError(f"{path} lists the answers of {source}; the checkpoint was trained on {trained.pop()}.")
 
 
 def _listed(content: Any) -> list[str]:

@@ -203,10 +203,17 @@ def _name_labels(
             "another model."
         )
     known = list((config.id2label or {}).values())
+    are_named = len(known) == len(outputs) and "LABEL_0" not in known
+    if answers is not None and are_named and known != list(answers):
+        column = next(n for n, pair in enumerate(zip(known, answers, strict=True)) if pair[0] != pair[1])
+        raise ValueError(
+            f"The checkpoint calls output {column} {known[column]!r} and the list {answers[column]!r}: leave the list "
+            "out, or give that which the model was trained with."
+        )
     if answers is not None:
         config.id2label = dict(enumerate(answers))
         config.label2id = {answer: index for index, answer in enumerate(answers)}
-    elif len(known) != len(outputs) or "LABEL_0" in known:
+    elif not are_named:
         config.num_labels = len(outputs)
         report.remarks.append(
             f"released files do not hold the {len(outputs)} names of answers or classes, which are called LABEL_0, "

@@ -13,6 +13,8 @@ from typing import Any
 
 import regex
 
+from m3ae.data.tables import printable
+
 ANSWER_TYPES = ("closed", "open")
 ANSWERS_FILE = "answers.json"
 
@@ -99,29 +101,37 @@ def count_covered(rows: Collection[Mapping[str, Any]], answers: Collection[str])
     return coverage
 
 
-def describe_answers(rows: Mapping[str, Collection[Mapping[str, Any]]], answers_from: str) -> dict[str, Any]:
+def describe_answers(
+    rows: Mapping[str, Collection[Mapping[str, Any]]], published: Iterable[str] | None = None
+) -> dict[str, Any]:
     """Return the contents of `answers.json`.
 
     Args:
         rows: by split, with the columns `answers` (normalised) and `answer_type`.
-        answers_from: "train", or "all" for the answers of every split, as in the published M3AE: then the list knows
-            the test answers and its ceiling on test is 100 %.
+        published: the answer to every question of all splits as it was published, in the order of the published M3AE,
+            whose list has each where it occurs first: that list knows the test answers, and its ceiling on test is
+            100 %. None makes a list of the answers in train, the most frequent first.
 
     Returns:
-        answers_from: as given.
+        answers_from: "train", or "all" splits.
+        order: "published", only if so.
         answers: the list, in the order of a classifier's columns.
         counts: questions by answer, in the splits that the list is made from.
         coverage: of each split, see `count_covered`.
         summary: all this as text.
     """
-    counts = count_answers(row for split, own in rows.items() if answers_from in ("all", split) for row in own)
+    if published is None:
+        source, counts = {"answers_from": "train"}, count_answers(rows.get("train", ()))
+    else:
+        source = {"answers_from": "all", "order": "published"}
+        counts = dict(Counter(printable(normalize_answer(answer)) for answer in published))
     coverage = {split: count_covered(own, counts) for split, own in rows.items()}
     return {
-        "answers_from": answers_from,
+        **source,
         "answers": list(counts),
         "counts": counts,
         "coverage": coverage,
-        "summary": _summary(len(counts), answers_from, coverage),
+        "summary": _summary(len(counts), source["answers_from"], coverage),
     }
 
 

@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from itertools import groupby, islice
@@ -114,7 +114,8 @@ def prepare(
     if shard_range is not None:
         print(f"{output}: {len(own)} of {len(shards)} shards; once all are written, the same without a range ends it")
         return None
-    manifest = _complete(output, planned, module, [finished[shard.name] for shard in shards], listing.rejected)
+    written = [finished[shard.name] for shard in shards]
+    manifest = _complete(output, planned, module, arguments, written, listing.rejected)
     print(manifest)
     return manifest
 
@@ -250,6 +251,7 @@ def _complete(
     output: Path,
     planned: Manifest,
     module: ModuleType,
+    arguments: Mapping[str, Any],
     shards: list[FinishedShard],
     rejected: list[Rejected],
 ) -> Manifest:
@@ -265,7 +267,7 @@ def _complete(
     if hasattr(module, "extras"):
         columns = [column for column in module.FEATURES if column not in image_columns(module.FEATURES)]
         rows = {split: _read(own, columns) for split, own in paths.items()}
-        for name, content in module.extras(rows, planned.options).items():
+        for name, content in module.extras(rows, arguments).items():
             contents[name] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             if isinstance(content, dict) and "summary" in content:
                 summaries[name] = content["summary"]

@@ -278,6 +278,8 @@ def test_another_vocabulary(checkpoint, tmp_path) -> None:
 def test_answer_lists(tmp_path, content: object) -> None:
     (tmp_path / "answers.json").write_text(json.dumps(content))
     assert read_answers(tmp_path / "answers.json") == ["yes", "no"]
+    (tmp_path / "answers.txt").write_text("\ufeffyes\n\nno\n")
+    assert read_answers(tmp_path / "answers.txt") == ["yes", "", "no"], "an answer of SLAKE is empty"
 
 
 def test_wrong_answer_lists(checkpoint, tmp_path) -> None:
@@ -292,6 +294,32 @@ def test_wrong_answer_lists(checkpoint, tmp_path) -> None:
         convert(checkpoint, tmp_path / "out", answers=path)
     with pytest.raises(ValueError, match="A model for retrieval has no answers"):
         build(released("retrieval"), answers=["yes"])
+
+
+def test_a_prepared_list_of_answers_has_to_be_the_published_one(checkpoint, tmp_path) -> None:
+    path = tmp_path / "answers.json"
+    content = {"answers_from": "all", "answers": list(LABELS.values())}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"most frequent first.* prepare the folder again with --answers-from all"):
+        convert(checkpoint, tmp_path / "out", answers=path)
+    path.write_text(json.dumps(content | {"order": "published"}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"source": "slake"}))
+    settings = torch.load(checkpoint, weights_only=True)
+    for data_sets in ([], ["vqa_slack"], ["something_else"]):
+        settings["hyper_parameters"]["config"]["datasets"] = data_sets
+        convert(save(tmp_path, settings), tmp_path / "out", answers=path)
+    assert M3AEConfig.from_pretrained(tmp_path / "out").id2label == LABELS
+    settings["hyper_parameters"]["config"]["datasets"] = ["vqa_vqa_rad"]
+    with pytest.raises(ValueError, match="lists the answers of slake; the checkpoint was trained on vqa_rad"):
+        convert(save(tmp_path, settings), tmp_path / "out", answers=path)
+
+
+def test_a_checkpoint_that_names_its_answers_takes_no_others() -> None:
+    content = released_content(tiny_of(TASKS["question_answering"], id2label=LABELS))
+    file = Released(content["state_dict"], content["hyper_parameters"])
+    assert build(file, answers=["yes", "no", "left"])[0].config.id2label == LABELS
+    with pytest.raises(ValueError, match="calls output 1 'no' and the list 'left'"):
+        build(file, answers=["yes", "left", "no"])
 
 
 def test_only_saved_models_with_a_released_counterpart_go_back(tmp_path) -> None:

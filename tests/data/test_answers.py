@@ -75,26 +75,29 @@ ROWS = {
 }
 
 
-def test_the_list_comes_from_train_unless_all_splits_are_asked_for() -> None:
-    from_train, from_all = describe_answers(ROWS, "train"), describe_answers(ROWS, "all")
+def test_the_list_comes_from_train_unless_the_published_answers_are_given() -> None:
+    from_train, published = describe_answers(ROWS), describe_answers(ROWS, ["Yes", "Heart", "the lung", "", "heart."])
     assert (from_train["answers"], from_train["counts"]) == (["lung", "yes"], {"lung": 1, "yes": 1})
+    assert from_train["answers_from"] == "train" and "order" not in from_train
     assert from_train["summary"].splitlines() == [
         "2 answers from train; share of questions that one of them answers, the ceiling of a classifier:",
         "  train: overall 100.0% of 2, closed 100.0% of 1, open 100.0% of 1",
         "  test: overall 50.0% of 4, closed none, open 50.0% of 4",
     ]
-    assert from_all["answers"] == ["lung", "heart", "rib", "spine", "yes"]
-    assert from_all["summary"].startswith("5 answers from all splits, test included;")
+    assert (published["answers_from"], published["order"]) == ("all", "published")
+    assert [*published["counts"].items()] == [("yes", 1), ("heart", 2), ("lung", 1), ("", 1)]
+    assert published["answers"] == ["yes", "heart", "lung", ""]
+    assert published["summary"].startswith("4 answers from all splits, test included;")
 
 
 def test_without_train_there_is_no_list() -> None:
-    described = describe_answers({"test": ROWS["test"]}, "train")
+    described = describe_answers({"test": ROWS["test"]})
     assert (described["answers"], described["summary"]) == ([], "no list of answers: no rows in train")
     assert described["coverage"]["test"]["overall"] == {"questions": 4, "covered": 0}
 
 
 @pytest.mark.real_data
-def test_vqa_rad_has_the_published_numbers_of_answers(shared: Path) -> None:
+def test_vqa_rad_has_461_answers_in_train(shared: Path) -> None:
     rows = {
         split: [
             row(normalize_answer(str(record["answer"])), answer_type=record["answer_type"].strip().lower())
@@ -102,8 +105,8 @@ def test_vqa_rad_has_the_published_numbers_of_answers(shared: Path) -> None:
         ]
         for split in ("train", "test")
     }
-    from_train = describe_answers(rows, "train")
-    assert (len(from_train["answers"]), len(describe_answers(rows, "all")["answers"])) == (461, 498)
+    from_train = describe_answers(rows)
+    assert len(from_train["answers"]) == 461
     assert from_train["coverage"]["test"] == {  # 90.2 %, 97.8 % and 78.8 %
         "overall": {"questions": 451, "covered": 407},
         "closed": {"questions": 272, "covered": 266},

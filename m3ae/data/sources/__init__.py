@@ -4,9 +4,9 @@ A source is a module of `SOURCES` with `FEATURES` and `rows(...)`, an iterator o
 row has a unique `id`, a `split`, `text` (a list of strings, or None) where that is a column, and one cell for every
 other column of `FEATURES`. An image cell is None, the path of a file still to be decoded, a picklable function without
 arguments that returns a PIL image, or an encoded image as bytes, which are kept. A source may derive files from the
-rows that were kept, such as a list of answers: `extras(rows by split, options)` returns their contents by name; the
-`summary` of one is printed. `LEFT_OUT_BY_CHOICE` lists the reasons for rejecting that an option asked for and that
-are no sign of a fault.
+rows that were kept, such as a list of answers: `extras(rows by split, arguments of rows)` returns their contents by
+name; the `summary` of one is printed. `LEFT_OUT_BY_CHOICE` lists the reasons for rejecting that an option asked for
+and that are no sign of a fault.
 """
 
 from importlib import import_module

@@ -42,36 +42,48 @@ def rows(
     Args:
         source: the folder with train.json, validate.json, test.json and imgs.
         language: of the questions: en, zh or both.
-        answers_from: splits that the list of answers is made from: train, or all of them, test included, as in the
-            published M3AE.
+        answers_from: splits that the list of answers is made from: train, or all of them, test included, which gives
+            the list of the published M3AE in its order.
 
     Raises:
         FileNotFoundError: the folder or one of its JSON files is missing.
         ValueError: one of them is no JSON list.
     """
     require_folder(source, "the SLAKE folder with train.json, validate.json, test.json and imgs")
-    validation = source / "validation.json"
-    paths = {
-        "train": source / "train.json",
-        "validation": validation if validation.exists() else source / "validate.json",
-        "test": source / "test.json",
-    }
     yield from by_image(
         _row(source, place, record, split, LANGUAGES[language])
-        for split, path in paths.items()
+        for split, path in _files(source)
         for place, record in read_records(path)
     )
 
 
 def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the list of answers as the contents of `answers.json`, see `m3ae.data.answers.describe_answers`."""
-    return {ANSWERS_FILE: describe_answers(rows, options["answers_from"])}
+    published = published_answers(options["source"], options["language"]) if options["answers_from"] == "all" else None
+    return {ANSWERS_FILE: describe_answers(rows, published)}
+
+
+def published_answers(source: Path, language: str = "en") -> list[str]:
+    """Return the answers of all splits in the published order; one of them, to question 1622, is empty."""
+    records = [record for _, path in _files(source) for _, record in read_records(path)]
+    return [cell_text(record, "answer") for record in records if _language(record) in LANGUAGES[language]]
+
+
+def _files(source: Path) -> list[tuple[str, Path]]:
+    validation = source / "validation.json"
+    if not validation.exists():
+        validation = source / "validate.json"
+    return [("train", source / "train.json"), ("validation", validation), ("test", source / "test.json")]
+
+
+def _language(record: dict[str, Any]) -> str:
+    return cell_text(record, "q_lang").lower()
 
 
 def _row(source: Path, place: str, record: dict[str, Any], split: str, languages: tuple[str, ...]) -> Row | Rejected:
     if not (qid := cell_text(record, "qid")):
         return Rejected(place, "id missing", split)
-    language = cell_text(record, "q_lang").lower()
+    language = _language(record)
     if language not in languages:
         return Rejected(qid, "language not chosen", split, detail=language or None)
     answer = cell_text(record, "answer")

@@ -9,14 +9,14 @@ is one file, `VQAMed2019_Test_Questions_w_Ref_Answers.txt`, with lines `image|ca
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import datasets
 
 from m3ae.data.answers import ANSWERS_FILE, describe_answers
 from m3ae.data.finish import Row
 from m3ae.data.prepared import Rejected
-from m3ae.data.questions import QUESTION_FEATURES, by_image, question_row
+from m3ae.data.questions import QUESTION_FEATURES, SPLITS, by_image, question_row
 from m3ae.data.splits import SPLIT_NAMES
 from m3ae.data.tables import require_folder
 
@@ -24,38 +24,52 @@ LEFT_OUT_BY_CHOICE = ("question about abnormality",)
 
 FEATURES = datasets.Features(QUESTION_FEATURES)
 
-CATEGORIES = ("modality", "plane", "organ")
+CATEGORIES = ("modality", "organ", "plane")  # in the order of the published M3AE
 LEFT_OUT = "abnormality"  # free text, hardly an answer twice: left out in the published M3AE, too
+
+
+class _Line(NamedTuple):
+    """A line of a table: `cells` are image, question and answer, unless it is broken."""
+
+    id: str
+    images: Path
+    split: str
+    category: str
+    cells: list[str]
+    text: str
 
 
 def rows(source: Path, *, answers_from: Literal["train", "all"] = "train") -> Iterator[Row | Rejected]:
     """Yield one row per question, in the order of the images; the id is made of split, category and line.
 
-    Where `a#b` is the answer, either is right. Questions about abnormality are left out. The answer type, which is not
-    published, is closed where the answer is yes or no.
+    Where `a#b` is the answer, either is right, and with the published list, which has `a#b` as one answer, that, too.
+    Questions about abnormality are left out. The answer type, which is not published, is closed where the answer is
+    yes or no.
 
     Args:
         source: the folder that holds the unpacked parts.
-        answers_from: splits that the list of answers is made from: train, or all of them, test included, as in the
-            published M3AE.
+        answers_from: splits that the list of answers is made from: train, or all of them, test included, which gives
+            the list of the published M3AE in its order.
 
     Raises:
         FileNotFoundError: the folder is missing, or holds no table of questions.
         ValueError: nothing says which split a table belongs to.
     """
     require_folder(source, "the VQA-Med 2019 folder with the unpacked training, validation and test parts")
-    tables = [path for path in sorted(source.rglob("*")) if _is_table(path)]
-    if not tables:
-        raise FileNotFoundError(
-            f"{source} holds no questions: expected train/QA/Modality.csv, C1_Modality_train.txt and the like, or "
-            "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
-        )
-    yield from by_image(row for path in tables for row in _table_rows(source, path))
+    yield from by_image(_row(line, answers_from == "all") for line in _lines(source))
 
 
 def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the list of answers as the contents of `answers.json`, see `m3ae.data.answers.describe_answers`."""
-    return {ANSWERS_FILE: describe_answers(rows, options["answers_from"])}
+    published = published_answers(options["source"]) if options["answers_from"] == "all" else None
+    return {ANSWERS_FILE: describe_answers(rows, published)}
+
+
+def published_answers(source: Path) -> list[str]:
+    """Return the answers of all splits in the published order, by category and line; `a#b` is one of them."""
+    lines = [line for line in _lines(source) if line.category in CATEGORIES and len(line.cells) == 3]
+    lines.sort(key=lambda line: (SPLITS.index(line.split), CATEGORIES.index(line.category)))
+    return [line.cells[2] for line in lines]
 
 
 def _is_table(path: Path) -> bool:
@@ -65,7 +79,18 @@ def _is_table(path: Path) -> bool:
     return _category(path.stem) is not None or {"test", "answers"} <= set(_words(path.stem))
 
 
-def _table_rows(source: Path, path: Path) -> Iterator[Row | Rejected]:
+def _lines(source: Path) -> Iterator[_Line]:
+    tables = [path for path in sorted(source.rglob("*")) if _is_table(path)]
+    if not tables:
+        raise FileNotFoundError(
+            f"{source} holds no questions: expected train/QA/Modality.csv, C1_Modality_train.txt and the like, or "
+            "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
+        )
+    for path in tables:
+        yield from _table_lines(source, path)
+
+
+def _table_lines(source: Path, path: Path) -> Iterator[_Line]:
     split = next(filter(None, map(_split, (path.stem, *reversed(path.relative_to(source).parts[:-1])))), None)
     if split is None:
         raise ValueError(f"{path}: neither its name nor its folders say train, validation or test")
@@ -74,16 +99,16 @@ def _table_rows(source: Path, path: Path) -> Iterator[Row | Rejected]:
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _row(images, split, _category(path.stem), number, line)
+            category, cells = _category(path.stem), [" ".join(cell.split()) for cell in line.split("|")]
+            if category is None:
+                category = cells.pop(1).lower() if len(cells) == 4 else "unknown"
+            yield _Line(f"{split}-{category}-{number}", images, split, category, cells, line)
 
 
-def _row(images: Path, split: str, category: str | None, number: int, line: str) -> Row | Rejected:
-    cells = [" ".join(cell.split()) for cell in line.split("|")]
-    if category is None:
-        category = cells.pop(1).lower() if len(cells) == 4 else "unknown"
-    row_id = f"{split}-{category}-{number}"
+def _row(line: _Line, accept_both: bool) -> Row | Rejected:
+    row_id, images, split, category, cells, text = line
     if len(cells) != 3:
-        return Rejected(row_id, "line not image|question|answer or image|category|question|answer", split, detail=line)
+        return Rejected(row_id, "line not image|question|answer or image|category|question|answer", split, detail=text)
     if category == LEFT_OUT:
         return Rejected(row_id, "question about abnormality", split)
     if category not in CATEGORIES:
@@ -92,6 +117,8 @@ def _row(images: Path, split: str, category: str | None, number: int, line: str)
     accepted = answer.split("#")
     is_closed = all(choice.strip().lower() in ("yes", "no") for choice in accepted)
     answer_type = "closed" if is_closed else "open"
+    if accept_both and answer.strip("# "):
+        accepted.append(answer)
     return question_row(row_id, split, images / f"{image}.jpg", question, answer, accepted, answer_type, category)
 
 

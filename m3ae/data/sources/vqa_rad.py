@@ -49,8 +49,8 @@ def rows(
         split: published, where images of test and validation are in train, too; or image_disjoint, where questions of
             the train set about images of test are left out, and no image is in two splits.
         carve_validation: off leaves the published train set whole, and no validation split.
-        answers_from: splits that the list of answers is made from: train, or all of them, test included, as in the
-            published M3AE.
+        answers_from: splits that the list of answers is made from: train, or all of them, test included, which gives
+            the list of the published M3AE in its order.
 
     Raises:
         FileNotFoundError: the folder or one of its JSON files is missing.
@@ -71,7 +71,14 @@ def rows(
 
 def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the list of answers as the contents of `answers.json`, see `m3ae.data.answers.describe_answers`."""
-    return {ANSWERS_FILE: describe_answers(rows, options["answers_from"])}
+    published = published_answers(options["source"]) if options["answers_from"] == "all" else None
+    return {ANSWERS_FILE: describe_answers(rows, published)}
+
+
+def published_answers(source: Path) -> list[str]:
+    """Return the answers of train and test in the published order; the published validation set repeats test."""
+    records = [record for name in ("train", "test") for _, record in read_records(source / f"{name}set.json")]
+    return [cell_text(record, "answer") for record in records if "answer" in record]
 
 
 def _train_split(record: dict[str, Any], by: str) -> str:

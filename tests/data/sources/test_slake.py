@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from m3ae.data.answers import normalize_answer
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Rejected
 from m3ae.data.sources import slake
@@ -98,7 +99,29 @@ def test_the_folder_is_prepared_with_its_answers(tmp_path: Path) -> None:
     assert {name: info.rows for name, info in manifest.splits.items()} == {"train": 2, "validation": 1, "test": 1}
     assert manifest.rejected == {}
     answers = json.loads((tmp_path / "out" / "answers.json").read_text(encoding="utf-8"))
-    assert (answers["answers_from"], answers["answers"]) == ("all", ["mri", "yes", "核磁共振"])
+    assert (answers["answers_from"], answers["answers"]) == ("all", ["mri", "核磁共振", "yes"])
+
+
+def test_the_published_list_has_every_answer_where_it_occurs_first(tmp_path: Path) -> None:
+    train = [RECORD | {"img_name": "xmlab2/source.jpg"}, CHINESE, RECORD | {"qid": 2, "answer": "Heart, Liver"}]
+    train += [RECORD | {"qid": 3, "answer": ""}, RECORD | {"qid": 4, "img_name": "absent.jpg", "answer": "Cancer"}]
+    train += [RECORD | {"qid": 5, "answer": "heart; liver"}, RECORD | {"qid": 6, "answer": "heart; liver"}]
+    source = make_source(tmp_path / "slake", train)
+    prepare("slake", tmp_path / "out", source=source, num_workers=1, answers_from="all")
+    answers = json.loads((tmp_path / "out" / "answers.json").read_text())
+    assert answers["counts"] == {"mri": 2, "heart liver": 3, "": 1, "cancer": 1, "yes": 1}
+    assert (answers["answers"], answers["order"]) == (["mri", "heart liver", "", "cancer", "yes"], "published")
+    assert answers["coverage"]["test"]["overall"] == {"questions": 1, "covered": 1}
+    prepare("slake", tmp_path / "train", source=source, num_workers=1)
+    from_train = json.loads((tmp_path / "train" / "answers.json").read_text())
+    assert from_train["answers"] == ["heart liver", "mri"] and "order" not in from_train, "the most frequent first"
+
+
+@pytest.mark.real_data
+def test_the_published_list_has_222_answers(shared: Path) -> None:
+    answers = [*dict.fromkeys(map(normalize_answer, slake.published_answers(shared / "data" / "slake")))]
+    assert len(answers) == 222 and "" in answers
+    assert answers[:4] == ["mri", "abdomen", "t2", "yes"]
 
 
 @pytest.mark.parametrize("missing", ["", "train.json", "validate.json", "test.json"])

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from m3ae.data.answers import normalize_answer
 from m3ae.data.prepare import prepare
-from m3ae.data.prepared import Rejected
+from m3ae.data.prepared import Rejected, load_split
 from m3ae.data.sources import vqa_med_2019
 
 MODALITY = "synpic2|was the mri taken with contrast?|no\nsynpic1|what modality is shown?|cta - ct angiography\n"
@@ -75,6 +76,28 @@ def test_both_layouts_are_prepared_alike(tmp_path: Path, make: Callable[[Path], 
         "no",
         "sagittal",
     ]
+
+
+@pytest.mark.parametrize("make", [make_published, make_released])
+def test_the_published_list_is_by_split_and_category(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    source = make(tmp_path / "med")
+    (test,) = source.rglob(TEST_FILE)
+    write(test, TEST + "synpic3|organ|which organ?|lung#spine#skull\nsynpic3|organ|which organ?|#\n")
+    prepare("vqa_med_2019", tmp_path / "out", source=source, num_workers=1, answers_from="all")
+    content = json.loads((tmp_path / "out" / "answers.json").read_text())
+    two, three = "heart and great vessels#lung mediastinum pleura", "lung#spine#skull"
+    assert content["answers"] == ["no", "cta ct angiography", two, "axial", "sagittal", three, "#"]
+    assert content["coverage"]["test"]["overall"] == {"questions": 2, "covered": 2}
+    (accepted,) = (row["answers"] for row in load_split(tmp_path / "out", "test") if row["question_type"] == "organ")
+    assert accepted == ["lung", "spine", "skull", three]
+
+
+@pytest.mark.real_data
+def test_the_published_list_has_79_answers(shared: Path) -> None:
+    published = vqa_med_2019.published_answers(shared / "data" / "vqa_med_2019_full")
+    answers = [*dict.fromkeys(map(normalize_answer, published))]
+    assert len(answers) == 79 and sum("#" in answer for answer in answers) == 7
+    assert answers[:4] == ["cta ct angiography", "no", "us ultrasound", "xr plain film"]
 
 
 def test_a_line_becomes_a_row(tmp_path: Path) -> None:

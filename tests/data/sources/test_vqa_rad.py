@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from m3ae.data.answers import normalize_answer
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import REJECTED, Rejected, load_manifest, load_split
 from m3ae.data.sources import vqa_rad
@@ -137,6 +138,25 @@ def test_no_image_is_in_two_splits_if_that_is_asked_for(tmp_path: Path) -> None:
     ]
     kept = [(entry["id"], entry["split"]) for entry in entries if isinstance(entry, dict)]
     assert kept == [("2", "train"), ("3", "train"), ("4", "validation"), ("100", "test")]
+
+
+def test_the_published_list_has_every_answer_where_it_occurs_first(tmp_path: Path) -> None:
+    answers = ["no", "Left", "no", "right", "left"]
+    train = [record | {"answer": answer} for record, answer in zip(TRAIN, answers, strict=True)]
+    source = make_source(tmp_path / "rad", train, [TEST_RECORD, TEST_RECORD | {"qid": 101, "answer": "right"}])
+    for split in ("published", "image_disjoint"):
+        options = {"split": split, "answers_from": "all", "num_workers": 1}
+        prepare("vqa_rad", tmp_path / split, source=source, **options)
+        content = json.loads((tmp_path / split / "answers.json").read_text())
+        assert content["counts"] == {"no": 2, "left": 2, "right": 2, "yes": 1}
+        assert (content["answers"], content["order"]) == (["no", "left", "right", "yes"], "published")
+
+
+@pytest.mark.real_data
+def test_the_published_list_has_498_answers(shared: Path) -> None:
+    answers = [*dict.fromkeys(map(normalize_answer, vqa_rad.published_answers(shared / "data" / "vqa_rad")))]
+    assert len(answers) == 498
+    assert answers[:4] == ["yes", "no", "ultrasound", "extremities"]
 
 
 @pytest.mark.parametrize("missing", ["", "trainset.json", "testset.json"])
