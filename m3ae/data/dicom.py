@@ -1,6 +1,8 @@
 """DICOM files to 8-bit images as a viewer would show them."""
 
+import io
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,56 +10,77 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import Dataset, dcmread
+from pydicom import Dataset, FileDataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from m3ae.data.images import UnreadableImageError
+from m3ae.data.images import DICOM_GROUPS, UnreadableImageError
 from m3ae.limits import MAX_ASPECT, MAX_SIDE
+from m3ae.pixels import stretch, value_range
 
-PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+PADDING_KEYWORDS = {  # by the element that holds the pixels
+    "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+}
+LIMITATION = re.compile("does not support|cannot decode|Unable to decode (un)?signed|are supported")  # pydicom's words
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs whatever it also warns of or raises, for each file
 
 
-def load_dicom(path: Path) -> Image.Image:
+def load_dicom(source: Path | io.BytesIO) -> Image.Image:
     """Decode the first frame of a DICOM file as 8-bit grey ("L") or colour ("RGB").
 
     Grey values pass the modality LUT and then the first VOI LUT or window. Without one, or where the window maps all
-    of them to a single grey, they are stretched from their own range; 8-bit values then stay as they are. MONOCHROME1
-    is inverted, so that bone is white in either (DICOM PS3.3, sections C.7.6.3.1.2, C.11.1 and C.11.2).
+    of them to a single grey, they are stretched from their own range, see `m3ae.pixels.value_range`; 8-bit values then
+    stay as they are. MONOCHROME1 is inverted, so that bone is white in either. Padding is no part of the picture: it
+    has no share in the range and is shown black (DICOM PS3.3, sections C.7.5.1.1.2, C.7.6.3.1.2, C.11.1 and C.11.2).
+
+    A file may lack its preamble, its transfer syntax if it is not compressed, and elements of its header that have one
+    usual value.
 
     Raises:
         UnreadableImageError: the file is missing, no DICOM file or without pixels, truncated or corrupt; or its header
             announces more than `PIL.Image.MAX_IMAGE_PIXELS` pixels in all frames; or it is compressed in a way that
             no installed package decodes ("image decoder missing").
     """
+    name = source.name if isinstance(source, Path) else "bytes"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # small deviations from the standard are common and of no use to a reader
-            dataset = dcmread(path)
-            _require_decodable(dataset, path.name)
-            return _render(dataset)
+            dataset = _read(source)
+            _require_plausible(dataset, name)
+            _complete(dataset)
+            return _render(dataset, name)
     except UnreadableImageError:
         raise
     except FileNotFoundError as error:
-        raise UnreadableImageError("image missing", path.name) from error
+        raise UnreadableImageError("image missing", name) from error
     except InvalidDicomError as error:
-        raise UnreadableImageError("not an image", f"{path.name}: not a DICOM file") from error
+        raise UnreadableImageError("not an image", f"{name}: not a DICOM file") from error
     except Exception as error:  # pydicom and its decoders raise whatever they trip over
-        raise UnreadableImageError(
-            "image truncated or corrupt", f"{path.name}: {' '.join(str(error).split())}"
-        ) from error
+        raise UnreadableImageError("image truncated or corrupt", f"{name}: {' '.join(str(error).split())}") from error
 
 
-def _require_decodable(dataset: Dataset, name: str) -> None:
-    """Refuse, by the header alone, what cannot or should not be decoded."""
-    if "Rows" not in dataset or "Columns" not in dataset:
+def _read(source: Path | io.BytesIO) -> FileDataset:
+    try:
+        return dcmread(source)
+    except InvalidDicomError:  # no preamble
+        content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+        if content[:2] not in DICOM_GROUPS:
+            raise
+        return dcmread(io.BytesIO(content), force=True)
+
+
+def _require_plausible(dataset: Dataset, name: str) -> None:
+    """Refuse, by the header alone, what has no pixels or too many."""
+    if not dataset.get("Rows") or not dataset.get("Columns"):
         raise UnreadableImageError("not an image", f"{name}: a DICOM file without Rows and Columns")
-    if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):  # pydicom leaves out an element that is cut off
+    if not any(keyword in dataset for keyword in PADDING_KEYWORDS):  # pydicom leaves out an element that is cut off
         raise UnreadableImageError("image truncated or corrupt", f"{name}: no pixel data")
     rows, columns, frames = dataset.Rows, dataset.Columns, int(dataset.get("NumberOfFrames") or 1)
     limit = Image.MAX_IMAGE_PIXELS
@@ -66,23 +89,74 @@ def _require_decodable(dataset: Dataset, name: str) -> None:
         raise UnreadableImageError("image too large", f"{name}: {size}, limit {limit} and {MAX_SIDE} on a side")
     if max(rows, columns) > MAX_ASPECT * min(rows, columns):
         raise UnreadableImageError("image too narrow", f"{name}: {columns}x{rows} pixels")
+
+
+def _complete(dataset: FileDataset) -> None:
+    """Fill in what old archives and anonymisers leave out, and what a multi-frame file says of its first frame.
+
+    Raises:
+        ValueError: Without a transfer syntax nothing tells how the pixels are compressed.
+    """
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise ValueError("TransferSyntaxUID (0002,0010) is missing, and the pixels are compressed")
+        is_implicit, is_little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    photometric = dataset.get("PhotometricInterpretation") or "MONOCHROME2"
+    is_colour = dataset.get("SamplesPerPixel") == 3 or photometric[:3] in ("RGB", "YBR")
+    usual: dict[str, Any] = {"SamplesPerPixel": 1, "PhotometricInterpretation": photometric}
+    if is_colour:  # of which the standard has several kinds
+        usual = {"SamplesPerPixel": 3, "PlanarConfiguration": 0}
+    if "PixelData" in dataset and dataset.get("BitsAllocated"):
+        usual |= {"BitsStored": dataset.BitsAllocated, "PixelRepresentation": 0}
+    for keyword, value in usual.items():
+        if dataset.get(keyword) in (None, ""):
+            setattr(dataset, keyword, value)
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for macro in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            if dataset.get(groups) and (items := dataset[groups][0].get(macro)):
+                dataset.update(items[0])
+
+
+def _decode(dataset: Dataset, name: str) -> NDArray[Any]:
+    """Decode the first frame, (height, width[, 3]); YBR becomes RGB.
+
+    Raises:
+        UnreadableImageError: No installed package decodes it.
+        RuntimeError: It is damaged.
+    """
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise UnreadableImageError("image decoder missing", f"{name}: {syntax.name} is not supported") from error
+    needs = "".join(
+        line.removeprefix("pylibjpeg - requires ")
+        for line in decoder.missing_dependencies
+        if line.startswith("pylibjpeg ")  # which has a plugin for each compressed transfer syntax, as no other has
+    )
+    missing = UnreadableImageError(
+        "image decoder missing", f"{name}: {syntax.name} needs {needs}: pip install 'm3ae[dicom]'"
+    )
     if not decoder.is_available:
-        packages = "; ".join(decoder.missing_dependencies)
-        raise UnreadableImageError(
-            "image decoder missing", f"{name}: {syntax.name} needs pip install python-gdcm, or another of: {packages}"
-        )
+        raise missing
+    try:
+        return pixel_array(dataset, index=0)
+    except RuntimeError as error:
+        if needs and LIMITATION.search(str(error)):
+            raise missing from error
+        raise
 
 
-def _render(dataset: Dataset) -> Image.Image:
-    pixels = pixel_array(dataset, index=0)  # (height, width[, 3]); YBR becomes RGB
+def _render(dataset: Dataset, name: str) -> Image.Image:
+    pixels = _decode(dataset, name)
     photometric = dataset.PhotometricInterpretation
     if photometric in ("MONOCHROME1", "MONOCHROME2"):
-        return Image.fromarray(_render_grey(dataset, pixels))
+        is_padding = _is_padding(dataset, pixels)
+        grey = np.zeros(pixels.shape, np.uint8)
+        grey[~is_padding] = _render_grey(dataset, pixels[~is_padding])
+        return Image.fromarray(grey)
     bits = dataset.BitsStored
     if photometric == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)[..., :3]
@@ -92,45 +166,72 @@ def _render(dataset: Dataset) -> Image.Image:
     return Image.fromarray((pixels >> max(bits - 8, 0)).astype(np.uint8))
 
 
-def _render_grey(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Map stored values to 8 bits: each possible value once where they are of 8 or 16 bits, which is far faster."""
-    if pixels.dtype.kind == "f" or pixels.itemsize > 2:
-        return _to_grey(dataset, np.nan_to_num(pixels))
-    low = int(pixels.min())
-    table = _to_grey(dataset, np.arange(low, int(pixels.max()) + 1))
-    return np.take(table, pixels.astype(np.int32) - low)
+def _is_padding(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where pixels are padding, which the header states in stored values."""
+    keywords = next(keywords for keyword, keywords in PADDING_KEYWORDS.items() if keyword in dataset)
+    bounds = [_first(dataset, keyword, np.nan) for keyword in keywords]
+    if np.isnan(bounds[0]):
+        return np.zeros(pixels.shape, np.bool_)
+    if np.isnan(bounds[1]):
+        bounds[1] = bounds[0]
+    if "PixelData" in dataset:
+        words = 2**dataset.BitsAllocated
+        if dataset.PixelRepresentation == 1:  # some write the value of signed pixels as unsigned, others the reverse
+            bounds = [(bound + words // 2) % words - words // 2 for bound in bounds]
+        else:
+            bounds = [bound % words for bound in bounds]
+        half = 2 ** (dataset.BitsStored - 1)
+        low, high = (-half, half - 1) if dataset.PixelRepresentation == 1 else (0, 2 * half - 1)
+        if min(bounds) < low or max(bounds) > high:  # the unused bits, too, tell padding
+            pixels = pixel_array(dataset, index=0, correct_unused_bits=False)
+    is_padding: NDArray[np.bool_] = (pixels >= min(bounds)) & (pixels <= max(bounds))
+    return is_padding
 
 
-def _to_grey(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.uint8]:
+def _render_grey(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.uint8]:
+    """Map stored values (N,) to 8 bits: each value once where they are of 8 or 16 bits, which is far faster."""
+    if not stored.size:
+        return np.zeros(0, np.uint8)
+    bounds = value_range(stored)
+    if stored.dtype.kind == "f" or stored.itemsize > 2:
+        return _to_grey(dataset, stored, bounds)
+    low = int(stored.min())
+    steps = stored.astype(np.int32) - low
+    counts = np.bincount(steps)
+    table = np.zeros(counts.shape, np.uint8)
+    table[counts > 0] = _to_grey(dataset, np.flatnonzero(counts) + low, bounds)
+    return table[steps]
+
+
+def _to_grey(dataset: Dataset, stored: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np.uint8]:
+    """Map stored values to 8 bits; the range is that of the stored values within `bounds`."""
     if modality_lut := dataset.get("ModalityLUTSequence"):
         values, _ = _look_up(dataset, modality_lut[0], stored)
     else:
-        values = stored * _first(dataset, "RescaleSlope", 1) + _first(dataset, "RescaleIntercept", 0)
-    shares = np.clip(_display_shares(dataset, values), 0, 1)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        shares = 1 - shares
-    grey: NDArray[np.uint8] = (255 * shares).round().astype(np.uint8)
-    return grey
-
-
-def _display_shares(dataset: Dataset, values: NDArray[Any]) -> NDArray[Any]:
-    """Map values to brightness, 0 to 1 and beyond."""
-    shares: NDArray[Any]
-    if voi_lut := dataset.get("VOILUTSequence"):
-        entries, bits = _look_up(dataset, voi_lut[0], values)
-        shares = entries / max(2**bits - 1, 1)
-        return shares
-    center, width = _first(dataset, "WindowCenter", 0), _first(dataset, "WindowWidth", 0)
-    function = dataset.get("VOILUTFunction") or "LINEAR"
-    if "WindowCenter" in dataset and width > (1 if function == "LINEAR" else 0):
-        shares = _window(values, center, width, function)
-        if np.ptp(shares.clip(0, 1)) > 0:
-            return shares
-    low, high = values.min(), values.max()
+        slope = _first(dataset, "RescaleSlope", 1) or 1  # times zero, nothing is left of a picture
+        values = stored * slope + _first(dataset, "RescaleIntercept", 0)
+    is_inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    is_measured = (stored >= bounds[0]) & (stored <= bounds[1])
+    shares = _shares_shown(dataset, values)
+    if shares is not None and np.ptp(shares[is_measured].clip(0, 1)) > 0:
+        return stretch(shares, 0, 1, inverted=is_inverted)
+    low, high = values[is_measured].min(), values[is_measured].max()
     if dataset.get("BitsStored") == 8 and low >= 0 and high <= 255:
         low, high = 0, 255
-    shares = (values - low) / max(high - low, 1e-12)
-    return shares
+    return stretch(values, low, high, inverted=is_inverted)
+
+
+def _shares_shown(dataset: Dataset, values: NDArray[Any]) -> NDArray[Any] | None:
+    """Map values to brightness, 0 to 1 and beyond, by the first VOI LUT or window; None if there is neither."""
+    if voi_lut := dataset.get("VOILUTSequence"):
+        entries, bits = _look_up(dataset, voi_lut[0], values)
+        shares: NDArray[np.float64] = entries / max(2**bits - 1, 1)
+        return shares
+    center, width = _first(dataset, "WindowCenter", np.nan), _first(dataset, "WindowWidth", 0)
+    function = dataset.get("VOILUTFunction") or "LINEAR"
+    if np.isnan(center) or width <= (1 if function == "LINEAR" else 0):
+        return None
+    return _window(values, center, width, function)
 
 
 def _window(values: NDArray[Any], center: float, width: float, function: str) -> NDArray[Any]:
@@ -152,8 +253,9 @@ def _look_up(dataset: Dataset, lut: Dataset, values: NDArray[Any]) -> tuple[NDAr
         order = "<" if dataset.original_encoding[1] else ">"
         entries = np.frombuffer(entries, f"{order}u{len(entries) // (count or 2**16)}")
     entries = np.atleast_1d(entries)
-    index = np.clip(np.rint(values) - first, 0, len(entries) - 1)
-    return entries[index.astype(np.int64)], bits
+    index = np.nan_to_num(np.clip(np.rint(values) - first, 0, len(entries) - 1))
+    needed = int(entries.max()).bit_length()  # some files state fewer
+    return entries[index.astype(np.int64)], max(bits, needed)
 
 
 def _first(dataset: Dataset, keyword: str, default: float) -> float:
@@ -161,4 +263,4 @@ def _first(dataset: Dataset, keyword: str, default: float) -> float:
     value = dataset.get(keyword)
     if isinstance(value, MultiValue):
         value = value[0] if value else None
-    return default if value is None else float(value)
+    return default if value in (None, "") else float(value)

@@ -5,16 +5,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
-from PIL.ExifTags import Base
+from PIL import Image, UnidentifiedImageError
 
 from m3ae.limits import MAX_ASPECT, MAX_SIDE
+from m3ae.pixels import orientation, to_8bit
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
-WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+HEAD = 132  # bytes, of which DICOM's last four say what it is
+DICOM_GROUPS = (b"\x02\x00", b"\x08\x00")  # of the first element of a file without a preamble
 
 
 class UnreadableImageError(ValueError):
@@ -34,12 +35,13 @@ class UnreadableImageError(ValueError):
         return f"{self.reason}: {self.detail}"
 
 
-def load_image(path: Path) -> Image.Image:
-    """Decode a whole image file, upright, as 8-bit grey ("L") or colour ("RGB").
+def load_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
+    """Decode a whole image file, upright, as 8-bit grey ("L") or colour ("RGB"); see `m3ae.pixels.to_8bit`.
 
-    16-bit and float images are stretched from their own range to 0–255, because a PNG does not say how many of its 16
-    bits the detector used. Transparent pixels become white; of several frames the first is read. DICOM files are read
-    by `m3ae.data.dicom`.
+    Of several frames the first is read. DICOM files are read by `m3ae.data.dicom`.
+
+    Args:
+        source: A file, or the bytes of one.
 
     Raises:
         ImportError: a DICOM file, and pydicom is not installed.
@@ -47,33 +49,42 @@ def load_image(path: Path) -> Image.Image:
             than `PIL.Image.MAX_IMAGE_PIXELS` (89 million) pixels, 65,500 on a side, or a side of over 100 times the
             other.
     """
-    if not os.path.isfile(path):  # unlike `Path.is_file`, False for a name that is too long
-        raise UnreadableImageError("image missing", path.name)
-    if path.stat().st_size == 0:
-        raise UnreadableImageError("image file empty", path.name)
-    if _is_dicom(path):
-        return _load_dicom(path)
+    if isinstance(source, bytes):
+        file: Path | io.BytesIO = io.BytesIO(source)
+        name, suffix, head = "bytes", "", source[:HEAD]
+    else:
+        file = Path(source)
+        name, suffix, head = file.name, file.suffix.lower(), _read_head(file)
+    if not head:
+        raise UnreadableImageError("image file empty", name)
+    if _is_dicom(suffix, head):
+        return _load_dicom(file, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(path)
+            opened = Image.open(file)
         with opened as image:
             if max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, limit {MAX_SIDE} on a side")
             if max(image.size) > MAX_ASPECT * min(image.size):
-                raise UnreadableImageError("image too narrow", f"{path.name}: {image.width}x{image.height} pixels")
-            image.load()
-            return _to_8bit(ImageOps.exif_transpose(image) if _orientation(image) != 1 else image)
+                raise UnreadableImageError("image too narrow", f"{name}: {image.width}x{image.height} pixels")
+            return to_8bit(image)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image", path.name) from error
+        raise UnreadableImageError("not an image", name) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UnreadableImageError("image too large", f"{path.name}: {error}") from error
+        raise UnreadableImageError("image too large", f"{name}: {error}") from error
     except (
         Exception
     ) as error:  # a decoder raises whatever its parser trips over: OSError, SyntaxError, struct.error, …
-        raise UnreadableImageError("image truncated or corrupt", f"{path.name}: {error}") from error
+        raise UnreadableImageError("image truncated or corrupt", f"{name}: {error}") from error
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file is an image by its suffix, in whichever case, or DICOM by its first bytes."""
+    suffix = path.suffix.lower()
+    return suffix in _pillow_suffixes() or (os.path.isfile(path) and _is_dicom(suffix, _read_head(path)))
 
 
 @contextmanager
@@ -125,7 +136,7 @@ def encode_image(image: Image.Image, shorter_side: int | None = 384, quality: in
     scale = 1.0 if shorter_side is None else shorter_side / min(image.size)
     kept_formats = ("JPEG",) if shorter_side else ("JPEG", "PNG")
     filename = getattr(image, "filename", "")
-    unchanged = scale >= 1 and image.mode in ("L", "RGB") and _orientation(image) == 1
+    unchanged = scale >= 1 and image.mode in ("L", "RGB") and orientation(image) == 1
     if unchanged and filename and image.format in kept_formats:
         return Path(filename).read_bytes()
     if scale < 1:
@@ -136,52 +147,33 @@ def encode_image(image: Image.Image, shorter_side: int | None = 384, quality: in
     return buffer.getvalue()
 
 
-def _is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM by its name or by the magic bytes behind its preamble."""
-    if path.suffix.lower() in (".dcm", ".dicom"):
-        return True
+@cache
+def _pillow_suffixes() -> frozenset[str]:
+    """Return the suffixes of the formats that Pillow reads."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
+def _read_head(path: Path) -> bytes:
+    if not os.path.isfile(path):  # unlike `Path.is_file`, False for a name that is too long
+        raise UnreadableImageError("image missing", path.name)
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False  # Pillow says why it cannot be read
+            return file.read(HEAD)
+    except OSError as error:
+        raise UnreadableImageError("image truncated or corrupt", f"{path.name}: {error}") from error
 
 
-def _load_dicom(path: Path) -> Image.Image:
+def _is_dicom(suffix: str, head: bytes) -> bool:
+    """Return whether a file is DICOM by its name, the magic bytes behind its preamble, or its first element."""
+    has_first_element = head[:2] in DICOM_GROUPS and suffix not in _pillow_suffixes()
+    return suffix in DICOM_SUFFIXES or head[128:] == b"DICM" or has_first_element
+
+
+def _load_dicom(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         from m3ae.data.dicom import load_dicom
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{path.name} is a DICOM file, and the library {error.name} is not installed: pip install 'm3ae[dicom]'"
+            f"{name} is a DICOM file, and the library {error.name} is not installed: pip install 'm3ae[dicom]'"
         ) from error
-    return load_dicom(path)
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation: 1 is upright, 2–8 are flips and turns."""
-    return int(image.getexif().get(Base.Orientation, 1))
-
-
-def _to_8bit(image: Image.Image) -> Image.Image:
-    if image.mode in WIDE_MODES:
-        return _stretch(image)
-    if image.has_transparency_data:
-        return _flatten(image)
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _stretch(image: Image.Image) -> Image.Image:
-    pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    low, high = pixels.min(), pixels.max()
-    grey = (pixels - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(grey.round().astype(np.uint8))
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+    return load_dicom(file)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from m3ae.data.images import IMAGE_SUFFIXES, UnreadableImageError, decode_image, load_image
+from m3ae.data.images import UnreadableImageError, decode_image, is_image, load_image
 from m3ae.data.tables import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def open_collection(folder: Path, split: str = "test") -> Collection:
         return _open_table(folder)
     files = sorted(_images_below(folder))
     if not files:
-        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{folder} holds no image (.jpg, .png, .tif, .dcm, …)")
     names = [file.relative_to(folder).as_posix() for file in files]
     return Collection(names, [*files], [], [], _digest(files))
 
@@ -142,7 +142,7 @@ def _open_prepared(folder: Path, split: str) -> Collection:
 def _images_below(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not hidden:
+        if path.is_file() and not hidden and is_image(path):
             yield path
 
 

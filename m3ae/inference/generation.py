@@ -22,6 +22,7 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_configuration import ModalityConfig
 from m3ae.models.latent_decoders import shape_of
 from m3ae.models.latent_inputs import TENSOR_NAMES, check_names
+from m3ae.pixels import to_8bit
 
 # A modality as people give and get it: an image, a text, the name of a class or a list of them, or an array (T, F) or
 # (F,). Of a label, and of labels, what is generated is the probability of each class.
@@ -196,7 +197,7 @@ def _tensor(model: M3AEForGeneration, name: str, modality: ModalityConfig, value
     if modality.kind == "image":
         _expect(name, modality, value, Image.Image)
         assert isinstance(value, Image.Image)
-        square = np.array(centre_crop(value.convert("L" if shape[0] == 1 else "RGB"), shape[1]))
+        square = np.array(centre_crop(to_8bit(value).convert("L" if shape[0] == 1 else "RGB"), shape[1]))
         pixels = torch.from_numpy(square).float() / 255
         return pixels[None] if shape[0] == 1 else pixels.permute(2, 0, 1)
     _expect(name, modality, value, np.ndarray)

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from transformers import AutoModelForVisualQuestionAnswering, Pipeline
-from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.generic import ModelOutput
 
@@ -18,7 +17,7 @@ class QuestionAnsweringPipeline(Pipeline):
 
     `answer({"image": image, "question": "Is there an effusion?"})` gives a list of `{"answer": str, "score": float}`,
     best first, the score being the answer's probability; a list of questions gives a list of such lists. Images are
-    those of Pillow, file names or addresses.
+    whatever the processor takes: those of Pillow, arrays, files (DICOM, too) or addresses.
 
     Args of a call:
         top_k: Number of answers; 5 if not given.
@@ -51,9 +50,7 @@ class QuestionAnsweringPipeline(Pipeline):
             got = sorted(input_) if isinstance(input_, dict) else type(input_).__name__
             raise ValueError(f'The pipeline takes {{"image": …, "question": "…"}}, or a list of these; got {got}.')
         assert self.processor is not None
-        encoded = self.processor(
-            images=load_image(input_["image"]), text=input_["question"], truncation=True, return_tensors="pt"
-        )
+        encoded = self.processor(images=input_["image"], text=input_["question"], truncation=True, return_tensors="pt")
         return {name: encoded[name] for name in ("pixel_values", "input_ids", "attention_mask")}
 
     def _forward(self, input_tensors: dict[str, Any], **_: Any) -> ModelOutput:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from huggingface_hub import get_session
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import PILImageResampling
+from transformers.image_utils import ChannelDimension, PILImageResampling, is_valid_image
 
+from m3ae.data.images import load_image
 from m3ae.limits import MAX_ASPECT
+from m3ae.pixels import array_to_8bit, to_8bit
 
 if TYPE_CHECKING:
     from m3ae.models.configuration import M3AEImageConfig  # which reads processors
@@ -34,6 +42,52 @@ class M3AEImageProcessor(PilBackend):
     image_std = [0.26862954, 0.26130258, 0.27577711]  # noqa: RUF012
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Read images that are paths, addresses, bytes or base64, as `m3ae.data.images.load_image` does.
+
+        Raises:
+            TypeError: What is to be processed is no image.
+            ValueError: An image cannot be read.
+        """
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, str | os.PathLike | bytes):
+            return load_image(_content(image_url_or_urls))
+        if not is_valid_image(image_url_or_urls):
+            raise TypeError(
+                f"images: got {type(image_url_or_urls).__name__}, expected a picture of Pillow, an array, a tensor, "
+                "a path, an address, bytes, or a list of these"
+            )
+        return image_url_or_urls
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
+        return list(_flat(self.fetch_images(images)))
+
+    def process_image(
+        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
+    ) -> np.ndarray:
+        """Return an image as an array (C, H, W) of 8-bit values, see `m3ae.pixels`.
+
+        Only the values of an array that the processor is not to rescale, or by another factor, stay as they are.
+
+        Raises:
+            ValueError: An array is of a shape that no image has, or does not hold real numbers.
+        """
+        if isinstance(image, torch.Tensor):
+            image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
+        if isinstance(image, np.ndarray) and image.ndim == 2:
+            image, input_data_format = image[None], ChannelDimension.FIRST
+        is_plain = kwargs.get("do_rescale", True) and kwargs.get("rescale_factor", 1 / 255) == 1 / 255
+        if isinstance(image, np.ndarray) and not is_plain:
+            pixels: np.ndarray = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
+            return pixels
+        if isinstance(image, np.ndarray):
+            picture = array_to_8bit(image, input_data_format and input_data_format == ChannelDimension.LAST)
+        else:
+            picture = to_8bit(image)
+        pixels = np.asarray(picture.convert("RGB") if do_convert_rgb else picture)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
     def resize(self, image: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
         """Resize an image (C, H, W).
 
@@ -54,6 +108,26 @@ class M3AEImageProcessor(PilBackend):
         """Build the processor of a model whose images have `image_size` pixels a side, with further options."""
         crop = {"height": image_size, "width": image_size}
         return cls(size={"shortest_edge": image_size}, crop_size=crop, **options)
+
+
+def _content(source: str | os.PathLike[str] | bytes) -> str | os.PathLike[str] | bytes:
+    """Return the bytes of an address or of base64; a path as it is."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        content: bytes = get_session().get(source, follow_redirects=True).raise_for_status().content
+        return content
+    if isinstance(source, str) and not os.path.isfile(source):
+        with suppress(ValueError):  # of which no path consists
+            return base64.b64decode(source.partition("base64,")[2] or source, validate=True)
+    return source
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    """Yield the images of nested lists and of arrays (B, C, H, W) or (B, H, W, C)."""
+    if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+        for image in images:
+            yield from _flat(image)
+    else:
+        yield images
 
 
 class M3AEProcessor(ProcessorMixin):

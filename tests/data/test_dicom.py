@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import Dataset, FileMetaDataset, Sequence
+from pydicom import Dataset, FileMetaDataset, Sequence, dcmread
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     MPEG4HP41,
+    UID,
     ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -25,7 +26,7 @@ from pydicom.uid import (
 )
 
 from m3ae.data.dicom import load_dicom
-from m3ae.data.images import UnreadableImageError
+from m3ae.data.images import UnreadableImageError, load_image
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 
@@ -125,7 +126,7 @@ def test_float_pixels(tmp_path: Path) -> None:
     for keyword in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
         delattr(dataset, keyword)
     dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    np.testing.assert_array_equal(grey(tmp_path / "a.dcm")[0], [0, 128, 255, 128])
+    np.testing.assert_array_equal(grey(tmp_path / "a.dcm")[0], [0, 128, 255, 0])
 
 
 def test_lookup_tables(tmp_path: Path) -> None:
@@ -135,6 +136,137 @@ def test_lookup_tables(tmp_path: Path) -> None:
     modality = make_lut([0, 1000, 500], first=100, bits=16)
     path = write(tmp_path / "modality.dcm", pixels, bits=12, ModalityLUTSequence=modality)
     np.testing.assert_array_equal(grey(path)[0], [0, 0, 255, 128, 128])
+
+
+def test_a_lookup_table_that_states_too_few_bits(tmp_path: Path) -> None:
+    pixels = np.array([[0, 1, 2]], np.uint16)
+    path = write(tmp_path / "a.dcm", pixels, VOILUTSequence=make_lut([0, 2048, 4095], first=0, bits=8))
+    np.testing.assert_array_equal(grey(path)[0], [0, 128, 255])
+
+
+PADDED = np.concatenate([np.full((8, 64), 65535, np.uint16), RAMP[8:]])  # the ramp spans 512 to 4095
+SHOWN = ((RAMP[8:] - 512.0) * (255 / 3583)).round()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("padding", "bits", "elements"),
+    [
+        (65535, 16, {"PixelPaddingValue": 65535}),
+        (65535, 12, {"PixelPaddingValue": 65535}),  # beyond the bits stored
+        (0, 12, {"PixelPaddingValue": 0}),
+        (100, 12, {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 200}),
+        (65000, 16, {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 64000}),
+    ],
+)
+def test_padding_is_black_and_no_part_of_the_range(
+    tmp_path: Path, photometric: str, padding: int, bits: int, elements: dict[str, int]
+) -> None:
+    pixels = np.where(PADDED == 65535, np.uint16(padding), PADDED)
+    found = grey(write(tmp_path / "a.dcm", pixels, bits=bits, PhotometricInterpretation=photometric, **elements))
+    np.testing.assert_array_equal(found[8:], SHOWN if photometric == "MONOCHROME2" else 255 - SHOWN)
+    assert not found[:8].any()
+
+
+@pytest.mark.parametrize(("stated", "vr"), [(-2000, "SS"), (63536, "US")])
+def test_padding_of_signed_values(tmp_path: Path, stated: int, vr: str) -> None:
+    pixels = PADDED.astype(np.int16) - 1024
+    pixels[:8] = -2000
+    window = {
+        "RescaleIntercept": "-500",
+        "WindowCenter": "500",
+        "WindowWidth": "3000",
+        "VOILUTFunction": "LINEAR_EXACT",
+    }
+    dataset = make_dataset(pixels, PhotometricInterpretation="MONOCHROME1", **window)
+    dataset.add_new("PixelPaddingValue", vr, stated)
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    found = grey(tmp_path / "a.dcm")
+    assert not found[:8].any()
+    expected = 255 * (1 - (pixels[8:] - 500.0 + 1000) / 3000).clip(0, 1)
+    np.testing.assert_allclose(found[8:], expected, atol=0.5)
+
+
+def test_nothing_but_padding(tmp_path: Path) -> None:
+    assert not grey(write(tmp_path / "a.dcm", RAMP * 0 + 7, PixelPaddingValue=7)).any()
+
+
+def test_a_stray_value_does_not_change_the_others(tmp_path: Path) -> None:
+    pixels = RAMP.copy()
+    pixels[0, 0] = 65535
+    found = grey(write(tmp_path / "a.dcm", pixels))
+    np.testing.assert_array_equal(found.ravel()[1:], ((RAMP.ravel()[1:] - 1.0) * (255 / 4094)).round())
+    assert found[0, 0] == 255
+
+
+def test_a_slope_of_zero_or_nothing_is_none(tmp_path: Path) -> None:
+    for slope in ("0", "", "1"):
+        path = write(tmp_path / "a.dcm", RAMP, bits=12, RescaleSlope=slope, RescaleIntercept="-1024")
+        np.testing.assert_array_equal(grey(path), (RAMP * (255 / 4095)).round())
+
+
+def test_a_multi_frame_file_says_how_its_frames_are_shown(tmp_path: Path) -> None:
+    window, rescale = Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth, window.VOILUTFunction = "1000", "2000", "LINEAR_EXACT"
+    rescale.RescaleSlope, rescale.RescaleIntercept = "2", "0"
+    shared_groups, frame = Dataset(), Dataset()
+    shared_groups.PixelValueTransformationSequence = Sequence([rescale])
+    frame.FrameVOILUTSequence = Sequence([window])
+    path = write(
+        tmp_path / "a.dcm",
+        RAMP,
+        bits=12,
+        SharedFunctionalGroupsSequence=Sequence([shared_groups]),
+        PerFrameFunctionalGroupsSequence=Sequence([frame]),
+    )
+    np.testing.assert_allclose(grey(path), RAMP.clip(0, 1000) * 0.255, atol=0.501)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_headers_of_old_archives(tmp_path: Path, syntax: str) -> None:
+    dataset = make_dataset(RAMP, syntax, 12)
+    dataset.save_as(tmp_path / "whole.dcm", enforce_file_format=True)
+    expected = grey(tmp_path / "whole.dcm")
+    content = (tmp_path / "whole.dcm").read_bytes()
+    (tmp_path / "no_preamble").write_bytes(content[132:])
+    length = 12 + int.from_bytes(content[140:144], "little")
+    (tmp_path / "no_meta").write_bytes(content[132 + length :])
+    files = ["no_preamble"] if syntax == ExplicitVRBigEndian else ["no_preamble", "no_meta"]
+    for name in files:
+        np.testing.assert_array_equal(np.asarray(load_image(tmp_path / name)), expected)
+
+
+def test_elements_with_one_usual_value_may_be_missing(tmp_path: Path) -> None:
+    for keyword in ("SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "HighBit", "PixelRepresentation"):
+        dataset = make_dataset(RAMP * 16)
+        delattr(dataset, keyword)
+        dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+        np.testing.assert_array_equal(grey(tmp_path / "a.dcm"), (RAMP * (255 / 4095)).round())
+    dataset = make_dataset(np.full((2, 4, 3), 200, np.uint8))
+    del dataset.PlanarConfiguration
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert load_dicom(tmp_path / "a.dcm").getpixel((3, 1)) == (200, 200, 200)
+
+
+def test_without_a_transfer_syntax_plain_pixels_are_read_and_others_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(RAMP, bits=12)
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    expected = grey(tmp_path / "a.dcm")
+    remove_syntax(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(grey(tmp_path / "a.dcm"), expected)
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    remove_syntax(tmp_path / "a.dcm")
+    with pytest.raises(UnreadableImageError, match=r"a\.dcm: TransferSyntaxUID \(0002,0010\) is missing, and the pix"):
+        load_dicom(tmp_path / "a.dcm")
+
+
+def remove_syntax(path: Path) -> None:
+    content = path.read_bytes()
+    start = content.index(b"\x02\x00\x10\x00UI")
+    length = 8 + int.from_bytes(content[start + 6 : start + 8], "little")
+    group = int.from_bytes(content[140:144], "little") - length
+    path.write_bytes(content[:140] + group.to_bytes(4, "little") + content[144:start] + content[start + length :])
 
 
 def test_of_several_frames_the_first_is_read(tmp_path: Path) -> None:
@@ -178,6 +310,40 @@ def encapsulate_image(dataset: Dataset, image: Image.Image, syntax: str, codec: 
     dataset["PixelData"].VR = "OB"
 
 
+def hide_pylibjpeg(syntax: UID, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = get_decoder(syntax)
+    needs = ("pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0" if "2000" in syntax.name else "pylibjpeg-libjpeg>=2.1")
+    others = {name: function for name, function in decoder._available.items() if name not in ("pylibjpeg", "pyjpegls")}
+    monkeypatch.setattr(decoder, "_available", others)
+    monkeypatch.setattr(decoder, "_unavailable", {"pylibjpeg": needs, "other": ("other>=1.0",)})
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "mode", "mean", "deviation", "needs"),
+    [
+        ("NIH_chestxray14_DX", "L", 180.1, 47.9, ""),
+        ("SC_ybr_full_422_uncompressed", "RGB", 127.7, 102.4, ""),
+        ("RG1_J2KI", "L", 192.2, 38.8, ""),  # decoded by GDCM and Pillow, too, to the same values
+        ("HTJ2K_08_RGB", "RGB", 127.1, 59.8, "pylibjpeg-openjpeg"),
+        ("JLSL_08_07_0_1F", "L", 94.8, 47.0, "pylibjpeg-libjpeg"),
+        ("JPGExtended", "L", 13.9, 20.9, "pylibjpeg-libjpeg"),
+    ],
+)
+def test_real_files_are_read_or_need_a_named_package(
+    shared: Path, name: str, mode: str, mean: float, deviation: float, needs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shared / "data" / "dicom" / f"{name}.dcm"
+    image = load_dicom(path)
+    values = np.asarray(image, dtype=float)
+    assert (image.mode, round(values.mean(), 1), round(values.std(), 1)) == (mode, mean, deviation)
+    np.testing.assert_array_equal(load_image(path.read_bytes()), image)
+    if needs:
+        hide_pylibjpeg(dcmread(path).file_meta.TransferSyntaxUID, monkeypatch)
+        with pytest.raises(UnreadableImageError, match=rf"^image decoder missing: {name}\.dcm: .* {needs}>="):
+            load_dicom(path)
+
+
 def test_what_no_installed_package_decodes_is_refused_with_the_name_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,8 +351,11 @@ def test_what_no_installed_package_decodes_is_refused_with_the_name_of_one(
     encapsulate_image(dataset, Image.fromarray(RAMP.astype(np.uint8)), JPEGBaseline8Bit, "JPEG")
     dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     assert load_dicom(tmp_path / "a.dcm").size == (64, 64)
+    hide_pylibjpeg(JPEGBaseline8Bit, monkeypatch)
+    assert load_dicom(tmp_path / "a.dcm").size == (64, 64)  # Pillow can do it
     monkeypatch.setattr(get_decoder(JPEGBaseline8Bit), "_available", {})
-    with pytest.raises(UnreadableImageError, match=r"^image decoder missing: a\.dcm: JPEG Base.* python-gdcm, or"):
+    needs = r"needs pylibjpeg>=2\.0 and pylibjpeg-libjpeg>=2\.1: pip install 'm3ae\[dicom\]'$"
+    with pytest.raises(UnreadableImageError, match=rf"^image decoder missing: a\.dcm: JPEG Baseline.* {needs}"):
         load_dicom(tmp_path / "a.dcm")
     dataset.file_meta.TransferSyntaxUID = MPEG4HP41
     dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)

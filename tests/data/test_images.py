@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3ae.data.images import UnreadableImageError, decode_image, encode_image, load_image, open_image
+from m3ae.data.images import UnreadableImageError, decode_image, encode_image, is_image, load_image, open_image
 
 
 def gradient(width: int = 32, height: int = 16) -> Image.Image:
@@ -167,6 +167,29 @@ def test_dicom_is_read_by_suffix_or_by_its_magic_bytes(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ImportError, match=r"a\.DCM is a DICOM file, .* not installed: pip install 'm3ae\[dicom\]'"):
         load_image(tmp_path / "a.DCM")
+
+
+def test_files_are_images_by_suffix_or_as_dicom(tmp_path: Path) -> None:
+    suffixes = ("JPG", "jpe", "jfif", "jp2", "avif", "pgm", "ppm", "tga", "webp", "TIFF", "bmp", "gif", "DICOM", "dcm")
+    images = [f"a.{suffix}" for suffix in suffixes]
+    for name in [*images, "notes.txt", "README", "a.nii.gz", "1.2.840.10008", "IM0001", "old"]:
+        (tmp_path / name).touch()
+    (tmp_path / "1.2.840.10008").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "IM0001").write_bytes(b"\x02\x00\x00\x00UL\x04\x00")
+    (tmp_path / "old").write_bytes(b"\x08\x00\x05\x00\x0a\x00\x00\x00")
+    found = {path.name for path in tmp_path.iterdir() if is_image(path)}
+    assert found == {*images, "1.2.840.10008", "IM0001", "old"}
+
+
+@pytest.mark.parametrize("suffix", ["jp2", "tga", "ppm", "bmp", "gif", "tif", "webp", "sgi"])
+def test_bytes_are_read_like_their_file(tmp_path: Path, suffix: str) -> None:
+    path = saved(gradient(), tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    for source in (path, str(path), path.read_bytes()):
+        np.testing.assert_array_equal(np.asarray(load_image(source).convert("L")), np.asarray(gradient()))
+    with pytest.raises(UnreadableImageError, match="not an image: bytes"):
+        load_image(b"no image at all")
+    with pytest.raises(UnreadableImageError, match="image file empty: bytes"):
+        load_image(b"")
 
 
 def test_a_larger_image_is_shrunk_to_the_shorter_side_and_never_enlarged(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from m3ae.data.images import IMAGE_SUFFIXES
+from m3ae.data.images import is_image
 from m3ae.data.prepared import Rejected
 from m3ae.data.splits import SPLIT_NAMES, hash_split
 from m3ae.data.tables import TABLE_SUFFIXES, read_csv, read_jsonl, require_folder
@@ -120,12 +120,15 @@ def rows(
 
 def _image_rows(source: Path) -> Iterator[Row | Rejected]:
     """Yield a row per image file: its split is its first folder, where those are splits, its label its last one."""
-    below = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    files = [file for file in below if not any(part.startswith(".") for part in file.parts)]
+    below = sorted(path.relative_to(source) for path in source.rglob("*") if not path.is_dir())
+    visible = [file for file in below if not any(part.startswith(".") for part in file.parts)]
+    files = [file for file in visible if is_image(source / file)]
     if not files:
         raise FileNotFoundError(
-            f"{source} holds neither a table ({', '.join(TABLE_SUFFIXES)}) nor an image ({', '.join(IMAGE_SUFFIXES)})"
+            f"{source} holds neither a table ({', '.join(TABLE_SUFFIXES)}) nor an image (.jpg, .png, .tif, .dcm, …)"
         )
+    for file in sorted({*visible}.difference(files)):
+        yield Rejected(file.as_posix(), "not an image", detail="neither DICOM nor of a suffix of an image format")
     has_splits = any(file.parts[0].lower() in SPLIT_NAMES for file in files)
     for file in files:
         folders = list(file.parts[:-1])

@@ -1,0 +1,144 @@
+"""Pixels of any depth, mode and layout to the 8-bit grey or colour that a model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageOps
+from PIL.ExifTags import Base
+
+WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+PHOTOMETRIC, SAMPLE_FORMAT, GDAL_NO_DATA = 262, 339, 42113  # tags of TIFF
+MIN_IS_WHITE, UNSIGNED = 0, (1,)
+
+LARGEST = np.float64(1e30)  # no detector measures as much: raster formats write ±3.4e38 for no data
+NO_DATA = (-9999, -32768, -32767, -99999)  # what programs write instead of a value
+STRAY_SHARE, STRAY_GAP, NO_DATA_GAP = 0.02, 10, 0.1  # share of the pixels; distances in spans of all other values
+
+
+def to_8bit(image: Image.Image) -> Image.Image:
+    """Return a picture of Pillow, upright, as 8-bit grey ("L") or colour ("RGB").
+
+    16-bit, 32-bit and float pictures are stretched from their own range to 0–255, because a file does not say how many
+    of its bits the detector used; see `value_range`. Pixels without a value become black, transparent ones white. The
+    polarity and the no-data value that a TIFF file states are heeded.
+    """
+    if image.format == "TIFF":
+        image.filename = ""  # type: ignore[attr-defined]  # Pillow garbles what it both maps from a file and turns
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # a turned copy has none
+    image.load()
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in WIDE_MODES:
+        return _narrow(image, tags)
+    if image.has_transparency_data:
+        return _flatten(image)
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def array_to_8bit(array: NDArray[Any], channels_last: bool | None = None) -> Image.Image:
+    """Return an array as 8-bit grey ("L") or colour ("RGB").
+
+    Booleans and floats within [0, 1] are shares of white, and numbers within [0, 255] are 8-bit values, as in
+    transformers. Others, such as stored values of DICOM or Hounsfield units, are stretched from their own range.
+
+    Args:
+        array: Of shape (H, W), (H, W, C) or (C, H, W), with C from 1 (grey) to 4 (colour and opacity).
+        channels_last: Where the channels are; told from the shape by default.
+
+    Raises:
+        ValueError: The array is of another shape, or does not hold real numbers.
+    """
+    pixels = _channels_last(array, channels_last)
+    if pixels.dtype.kind not in "buif":
+        raise ValueError(f"got an array of {array.dtype}, expected real numbers")
+    if pixels.dtype != np.uint8:
+        low, high = value_range(pixels)
+        if pixels.dtype.kind in "bf" and low >= 0 and high <= 1:
+            low, high = 0, 1
+        elif low >= 0 and high <= 255:
+            low, high = 0, 255
+        pixels = stretch(pixels, low, high)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return _flatten(image) if image.has_transparency_data else image
+
+
+def value_range(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the lowest and the highest value that a detector can have measured; (0, 0) if there is none.
+
+    Values that are not finite or beyond ±1e30 do not count. Neither does a lowest or highest value that few pixels
+    have, at most 1 in 50, and that lies ten times further from all others than those span; or that is what programs
+    write where they have no value, such as −9999, and lies apart from the others.
+    """
+    if values.dtype.kind == "f":
+        values = values[np.abs(values) < LARGEST]  # False for NaN
+    if not values.size:
+        return 0, 0
+    for extreme in (float(values.min()), float(values.max())):
+        others = values[values != extreme]
+        if not others.size:
+            break
+        low, high = float(others.min()), float(others.max())
+        gap = max(low - extreme, extreme - high)
+        is_stray = values.size - others.size <= STRAY_SHARE * values.size and gap > STRAY_GAP * (high - low) > 0
+        if is_stray or (extreme in NO_DATA and gap > NO_DATA_GAP * (high - low)):
+            values = others
+    return float(values.min()), float(values.max())
+
+
+def stretch(values: NDArray[Any], low: float, high: float, *, inverted: bool = False) -> NDArray[np.uint8]:
+    """Map `low` to black and `high` to white, or the other way round; what is no number, or has no range, to black."""
+    if high <= low:
+        return np.zeros(values.shape, np.uint8)
+    shares = (np.clip(values, low, high).astype(np.float64) - low) / (high - low)
+    grey: NDArray[np.uint8] = np.nan_to_num(255 * (1 - shares if inverted else shares)).round().astype(np.uint8)
+    return grey
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation: 1 is upright, 2–8 are flips and turns."""
+    return int(image.getexif().get(Base.Orientation, 1))
+
+
+def _narrow(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    pixels = np.asarray(image)
+    if image.mode == "I" and tags.get(SAMPLE_FORMAT) == UNSIGNED:
+        pixels = pixels.view(np.uint32)  # Pillow reads them as signed
+    is_transparent = pixels == image.info.get("transparency", np.nan)
+    is_empty = is_transparent.copy()
+    if GDAL_NO_DATA in tags:
+        with suppress(ValueError):  # what stands there is no number
+            is_empty |= np.isclose(pixels.astype(np.float64), float(tags[GDAL_NO_DATA]), rtol=1e-6, atol=0)
+    grey = stretch(pixels, *value_range(pixels[~is_empty]), inverted=tags.get(PHOTOMETRIC) == MIN_IS_WHITE)
+    grey[is_empty] = 0
+    grey[is_transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+
+
+def _channels_last(array: NDArray[Any], is_last: bool | None) -> NDArray[Any]:
+    """Return an array of shape (H, W, C)."""
+    if array.ndim == 2:
+        return array[..., None]
+    if array.ndim == 3 and is_last is None and array.shape[0] in (1, 3, 4):
+        is_last = False
+    pixels = np.moveaxis(array, 0, -1) if is_last is False else array
+    if array.ndim != 3 or pixels.shape[-1] not in (1, 2, 3, 4):
+        raise ValueError(
+            f"got an array of shape {array.shape}, expected (height, width), (height, width, channels) or (channels, "
+            "height, width) with 1, 3 or 4 channels; several pictures are a list, or have a first axis more"
+        )
+    return np.ascontiguousarray(pixels)
