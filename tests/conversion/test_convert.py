@@ -305,13 +305,14 @@ def test_a_prepared_list_of_answers_has_to_be_the_published_one(checkpoint, tmp_
     path.write_text(json.dumps(content | {"order": "published"}))
     (tmp_path / "manifest.json").write_text(json.dumps({"source": "slake"}))
     settings = torch.load(checkpoint, weights_only=True)
-    for data_sets in ([], ["vqa_slack"], ["something_else"]):
-        settings["hyper_parameters"]["config"]["datasets"] = data_sets
-        convert(save(tmp_path, settings), tmp_path / "out", answers=path)
-    assert M3AEConfig.from_pretrained(tmp_path / "out").id2label == LABELS
+    for name in ("", "vqa_slack", "something_else"):
+        settings["hyper_parameters"]["config"]["datasets"] = [name]
+        convert(save(tmp_path, settings), tmp_path / f"out{name}", answers=path)
+        assert M3AEConfig.from_pretrained(tmp_path / f"out{name}").id2label == LABELS
     settings["hyper_parameters"]["config"]["datasets"] = ["vqa_vqa_rad"]
     with pytest.raises(ValueError, match="lists the answers of slake; the checkpoint was trained on vqa_rad"):
-        convert(save(tmp_path, settings), tmp_path / "out", answers=path)
+        convert(save(tmp_path, settings), tmp_path / "refused", answers=path)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_checkpoint_that_names_its_answers_takes_no_others() -> None:
