@@ -41,6 +41,11 @@ CONTRAST = 2.0  # the colours of attention span at least from an even share to t
 Picture = NDArray[np.float32]
 
 
+def cut(text: str, length: int) -> str:
+    """Cut a text to a number of characters; where something is lost, the last of them is "…"."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of so many inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -96,12 +101,12 @@ def draw_reconstructions(
         heat = panel.imshow(error, cmap=HEAT, vmin=0, vmax=top, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     for panel, text in zip(panels[-1], texts, strict=True):
         if not alone:
-            below = textwrap.fill(textwrap.shorten(text or "(no text)", 130, placeholder=" …"), 24)
+            below = textwrap.fill(cut(text or "(no text)", 130), 24)
             panel.set_xlabel(below, fontsize=7, parse_math=False)
     for panel, name in zip(panels[:, 0], [*rows, "error"], strict=True):
         (panel.set_title if alone else panel.set_ylabel)(name, fontsize=9)
     if alone:
-        figure.supxlabel(textwrap.fill(textwrap.shorten(texts[0] or "", 300), 120), fontsize=8, parse_math=False)
+        figure.supxlabel(textwrap.fill(cut(texts[0] or "", 300), 120), fontsize=8, parse_math=False)
     place = {"shrink": 0.6} if alone else {"shrink": 0.25, "anchor": (0, 0.06)}
     bar = figure.colorbar(heat, ax=list(panels.flat), fraction=0.05, pad=0.02, **place)
     bar.set_label("mean absolute error\n(grey range = 1)", fontsize=7)
@@ -194,7 +199,7 @@ def draw_roc(scores: NDArray[Any], truth: NDArray[Any], names: Sequence[str]) ->
     for column, (panel, name) in enumerate(zip(panels, names, strict=False)):
         known = np.isin(truth[:, column], (0, 1))
         false, true = roc_curve(scores[known, column], truth[known, column] == 1)
-        title = textwrap.shorten(name, 26, placeholder="…")
+        title = cut(name, 26)
         panel.plot((0, 1), (0, 1), color=FAINT, linestyle=":", linewidth=1)
         if len(false):
             panel.plot(false, true, color=BLUE, linewidth=1.6)

@@ -60,6 +60,14 @@ def test_the_error_has_one_scale_for_all_samples_and_none_where_nothing_was_hidd
     assert render(alone).width > render(alone).height
 
 
+def test_a_long_text_without_blanks_is_shown_in_part():
+    text = "右肺下叶见斑片状密度增高影" * 20
+    errors = np.zeros((2, 2, 2), np.float32)
+    figure = draw_reconstructions(PICTURES, PICTURES, PICTURES, errors, [text, "short"])
+    shown = [panel.get_xlabel().replace("\n", "") for panel in figure.axes if panel.get_xlabel()]
+    assert shown == [f"{text[:129]}…", "short"]
+
+
 def test_modalities_of_every_kind(tmp_path: Path):
     rows = {"glyph": [PICTURES[0]], "speech": [np.ones((3, 4))], "vector": [np.ones(3)], "label": ["b"], "text": ["$"]}
     kinds = dict(zip(rows, ("image", "sequence", "vector", "label", "text"), strict=True))

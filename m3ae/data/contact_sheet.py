@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from m3ae.data.images import decode_image
-from m3ae.figures import BLUE, FAINT, INK, save_figure
+from m3ae.figures import BLUE, FAINT, INK, cut, save_figure
 
 WIDTH = 12.0  # inches, as are all lengths
 GAP = 0.25
@@ -64,11 +64,6 @@ def draw_contact_sheet(
             _write_lines(figure, left, top + image_height, rows[index]["id"], lines[index])
         top += height
     save_figure(figure, path)
-
-
-def cut(text: str, length: int) -> str:
-    """Cut a text to a number of characters; where something is lost, the last of them is "…"."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _draw_image(figure: Figure, box: tuple[float, float, float, float], name: str, cell: Any, row: str) -> None:

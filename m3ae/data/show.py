@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from m3ae.data.contact_sheet import cut, draw_contact_sheet
+from m3ae.data.contact_sheet import draw_contact_sheet
 from m3ae.data.prepared import REJECTED, Manifest, array_shape, image_columns, load_manifest, load_split
 from m3ae.data.tables import read_jsonl
 from m3ae.data.words import count_words
-from m3ae.figures import BLUE, ORANGE, new_figure, save_figure
+from m3ae.figures import BLUE, ORANGE, cut, new_figure, save_figure
 
 TEXT = datasets.Value("string")
 TEXT_COLUMNS = ("text", "question", "answer")

@@ -43,4 +43,4 @@ def name_pattern(names: Iterable[str]) -> regex.Pattern[str]:
     choice = "|".join(map(regex.escape, names))
     start = rf"(?:(?<!{LETTER}\p{{M}}*)|(?={UNSPACED}))"
     end = rf"(?!\p{{M}})(?:(?!{LETTER})|(?<={UNSPACED}\p{{M}}*))"
-    return regex.compile(f"{start}({choice}){end}", regex.V1 | regex.IGNORECASE)
+    return regex.compile(f"(?-f){start}({choice}){end}", regex.V1 | regex.IGNORECASE)  # -f: ss is not ß

@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from m3ae.data.answers import normalize_answer
-from m3ae.data.contact_sheet import cut
-from m3ae.figures import VERMILION, new_figure, save_figure
+from m3ae.figures import VERMILION, cut, new_figure, save_figure
 from m3ae.metrics.question_answering import is_right
 
 WRONG, ASKED = VERMILION, "#DADADA"

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from m3ae.data import show as module
-from m3ae.data.contact_sheet import _lines, cut
+from m3ae.data.contact_sheet import _lines
 from m3ae.data.prepared import load_split
 from m3ae.data.show import _bins, _label_counts, matrix_columns, show, spread_positions
+from m3ae.figures import cut
 from tests.data.small_folder import picture, stored, write_splits
 
 NAMES = ["contact_sheet.png", "text_lengths.png", "image_sizes.png", "counts.png"]

@@ -38,6 +38,7 @@ def test_words_without_punctuation() -> None:
     [
         ("large", "A LARGE heart", True),
         ("large", "enlarged", False),
+        ("gross", "groß", False),
         ("(small)", "a (small) one", True),
         ("结节", "左肺结节可见", True),
         ("结节", "CT结节", True),
