@@ -31,7 +31,7 @@ class Program(click.Group):
     """A group of commands that ends every expected error in one message, without a traceback.
 
     The exit status is 2 where a command could not do its work, 1 where it did and the result is not acceptable, 75
-    where training was asked to stop and can be resumed, and 130 after Ctrl-C.
+    where training was asked to stop, as by Ctrl-C, and can be resumed, and 130 after any other Ctrl-C.
     """
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
@@ -127,9 +127,9 @@ def train_tokenizer(folder: Path, output: Path, vocab_size: int, text_column: st
 def pretrain(config: Path, overrides: tuple[str, ...], resume: bool, print_config: bool) -> None:
     """Pre-train a model as a YAML file says.
 
-    CONFIG is the file or the name of a shipped one, KEY=VALUE replaces one of its options. After SIGTERM, SIGUSR1 or
-    training.max_hours the run finishes its step, writes a checkpoint and ends with the exit status 75; --resume
-    continues it exactly.
+    CONFIG is the file or the name of a shipped one, KEY=VALUE replaces one of its options. After Ctrl-C, SIGTERM,
+    SIGUSR1 or training.max_hours the run finishes its step, writes a checkpoint and ends with the exit status 75;
+    --resume continues it exactly.
 
     \b
     Examples, the second one on several GPUs:
@@ -175,8 +175,8 @@ def finetune(config: Path, overrides: tuple[str, ...], resume: bool, print_confi
 
     CONFIG is the file or the name of a shipped one, KEY=VALUE replaces one of its options, and model=FOLDER names the
     pre-trained model. The model that is best on validation is kept, and measured on the test split beside what is
-    reached without it. After SIGTERM, SIGUSR1 or training.max_hours the run finishes its step, writes a checkpoint and
-    ends with the exit status 75; --resume continues it exactly.
+    reached without it. After Ctrl-C, SIGTERM, SIGUSR1 or training.max_hours the run finishes its step, writes a
+    checkpoint and ends with the exit status 75; --resume continues it exactly.
 
     \b
     Examples, the second one with the same model from scratch:

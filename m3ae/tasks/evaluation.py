@@ -11,6 +11,7 @@ from m3ae.files import check_replaceable
 from m3ae.tasks import task_class
 from m3ae.training.config import RunConfig
 from m3ae.training.cpu import prepare_cpu
+from m3ae.training.engine import settle_precision
 from m3ae.training.metrics_log import format_metrics
 from m3ae.training.randomness import fixed_randomness
 
@@ -42,7 +43,7 @@ def evaluate(config: RunConfig, split: str = "test", output: Path | None = None)
     merged = config.finetuning.model_copy(update={"lora": None})
     changes = {"output_dir": folder, "question_answering": own_list, "finetuning": merged}
     config = config.model_copy(update=changes)
-    accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
+    accelerator = Accelerator(mixed_precision=settle_precision(config).training.mixed_precision)
     prepare_cpu(accelerator)
     task = task_class(config.task).from_config(config, for_training=False)
     if not task.has(split):

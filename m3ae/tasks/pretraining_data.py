@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
-
 from m3ae.data.check import refuse_leaks
 from m3ae.data.collate import PairCollator
 from m3ae.data.mixing import MixedPairs
@@ -14,6 +11,7 @@ from m3ae.data.streaming import PairStream, StreamedSet
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.processing import M3AEProcessor
 from m3ae.training.config import DataConfig, RunConfig
+from m3ae.training.engine import process_state
 
 
 def prepare_sets(data: DataConfig) -> None:
@@ -21,7 +19,7 @@ def prepare_sets(data: DataConfig) -> None:
     recipes = [(part.path, part.prepare) for part in (data, *data.also) if part.prepare is not None]
     if not recipes:
         return
-    state = _process_state()
+    state = process_state()
     if state.is_local_main_process:
         for path, recipe in recipes:
             prepare(output=path, **recipe)
@@ -37,13 +35,8 @@ def refuse_test_rows(data: DataConfig) -> None:
     """
     if data.allow_test_rows:
         return
-    with _process_state().local_main_process_first():  # it leaves the fingerprints for the others
+    with process_state().local_main_process_first():  # it leaves the fingerprints for the others
         refuse_leaks([part.path for part in (data, *data.also)], data.held_out)
-
-
-def _process_state() -> PartialState:
-    # `PartialState`, unlike `Accelerator`, does not read this, and would take each process for the only one.
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def training_pairs(config: RunConfig) -> MixedPairs | PairStream:

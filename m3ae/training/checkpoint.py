@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class TrainingState:
         skipped_in_a_row: Those among the last steps.
         best: Best value of the best metric, None before the first validation.
         log_lines: Lines of `metrics.jsonl` so far.
+        precision: Autocast type of the steps.
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class TrainingState:
     skipped_in_a_row: int = 0
     best: float | None = None
     log_lines: int = 0
+    precision: str = ""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -50,6 +52,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if folder.is_dir() and (re.fullmatch(_NAME, folder.name) or (folder / _STATE_FILE).is_file()):
         return [folder]
     return _checkpoints(folder / "checkpoints")
+
+
+def recorded_precision(checkpoints: Sequence[Path]) -> str | None:
+    """Return the autocast type of the newest checkpoint that can be read, None if there is none."""
+    for checkpoint in reversed(checkpoints):
+        with suppress(OSError, ValueError, KeyError):
+            record = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
+            precision: str = record["training"].get("precision") or record["config"]["training"]["mixed_precision"]
+            return precision
+    return None
 
 
 def choose_checkpoint(

@@ -185,7 +185,8 @@ class TrainingConfig(_Section):
         max_steps: Length of the run.
         batch_size: Samples of one micro-batch of one process.
         gradient_accumulation_steps: Micro-batches of one process that make one optimiser step.
-        mixed_precision: Autocast type; parameters stay in float32.
+        mixed_precision: Autocast type; parameters stay in float32. `auto` is bf16 where the device has units for it
+            that are faster than float32, else `no`; a resumed run keeps what it began with.
         seed: Decides sample order, augmentation, masking and dropout.
         validate_every: Steps between validations; one more comes at the end. `null` for none: no best model is kept,
             and fine-tuning measures the last one: for a last run on all labelled rows, with settings chosen before.
@@ -210,7 +211,7 @@ class TrainingConfig(_Section):
     max_steps: PositiveInt
     batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt = 1
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     seed: NonNegativeInt = 0
     validate_every: PositiveInt | None = 500
     checkpoint_every: PositiveInt = 500

@@ -5,11 +5,14 @@ The engine (DDP, FSDP2, DeepSpeed ZeRO) is chosen by `accelerate launch` and the
 
 import importlib.util
 import os
+import sys
+from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import (
     DeepSpeedPlugin,
@@ -18,11 +21,15 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     KwargsHandler,
     ProjectConfiguration,
+    broadcast_object_list,
+    parse_flag_from_env,
     str_to_bool,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
+from m3ae.precision import Precision, choose_precision
+from m3ae.training.checkpoint import recorded_precision
 from m3ae.training.config import RunConfig
 from m3ae.training.run_folder import RunFolder
 
@@ -32,6 +39,25 @@ ENGINES = {
 }
 # What the run's own config decides; a DeepSpeed file says "auto", or nothing.
 OWN_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "torch_autocast")
+
+
+def settle_precision(config: RunConfig, checkpoints: Sequence[Path] = ()) -> RunConfig:
+    """Return a run with another `training.mixed_precision` than `auto`, and print what was chosen and why.
+
+    Args:
+        config: The run.
+        checkpoints: What it may continue from, oldest first: it keeps the precision of the newest.
+    """
+    if config.training.mixed_precision != "auto":
+        return config
+    state = process_state(**_timeout(config))
+    name = recorded_precision(checkpoints)
+    line = f"precision: that of the checkpoint, {name}"
+    if name is None:
+        chosen: Precision = broadcast_object_list([choose_precision(state.device)])[0]  # the clocks of two may differ
+        name, line = chosen.name, str(chosen)
+    state.print(line, file=sys.stderr)
+    return config.model_copy(update={"training": config.training.model_copy(update={"mixed_precision": name})})
 
 
 def build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
@@ -49,10 +75,8 @@ def build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
         # A batch without any image or text leaves that branch without gradient, and DDP would wait for it for ever.
         DistributedDataParallelKwargs(find_unused_parameters=True)
     ]
-    if config.training.max_step_minutes is not None:
-        # Never before the watchdog, which knows which process is late.
-        minutes = max(30.0, 2 * config.training.max_step_minutes)
-        handlers.append(InitProcessGroupKwargs(timeout=timedelta(minutes=minutes)))
+    if timeout := _timeout(config):
+        handlers.append(InitProcessGroupKwargs(**timeout))
     deepspeed = _deepspeed(config) if _asked_for("ACCELERATE_USE_DEEPSPEED") else None
     accelerator = Accelerator(
         mixed_precision="no" if deepspeed else config.training.mixed_precision,
@@ -71,6 +95,19 @@ def build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
             "choose training.batch_size on one process first"
         )
     return accelerator
+
+
+def process_state(**options: Any) -> PartialState:
+    """Return the processes and the device; the first call says, in `options`, how the processes are joined."""
+    # `PartialState`, unlike `Accelerator`, does not read this, and would take each process for the only one.
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **options)
+
+
+def _timeout(config: RunConfig) -> dict[str, timedelta]:
+    if config.training.max_step_minutes is None:
+        return {}
+    # Never before the watchdog, which knows which process is late.
+    return {"timeout": timedelta(minutes=max(30.0, 2 * config.training.max_step_minutes))}
 
 
 def takes_apart(accelerator: Accelerator) -> bool:

@@ -16,7 +16,14 @@ from m3ae.files import complete_folder, is_full_disk, restore
 from m3ae.training.checkpoint import TrainingState, choose_checkpoint, load_moments, load_weights, save_checkpoint
 from m3ae.training.config import RunConfig
 from m3ae.training.cpu import fast_kernels, prepare_cpu, recompute_with
-from m3ae.training.engine import build_accelerator, clip_gradient, device_name, make_divisible, takes_apart
+from m3ae.training.engine import (
+    build_accelerator,
+    clip_gradient,
+    device_name,
+    make_divisible,
+    settle_precision,
+    takes_apart,
+)
 from m3ae.training.engine_state import EngineState
 from m3ae.training.interruption import StopRequest, TrainingStopped, stop_request
 from m3ae.training.loader import TrainingSamples, TrainingStream, dead_workers_explained, micro_batches
@@ -84,17 +91,19 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
         MemoryError: The device has too little memory; the message names the settings to change.
         NonFiniteLossError: Too many steps in a row had a non-finite loss or gradient.
         OSError: The disk is full and the final model has no room; a checkpoint or metrics without room are a warning.
-        TrainingStopped: SIGTERM, SIGUSR1 or `training.max_hours` ended the run early; all processes have finished the
-            same step and written a checkpoint.
+        KeyboardInterrupt: Ctrl-C was pressed a second time.
+        TrainingStopped: A first Ctrl-C, SIGTERM, SIGUSR1, the end of the launcher or `training.max_hours` ended the
+            run early; all processes have finished the same step and written a checkpoint.
         ValueError: Configuration, data, model or checkpoint do not fit together, or all checkpoints are damaged.
     """
     folder = RunFolder(config.output_dir)
     checkpoints = folder.starting_points(resume)
-    accelerator = build_accelerator(config, folder)
+    settled = settle_precision(config, checkpoints)
+    accelerator = build_accelerator(settled, folder)
     prepare_cpu(accelerator)
     with stop_request(config.training.max_hours) as request:
         try:
-            loop = _TrainingLoop(config, task, accelerator, folder, request)
+            loop = _TrainingLoop(config, task, accelerator, folder, request, settled.training.mixed_precision)
             loop.start(checkpoints, looked_for=bool(resume))
             loop.run()
             return loop.finish()
@@ -106,7 +115,13 @@ class _TrainingLoop:
     """State and steps of `train`."""
 
     def __init__(
-        self, config: RunConfig, task: Task[Any], accelerator: Accelerator, folder: RunFolder, request: StopRequest
+        self,
+        config: RunConfig,
+        task: Task[Any],
+        accelerator: Accelerator,
+        folder: RunFolder,
+        request: StopRequest,
+        precision: str,
     ) -> None:
         self.config, self.task, self.accelerator, self.folder = config, task, accelerator, folder
         self.request, self.stopping = request, False
@@ -116,7 +131,7 @@ class _TrainingLoop:
             enable_gradient_checkpointing(task.model, recompute_with(accelerator.device, config.training.compile))
         if config.training.compile:
             task.model.compile()  # in place: parameter names, and so checkpoints, stay as they are
-        self.state = TrainingState()
+        self.state = TrainingState(precision=precision)
         self.meter = LossMeter()
         self.seconds = 0.0
         self.steps_since_log = 0
@@ -128,8 +143,9 @@ class _TrainingLoop:
         for remark in damaged:
             self.announce(remark)
         if checkpoint:
-            process = self.accelerator.process_index
+            process, precision = self.accelerator.process_index, self.state.precision
             self.state, remarks = load_weights(checkpoint, self.task.model, self.config, process)
+            self.state.precision = precision
             self.announce("\n  ".join([f"resuming from {checkpoint}", *remarks]))
         self.prepare()
         if checkpoint:
@@ -143,6 +159,7 @@ class _TrainingLoop:
                 self.config,
                 step=self.state.step,
                 device=device_name(self.accelerator.device),
+                precision=self.state.precision,
                 num_processes=self.accelerator.num_processes,
             )
             self.log_file = MetricsLog(self.folder.metrics, self.state.log_lines)

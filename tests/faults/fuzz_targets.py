@@ -49,7 +49,7 @@ data:
   also: [{path: data/more, text_column: [question, answer], weight: 0.5}]
 model: {size: tiny, overrides: {itc_weight: 1.0, text_config: {hidden_size: 128}}}
 optimizer: {lr: 1e-3, betas: *range, lr_multipliers: {heads: 5}}
-training: {max_steps: 300, batch_size: 32, mixed_precision: bf16, max_hours: null, compile: false}
+training: {max_steps: 300, batch_size: 32, mixed_precision: auto, max_hours: null, compile: false}
 """
 
 

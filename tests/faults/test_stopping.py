@@ -1,5 +1,6 @@
 """What a scheduler does to a run: signals, limits of time; and a device with too little memory."""
 
+import json
 import os
 import signal
 import threading
@@ -7,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from m3ae.cli import cli
+from m3ae.precision import Precision
+from m3ae.training import engine, interruption
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.interruption import TrainingStopped, stop_request
 from m3ae.training.loop import train
 
 from ..training.toy import ToyTask, toy_config
+from .processes import losses
 
 
 class SignalledTask(ToyTask):
@@ -30,7 +35,7 @@ class SignalledTask(ToyTask):
         return super().collate(samples)
 
 
-@pytest.mark.parametrize(("signal_number", "step"), [(signal.SIGTERM, 5), (signal.SIGUSR1, 8)])
+@pytest.mark.parametrize(("signal_number", "step"), [(signal.SIGTERM, 5), (signal.SIGUSR1, 8), (signal.SIGINT, 6)])
 def test_a_signal_ends_the_step_and_resuming_is_exact(tmp_path, capsys, signal_number, step):
     handler = signal.getsignal(signal_number)
     train(toy_config(tmp_path / "whole"), ToyTask())
@@ -44,6 +49,52 @@ def test_a_signal_ends_the_step_and_resuming_is_exact(tmp_path, capsys, signal_n
     for name in ("model", "best"):
         was, found = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "run"))
         assert all(torch.equal(was[key], found[key]) for key in was)
+
+
+def test_the_first_ctrl_c_says_what_happens_and_a_second_one_ends_at_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(interruption, "_ONE_PRESS", 0.0)
+    task = SignalledTask(4, signal.SIGINT)
+    task.evaluate = lambda *_: os.kill(os.getpid(), signal.SIGINT)  # the validation, which a first one lets end
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_config(tmp_path, validate_every=3), task)
+    assert "Ctrl-C: the step is finished and a checkpoint written; once more ends at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_ctrl_c_that_comes_twice_counts_once(tmp_path):
+    task = SignalledTask(4, signal.SIGINT)
+    task.evaluate = lambda *arguments: (os.kill(os.getpid(), signal.SIGINT), ToyTask.evaluate(task, *arguments))[1]
+    with pytest.raises(TrainingStopped, match="after step 3 by SIGINT"):
+        train(toy_config(tmp_path, validate_every=3), task)
+
+
+def test_ctrl_c_stays_ignored_where_it_was(tmp_path, monkeypatch):
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert train(toy_config(tmp_path), SignalledTask(4, signal.SIGINT))["step"] == 8
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_run_ends_with_its_launcher_and_survives_its_shell(tmp_path, monkeypatch, launched):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+    class Orphan(ToyTask):
+        def collate(self, samples):
+            if len(self.visits) == 4:
+                monkeypatch.setattr(os, "getppid", lambda: 1)
+            return super().collate(samples)
+
+    if not launched:
+        assert train(toy_config(tmp_path), Orphan())["step"] == 8
+        return
+    with pytest.raises(TrainingStopped, match="stopped after step 3 by the end of its launcher"):
+        train(toy_config(tmp_path), Orphan())
+    assert list_checkpoints(tmp_path)[-1].name == "step-00000003"
 
 
 def test_the_time_is_up(tmp_path, capsys):
@@ -106,3 +157,22 @@ def test_other_runtime_errors_stay_what_they_are(tmp_path):
     task.model.body = torch.nn.Linear(3, 8)
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         train(toy_config(tmp_path), task)
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(engine, "choose_precision", lambda device: Precision("bf16", "it is fast"))
+    automatic = {"mixed_precision": "auto", "max_steps": 5}
+    train(toy_config(tmp_path / "whole", **automatic), ToyTask())
+    assert capsys.readouterr().err.startswith("precision: bf16 (it is fast)\n")
+    with pytest.raises(TrainingStopped):
+        train(toy_config(tmp_path / "run", **automatic), SignalledTask(3))
+    monkeypatch.setattr(engine, "choose_precision", lambda device: Precision("no", "another machine"))
+    train(toy_config(tmp_path / "run", **automatic), ToyTask(), resume=True)
+    assert "precision: that of the checkpoint, bf16\n" in capsys.readouterr().err
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in another process
+    train(toy_config(tmp_path / "float32", **automatic), ToyTask())
+    assert losses(tmp_path / "float32") != losses(tmp_path / "whole")
+    for folder, name in (("run", "bf16"), ("float32", "no")):
+        starts = json.loads((tmp_path / folder / "environment.json").read_text())
+        assert {start["precision"] for start in starts} == {name}

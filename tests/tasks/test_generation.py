@@ -51,7 +51,14 @@ def run(folder: Path, output: Path, modalities: dict[str, Any] | None = None, **
         "data": {"path": folder},
         "model": {"size": "tiny", "overrides": {"latent": latent}},
         "optimizer": {"lr_multipliers": {}},
-        "training": {"max_steps": 4, "batch_size": 4, "validate_every": 2, "checkpoint_every": 2, "tracker": "none"},
+        "training": {
+            "max_steps": 4,
+            "batch_size": 4,
+            "mixed_precision": "no",
+            "validate_every": 2,
+            "checkpoint_every": 2,
+            "tracker": "none",
+        },
         "generation": {"missing_rate": 0.3, "prior_components": 2},
     }
     for name, values in sections.items():

@@ -19,6 +19,7 @@ def tiny_run(folder: Path, output: Path, task: str = "pretraining", **sections: 
         "tokenizer": {"vocab_size": 300},
         "model": {"size": "tiny"},
         "training": {
+            "mixed_precision": "no",
             "max_steps": 4,
             "batch_size": 4,
             "gradient_accumulation_steps": 2,

@@ -58,6 +58,7 @@ def tiny_finetuning(task: str, folder: Path, output: Path, **sections: dict[str,
         "model": {"size": "tiny"},
         "optimizer": {"lr": 1e-3},
         "training": {
+            "mixed_precision": "no",
             "max_steps": 2,
             "batch_size": 2,
             "validate_every": 1,

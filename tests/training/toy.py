@@ -108,6 +108,7 @@ def toy_config(folder: Path, optimizer: dict[str, Any] | None = None, **training
                 "validate_every": 4,
                 "checkpoint_every": 3,
                 "log_every": 2,
+                "mixed_precision": "no",
                 "tracker": "none",
             }
             | training,
