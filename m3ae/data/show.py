@@ -17,7 +17,7 @@ from PIL import Image
 
 from m3ae.data.contact_sheet import draw_contact_sheet
 from m3ae.data.prepared import REJECTED, Manifest, array_shape, image_columns, load_manifest, load_split
-from m3ae.data.tables import read_jsonl
+from m3ae.data.tables import Broken, read_jsonl
 from m3ae.data.words import count_words
 from m3ae.figures import BLUE, ORANGE, cut, new_figure, save_figure
 
@@ -97,7 +97,7 @@ def _describe_rejected(folder: Path, manifest: Manifest) -> str:
     examples: dict[str, str] = {}
     if (folder / REJECTED).is_file():
         for _, entry in read_jsonl(folder / REJECTED):
-            if entry is not None:
+            if not isinstance(entry, Broken):
                 what = f"{entry['column']}: {entry['reason']}" if entry["column"] else f"row: {entry['reason']}"
                 counts[what] += 1
                 detail = f" ({entry['detail']})" if entry["detail"] else ""

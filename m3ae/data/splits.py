@@ -1,6 +1,7 @@
 """Split names as sources spell them, and splits for data that come without."""
 
 import hashlib
+import re
 
 SPLIT_NAMES = {
     "train": "train",
@@ -10,9 +11,17 @@ SPLIT_NAMES = {
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
+    "development": "validation",
+    "tuning": "validation",
     "test": "test",
     "testing": "test",
 }
+
+
+def find_split(name: str) -> str | None:
+    """Return train, validation or test for the name of a split however it is written: `Val`, `test set`."""
+    letters = "".join(letter for letter in name.casefold() if letter.isalnum())
+    return SPLIT_NAMES.get(letters) or SPLIT_NAMES.get(re.sub("(set|split|data)$", "", letters))
 
 
 def hash_split(key: str) -> str:

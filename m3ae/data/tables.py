@@ -1,21 +1,44 @@
-"""Tables of a source: CSV and JSON files read whole, with messages that say which file lacks what.
+"""Tables of a source: CSV and JSON files, with messages that say which file lacks what.
 
-Bytes that are not UTF-8 survive as lone surrogates, so that one bad cell costs one row: `m3ae.data.prepare` rejects
-rows that hold any.
+A line that is no record is `Broken` and costs no other line. Bytes that are not UTF-8 survive as lone surrogates, so
+that one bad cell costs one row, too: `m3ae.data.prepare` rejects rows that hold any.
 """
 
 import codecs
 import csv
 import gzip
 import json
+import re
+import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+DELIMITERS = ",;\t|"
+HIDDEN = (".", "~$")  # how files start that systems put beside others: `._table.csv` of macOS, `~$table.csv` of Excel
+
+
+class Broken(NamedTuple):
+    """A line of a table that is no record.
+
+    Attributes:
+        reason: A short fixed phrase, so that equal reasons can be counted.
+        detail: The number of the line and its start, where the reason does not say enough.
+        cells: What could be read, by column.
+    """
+
+    reason: str
+    detail: str | None
+    cells: dict[str, str]
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object has two values for one key."""
 
 
 def require_folder(folder: Path, what: str) -> Path:
@@ -33,32 +56,95 @@ def require_folder(folder: Path, what: str) -> Path:
     return folder
 
 
-def read_csv(
-    path: Path, columns: Iterable[str], *, delimiter: str = ",", names: Sequence[str] | None = None
-) -> list[dict[str, str]]:
-    r"""Read a table with a header; cells that a short line lacks are empty.
+def read_csv(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str] | Broken]:
+    """Read a table with a header.
+
+    The delimiter is the one that cuts the header into most columns. Cells that a short line lacks are empty; empty
+    cells behind the last column are dropped.
 
     Args:
         path: A `.csv` or `.csv.gz` file; if it is missing, its gzipped or plain twin is read.
-        columns: Columns that must be there.
-        delimiter: Between cells.
-        names: Column names of a file without a header.
+        columns: Columns that must be present.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is empty, damaged, not UTF-8 but UTF-16, or lacks a column.
+        ValueError: The file is empty or damaged, lacks a column, or has two columns of one name.
     """
     path = plain_or_gzipped(path)
     with _open(path) as file:
-        reader = csv.DictReader((line.replace("\0", "") for line in file), names, delimiter=delimiter, restval="")
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if reader.fieldnames is not None and missing:  # [] where the first line is blank
-            there = ", ".join(reader.fieldnames) or "none in its first line"
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it has {there}")
-        records = list(reader)
+        lines = _decode_windows(path, [line.replace("\0", "") for line in file])
+        first = next((number for number, line in enumerate(lines) if line.strip()), 0)
+        rows = _cut(lines, first, _delimiter(path, lines[first:]))
+        _, header, fault = next(rows, (0, [], None))
+    if fault is not None:
+        raise ValueError(f"{path}, line {first + 1}: {fault}, so that the names of the columns are not known")
+    header = [name.strip() for name in header]
+    if header and (missing := [column for column in columns if column not in header]):
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it has {', '.join(header)}")
+    if repeated := [name for name, count in Counter(filter(None, header)).items() if count > 1]:
+        raise ValueError(f"{path} has several columns called {', '.join(repeated)}: rename all of them but one")
+    records = [
+        _record(header, cells, fault, index + 1, lines[index]) for index, cells, fault in rows if cells or fault
+    ]
     if not records:
-        raise ValueError(f"{path} is empty: expected {'' if names else 'a header and '}at least one row")
+        raise ValueError(f"{path} is empty: expected a header and at least one row")
     return records
+
+
+def _decode_windows(path: Path, lines: list[str]) -> list[str]:
+    """Return lines whose bytes are not UTF-8 as Windows-1252, if they look like it, and say so on standard error.
+
+    They do if no character beyond ASCII is UTF-8 and most of those bytes stand alone, as in no Asian or Cyrillic text.
+    """
+    text = "".join(line for line in lines if not line.isascii())
+    runs = re.findall("[\udc80-\udcff]+", text)
+    alone = sum(len(run) == 1 for run in runs)
+    if not runs or len("".join(runs)) < len(re.findall("[^\0-\x7f]", text)) or alone * 10 < len(runs) * 9:
+        return lines
+    with suppress(UnicodeDecodeError):
+        lines = [line.encode("utf-8", "surrogateescape").decode("cp1252") for line in lines]
+        print(f"{path} is not UTF-8 and was read as Windows-1252", file=sys.stderr)
+    return lines
+
+
+def _delimiter(path: Path, lines: list[str]) -> str:
+    """Return what cuts the header into most cells, of several the usual one."""
+    usual = sorted(DELIMITERS, key=lambda delimiter: delimiter != "\t") if ".tsv" in path.name.lower() else DELIMITERS
+    return max(usual, key=lambda delimiter: len(next(csv.reader(lines, delimiter=delimiter), [])))
+
+
+def _cut(lines: list[str], start: int, delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
+    """Yield the index of every row's first line, its cells, and what is wrong with it.
+
+    A quotation mark that is not closed would take the rows behind it into its cell. Such a line is cut alone.
+    """
+    while start < len(lines):
+        index = start
+        reader = csv.reader((lines[line] for line in range(start, len(lines))), delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                yield index, cells, None
+                index = start + reader.line_num
+        except csv.Error:
+            yield index, *_cut_alone(lines[index], delimiter)
+        start = index + 1
+
+
+def _cut_alone(line: str, delimiter: str) -> tuple[list[str], str | None]:
+    try:
+        cells, *rest = csv.reader([line, "next"], delimiter=delimiter)
+    except csv.Error:
+        return [], "cell too long"
+    return cells, None if rest else "quotation mark not closed"
+
+
+def _record(header: list[str], cells: list[str], fault: str | None, number: int, line: str) -> dict[str, str] | Broken:
+    record = dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
+    if fault is not None:
+        return Broken(fault, f"line {number}: {line.strip()[:80]}", record)
+    if any(cell.strip() for cell in cells[len(header) :]):
+        return Broken("more cells than columns", None, record)
+    return record
 
 
 def read_json(path: Path) -> Any:
@@ -71,13 +157,13 @@ def read_json(path: Path) -> Any:
     path = plain_or_gzipped(path)
     with _open(path) as file:
         try:
-            return json.load(file)
+            return json.load(file, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yield the number (from 1) of every line that is not blank and its record, or None where it is no JSON object.
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Broken]]:
+    """Yield the number (from 1) of every line that is not blank, and its record.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -89,12 +175,21 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
                 yield number, _parse_object(line)
 
 
-def _parse_object(line: str) -> dict[str, Any] | None:
+def _parse_object(line: str) -> dict[str, Any] | Broken:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_object)
+    except RepeatedKeyError as error:
+        return Broken("key repeated", str(error), {})
     except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+        record = None
+    return record if isinstance(record, dict) else Broken("not a JSON object", None, {})
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, of which the `json` module would drop all but the last value of a key."""
+    if repeated := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise RepeatedKeyError(f"{', '.join(repeated)}: expected one value each")
+    return dict(pairs)
 
 
 def plain_or_gzipped(path: Path) -> Path:
@@ -114,13 +209,13 @@ def plain_or_gzipped(path: Path) -> Path:
 def _open(path: Path) -> Iterator[TextIOWrapper]:
     """Open a table as text; what is wrong with the file itself becomes a ValueError that names it."""
     try:
-        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as binary:
-            if binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise ValueError(f"{path} is UTF-16: save it as UTF-8")
+        with path.open("rb") as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else raw as binary:
+            utf16 = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             binary.seek(0)
-            with TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+            encoding, errors = ("utf-16", "strict") if utf16 else ("utf-8-sig", "surrogateescape")
+            with TextIOWrapper(binary, encoding=encoding, errors=errors, newline="") as text:
                 yield text
-    except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (csv.Error, EOFError, UnicodeError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
 
 

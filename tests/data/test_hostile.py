@@ -69,7 +69,7 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(tmp_path: Path, source:
         "absent.jpg": "image missing",
     }
     latin = "latin,good.jpg,Bild einer Lunge übersichtlich,train".encode("latin-1")
-    write_table(source, ["good.jpg", *expected], b"0,good.jpg,the same id again,train", latin)
+    write_table(source, ["good.jpg", *expected], "0,good.jpg,the same id für zwei,train".encode(), latin)
     manifest = prepare("folder", tmp_path / "out", source=source, num_workers=1)
     entries = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [(entry["id"], entry["reason"]) for entry in entries] == [

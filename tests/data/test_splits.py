@@ -1,6 +1,8 @@
 from collections import Counter
 
-from m3ae.data.splits import hash_split
+import pytest
+
+from m3ae.data.splits import find_split, hash_split
 
 
 def test_hashes_split_80_10_10_and_never_change() -> None:
@@ -10,3 +12,16 @@ def test_hashes_split_80_10_10_and_never_change() -> None:
         "published: never to change"
     )
     assert hash_split("\udcff") in counts
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (("train", "TRAINING", " Train set", "train_split", "trainset"), "train"),
+        (("val", "Valid", "dev", "validate", "dev-set", "development"), "validation"),
+        (("Test", "testing", "TEST_DATA"), "test"),
+        (("", "0", "fold1", "dev2", "set", "tested", "holdout"), None),
+    ],
+)
+def test_splits_have_many_spellings(names: tuple[str, ...], split: str | None) -> None:
+    assert {find_split(name) for name in names} == {split}

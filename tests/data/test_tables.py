@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from m3ae.data.tables import printable, read_csv, read_json, read_jsonl, require_folder
+from m3ae.data.tables import Broken, printable, read_csv, read_json, read_jsonl, require_folder
 
 
 def test_a_csv_is_read_plain_or_gzipped_whichever_is_there(tmp_path: Path) -> None:
@@ -17,19 +17,81 @@ def test_a_csv_is_read_plain_or_gzipped_whichever_is_there(tmp_path: Path) -> No
 
 def test_odd_cells_survive(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
-    path.write_bytes(b'\xef\xbb\xbfid,text\r\n1,"two\nlines, ""quoted"""\r\n2\r\n\r\n3,nu\0l\r\n4,M\xfcller\r\n')
-    assert [tuple(record.values()) for record in read_csv(path, ("id", "text"))] == [
-        ("1", 'two\nlines, "quoted"'),
+    lines = [b'1,"two\nlines, ""quoted"" words"', b"2", b"", b"3,nu\0l", b"4,\xc3\xbc M\xfcller", b"007,NA,, ,"]
+    path.write_bytes(b"\r\n".join([b"\xef\xbb\xbf", b" id ,text", *lines]))
+    assert [tuple(record.values()) for record in good(path)] == [
+        ("1", 'two\nlines, "quoted" words'),
         ("2", ""),
         ("3", "nul"),
-        ("4", "M\udcfcller"),
+        ("4", "ü M\udcfcller"),
+        ("007", "NA"),
     ]
 
 
-def test_a_file_without_header_takes_names(tmp_path: Path) -> None:
-    (tmp_path / "qa.txt").write_text("a|b\nc|d\n")
-    records = read_csv(tmp_path / "qa.txt", (), delimiter="|", names=("image", "question"))
-    assert records == [{"image": "a", "question": "b"}, {"image": "c", "question": "d"}]
+def good(path: Path) -> list[dict[str, str]]:
+    records = read_csv(path)
+    assert all(isinstance(record, dict) for record in records)
+    return [record for record in records if isinstance(record, dict)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["id;text\n1;a, b\n", "id|text\n1|a, b\n", "id\ttext\n1\ta, b\n", 'id,text\n1,"a, b"\n', 'id,text\r1,"a, b"\r'],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_delimiter_line_ends_and_encoding_are_found(tmp_path: Path, text: str, encoding: str) -> None:
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    assert good(tmp_path / "a.csv") == [{"id": "1", "text": "a, b"}]
+
+
+def test_the_name_says_tabs_where_the_header_could_be_either(tmp_path: Path) -> None:
+    for name, columns in (("a.TSV", ["id", "text, long"]), ("a.csv", ["id\ttext", "long"])):
+        (tmp_path / name).write_text("id\ttext, long\n1\tb\n")
+        assert [*good(tmp_path / name)[0]] == columns
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("Müller, naïve, 37 °C, 5 €", True),
+        ("лёгкие чистые", False),
+        ("双肺清晰", False),
+    ],
+)
+def test_windows_1252_is_read_and_said(
+    tmp_path: Path, text: str, read: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoding = "cp1252" if read else "cp1251" if "л" in text else "gb18030"
+    (tmp_path / "a.csv").write_bytes(f'id,text\n1,"{text}"\n'.encode(encoding))
+    (record,) = good(tmp_path / "a.csv")
+    assert (record["text"] == text, "was read as Windows-1252" in capsys.readouterr().err) == (read, read)
+
+
+QUOTE = "quotation mark not closed"
+
+
+@pytest.mark.parametrize(
+    ("lines", "broken"),
+    [
+        (['1,"open', "2,b", "3,c"], [1]),  # to the end of the file
+        (["1,a", '2,"open', '3,"b, c"', "4,d"], [2]),  # to the next quotation mark
+        (['1,"open', '"2","b"', '3,"open', "4,d"], [1, 3]),
+        (['1,"open', '"more" and", end"', "2,b"], [1]),
+        (['1,5" wide', '2,a "quoted" word', '3,"a" at the start', "4,b"], []),
+        (["1,a", "2,b", '3,"'], [3]),
+        ([f"1,{'a' * 200_000}", "2,b"], [1]),
+    ],
+)
+def test_a_quotation_mark_that_is_not_closed_costs_its_line_alone(
+    tmp_path: Path, lines: list[str], broken: list[int]
+) -> None:
+    (tmp_path / "a.csv").write_text("\n".join(["id,text", *lines]))
+    records = read_csv(tmp_path / "a.csv", ("id", "text"))
+    faults = [record for record in records if isinstance(record, Broken)]
+    assert len(records) == len(lines)
+    assert [(fault.reason, fault.detail.partition(":")[0]) for fault in faults if fault.detail] == [
+        (QUOTE if len(lines[line - 1]) < 99 else "cell too long", f"line {line + 1}") for line in broken
+    ]
 
 
 @pytest.mark.parametrize(
@@ -38,13 +100,14 @@ def test_a_file_without_header_takes_names(tmp_path: Path) -> None:
         (b"", "is empty: expected a header and at least one row"),
         (b"id,name\n", "is empty: expected a header and at least one row"),
         (b"id,title\n1,a\n", "lacks the columns name: it has id, title"),
-        ("id,name\n1,a\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
-        (b'id,name\n1,"' + b"a" * 200_000, "cannot be read as a table: field larger than field limit"),
+        ("id,name\n1,a\n".encode("utf-16")[:-1], "cannot be read as a table: .*truncated data"),
+        (b"id,name,name, Name \n1,a,b,c\n", "has several columns called name: rename all of them but one"),
+        (b'id,"name\n1,a\n', ", line 1: quotation mark not closed"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_said(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "bad.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"bad\.csv {message}"):
+    with pytest.raises(ValueError, match=rf"bad\.csv ?{message}"):
         read_csv(tmp_path / "bad.csv", ("id", "name"))
 
 
@@ -66,7 +129,18 @@ def test_json_is_read_or_its_fault_named(tmp_path: Path) -> None:
 
 def test_json_lines_keep_their_numbers_and_broken_ones_are_none(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n[2]\n{"a":\n' + '{"a": ' + "9" * 5000 + '}\n{"b": null}')
-    assert list(read_jsonl(tmp_path / "a.jsonl")) == [(1, {"a": 1}), (3, None), (4, None), (5, None), (6, {"b": None})]
+    broken = Broken("not a JSON object", None, {})
+    assert list(read_jsonl(tmp_path / "a.jsonl")) == [
+        *[(1, {"a": 1}), (3, broken), (4, broken), (5, broken)],
+        (6, {"b": None}),
+    ]
+
+
+def test_a_key_that_is_there_twice_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1, "a": 2}\n')
+    assert [*read_jsonl(tmp_path / "a.jsonl")] == [(1, Broken("key repeated", "a: expected one value each", {}))]
+    with pytest.raises(ValueError, match=r"a\.jsonl is not valid JSON: a: expected one value each"):
+        read_json(tmp_path / "a.jsonl")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

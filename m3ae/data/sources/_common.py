@@ -1,10 +1,10 @@
-"""What the sources of captioned figures share: CSV tables split by split, and checks of their records."""
+"""What sources share: CSV tables split by split, and checks of their records."""
 
 from pathlib import Path
 
 from m3ae.data.prepared import Rejected
-from m3ae.data.splits import SPLIT_NAMES
-from m3ae.data.tables import read_csv, require_folder
+from m3ae.data.splits import SPLIT_NAMES, find_split
+from m3ae.data.tables import Broken, read_csv, require_folder
 
 
 def split_tables(source: Path, suffix: str, what: str) -> dict[Path, str]:
@@ -30,28 +30,49 @@ def split_tables(source: Path, suffix: str, what: str) -> dict[Path, str]:
 
 
 def read_records(
-    path: Path, columns: tuple[str, ...], split: str, rejected: list[Rejected], column: str | None = None
+    path: Path, columns: tuple[str, ...], split: str | None, rejected: list[Rejected], column: str | None = None
 ) -> list[dict[str, str]]:
     """Read the records of a CSV table that can be told apart.
 
     Args:
         path: the table.
         columns: columns that must be there, the one with the id first.
-        split: that the table belongs to.
-        rejected: list that records without an id, or with more cells than the header, are added to.
+        split: that the table belongs to, if to one.
+        rejected: list that broken lines and records without an id are added to.
         column: column of the prepared rows that the table fills; None if its records are rows.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is empty or damaged, or lacks a column.
     """
-    records = []
+    records: list[dict[str, str]] = []
     for number, record in enumerate(read_csv(path, columns), start=1):
-        name = record[columns[0]].strip()
-        if None in record:
-            rejected.append(Rejected(name or f"{path.name}, row {number}", "more cells than columns", split, column))
+        place = f"{path.name}, row {number}"
+        name = (record.cells if isinstance(record, Broken) else record)[columns[0]].strip()
+        if isinstance(record, Broken):
+            rejected.append(Rejected(name or place, record.reason, split, column, record.detail))
         elif not name:
-            rejected.append(Rejected(f"{path.name}, row {number}", "id missing", split, column))
+            rejected.append(Rejected(place, "id missing", split, column))
         else:
             records.append(record | {columns[0]: name})
     return records
+
+
+def read_splits(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Read a table that says which split a row belongs to; `split` of the records is train, validation or test.
+
+    Args:
+        path: the table.
+        columns: columns that must be there beside `split`, the one with the id first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty or damaged, lacks a column, has a broken line, or names an unknown split.
+    """
+    rejected: list[Rejected] = []
+    records = read_records(path, (*columns, "split"), None, rejected)
+    if rejected:
+        raise ValueError(f"{path} does not give the split of {rejected[0].id}: {rejected[0].reason}")
+    if unknown := {record["split"] for record in records if find_split(record["split"]) is None}:
+        raise ValueError(f"{path} names the unknown splits {sorted(unknown)}: expected {', '.join(SPLIT_NAMES)}")
+    return [record | {"split": find_split(record["split"]) or ""} for record in records]

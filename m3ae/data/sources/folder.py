@@ -3,22 +3,25 @@
 The table is a `.csv`, `.tsv` or `.jsonl` file with the names of the images in one column: one table of any name, with
 or without a column for the split, or a table per split, `train.csv`, `validation.csv` and `test.csv`. The imagefolder
 convention of `datasets` is understood: `metadata.csv` or `metadata.jsonl` with `file_name`, for all images or in each
-of the folders `train`, `validation` and `test`, or no table at all, and folders of images named for their label.
+of the folders `train`, `validation` and `test`, or no table at all, and folders of images named for their label. Files
+whose name starts with a dot are left alone.
 """
 
 import os
-from collections import Counter
+import re
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 
+from m3ae.data.columns import ImageFiles, Table, choose_columns, file_name, strings
 from m3ae.data.images import is_image
 from m3ae.data.prepared import Rejected
-from m3ae.data.splits import SPLIT_NAMES, hash_split
-from m3ae.data.tables import TABLE_SUFFIXES, read_csv, read_jsonl, require_folder
+from m3ae.data.splits import SPLIT_NAMES, find_split, hash_split
+from m3ae.data.tables import HIDDEN, TABLE_SUFFIXES, Broken, printable, read_csv, read_json, read_jsonl, require_folder
 
 FEATURES = datasets.Features(
     {
@@ -32,28 +35,28 @@ FEATURES = datasets.Features(
     }
 )
 
-USUAL_NAMES = {
-    "image": ("image", "file_name", "filename", "image_path", "image_file", "image_name", "img", "path", "file"),
-    "text": ("text", "caption", "report", "description", "findings"),
-    "label": ("label", "labels", "class", "diagnosis"),
-    "question": ("question",),
-    "answer": ("answer",),
-    "id": ("id", "uid", "qid"),
-    "split": ("split", "subset", "fold"),
-    "group": ("group", "patient", "patient_id", "subject", "subject_id", "study", "study_id"),
-}
+ONE_VALUE = ("question", "answer", "id", "split", "group")
+UNREAD_SUFFIXES = (".xlsx", ".xls", ".ods", ".parquet")
 SPLITS_EXPECTED = f"expected one of {', '.join(SPLIT_NAMES)}"
 
-Record = dict[str, Any]
 Row = dict[str, Any]
 
 
-class Table(NamedTuple):
-    """A table: its file, the split that its place stands for, if any, and its records, None where a line is broken."""
+class Unsplit(NamedTuple):
+    """A row whose split may be None.
 
-    path: Path
-    split: str | None
-    records: list[Record | None]
+    Attributes:
+        row: The row.
+        group: The patient, study or the like that it belongs to, if anything says so.
+        key: What must not be torn apart over splits: the group, else the image, else the row.
+    """
+
+    row: Row
+    group: str | None
+    key: str
+
+
+Entry = Unsplit | Rejected
 
 
 def rows(
@@ -72,15 +75,16 @@ def rows(
 ) -> Iterator[Row | Rejected]:
     """Yield one row per row of the tables, or per image where there is none.
 
-    Columns that are not named are found by their usual names; what was found is printed. Rows without an id are called
-    by their image, a second one of the same image `name-2`. Where nothing says which split a row belongs to, a hash
-    decides with odds 8:1:1: of its group (such as a patient), else of its image, else of its id.
+    Columns that are not named are found by their usual names; what was found is printed on standard error. Rows
+    without an id are called by their image, a second one of the same image `name-2`; several images in one cell are as
+    many rows. Where nothing says which split a row belongs to, other rows of its group (such as a patient) decide,
+    else a hash with odds 8:1:1: of its group, else of its image, else of its id.
 
     Args:
         source: your folder.
         table: name of the table in the folder; by default the only one there.
         image_folder: folder that the names of images are relative to; by default that of the table, or `images` in it.
-        image_column: column with the names of image files.
+        image_column: column with the names of image files; neither case nor a missing suffix matters.
         text_column: column with a text, or, in JSON, a list of texts.
         label_column: column with labels, separated by semicolons, or, in JSON, a list of labels.
         question_column: column with a question about the image.
@@ -91,7 +95,7 @@ def rows(
 
     Raises:
         FileNotFoundError: the folder, the table or all images are missing.
-        ValueError: several tables, or a table that is empty, damaged or lacks a column.
+        ValueError: several tables, or a table that is empty, damaged, of another format, or lacks a column.
     """
     require_folder(source, "your folder of images, with a table or without")
     wanted = {
@@ -104,156 +108,237 @@ def rows(
         "split": split_column,
         "group": group_column,
     }
-    tables = _find_tables(source, table)
-    if not tables:
-        if named := [f"--{role}-column" for role, column in wanted.items() if column is not None]:
-            raise FileNotFoundError(f"{source} holds no table ({', '.join(TABLE_SUFFIXES)}) for {', '.join(named)}")
-        yield from _image_rows(source)
+    files = _visible_files(source)
+    tables = _find_tables(source, files, table)
+    if not tables and (named := [f"--{role}-column" for role, column in wanted.items() if column is not None]):
+        raise FileNotFoundError(f"{source} holds no table ({', '.join(TABLE_SUFFIXES)}) for {', '.join(named)}")
+    has_images = bool(image_folder) or any(map(is_image, files if tables else []))
     names: Counter[str] = Counter()
+    entries: list[Entry] = [] if tables else _image_rows(source, files)
     for found in tables:
-        columns = _choose_columns(found, wanted)
-        folder = _image_folder(found, columns.get("image"), image_folder)
-        for number, record in enumerate(found.records, start=1):
-            place = f"{found.path.name}, row {number}"
-            yield _table_row(place, record, columns, folder, found.split, names)
+        usual = [folder / below for folder in (found.path.parent, source) for below in ("", "images")]
+        candidates = [ImageFiles(folder) for folder in ([image_folder] if image_folder else dict.fromkeys(usual))]
+        columns = choose_columns(found, wanted, candidates, has_images)
+        images = _image_folder(found, columns.get("image"), candidates)
+        entries += _table_rows(found, columns, images, names)
+    _report(source, files if tables else [], {found.path for found in tables}, entries)
+    yield from _split(entries)
 
 
-def _image_rows(source: Path) -> Iterator[Row | Rejected]:
-    """Yield a row per image file: its split is its first folder, where those are splits, its label its last one."""
-    below = sorted(path.relative_to(source) for path in source.rglob("*") if not path.is_dir())
-    visible = [file for file in below if not any(part.startswith(".") for part in file.parts)]
-    files = [file for file in visible if is_image(source / file)]
+def _visible_files(source: Path) -> list[Path]:
+    """Return all files below a folder, in order, but those whose name or folder starts with a dot."""
+    files = []
+    for folder, folders, names in os.walk(source):
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+        files += [Path(folder, name) for name in names if not name.startswith(HIDDEN)]
+    return sorted(files)
+
+
+def _image_rows(source: Path, visible: list[Path]) -> list[Entry]:
+    """Return a row per image file: its split is its first folder, where those are splits, its label its last one."""
+    files = [file for file in visible if is_image(file)]
     if not files:
         raise FileNotFoundError(
             f"{source} holds neither a table ({', '.join(TABLE_SUFFIXES)}) nor an image (.jpg, .png, .tif, .dcm, …)"
         )
-    for file in sorted({*visible}.difference(files)):
-        yield Rejected(file.as_posix(), "not an image", detail="neither DICOM nor of a suffix of an image format")
-    has_splits = any(file.parts[0].lower() in SPLIT_NAMES for file in files)
-    for file in files:
+    entries: list[Entry] = [
+        Rejected(
+            file.relative_to(source).as_posix(),
+            "not an image",
+            detail="neither DICOM nor of a suffix of an image format",
+        )
+        for file in sorted({*visible}.difference(files))
+    ]
+    below = [file.relative_to(source) for file in files]
+    has_splits = any(find_split(file.parts[0]) for file in below)
+    for file in below:
         folders = list(file.parts[:-1])
-        split = SPLIT_NAMES.get(folders.pop(0).lower()) if has_splits and folders else None
+        split = find_split(folders.pop(0)) if has_splits and folders else None
+        name = file.as_posix()
         if has_splits and split is None:
-            yield Rejected(file.as_posix(), "not in the folder of a split", detail=SPLITS_EXPECTED)
+            entries.append(Rejected(name, "not in the folder of a split", detail=SPLITS_EXPECTED))
         else:
-            yield dict.fromkeys(FEATURES) | {
-                "id": file.as_posix(),
-                "split": split or hash_split(file.as_posix()),
-                "image": source / file,
-                "labels": folders[-1:] or None,
-            }
+            row = {"id": name, "split": split, "image": source / file, "labels": folders[-1:] or None}
+            entries.append(Unsplit(dict.fromkeys(FEATURES) | row, None, name))
+    return entries
 
 
-def _find_tables(source: Path, name: str | None) -> list[Table]:
-    """Find the tables: the one named, metadata of an imagefolder, one for each split, or the only one there is."""
+def _find_tables(source: Path, files: list[Path], name: str | None) -> list[Table]:
+    """Return the table named, metadata of an imagefolder, a table for each split, or the only one there is."""
     if name is not None:
-        return [_read(source / name, split=None)]
-    folders = {folder: SPLIT_NAMES.get(folder.name.lower()) for folder in sorted(source.iterdir()) if folder.is_dir()}
+        if found := _read(source / name, None):
+            return found
+        raise ValueError(f"{source / name} holds no list of records: expected [{{...}}, ...]")
+    tables = [file for file in files if file.name.lower().endswith(TABLE_SUFFIXES)]
+    top = [file for file in tables if file.parent == source]
+    metadata = [file for file in tables if file.name.startswith("metadata.")]
+    documents = [file for file in files if file.parent == source and file.name.lower().endswith(".json")]
     choices: tuple[dict[Path, str | None], ...] = (
-        dict.fromkeys(_tables_in(source, "metadata.")),
-        {path: split for folder, split in folders.items() if split for path in _tables_in(folder, "metadata.")},
-        {path: SPLIT_NAMES.get(path.name.partition(".")[0].lower()) for path in _tables_in(source)},
+        {file: None for file in metadata if file in top},
+        {file: split for file in metadata if file.parent.parent == source and (split := find_split(file.parent.name))},
+        {file: _split_of(file, source) for file in top or tables},
+        {file: _split_of(file, source) for file in documents if not tables},
     )
     for paths in choices:
-        if len(paths) == 1 or (paths and all(paths.values())):
-            return [_read(path, split) for path, split in paths.items()]
-    if several := _tables_in(source):
-        raise ValueError(
-            f"{source} holds several tables ({', '.join(path.name for path in several)}): choose one with --table"
-        )
-    return []
+        is_whole = len(paths) == 1 or (paths and all(paths.values()))
+        if is_whole and (found := [table for path, split in paths.items() for table in _read(path, split)]):
+            return found
+    if tables:
+        names = ", ".join(file.relative_to(source).as_posix() for file in tables[:10])
+        raise ValueError(f"{source} holds several tables ({names}): choose one with --table")
+    unread = [file for file in files if file.parent == source and file.suffix.lower() in UNREAD_SUFFIXES]
+    return [table for file in unread for table in _read(file, None)]
 
 
-def _tables_in(folder: Path, start: str = "") -> list[Path]:
-    return sorted(path for path in folder.glob(f"{start}*") if path.name.lower().endswith(TABLE_SUFFIXES))
+def _split_of(file: Path, source: Path) -> str | None:
+    """Return the split that a table is called after, or the folder of the source that holds it."""
+    return find_split(file.name.partition(".")[0]) or (find_split(file.parent.name) if file.parent != source else None)
 
 
-def _read(path: Path, split: str | None) -> Table:
-    if ".jsonl" in path.suffixes:
-        records: list[Record | None] = [record for _, record in read_jsonl(path)]
+def _read(path: Path, split: str | None) -> list[Table]:
+    """Read a table; of a JSON file each list of records is one, and there is none if it holds something else."""
+    name = path.name.lower()
+    if name.endswith(UNREAD_SUFFIXES):
+        raise ValueError(f"{path} cannot be read: save it as CSV, or move it out of the folder")
+    if name.endswith((".json", ".json.gz")):
+        tables = _json_tables(path, split)
     else:
-        records = [*read_csv(path, (), delimiter="\t" if ".tsv" in path.suffixes else ",")]
-    if not any(records):
-        raise ValueError(f"{path} is empty: expected at least one row")
-    return Table(path, split, records)
+        records = [record for _, record in read_jsonl(path)] if ".jsonl" in name else [*read_csv(path)]
+        tables = [Table(path, path.name, split, records)]
+    for table in tables:
+        if not table.columns():
+            raise ValueError(f"{path} is empty, or all of it is broken: expected at least one row")
+    return tables
 
 
-def _choose_columns(table: Table, wanted: dict[str, str | None]) -> dict[str, str]:
-    """Return the column of each role that the table has one for, and print the choice."""
-    keys = dict.fromkeys(chain.from_iterable(record for record in table.records if record))
-    there = [column for column in keys if column is not None]
-    by_lower = {column.lower(): column for column in reversed(there)}
-    chosen = {}
-    for role, column in wanted.items():
-        usual = (by_lower[name] for name in USUAL_NAMES[role] if name in by_lower)
-        if column is not None and column not in there:
-            raise ValueError(
-                f"{table.path} has no column {column!r}: set --{role}-column to one of {', '.join(there)}"
-            )
-        if (found := column or next(usual, None)) is not None:
-            chosen[role] = found
-    if not {"image", "text"} & chosen.keys():
-        raise ValueError(
-            f"{table.path} has no column with a usual name for images or texts: set --image-column or --text-column "
-            f"to one of {', '.join(there)}"
-        )
-    print(f"{table.path.name}: " + ", ".join(f"{role} from {column!r}" for role, column in chosen.items()))
-    return chosen
+def _json_tables(path: Path, split: str | None) -> list[Table]:
+    """Return a list of records, or one for each split, as tables; records may have their id as key instead."""
+    content = read_json(path)
+    parts = [(key, find_split(key), part) for key, part in content.items()] if isinstance(content, dict) else []
+    if not parts or not all(part_split for _, part_split, _ in parts):
+        parts = [("", split, content)]
+    tables = []
+    for key, part_split, part in parts:
+        records = part
+        if isinstance(part, dict) and all(isinstance(record, dict) for record in part.values()):
+            records = [{"id": name} | record for name, record in part.items()]
+        if not isinstance(records, list) or not any(isinstance(record, dict) for record in records):
+            return []
+        records = [record if isinstance(record, dict) else Broken("not a JSON object", None, {}) for record in records]
+        tables.append(Table(path, f"{path.name} {key}".strip(), part_split, records))
+    return tables
 
 
-def _image_folder(table: Table, column: str | None, given: Path | None) -> Path:
+def _image_folder(table: Table, column: str | None, candidates: list[ImageFiles]) -> ImageFiles:
     """Return the folder in which at least one image of the table lies.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    candidates = [given] if given else [table.path.parent, table.path.parent / "images"]
-    cells = [record.get(column) for record in table.records if record] if column else []
-    names = [name for cell in cells if (name := _file_name(_strings(cell)))]
-    for folder in candidates:
-        if not names or any(os.path.isfile(folder / name) for name in names):
-            return folder
+    names = [*map(file_name, table.cells(column))] if column else []
+    for images in candidates:
+        if not names or any(map(images.find, names)):
+            return images
     raise FileNotFoundError(
-        f"{table.path}: none of its {len(names)} images is there, the first one tried is {candidates[0] / names[0]}; "
-        "set --image-folder to the folder that the names are relative to, or --image-column to the column of names"
+        f"{table.path}: none of its {len(names)} images is there, the first one tried is "
+        f"{candidates[0].folder / names[0]}; set --image-folder to the folder that the names are relative to, or "
+        "--image-column to the column of names"
     )
 
 
-def _table_row(
-    place: str, record: Record | None, columns: dict[str, str], folder: Path, split: str | None, names: Counter[str]
-) -> Row | Rejected:
-    if record is None or None in record:
-        return Rejected(place, "not a JSON object" if record is None else "more cells than columns")
-    cells = {role: _strings(record.get(column)) for role, column in columns.items()}
-    image = _file_name(cells.get("image", []))
-    question, answer, given, group, name = (
-        next(iter(cells.get(role, [])), None) for role in ("question", "answer", "split", "group", "id")
-    )
-    name = name or _numbered(image or place, names)
-    if given and given.lower() not in SPLIT_NAMES:
-        return Rejected(name, "unknown split", detail=f"{given}: {SPLITS_EXPECTED}")
-    labels = [label.strip() for cell in cells.get("label", []) for label in cell.split(";") if label.strip()]
-    return {
-        "id": name,
-        "split": SPLIT_NAMES[given.lower()] if given else split or hash_split(group or image or name),
-        "image": folder / image if image else None,
-        "text": cells.get("text") or None,
-        "labels": labels or None,
-        "question": question,
-        "answer": answer,
-    }
+def _table_rows(table: Table, columns: dict[str, str], images: ImageFiles, names: Counter[str]) -> Iterator[Entry]:
+    for number, record in enumerate(table.records, start=1):
+        place = f"{table.name}, row {number}"
+        if isinstance(record, Broken):
+            yield Rejected(place, record.reason, detail=record.detail)
+        else:
+            yield from _record_rows(place, record, columns, images, table.split, names)
 
 
-def _strings(cell: Any) -> list[str]:
-    """Return the cell of a CSV file, or the value in a JSON one, as strings, none of them empty."""
-    values = cell if isinstance(cell, list) else [cell]
-    return [text for value in values if value is not None and (text := str(value).strip())]
+def _record_rows(
+    place: str, record: Row, columns: dict[str, str], images: ImageFiles, split: str | None, names: Counter[str]
+) -> Iterator[Entry]:
+    """Yield a row, or, of a record with several images, a row for each."""
+    values = {role: record.get(column) for role, column in columns.items()}
+    if nested := [columns[role] for role, value in values.items() if _is_nested(value)]:
+        yield Rejected(place, "object in a cell", detail=", ".join(nested))
+        return
+    cells = {role: strings(value) for role, value in values.items()}
+    if several := [columns[role] for role in ONE_VALUE if len(cells.get(role, [])) > 1]:
+        yield Rejected(place, "several values in a cell", detail=", ".join(several))
+        return
+    one = {role: next(iter(cells.get(role, [])), None) for role in ONE_VALUE}
+    files: list[str | None] = [images.find(cell) or file_name(cell) for cell in cells.get("image", [])]
+    files = files or [None]
+    labels = [label.strip() for cell in cells.get("label", []) for label in re.split("[;|]", cell) if label.strip()]
+    key = one["group"] or files[0]
+    for number, file in enumerate(files, start=1):
+        if one["id"]:
+            name = one["id"] if number == 1 else f"{one['id']}-{number}"
+        else:
+            name = _numbered(file or place, names)
+        if one["split"] and not find_split(one["split"]):
+            yield Rejected(name, "unknown split", detail=f"{one['split']}: {SPLITS_EXPECTED}")
+            return
+        row = {
+            "id": name,
+            "split": find_split(one["split"]) if one["split"] else split,
+            "image": images.folder / file if file else None,
+            "text": cells.get("text") or None,
+            "labels": labels or None,
+            "question": one["question"],
+            "answer": one["answer"],
+        }
+        yield Unsplit(row, one["group"], key or name)
 
 
-def _file_name(cells: list[str]) -> str | None:
-    return cells[0].replace("\\", "/") if cells else None  # tables written on Windows
+def _is_nested(value: Any) -> bool:
+    return any(isinstance(part, dict | list) for part in (value if isinstance(value, list) else [value]))
 
 
 def _numbered(name: str, names: Counter[str]) -> str:
     names[name] += 1
     return name if names[name] == 1 else f"{name}-{names[name]}"
+
+
+def _report(source: Path, files: list[Path], tables: set[Path], entries: list[Entry]) -> None:
+    """Print on standard error what of the folder no row has, and how many rows have no group."""
+    rows = [entry for entry in entries if isinstance(entry, Unsplit)]
+    unused = set(files) - tables - {row["image"] for row, _, _ in rows}
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for file in sorted(unused):
+        by_kind[file.suffix.lower()].append(file.relative_to(source).as_posix())
+    if by_kind:
+        kinds = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in by_kind.items()]
+        _say(f"{source}: not used: {'; '.join(kinds)}")
+    if without := sum(group is None for _, group, _ in rows):
+        _say(
+            f"{source}: {without} of {len(rows)} rows name no patient, study or other group, and may tear one over "
+            "several splits: name its column with --group-column if there are several rows of one"
+        )
+
+
+def _split(entries: list[Entry]) -> Iterator[Row | Rejected]:
+    """Yield the rows with their splits, and say which groups and images are in several."""
+    splits: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if isinstance(entry, Unsplit) and (split := entry.row["split"]) and split not in splits[_same(entry.key)]:
+            splits[_same(entry.key)].append(split)
+    torn = {key: several for key, several in splits.items() if len(several) > 1}
+    for key, several in [*torn.items()][:1]:
+        _say(f"{len(torn)} groups or images are in several splits, such as {key} in {' and '.join(several)}")
+    for entry in entries:
+        if isinstance(entry, Rejected):
+            yield entry
+        else:
+            chosen = splits[_same(entry.key)] = splits[_same(entry.key)] or [hash_split(entry.key)]
+            yield entry.row | {"split": entry.row["split"] or chosen[0]}
+
+
+def _same(key: str) -> str:
+    """Return the number of a patient without the `.0` that programs add to a column in which some are missing."""
+    return key[:-2] if re.fullmatch(r"\d+\.0", key) else key
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr)

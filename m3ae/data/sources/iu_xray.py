@@ -13,8 +13,9 @@ from typing import Any
 import datasets
 
 from m3ae.data.prepared import Rejected
-from m3ae.data.splits import SPLIT_NAMES, hash_split
-from m3ae.data.tables import read_csv, require_folder
+from m3ae.data.sources._common import read_records, read_splits
+from m3ae.data.splits import hash_split
+from m3ae.data.tables import require_folder
 
 LEFT_OUT_BY_CHOICE = ("study not in splits.csv",)
 
@@ -53,8 +54,10 @@ def rows(source: Path, *, sections: str = "findings,impression") -> Iterator[dic
     if unknown := [section for section in chosen if section not in SECTIONS]:
         raise ValueError(f"unknown sections {', '.join(unknown)}: expected some of {', '.join(SECTIONS)}")
     require_folder(source, "the unpacked IU X-ray folder with its CSV files")
-    reports = read_csv(source / "indiana_reports.csv", ("uid", "Problems", *chosen))
-    projections = read_csv(source / "indiana_projections.csv", PROJECTION_COLUMNS)
+    rejected: list[Rejected] = []
+    reports = read_records(source / "indiana_reports.csv", ("uid", "Problems", *chosen), None, rejected, "text")
+    projections = read_records(source / "indiana_projections.csv", PROJECTION_COLUMNS, None, rejected)
+    yield from rejected
     files = _image_files(source)
     views: dict[str, dict[str, list[Path]]] = defaultdict(lambda: {"frontal": [], "lateral": []})
     for projection in projections:
@@ -109,9 +112,8 @@ def _stem(filename: str) -> str:
 
 
 def _splits(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    records = read_csv(path, ("uid", "split"))
-    if unknown := {record["split"] for record in records} - SPLIT_NAMES.keys():
-        raise ValueError(f"{path} names the unknown splits {sorted(unknown)}: expected {', '.join(SPLIT_NAMES)}")
-    return {record["uid"]: SPLIT_NAMES[record["split"]] for record in records}
+    split_of: dict[str, str] = {}
+    for record in read_splits(path, ("uid",)) if path.is_file() else []:
+        if split_of.setdefault(record["uid"], record["split"]) != record["split"]:
+            raise ValueError(f"{path} puts study {record['uid']} into {split_of[record['uid']]} and {record['split']}")
+    return split_of

@@ -17,7 +17,7 @@ import datasets
 
 from m3ae.data.prepared import Rejected
 from m3ae.data.splits import hash_split
-from m3ae.data.tables import read_jsonl, require_folder
+from m3ae.data.tables import Broken, read_jsonl, require_folder
 
 LEFT_OUT_BY_CHOICE = ("not radiology",)
 
@@ -86,9 +86,11 @@ def texts_of(*cells: Any) -> list[str]:
     return [str(value) for value in values if value is not None]
 
 
-def _row(place: str, record: dict[str, Any] | None, figures: Path, radiology_only: bool) -> dict[str, Any] | Rejected:
-    if record is None:
-        return Rejected(place, "not a JSON object")
+def _row(
+    place: str, record: dict[str, Any] | Broken, figures: Path, radiology_only: bool
+) -> dict[str, Any] | Rejected:
+    if isinstance(record, Broken):
+        return Rejected(place, record.reason, detail=record.detail)
     if not all(isinstance(record.get(key), str) for key in ("pdf_hash", "fig_uri")):
         return Rejected(place, "id missing", detail="pdf_hash and fig_uri make up the name of the image")
     name = f"{record['pdf_hash']}_{record['fig_uri']}"

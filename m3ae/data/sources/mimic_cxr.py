@@ -17,8 +17,9 @@ import datasets
 
 from m3ae.data.prepared import Rejected
 from m3ae.data.reports import HEADINGS, split_sections
-from m3ae.data.splits import SPLIT_NAMES, hash_split
-from m3ae.data.tables import read_csv, require_folder
+from m3ae.data.sources._common import read_records, read_splits
+from m3ae.data.splits import hash_split
+from m3ae.data.tables import require_folder
 
 STRINGS = datasets.List(datasets.Value("string"))
 FEATURES = datasets.Features(
@@ -93,8 +94,10 @@ def rows(
         raise ValueError(f"unknown sections {', '.join(unknown)}: expected some of {', '.join(HEADINGS)}")
     require_folder(source, "the folder that holds files/ and the tables of MIMIC-CXR-JPG")
     reports = require_folder(reports or source, "the folder that holds the reports")
-    texts = ReportReader(source, reports, chosen, last_paragraph)
-    labels = _read_labels(source, labeler)
+    rejected: list[Rejected] = []
+    texts = ReportReader(source, reports, chosen, last_paragraph, rejected)
+    labels = _read_labels(source, labeler, rejected)
+    yield from rejected
     suffix = _image_suffix(source / "files")
     studies: dict[str, Study] = {}
     yield from _sort_into(studies, source)
@@ -112,9 +115,11 @@ def rows(
 
 def _sort_into(studies: dict[str, Study], source: Path) -> Iterator[Rejected]:
     """Sort the images of the metadata table into studies, and yield those that have no place."""
-    records = read_csv(source / TABLE.format("metadata"), METADATA_COLUMNS)
+    rejected: list[Rejected] = []
+    records = read_records(source / TABLE.format("metadata"), METADATA_COLUMNS, None, rejected)
+    yield from rejected
     split_of = _splits(source, records)
-    seen = set()
+    seen = {entry.id for entry in rejected}
     for record in records:
         image, subject, study, view = (record[column] for column in METADATA_COLUMNS)
         split = split_of.get(image)
@@ -156,7 +161,9 @@ def _study_rows(study: Study, folder: Path, suffix: str) -> Iterator[dict[str, A
 class ReportReader:
     """The texts of studies: from `mimic_cxr_sectioned.csv` where that has the study and the sections, else reports."""
 
-    def __init__(self, source: Path, reports: Path, sections: list[str], last_paragraph: bool) -> None:
+    def __init__(
+        self, source: Path, reports: Path, sections: list[str], last_paragraph: bool, rejected: list[Rejected]
+    ) -> None:
         self.files = reports / "files" if (reports / "files").is_dir() else reports
         self.sections = sections
         self.last_paragraph = last_paragraph
@@ -164,7 +171,8 @@ class ReportReader:
         if set(sections) <= set(SECTIONED):
             for folder in dict.fromkeys((source, reports)):
                 with suppress(FileNotFoundError):
-                    records = read_csv(folder / "mimic_cxr_sectioned.csv", ("study", *sections, "last_paragraph"))
+                    path, columns = folder / "mimic_cxr_sectioned.csv", ("study", *sections, "last_paragraph")
+                    records = read_records(path, columns, None, rejected, "text")
                     self.sectioned = {record["study"].removeprefix("s"): record for record in records}
 
     def read(self, study: Study) -> tuple[list[str] | None, str | None]:
@@ -186,34 +194,31 @@ def _splits(source: Path, records: list[dict[str, str]]) -> dict[str, str]:
     """Return the split of every image."""
     path = source / TABLE.format("split")
     try:
-        table = read_csv(path, ("dicom_id", "subject_id", "split"))
+        table = read_splits(path, ("dicom_id", "subject_id"))
     except FileNotFoundError:
         return {record["dicom_id"]: hash_split(record["subject_id"]) for record in records}
-    if unknown := {record["split"] for record in table} - SPLIT_NAMES.keys():
-        raise ValueError(f"{path} names the unknown splits {sorted(unknown)}: expected {', '.join(SPLIT_NAMES)}")
     split_of_subject: dict[str, str] = {}
     for record in table:
-        subject, split = record["subject_id"], SPLIT_NAMES[record["split"]]
+        subject, split = record["subject_id"], record["split"]
         if split_of_subject.setdefault(subject, split) != split:
             raise ValueError(f"{path} puts subject {subject} into {split_of_subject[subject]} and into {split}")
-    return {record["dicom_id"]: SPLIT_NAMES[record["split"]] for record in table}
+    return {record["dicom_id"]: record["split"] for record in table}
 
 
-def _read_labels(source: Path, labeler: str) -> dict[str, dict[str, list[str]]]:
+def _read_labels(source: Path, labeler: str, rejected: list[Rejected]) -> dict[str, dict[str, list[str]]]:
     """Return findings by state, by study: the columns of `LABEL_COLUMNS`, and "unknown" for other values."""
     if labeler == "none":
         return {}
     path = source / TABLE.format(labeler)
     try:
-        records = read_csv(path, ("subject_id", "study_id"))
+        records = read_records(path, ("study_id", "subject_id"), None, rejected, "labels")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing: get it from MIMIC-CXR-JPG or choose labeler none") from error
-    findings = [column for column in records[0] if column and column not in ("subject_id", "study_id")]
     labels = {}
     for record in records:
         lists: dict[str, list[str]] = {column: [] for column in LABEL_COLUMNS.values()}
-        for finding in findings:
-            if value := record[finding].strip():
+        for finding, cell in record.items():
+            if finding not in ("", "subject_id", "study_id") and (value := cell.strip()):
                 lists.setdefault(LABEL_COLUMNS.get(value.removesuffix(".0"), "unknown"), []).append(finding)
         labels[record["study_id"]] = lists
     return labels

@@ -20,7 +20,7 @@ from m3ae.data.prepared import Rejected
 from m3ae.data.sources._common import read_records
 from m3ae.data.sources.medicat import texts_of
 from m3ae.data.splits import SPLIT_NAMES, hash_split
-from m3ae.data.tables import read_jsonl, require_folder
+from m3ae.data.tables import HIDDEN, Broken, read_jsonl, require_folder
 
 Table = list[dict[str, str]]
 
@@ -137,7 +137,7 @@ def _folder_rows(folder: Path, split: str) -> Iterator[dict[str, Any] | Rejected
 def _kaggle_tables(folder: Path, split: str, rejected: list[Rejected]) -> list[Table]:
     """Read the tables that Kaggle adds in the folder, `traindata.csv`, and beside it, `radiologytraindata.csv`."""
     beside = folder.parent.glob(f"{folder.name.replace('-', '*')}*data.csv")
-    paths = sorted([*folder.glob("*data.csv"), *beside])
+    paths = sorted(path for path in [*folder.glob("*data.csv"), *beside] if not path.name.startswith(HIDDEN))
     return [read_records(path, ("id", "name", "caption"), split, rejected) for path in paths]
 
 
@@ -207,9 +207,11 @@ def _read_references(path: Path, rejected: list[Rejected]) -> dict[str, list[str
     sentences: dict[str, list[str]] = {}
     for file in files:
         for number, record in read_jsonl(file):
-            if record is None or not isinstance(record.get("roco_image_id"), str):
-                reason = "not a JSON object" if record is None else "id missing"
-                rejected.append(Rejected(f"{file.name}, line {number}", reason, column="text"))
+            place = f"{file.name}, line {number}"
+            if isinstance(record, Broken):
+                rejected.append(Rejected(place, record.reason, column="text", detail=record.detail))
+            elif not isinstance(record.get("roco_image_id"), str):
+                rejected.append(Rejected(place, "id missing", column="text"))
             else:
                 sentences.setdefault(record["roco_image_id"], []).extend(texts_of(record.get("gorc_references")))
     return sentences

@@ -41,7 +41,8 @@ def rows(
 
     Args:
         source: the folder with train.json, validate.json, test.json and imgs.
-        language: of the questions: en, zh or both.
+        language: of the questions: en, zh or both. The published splits differ by language, so that 142 of 180 test
+            images are for training in the other one: with both, each image is where its English questions are.
         answers_from: splits that the list of answers is made from: train, or all of them, test included, which gives
             the list of the published M3AE in its order.
 
@@ -50,10 +51,11 @@ def rows(
         ValueError: one of them is no JSON list.
     """
     require_folder(source, "the SLAKE folder with train.json, validate.json, test.json and imgs")
+    records = [(split, *entry) for split, path in _files(source) for entry in read_records(path)]
+    split_of = _splits_by_image(records) if language == "both" else {}
     yield from by_image(
-        _row(source, place, record, split, LANGUAGES[language])
-        for split, path in _files(source)
-        for place, record in read_records(path)
+        _row(source, place, record, split_of.get(cell_text(record, "img_name"), split), LANGUAGES[language])
+        for split, place, record in records
     )
 
 
@@ -78,6 +80,12 @@ def _files(source: Path) -> list[tuple[str, Path]]:
 
 def _language(record: dict[str, Any]) -> str:
     return cell_text(record, "q_lang").lower()
+
+
+def _splits_by_image(records: list[tuple[str, str, dict[str, Any]]]) -> dict[str, str]:
+    """Return the split of every image: that of its English questions, else the one that is held out furthest."""
+    english_last = sorted(records, key=lambda entry: _language(entry[2]) == "en")
+    return {cell_text(record, "img_name"): split for split, _, record in english_last}
 
 
 def _row(source: Path, place: str, record: dict[str, Any], split: str, languages: tuple[str, ...]) -> Row | Rejected:

@@ -10,10 +10,11 @@ from PIL import Image
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Rejected
 from m3ae.data.sources import folder
+from m3ae.data.splits import hash_split
 
 
 def make(root: Path, *images: str, **tables: str | list[Any]) -> Path:
-    """Write images, and tables given as text or as records of JSON lines; `a__csv` is the file `a.csv`."""
+    """Write images, and tables given as text or as records of JSON lines; `a___b__csv` is `a/b.csv`."""
     for name in images:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(root / name)
@@ -30,17 +31,18 @@ def entries(root: Path, **options: Any) -> list[Any]:
 
 
 def test_a_table_with_usual_names_needs_no_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = "Image,Caption,label,split\nx.png,A chest.,a; b;,valid\n,Only text.,,test\nx.png,Again.,c,train\n"
+    table = "Image,Caption,label,split\nx.png,A chest.,a; b;,valid\n,Only text.,,test\nx.png,Again.,c|d,train\n"
     make(tmp_path, "x.png", table__csv=table)
     blank = dict.fromkeys(folder.FEATURES)
     image = tmp_path / "x.png"
     assert entries(tmp_path) == [
         blank | {"id": "x.png", "split": "validation", "image": image, "text": ["A chest."], "labels": ["a", "b"]},
         blank | {"id": "table.csv, row 2", "split": "test", "text": ["Only text."]},
-        blank | {"id": "x.png-2", "split": "train", "image": image, "text": ["Again."], "labels": ["c"]},
+        blank | {"id": "x.png-2", "split": "train", "image": image, "text": ["Again."], "labels": ["c", "d"]},
     ]
-    found = "table.csv: image from 'Image', text from 'Caption', label from 'label', split from 'split'\n"
-    assert capsys.readouterr().out == found
+    out, err = capsys.readouterr()
+    found = "table.csv: image from 'Image', text from 'Caption', label from 'label', split from 'split'"
+    assert (out, err.splitlines()[0]) == ("", found)
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -80,6 +82,103 @@ def test_odd_rows_are_rejected_or_put_right(tmp_path: Path) -> None:
     assert (third["id"], third["image"], third["split"]) == ("sub/x.png-2", tmp_path / "sub" / "x.png", "train")
 
 
+def test_nothing_is_lost_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['a.png,"not closed', "b.png,two,2,surplus", "c.png,three,3,, ", "d.png", "e.png,NA,5"]
+    table = "\n".join(["image,text,age", *lines])
+    images = [f"{name}.png" for name in "abcdef"]
+    make(tmp_path, *images, t__csv=table, notes__txt="x", b__csv="", __DS_Store="")
+    first, second, *rows = entries(tmp_path, table="t.csv")
+    assert first == Rejected("t.csv, row 1", "quotation mark not closed", detail='line 2: a.png,"not closed')
+    assert second == Rejected("t.csv, row 2", "more cells than columns")
+    assert [(row["id"], row["text"]) for row in rows] == [("c.png", ["three"]), ("d.png", None), ("e.png", ["NA"])]
+    assert capsys.readouterr().err.replace(str(tmp_path), "mine").splitlines() == [
+        "t.csv: image from 'image', text from 'text'",
+        "t.csv: not used: 'age'",
+        "mine: not used: 3 .png, such as a.png; 1 .csv, such as b.csv; 1 .txt, such as notes.txt",
+        "mine: 3 of 3 rows name no patient, study or other group, and may tear one over several splits: name its "
+        "column with --group-column if there are several rows of one",
+    ]
+
+
+def test_json_cells_of_several_values(tmp_path: Path) -> None:
+    records = [
+        {"id": 7, "image": ["a.png", "b.png"], "text": "Two views.", "patient": 1},
+        {"image": ["a.png", "b.png"], "text": ["Two views."], "answer": float("nan")},
+        {"image": "a.png", "text": {"findings": "none"}},
+        {"image": {"path": "a.png"}, "text": "x", "labels": [["a"]]},
+        {"image": "a.png", "answer": ["yes", "no"]},
+        {"image": "b.png", "patient": [1, 2]},
+    ]
+    make(tmp_path, "a.png", "b.png", t__jsonl=records)
+    one, two, three, four, *rejected = entries(tmp_path)
+    rows = [(row["id"], row["image"], row["text"]) for row in (one, two, three, four)]
+    a, b, text = tmp_path / "a.png", tmp_path / "b.png", ["Two views."]
+    assert rows == [("7", a, text), ("7-2", b, text), ("a.png", a, text), ("b.png", b, text)]
+    assert one["split"] == two["split"] and three["split"] == four["split"] and three["answer"] is None
+    assert rejected == [
+        Rejected("t.jsonl, row 3", "object in a cell", detail="text"),
+        Rejected("t.jsonl, row 4", "object in a cell", detail="image, labels"),
+        Rejected("t.jsonl, row 5", "several values in a cell", detail="answer"),
+        Rejected("t.jsonl, row 6", "several values in a cell", detail="patient"),
+    ]
+
+
+@pytest.mark.parametrize("column", ["Image Index", "dicom_id", "ImageID", "Röntgen"])
+@pytest.mark.parametrize("name", ["a.png", "A.PNG", "a"])
+def test_images_are_found_in_a_column_of_any_name(tmp_path: Path, column: str, name: str) -> None:
+    make(tmp_path, "a.png", "1.png", t__csv=f"{column},text,patient\n{name},one,1\n")
+    (row,) = entries(tmp_path)
+    assert (row["id"], row["image"], row["text"]) == ("a.png", tmp_path / "a.png", ["one"])
+
+
+def test_names_of_images_may_be_composed_otherwise(tmp_path: Path) -> None:
+    table = "image,text\nscans\\M\u00fcller.png,a\nx,b\n/,c\n.,d\n..,e\n"
+    make(tmp_path, "scans/Mu\u0308ller.png", "x.png", "x.jpg", t__csv=table)
+    first, second, *odd = entries(tmp_path)
+    assert [row["image"] for row in odd] == [Path("/"), tmp_path, tmp_path / ".."]
+    assert first["image"] == tmp_path / "scans" / "Mu\u0308ller.png"
+    assert second["image"] == tmp_path / "x"  # could be either, and is listed as missing
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *("PatientID", "Patient ID", "patientId", "PATIENT-ID", "subject", "Subject_No"),
+        *("case_id", "StudyInstanceUID", "study.uid", "MRN"),
+    ],
+)
+def test_patients_stay_together_however_their_column_is_written(
+    tmp_path: Path, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"{number}.png,t,p{number % 20}" for number in range(200)]
+    make(tmp_path, "0.png", t__csv="\n".join([f"image,text,{column}", *lines]))
+    pairs = {(number % 20, row["split"]) for number, row in enumerate(entries(tmp_path))}
+    assert len(pairs) == 20
+    assert f"group from '{column}'" in (err := capsys.readouterr().err) and "name no patient" not in err
+
+
+def test_a_patient_without_a_split_goes_where_its_other_rows_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["0.png,7,", "1.png,7,test", "2.png,7.0,", "3.png,8,train", "4.png,8,test", "5.png,,train"]
+    make(tmp_path, "0.png", t__csv="\n".join(["image,patient,split", *lines]))
+    assert [row["split"] for row in entries(tmp_path)] == ["test", "test", "test", "train", "test", "train"]
+    err = capsys.readouterr().err
+    assert "1 groups or images are in several splits, such as 8 in train and test" in err
+    assert "1 of 6 rows name no patient" in err
+
+
+def test_only_columns_with_splits_are_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = "image,fold,Partition\na.png,0,Dev\nb.png,1,testing\nc.png,1,\n"
+    make(tmp_path / "two", "a.png", t__csv=table)
+    assert [row["split"] for row in entries(tmp_path / "two")] == ["validation", "test", hash_split("c.png")]
+    make(tmp_path / "one", "a.png", t__csv="image,fold\na.png,0\nb.png,1\n")
+    assert [row["split"] for row in entries(tmp_path / "one")] == [hash_split("a.png"), hash_split("b.png")]
+    assert "t.csv: 'fold' names no split, and was not used as one" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"t\.csv: no cell of 'fold' names a split: expected train, "):
+        entries(tmp_path / "one", split_column="fold")
+
+
 @pytest.mark.parametrize(("group", "size"), [("patient", 10), ("room", 40)])
 def test_splits_are_carved_by_group_else_by_image(tmp_path: Path, group: str, size: int) -> None:
     lines = [f"{number},{number % 40}.png,{number % 10},t" for number in range(400)]
@@ -96,6 +195,37 @@ def test_a_table_per_split(tmp_path: Path) -> None:
         ("x.png-2", "train"),
         ("x.png-3", "validation"),
     ]
+
+
+@pytest.mark.parametrize("name", ["tables___t__csv", "x___T__CSV"])
+def test_a_table_in_a_folder_below_counts(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "images/x.png", **{name: "image,text\nx.png,a\n"}, __hidden__csv="x", __git___a__csv="y")
+    (row,) = entries(tmp_path)
+    assert (row["image"], row["text"]) == (tmp_path / "images" / "x.png", ["a"])
+
+
+def test_tables_in_the_folders_of_splits(tmp_path: Path) -> None:
+    make(tmp_path, "x.png", train___t__csv="image,text\nx.png,a\n", Test___t__csv="image,text\nx.png,b\n")
+    assert {(row["split"], row["text"][0]) for row in entries(tmp_path)} == {("train", "a"), ("test", "b")}
+
+
+RECORD = {"image": "x.png", "text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("content", "ids"),
+    [
+        ([RECORD, 3], ["x.png", "t.json, row 2"]),
+        ({"train": [RECORD], "val": [RECORD]}, ["x.png", "x.png-2"]),
+        ({"x.png": {"text": "a"}, "y.png": {"text": "b"}}, ["x.png", "y.png"]),
+        ({"name": "no table"}, ["t.json", "x.png"]),
+    ],
+)
+def test_a_json_table(tmp_path: Path, content: Any, ids: list[str]) -> None:
+    make(tmp_path, "x.png", t__json=json.dumps(content))
+    found = entries(tmp_path)
+    assert [entry.id if isinstance(entry, Rejected) else entry["id"] for entry in found] == ids
+    assert next(entry for entry in found if isinstance(entry, dict))["image"] == tmp_path / "x.png"
 
 
 def test_an_imagefolder_with_metadata_in_its_splits(tmp_path: Path) -> None:
@@ -139,6 +269,12 @@ def test_an_imagefolder_of_labels(tmp_path: Path) -> None:
         ),
         ({"a__jsonl": "[]\n"}, {}, r"a\.jsonl is empty"),
         ({"a__csv": "x"}, {"table": "b.csv"}, r"b\.csv is missing"),
+        ({"a__csv": "text\na\n", "sub___x__png": ""}, {}, r"no column that names the images .* to one of text"),
+        ({"a__csv": "text\na\n"}, {"image_folder": Path("x")}, r"a\.csv has no column that names the images"),
+        ({"a__csv": "p,q\nx.png,x.png\n", "x__png": ""}, {}, r"a\.csv: p, q all name images: set --image-column"),
+        ({"a__csv": "image,text,text\nx,a,b\n"}, {}, r"a\.csv has several columns called text"),
+        ({"a__xlsx": ""}, {}, r"a\.xlsx cannot be read: save it as CSV"),
+        ({"a__json": "{}"}, {"table": "a.json"}, r"a\.json holds no list of records"),
     ],
 )
 def test_errors_say_what_to_set(tmp_path: Path, tables: dict[str, str], options: dict[str, str], message: str) -> None:

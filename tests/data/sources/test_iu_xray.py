@@ -97,6 +97,20 @@ def test_what_has_no_place_is_rejected_with_its_reason(tmp_path: Path) -> None:
     ]
 
 
+def test_a_broken_line_costs_its_report_alone(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "iu")
+    lines = ['1,Opacity,"Not closed,x', "2,,Lungs, clear,x", "3,,Clear lungs.,Normal."]
+    (source / "indiana_reports.csv").write_text("\n".join(["uid,Problems,findings,impression", *lines]))
+    first, second, *rows = iu_xray.rows(source)
+    line = 'line 2: 1,Opacity,"Not closed,x'
+    assert first == Rejected("1", "quotation mark not closed", column="text", detail=line)
+    assert second == Rejected("2", "more cells than columns", column="text")
+    assert [(row["id"], row["text"], row["frontal"] is None) for row in rows if isinstance(row, dict)] == [
+        ("3", ["Clear lungs. Normal."], True),
+        ("1", [" "], False),
+    ]
+
+
 def test_without_splits_studies_are_split_by_hash(tmp_path: Path) -> None:
     source = make_source(tmp_path / "iu", reports=[{**REPORT, "uid": uid} for uid in ("1", "3", "7")])
     assert [row["split"] for row in iu_xray.rows(source)] == ["train", "validation", "test"]
@@ -118,7 +132,10 @@ def test_sections_are_chosen_and_ordered(tmp_path: Path) -> None:
         ("indiana_reports.csv", "uid,Problems,findings,impression\n", "is empty"),
         ("indiana_reports.csv", "uid,Problems,findings\n1,a,b\n", "lacks the columns impression: it has uid, "),
         ("indiana_projections.csv", "uid,file\n1,a\n", "lacks the columns filename, projection"),
+        ("indiana_reports.csv", "uid,Problems,findings,impression,uid\n1,a,b,c,d\n", "has several columns called uid"),
         ("splits.csv", "uid,split\n1,fold1\n", r"unknown splits \['fold1'\]: expected train, "),
+        ("splits.csv", "uid,split\n1,train,\n1,test\n", "puts study 1 into train and test"),
+        ("splits.csv", 'uid,split\n1,"train\n', "does not give the split of 1: quotation mark not closed"),
     ],
 )
 def test_a_csv_in_the_wrong_format_is_a_clear_error(tmp_path: Path, file: str, content: str, message: str) -> None:

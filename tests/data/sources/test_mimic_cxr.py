@@ -220,6 +220,21 @@ def test_labels_have_four_states(tmp_path: Path) -> None:
         read(source, labeler="negbio")
 
 
+def test_a_broken_line_costs_its_image_or_its_labels_alone(tmp_path: Path) -> None:
+    labels = {"50000001": {"subject_id": "10000001", "Edema": "1.0"}}
+    source = make_source(tmp_path / "cxr", STUDY, reports={"50000001": REPORT}, labels=labels)
+    with (source / "mimic-cxr-2.0.0-metadata.csv").open("a") as metadata:
+        metadata.write('c,10000001,50000001,"not closed\n')
+    with (source / "mimic-cxr-2.0.0-chexpert.csv").open("a") as table:
+        table.write(f"10000001,50000002{',1.0' * 15}\n")
+    rows, rejected = read(source)
+    assert [row["labels"] for row in rows] == [["Edema"]]
+    assert [(entry.id, entry.reason, entry.column) for entry in rejected] == [
+        ("50000002", "more cells than columns", "labels"),
+        ("c", "quotation mark not closed", None),
+    ]
+
+
 def test_without_a_split_table_subjects_are_split_by_hash(tmp_path: Path) -> None:
     images = [
         image(f"{subject}-{n}", f"5{subject}{n}", "PA", str(subject)) for subject in range(100, 400) for n in "12"

@@ -108,8 +108,8 @@ def test_a_folder_without_captions_is_a_clear_error(tmp_path: Path) -> None:
         list(rocov2.rows(tmp_path / "rocov2"))
     with pytest.raises(FileNotFoundError, match=r"holds no train_captions.csv and no such table of another split"):
         list(rocov2.rows(tmp_path))
-    (tmp_path / "train_captions.csv").write_text("ID;Caption\nA_1;x\n")
-    with pytest.raises(ValueError, match=r"train_captions.csv lacks the columns ID, Caption: it has ID;Caption"):
+    (tmp_path / "train_captions.csv").write_text("ID;Text\nA_1;x\n")
+    with pytest.raises(ValueError, match=r"train_captions.csv lacks the columns Caption: it has ID, Text"):
         list(rocov2.rows(tmp_path))
 
 

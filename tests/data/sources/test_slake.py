@@ -1,6 +1,7 @@
 """The SLAKE reader on generated folders in the published format."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,14 @@ TEST = RECORD | {"qid": 11934, "img_name": "xmlab2/source.jpg", "answer": "Yes",
 
 
 def make_source(folder: Path, train: list[Any] | None = None, validation: str = "validate.json") -> Path:
-    for name in ("xmlab1", "xmlab2"):
+    for name in ("xmlab1", "xmlab2", "xmlab3"):
         (folder / "imgs" / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(folder / "imgs" / name / "source.jpg")
-    splits = {"train.json": train or [RECORD, CHINESE], validation: [RECORD | {"qid": 9835}], "test.json": [TEST]}
+    splits = {
+        "train.json": train or [RECORD, CHINESE],
+        validation: [RECORD | {"qid": 9835, "img_name": "xmlab3/source.jpg"}],
+        "test.json": [TEST],
+    }
     for name, records in splits.items():
         (folder / name).write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     return folder
@@ -70,7 +75,26 @@ def test_the_language_is_an_option(tmp_path: Path) -> None:
     source = make_source(tmp_path / "slake")
     assert ids(source) == ["0", "9835", "11934"]
     assert ids(source, language="zh") == ["1"]
-    assert ids(source, language="both") == ["0", "1", "9835", "11934"]
+
+
+def test_with_both_languages_an_image_is_in_one_split(tmp_path: Path) -> None:
+    chinese = [CHINESE | {"qid": qid, "img_name": f"xmlab{qid}/source.jpg"} for qid in (2, 3)]
+    source = make_source(tmp_path / "slake", [RECORD, CHINESE | {"img_name": "xmlab2/source.jpg"}, *chinese])
+    validation = [CHINESE | {"qid": 4}, chinese[1] | {"qid": 5}]
+    (source / "validate.json").write_text(json.dumps(validation, ensure_ascii=False), encoding="utf-8")
+    splits = {row["id"]: row["split"] for row in slake.rows(source, language="both") if isinstance(row, dict)}
+    assert splits == {"0": "train", "4": "train", "1": "test", "2": "test", "11934": "test"} | dict.fromkeys(
+        ["3", "5"], "validation"
+    )
+
+
+@pytest.mark.real_data
+def test_no_image_is_in_two_splits_of_the_real_set(shared: Path) -> None:
+    splits: dict[Path, set[str]] = {}
+    for row in slake.rows(shared / "data" / "slake", language="both"):
+        if isinstance(row, dict):
+            splits.setdefault(row["image"], set()).add(row["split"])
+    assert Counter(map(tuple, splits.values())) == {("train",): 450, ("validation",): 96, ("test",): 96}
 
 
 def test_the_other_name_of_the_validation_set_is_understood(tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""Which column of a table is what: by its name, however it is written, and by what its cells hold."""
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from unicodedata import normalize
+
+from m3ae.data.images import is_image
+from m3ae.data.splits import SPLIT_NAMES, find_split
+from m3ae.data.tables import Broken, printable
+
+PEOPLE = ("patient", "subject", "participant", "person")
+EXAMINATIONS = ("study", "case", "exam", "examination", "accession", "encounter", "visit", "series")
+NUMBERS = ("id", "uid", "instanceuid", "no", "nr", "num", "number", "code", "key", "name", "identifier", "index")
+
+# lower-case letters and digits alone; the first name that a table has counts
+USUAL_NAMES = {
+    "image": ("image", "filename", "imagepath", "imagefile", "imagename", "img", "path", "file"),
+    "text": ("text", "caption", "report", "description", "findings", "impression"),
+    "label": ("label", "labels", "class", "diagnosis", "findinglabels"),
+    "question": ("question",),
+    "answer": ("answer",),
+    "id": ("id", "uid", "qid"),
+    "split": ("split", "subset", "fold", "partition", "set", "datasplit", "phase"),
+    "group": (
+        "group",
+        *(f"{who}{number}" for who in PEOPLE for number in ("", *NUMBERS)),
+        *("mrn", "pid", "study"),
+        *(f"{what}{number}" for what in EXAMINATIONS for number in NUMBERS),
+    ),
+}
+ROWS_READ = 1000  # of a table, to find out whether a column of no usual name holds the names of images
+
+Record = dict[str, Any]
+
+
+class Table(NamedTuple):
+    """A table.
+
+    Attributes:
+        path: Its file.
+        name: What its rows are called by.
+        split: What the name of its file or folder stands for, if it is a split.
+        records: One a row.
+    """
+
+    path: Path
+    name: str
+    split: str | None
+    records: list[Record | Broken]
+
+    def columns(self) -> list[str]:
+        """Return the names of all columns that a record has."""
+        records = (record for record in self.records if not isinstance(record, Broken))
+        return [*dict.fromkeys(column for record in records for column in record)]
+
+    def cells(self, column: str) -> Iterable[str]:
+        """Yield what the cells of a column hold."""
+        for record in self.records:
+            if not isinstance(record, Broken):
+                yield from strings(record.get(column))
+
+
+def strings(cell: Any) -> list[str]:
+    """Return the cell of a CSV file, or the value in a JSON one, as strings, none of them empty."""
+    values = cell if isinstance(cell, list) else [cell]
+    return [text for value in values if value is not None and value == value and (text := str(value).strip())]
+
+
+def file_name(cell: str) -> str:
+    """Return the name of a file as this system writes it: tables may come from Windows."""
+    return cell.replace("\\", "/")
+
+
+class ImageFiles:
+    """The image files of a folder by names as tables write them: case, accents and a missing suffix do not matter."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names: dict[Path, set[str]] = {}
+        self._similar: dict[Path, dict[str, list[str]]] = {}
+
+    def find(self, name: str) -> str | None:
+        """Return the name of the file of this name, or of the only one that differs in case, accents or suffix."""
+        name = file_name(name)
+        path = self.folder / name
+        if path.parent not in self._names:
+            self._names[path.parent] = _file_names(path.parent)
+        names = self._names[path.parent]
+        if path.name in names:
+            return name
+        if path.parent not in self._similar:
+            similar: dict[str, list[str]] = defaultdict(list)
+            for file in (path.parent / other for other in names):
+                for key in {_plain(file.name), _plain(file.stem if is_image(file) else file.name)}:
+                    similar[key].append(file.name)
+            self._similar[path.parent] = similar
+        candidates = self._similar[path.parent].get(_plain(path.name), [])
+        return (PurePosixPath(name).parent / candidates[0]).as_posix() if len(candidates) == 1 else None
+
+
+def _file_names(folder: Path) -> set[str]:
+    """Return the names of the files in a folder, none if it does not exist."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (OSError, ValueError):  # ValueError: a name that no folder can have
+        return set()
+
+
+def _plain(name: str) -> str:
+    return normalize("NFC", name).casefold()
+
+
+def choose_columns(
+    table: Table, wanted: Mapping[str, str | None], folders: Sequence[ImageFiles], has_images: bool
+) -> dict[str, str]:
+    """Return the column of each role that a table has one for, and print the choice on standard error.
+
+    A column that is not named is found by its usual name. That of the split counts only if a cell of it is a split.
+    That of the images may have any name if half of its cells name images.
+
+    Args:
+        table: The table.
+        wanted: Roles, with the column that was named for each, or None.
+        folders: Folders that names of images may be relative to.
+        has_images: Whether there are image files at all.
+
+    Raises:
+        ValueError: A column that was named does not exist or names no split; there are images, and no column or
+            several name them; or no column holds images or texts.
+    """
+    columns = table.columns()
+    names = {role: _spelt(columns, [name] if name else USUAL_NAMES[role]) for role, name in wanted.items()}
+    choices = ", ".join(columns)
+    for role, name in wanted.items():
+        if name is not None and not names[role]:
+            raise ValueError(f"{table.path} has no column {name!r}: set --{role}-column to one of {choices}")
+    no_splits = [column for column in names["split"] if not any(map(find_split, table.cells(column)))]
+    if wanted["split"] is not None and no_splits:
+        raise ValueError(
+            f"{table.path}: no cell of {wanted['split']!r} names a split: expected {', '.join(SPLIT_NAMES)}"
+        )
+    names["split"] = [column for column in names["split"] if column not in no_splits]
+    if wanted["image"] is None:
+        taken = {names[role][0] for role in names.keys() - {"image", "id"} if names[role]}
+        names["image"] = _image_columns(
+            table, names["image"], [name for name in columns if name not in taken], folders
+        )
+    chosen = {role: names[role][0] for role in wanted if names[role]}
+    if "image" not in chosen and has_images:
+        raise ValueError(
+            f"{table.path} has no column that names the images of its folder: set --image-column to one of {choices}, "
+            "or move the table to a folder of its own if its rows have no image"
+        )
+    if not {"image", "text"} & chosen.keys():
+        raise ValueError(
+            f"{table.path} has no column with a usual name for images or texts: set --image-column or --text-column "
+            f"to one of {choices}"
+        )
+    unused = [repr(column) for column in columns if column not in chosen.values()]
+    lines = [", ".join(f"{role} from {column!r}" for role, column in chosen.items())]
+    lines += [f"not used: {', '.join(unused)}"] * bool(unused)
+    lines += [f"{column!r} names no split, and was not used as one" for column in no_splits]
+    for line in lines:
+        print(printable(f"{table.name}: {line}"), file=sys.stderr)
+    return chosen
+
+
+def _spelt(columns: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the columns that have one of some names, in the order of the names; the exact spelling goes first."""
+    by_letters: dict[str, str] = {}
+    for column in columns:
+        by_letters.setdefault(_letters(column), column)
+    by_letters |= {column: column for column in columns}
+    found = (by_letters.get(name) or by_letters.get(_letters(name) or name) for name in names)
+    return [*dict.fromkeys(column for column in found if column is not None)]
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _image_columns(table: Table, usual: list[str], others: list[str], folders: Sequence[ImageFiles]) -> list[str]:
+    """Return the columns that hold the names of images: those of a usual name, or the only other one."""
+
+    def named(column: str) -> Iterator[bool]:
+        return (
+            is_image(folders[0].folder / cell) or any(folder.find(cell) for folder in folders)
+            for cell in table.cells(column)
+        )
+
+    if found := [column for column in usual if any(named(column))]:
+        return found
+    for column in others:
+        images = [*islice(named(column), ROWS_READ)]
+        if sum(images) >= max(1, len(images) / 2):
+            found.append(column)
+    if len(found) > 1:
+        raise ValueError(f"{table.path}: {', '.join(found)} all name images: set --image-column to one of them")
+    return found or [column for column in usual if any(table.cells(column))]
