@@ -162,8 +162,6 @@ def materialising(model: M3AEForImageTextRetrieval) -> M3AEForImageTextRetrieval
     """Return a copy of the model that keeps the weights of every attention in memory."""
     plain = copy.deepcopy(model)
     plain.set_attn_implementation("eager")
-    for block in plain.m3ae.image_encoder.vit.blocks:
-        block.attn.fused_attn = False
     return plain
 
 

@@ -13,7 +13,6 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers.create_act import get_act_layer
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 from transformers import AutoConfig, CLIPVisionModel, PreTrainedConfig, PreTrainedModel, ViTMAEModel
@@ -27,6 +26,7 @@ from m3ae.conversion.reading import some
 from m3ae.conversion.settings import CLIP_HEAD_WIDTH
 from m3ae.conversion.torchscript import is_torchscript, read_torchscript
 from m3ae.models.configuration import M3AEConfig
+from m3ae.models.encoders import activation
 from m3ae.models.modeling import M3AEModel
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.models.text_encoder import check_text_encoder, encoder_class, encoder_options
@@ -128,10 +128,10 @@ def read_text_config(source: str) -> PreTrainedConfig:
 
 
 def activation_name(function: Callable[[Tensor], Tensor]) -> str:
-    """Return timm's name of an activation, recognised by what it computes."""
+    """Return the name of an activation, recognised by what it computes."""
     at = torch.linspace(-6, 6, 121)
     for name in ("gelu", "quick_gelu", "gelu_tanh", "relu", "silu"):
-        if torch.allclose(get_act_layer(name)()(at), function(at), rtol=0, atol=1e-6):
+        if torch.allclose(activation(name)(at), function(at), rtol=0, atol=1e-6):
             return name
     return type(function).__name__
 

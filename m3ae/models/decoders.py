@@ -6,14 +6,13 @@ Shapes: B batch, N patches, K visible patches, M masked tokens, D width, V vocab
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.encoders import gather_tokens
+from m3ae.models.encoders import Block, gather_tokens
 from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_rows
 
@@ -35,31 +34,21 @@ class PixelDecoder(nn.Module):
     positions: Tensor
 
     def __init__(self, config: M3AEConfig) -> None:
-        from timm.layers.create_act import get_act_layer
-        from timm.models.vision_transformer import Block
-
         super().__init__()
         image = config.image_config
         assert isinstance(image, M3AEImageConfig)
         width = config.decoder_hidden_size
-        norm = partial(nn.LayerNorm, eps=image.layer_norm_eps)
         self.side = image.image_size // image.patch_size
         self.embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("positions", sincos_positions(self.side, width), persistent=False)
         self.blocks = nn.Sequential(
             *(
-                Block(
-                    width,
-                    config.decoder_num_attention_heads,
-                    qkv_bias=True,
-                    act_layer=get_act_layer(image.hidden_act),
-                    norm_layer=norm,  # type: ignore[arg-type]  # timm calls it
-                )
+                Block(config, width, config.decoder_num_attention_heads)
                 for _ in range(config.decoder_num_hidden_layers)
             )
         )
-        self.norm = norm(width)
+        self.norm = nn.LayerNorm(width, eps=image.layer_norm_eps)
         self.predict = nn.Linear(width, image.patch_size**2 * image.num_channels)
 
     def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
@@ -75,7 +64,7 @@ class PixelDecoder(nn.Module):
         tokens = self.embed(tokens)
         class_token, visible = tokens[:, :1], tokens[:, 1:]
         num_masked = ids_restore.shape[1] - visible.shape[1]
-        hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), num_masked, -1)
+        hidden = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], num_masked, -1)
         patches = gather_tokens(torch.cat([visible, hidden], dim=1), ids_restore)
         tokens = torch.cat([class_token, patches], dim=1) + self.positions.to(tokens.dtype)
         predicted: Tensor = self.predict(self.norm(self.blocks(tokens)[:, 1:]))
@@ -110,6 +99,15 @@ class Pooler(nn.Module):
         return pooled
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that ignores autocast: in bfloat16 the scores of many pairs, or of several answers, are equal."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map features (…, D) to float32 scores (…, A)."""
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), self.bias.float())
+
+
 class PooledHead(nn.Module):
     """The published head of question answering and classification: dense, normalisation, GELU, one output a label."""
 
@@ -119,26 +117,22 @@ class PooledHead(nn.Module):
         width = 2 * config.hidden_size
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)  # of epsilon 1e-5, not the fusion's
-        self.output = nn.Linear(width, config.num_labels)
+        self.output = Float32Linear(width, config.num_labels)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map pooled features (B, 2·D) to logits (B, A)."""
-        return linear_in_float32(self.output, F.gelu(self.norm(self.dense(pooled))))
+        logits: Tensor = self.output(F.gelu(self.norm(self.dense(pooled))))
+        return logits
 
 
-def linear_in_float32(layer: nn.Linear, features: Tensor) -> Tensor:
-    """Apply a layer outside autocast: in bfloat16 the scores of many pairs, or of several answers, would be equal."""
-    with torch.autocast(features.device.type, enabled=False):
-        return F.linear(features.float(), layer.weight.float(), layer.bias.float())
-
-
-def matching_score(head: nn.Linear, pooled: Tensor) -> Tensor:
+def matching_score(head: nn.Module, pooled: Tensor) -> Tensor:
     """Return how well the text and the image match that `pooled` (B, 2·D) fuses: row 1 of the head, (B,) float32.
 
     That is the published score of retrieval (Chen et al. 2022), whether the head was trained in pre-training, as a
     classifier of two classes, or in fine-tuning, on row 1 alone.
     """
-    return linear_in_float32(head, pooled)[:, 1]
+    scores: Tensor = head(pooled)
+    return scores[:, 1]
 
 
 class ContrastiveHead(nn.Module):

@@ -1,24 +1,26 @@
-"""Encoders of one modality each: timm's vision transformer over visible patches, transformers' RoBERTa over tokens.
+"""The encoder of images: a vision transformer over the visible patches.
 
-Shapes: B batch, N patches, K visible patches, D width.
+Shapes: B batch, N patches, K visible patches, P patch side, D width, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from m3ae.models.configuration import M3AEImageConfig
+from m3ae.models.attention import attend
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.losses import patchify
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Select the tokens (B, K, D) that `index` (B, K) names from tokens (B, N, D)."""
-    first = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
+    first = torch.arange(tokens.shape[0], device=tokens.device)[:, None] * tokens.shape[1]
     return F.embedding(first + index, tokens.flatten(0, 1))  # rows at a time, where `gather` takes single numbers
 
 
@@ -34,37 +36,156 @@ def denormalize_images(pixel_values: Tensor, config: M3AEImageConfig) -> Tensor:
     return pixel_values * std + mean
 
 
-class ImageEncoder(nn.Module):
-    """timm's `VisionTransformer`, run on the visible patches only."""
+def resample_positions(table: Tensor, side: int) -> Tensor:
+    """Interpolate a table of positions bicubically, as timm does; the class token's row is kept.
 
-    # Both are set by `PreTrainedModel.activation_checkpointing_enable`.
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., Tensor]
+    Args:
+        table: (1, 1 + S², D), the class token first.
+        side: Patches along a side of the new image.
 
-    def __init__(self, config: M3AEImageConfig) -> None:
-        from timm.models.vision_transformer import VisionTransformer  # with all models of timm, which takes long
+    Returns:
+        (1, 1 + side², D) float32.
 
-        super().__init__()
-        self.image_size = config.image_size
-        self.vit = VisionTransformer(
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            in_chans=config.num_channels,
-            embed_dim=config.hidden_size,
-            depth=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            mlp_ratio=config.mlp_ratio,
-            pre_norm=config.pre_norm,
-            proj_drop_rate=config.dropout,
-            act_layer=config.hidden_act,
-            norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
-            num_classes=0,
-            global_pool="",
+    Raises:
+        ValueError: The table is not that of a square image with a class token.
+    """
+    rows = table.shape[1]
+    old = math.isqrt(rows - 1)
+    if old**2 != rows - 1:
+        raise ValueError(
+            f"The position table has {rows} rows; expected one for the class token and a square number for patches."
         )
+    class_token, places = table.float().split([1, rows - 1], 1)
+    if side != old:
+        grid = places.unflatten(1, (old, old)).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+        places = grid.permute(0, 2, 3, 1).flatten(1, 2)
+    return torch.cat([class_token, places], 1)
+
+
+def activation(name: str) -> nn.Module:
+    """Return the activation that transformers, or timm, calls so."""
+    function: nn.Module = ACT2FN["gelu_pytorch_tanh" if name == "gelu_tanh" else name]
+    return function
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one projection of queries, keys and values."""
+
+    def __init__(self, config: M3AEConfig, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.config, self.num_heads, self.dropout, self.is_causal = config, num_heads, dropout, False
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the update (B, S, D), and the weights (B, H, S, S) if the implementation has them."""
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended, weights = attend(self, self.config, query, key, value)
+        return F.dropout(self.proj(attended.flatten(-2)), self.dropout, self.training), weights
+
+
+class MLP(nn.Module):
+    """Two linear layers."""
+
+    def __init__(self, width: int, hidden_width: int, act: str, dropout: float) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden_width), nn.Linear(hidden_width, width)
+        self.act, self.dropout = activation(act), nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, S, D) to (B, S, D)."""
+        updated: Tensor = self.dropout(self.fc2(self.dropout(self.act(self.fc1(tokens)))))
+        return updated
+
+
+class Block(GradientCheckpointingLayer):
+    """Self-attention and MLP, each after a normalisation: timm's block of a vision transformer, by its names.
+
+    Args:
+        config: The model's configuration, which names the implementation of attention, the activation and epsilon.
+        width: Width D.
+        num_heads: Attention heads.
+        mlp_ratio: Width of the MLP over D.
+        dropout: Dropout after projections and MLP.
+    """
+
+    def __init__(
+        self,
+        config: M3AEConfig,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        image = config.image_config
+        assert isinstance(image, M3AEImageConfig)
+        self.norm1 = nn.LayerNorm(width, eps=image.layer_norm_eps)
+        self.attn = SelfAttention(config, width, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(width, eps=image.layer_norm_eps)
+        self.mlp = MLP(width, int(width * mlp_ratio), image.hidden_act, dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Update tokens (B, S, D)."""
+        tokens = tokens + self.attn(self.norm1(tokens))[0]
+        updated: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return updated
+
+
+class PatchTransformer(nn.Module):
+    """A vision transformer that is run on the visible patches only, with timm's names of parameters."""
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__()
+        image = config.image_config
+        assert isinstance(image, M3AEImageConfig)
+        width, self.patch_size = image.hidden_size, image.patch_size
+        projection = nn.Conv2d(image.num_channels, width, self.patch_size, self.patch_size, bias=not image.pre_norm)
+        self.patch_embed = nn.ModuleDict({"proj": projection})
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + image.num_patches, width))
+        self.norm_pre = nn.LayerNorm(width, eps=image.layer_norm_eps) if image.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(config, width, image.num_attention_heads, image.mlp_ratio, image.dropout)
+            for _ in range(image.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=image.layer_norm_eps)
+
+    def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Encode the class token and the patches that `ids_keep` (B, K) names, or all of them: (B, 1 + K, D)."""
+        tokens = self._embed_patches(pixel_values, ids_keep)
+        class_token = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
+        tokens = self.norm_pre(torch.cat([class_token, tokens], dim=1))
+        for block in self.blocks:
+            tokens = block(tokens)
+        encoded: Tensor = self.norm(tokens)
+        return encoded
+
+    def _embed_patches(self, pixel_values: Tensor, ids_keep: Tensor | None) -> Tensor:
+        """Return (B, K, D); the convolution does not overlap, and so takes the visible patches side by side."""
+        places = self.pos_embed[:, 1:]
+        if ids_keep is not None:
+            patches = gather_tokens(patchify(pixel_values, self.patch_size), ids_keep)  # (B, K, P·P·C)
+            squares = patches.unflatten(-1, (self.patch_size, self.patch_size, -1)).permute(0, 4, 2, 1, 3)
+            pixel_values, places = squares.flatten(-2), F.embedding(ids_keep, places[0])  # (B, C, P, K·P)
+        embedded: Tensor = self.patch_embed["proj"](pixel_values)
+        return embedded.flatten(2).transpose(1, 2) + places
+
+
+class ImageEncoder(nn.Module):
+    """A `PatchTransformer` for images of one size."""
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__()
+        assert isinstance(config.image_config, M3AEImageConfig)
+        self.image_size = config.image_config.image_size
+        self.vit = PatchTransformer(config)
 
     def resize(self, image_size: int) -> None:
-        """Take images of another size from now on; the position table is interpolated by timm, bicubically."""
-        self.vit.set_input_size((image_size, image_size))
+        """Take images of another size from now on; the position table is interpolated bicubically."""
+        table = resample_positions(self.vit.pos_embed.detach(), image_size // self.vit.patch_size)
+        self.vit.pos_embed = nn.Parameter(table.to(self.vit.pos_embed))
         self.image_size = image_size
 
     def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
@@ -85,22 +206,5 @@ class ImageEncoder(nn.Module):
                 f"The model takes images of {self.image_size}×{self.image_size} px, got "
                 f"{pixel_values.shape[-2]}×{pixel_values.shape[-1]}: prepare them with the model's own M3AEProcessor."
             )
-        vit = self.vit
-        assert vit.pos_embed is not None and vit.cls_token is not None
-        tokens = self._embed_patches(pixel_values, ids_keep)
-        class_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
-        tokens = vit.norm_pre(torch.cat([class_token, tokens], dim=1))
-        for block in vit.blocks:
-            recompute = self.gradient_checkpointing and self.training
-            tokens = self._gradient_checkpointing_func(block, tokens) if recompute else block(tokens)
-        encoded: Tensor = vit.norm(tokens)
+        encoded: Tensor = self.vit(pixel_values, ids_keep)
         return encoded
-
-    def _embed_patches(self, pixel_values: Tensor, ids_keep: Tensor | None) -> Tensor:
-        """Return (B, K, D); the convolution does not overlap, and so is linear in the patches, of which it needs K."""
-        projection, positions = self.vit.patch_embed.proj, self.vit.pos_embed
-        assert isinstance(projection, nn.Conv2d) and positions is not None
-        patches, places = patchify(pixel_values, projection.kernel_size[0]), positions[:, 1:]
-        if ids_keep is not None:
-            patches, places = gather_tokens(patches, ids_keep), F.embedding(ids_keep, places[0])
-        return F.linear(patches, projection.weight.permute(0, 2, 3, 1).flatten(1), projection.bias) + places

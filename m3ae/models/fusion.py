@@ -6,15 +6,15 @@ Shapes: B batch, V views, T query tokens, S key tokens, R tokens read, D width, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from m3ae.models.attention import attend, attention_weights
 from m3ae.models.encoders import gather_tokens
 
 
@@ -51,29 +51,6 @@ class Stream(NamedTuple):
         return [Stream(*view) for view in zip(self.tokens.chunk(self.num_views, 1), masks, present, strict=True)]
 
 
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """softmax(QKᵀ·scaling)V with its weights materialised, for looking at them."""
-    weights = F.dropout(attention_weights(query, key, attention_mask, scaling), dropout, module.training)
-    return (weights @ value).transpose(1, 2), weights
-
-
-def attention_weights(query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-    """softmax(QKᵀ·scaling) of queries (B, H, T, D/H) over keys (B, H, S, D/H): (B, H, T, S)."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1)
-
-
 class FusionAttention(nn.Module):
     """Multi-head attention with the residual connection and post-norm of BERT."""
 
@@ -98,16 +75,11 @@ class FusionAttention(nn.Module):
             mask: (B, 1, 1, S) bool, True = may be attended to.
             gate: (B, 1, 1), 0 where a sample has no context at all.
         """
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        attended, _ = attend(
-            self,
-            self._heads(self.query(tokens)),
-            self._heads(self.key(context)),
-            self._heads(self.value(context)),
-            mask,
-            scaling=self.head_dim**-0.5,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+        query, key, value = (
+            self._heads(projected) for projected in (self.query(tokens), self.key(context), self.value(context))
         )
+        dropout = self.config.attention_probs_dropout_prob
+        attended, _ = attend(self, self.config, query, key, value, mask, dropout)
         update = F.dropout(self.output(attended.flatten(-2)), self.config.hidden_dropout_prob, self.training)
         if gate is not None:
             update = update * gate

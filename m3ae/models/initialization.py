@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from timm.layers.create_act import get_act_layer
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -27,6 +25,7 @@ from m3ae.conversion.encoders import (
 from m3ae.conversion.reading import some
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.decoders import PixelDecoder, sincos_positions
+from m3ae.models.encoders import activation, resample_positions
 from m3ae.models.modeling import M3AEEncoders, M3AEPreTrainedModel
 
 
@@ -196,28 +195,6 @@ def resize_images(model: M3AEPreTrainedModel, image_size: int) -> None:
     config.image_size = image_size
 
 
-def resample_positions(table: Tensor, side: int) -> Tensor:
-    """Interpolate a table of positions bicubically, as timm does; the class token's row is kept.
-
-    Args:
-        table: (1, 1 + S², D), the class token first.
-        side: Patches along a side of the new image.
-
-    Returns:
-        (1, 1 + side², D) float32.
-
-    Raises:
-        ValueError: The table is not that of a square image with a class token.
-    """
-    rows = table.shape[1]
-    if math.isqrt(rows - 1) ** 2 != rows - 1:
-        raise ValueError(
-            f"The position table has {rows} rows; expected one for the class token and a square number for patches."
-        )
-    resampled: Tensor = resample_abs_pos_embed(table.float(), [side, side], num_prefix_tokens=1)
-    return resampled
-
-
 def _trunk(model: M3AEPreTrainedModel) -> M3AEEncoders:
     trunk = model.base_model
     assert isinstance(trunk, M3AEEncoders)
@@ -262,7 +239,7 @@ def _check_image_options(config: M3AEImageConfig, theirs: Mapping[str, Any], sou
         "layer_norm_eps": True,  # remarked on
         "num_hidden_layers": theirs["num_hidden_layers"] >= config.num_hidden_layers,
         "mlp_ratio": math.isclose(theirs["mlp_ratio"], config.mlp_ratio, rel_tol=1e-3),  # rounded to whole widths
-        "hidden_act": theirs.get("hidden_act") in (None, activation_name(get_act_layer(config.hidden_act)())),
+        "hidden_act": theirs.get("hidden_act") in (None, activation_name(activation(config.hidden_act))),
     }
     different = {name: value for name, value in theirs.items() if not same[name]}
     hint = ""

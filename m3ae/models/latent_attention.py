@@ -5,10 +5,57 @@ Shapes: R rows, S tokens, T latent tokens, W width, Z dimensions of z and of the
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from m3ae.models.latent_configuration import ModalityConfig
+
+
+class Attention(nn.MultiheadAttention):
+    """PyTorch's parameters of attention; its output layer is called, so that it may be adapted, quantised or moved."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__(width, num_heads, batch_first=True)
+
+    def forward(self, tokens: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Attend from tokens (R, S, W) to context (R, T, W); `visible` (R, T) is False where nobody attends."""
+        assert self.in_proj_weight is not None and self.in_proj_bias is not None
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        query, key, value = (
+            F.linear(inputs, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (R, H, …, W / H)
+            for inputs, weight, bias in zip((tokens, context, context), weights, biases, strict=True)
+        )
+        mask = None if visible is None else visible[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, mask)
+        updated: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return updated
+
+
+class LatentLayer(nn.Module):
+    """Self-attention, cross-attention to a memory if there is to be one, and an MLP, each after a normalisation."""
+
+    def __init__(self, width: int, num_heads: int, *, reads_memory: bool) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, num_heads)
+        self.multihead_attn = Attention(width, num_heads) if reads_memory else None
+        self.linear1 = nn.Linear(width, 4 * width)
+        self.linear2 = nn.Linear(4 * width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width) if reads_memory else None
+
+    def forward(self, tokens: Tensor, memory: Tensor | None, visible: Tensor | None) -> Tensor:
+        """Update tokens (R, S, W) from themselves where `visible` (R, S), and from the memory (R, T, W)."""
+        normed = self.norm1(tokens)
+        tokens = tokens + self.self_attn(normed, normed, visible)
+        normed = self.norm2(tokens)
+        if self.multihead_attn is not None and self.norm3 is not None:
+            tokens = tokens + self.multihead_attn(normed, memory)
+            normed = self.norm3(tokens)
+        updated: Tensor = tokens + self.linear2(F.gelu(self.linear1(normed)))
+        return updated
 
 
 class LatentAttention(nn.Module):
@@ -23,28 +70,18 @@ class LatentAttention(nn.Module):
         width, count = modality.hidden_size, modality.num_layers
         self.num_tokens, self.prefix = num_tokens, modality.conditioning == "prefix"
         self.latent_tokens = nn.Linear(input_size, num_tokens * width)
-        layer = (nn.TransformerEncoderLayer if self.prefix else nn.TransformerDecoderLayer)(
-            width,
-            modality.num_attention_heads,
-            dim_feedforward=4 * width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.layers: nn.Module
-        if isinstance(layer, nn.TransformerEncoderLayer):
-            self.layers = nn.TransformerEncoder(layer, count, nn.LayerNorm(width), enable_nested_tensor=False)
-        else:
-            self.layers = nn.TransformerDecoder(layer, count, nn.LayerNorm(width))
+        layer = LatentLayer(width, modality.num_attention_heads, reads_memory=not self.prefix)
+        blocks = nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
+        self.layers = nn.ModuleDict({"layers": blocks, "norm": nn.LayerNorm(width)})
 
-    def forward(self, tokens: Tensor, latents: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Update tokens (R, S, W) from latents (R, Z); `padding` (R, S) is True where nobody attends."""
+    def forward(self, tokens: Tensor, latents: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Update tokens (R, S, W) from latents (R, Z); `visible` (R, S) is False where nobody attends."""
         memory = self.latent_tokens(latents).unflatten(-1, (self.num_tokens, -1))  # (R, T, W)
-        if not self.prefix:
-            updated: Tensor = self.layers(tokens, memory, tgt_key_padding_mask=padding)
-            return updated
-        if padding is not None:
-            padding = torch.cat([padding.new_zeros(len(padding), self.num_tokens), padding], 1)
-        joined: Tensor = self.layers(torch.cat([memory, tokens], 1), src_key_padding_mask=padding)
-        return joined[:, self.num_tokens :]
+        if self.prefix:
+            tokens = torch.cat([memory, tokens], 1)
+            if visible is not None:
+                visible = torch.cat([visible.new_ones(memory.shape[:2]), visible], 1)
+        for layer in self.layers["layers"].children():
+            tokens = layer(tokens, memory, visible)
+        updated: Tensor = self.layers["norm"](tokens)
+        return updated[:, self.num_tokens :] if self.prefix else updated

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent import Gaussian
+from m3ae.models.latent_attention import Attention
 from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
 from m3ae.models.latent_decoders import mlp, shape_of
 
@@ -26,15 +27,14 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, num_queries, width) / width**0.5)
         self.norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.attention = Attention(width, num_heads)
 
     def forward(self, stream: Stream) -> Tensor:
         """Pool a stream; rows of absent modalities give something finite that nobody reads."""
         tokens, mask, *_ = stream
-        padding = None if mask is None else ~(mask | ~mask.any(1, keepdim=True))  # an empty softmax would be NaN
-        normed = self.norm(tokens)
-        queries = self.queries.expand(len(tokens), -1, -1)
-        pooled: Tensor = self.attention(queries, normed, normed, key_padding_mask=padding, need_weights=False)[0]
+        visible = None if mask is None else mask | ~mask.any(1, keepdim=True)  # an empty softmax would be NaN
+        queries = self.queries.expand(tokens.shape[0], -1, -1)
+        pooled: Tensor = self.attention(queries, self.norm(tokens), visible)
         return pooled.flatten(1)
 
 
@@ -94,7 +94,7 @@ class Expert(nn.Module):
 
     def _values(self, values: Tensor) -> Tensor:
         if self.modality.kind == "label":
-            return F.one_hot(values, len(self.modality.labels or [])).to(self.output.weight.dtype)
+            return F.one_hot(values, len(self.modality.labels or [])).to(torch.get_default_dtype())
         return values
 
 

@@ -36,16 +36,22 @@ class LearnedPrior(nn.Module):
         self.means = nn.Parameter(torch.randn(num_components, size))
         self.logvars = nn.Parameter(torch.zeros(num_components, size))
 
+    def forward(self) -> tuple[Tensor, Gaussian]:
+        """Return the logits (G,) of the Gaussians, and these (G, D)."""
+        return self.logits, Gaussian(self.means, self.logvars)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log p(z) (…) of points (…, D)."""
-        densities = algebra.log_density(algebra.upcast(z)[..., None, :], Gaussian(self.means, self.logvars))  # (…, G)
-        return (algebra.upcast(self.logits).log_softmax(-1) + densities).logsumexp(-1)
+        logits, gaussians = self()
+        densities = algebra.log_density(algebra.upcast(z)[..., None, :], gaussians)  # (…, G)
+        return (algebra.upcast(logits).log_softmax(-1) + densities).logsumexp(-1)
 
     def sample(self, count: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """Draw points (count, D); `temperature` is a factor on the standard deviations within the Gaussians."""
-        chosen = torch.multinomial(self.logits.softmax(-1), count, replacement=True, generator=generator)
-        eps = torch.randn(count, self.size, generator=generator, device=self.means.device)
-        return algebra.sample(Gaussian(self.means[chosen], self.logvars[chosen]), eps=eps * temperature)
+        logits, gaussians = self()
+        chosen = torch.multinomial(logits.softmax(-1), count, replacement=True, generator=generator)
+        eps = torch.randn(count, self.size, generator=generator, device=logits.device)
+        return algebra.sample(Gaussian(*(values[chosen] for values in gaussians)), eps=eps * temperature)
 
 
 class ZeroLinear(nn.Linear):

@@ -19,7 +19,7 @@ from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead, PixelDecoder, Pooler, sincos_positions
-from m3ae.models.encoders import ImageEncoder
+from m3ae.models.encoders import ImageEncoder, PatchTransformer
 from m3ae.models.fusion import Fusion, Stream
 from m3ae.models.model_card import publish_card
 from m3ae.models.option_checks import checked_arguments
@@ -50,7 +50,7 @@ class M3AEModelOutput(ModelOutput):
 
 def first_token(rows: Tensor) -> Tensor:
     """Return the position (B, 1) of the class token in each of the rows (B, …)."""
-    return torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
+    return torch.zeros(rows.shape[0], 1, dtype=torch.long, device=rows.device)
 
 
 def class_tokens(tokens: Tensor, num_views: int) -> Tensor:
@@ -67,7 +67,7 @@ def all_present(rows: Tensor, *masks: Tensor | None) -> Tensor:
         masks: (B,) bool of each modality, or (B, V) of an image of several views, of which one is enough; None says
             that all are present.
     """
-    present = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    present = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
     for mask in masks:
         present = present if mask is None else present & mask.view(len(mask), -1).any(1)
     return present
@@ -89,15 +89,20 @@ class M3AEPreTrainedModel(PreTrainedModel):
     input_modalities = ["image", "text"]  # noqa: RUF012 (a list in the base class)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["FusionLayer", "Block"]  # noqa: RUF012 (a list in the base class)
+    _no_split_modules = [  # noqa: RUF012 (a list in the base class)
+        "FusionLayer",
+        "PatchTransformer",
+        "PixelDecoder",
+        "ContrastiveHead",
+        "AttentionPool",
+        "PatchDecoder",
+        "LatentLayer",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        from timm.models.vision_transformer import VisionTransformer
-
         super()._init_weights(module)
-        if isinstance(module, VisionTransformer):
-            assert module.cls_token is not None and module.pos_embed is not None
+        if isinstance(module, PatchTransformer):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             side, width = round((module.pos_embed.shape[1] - 1) ** 0.5), module.pos_embed.shape[-1]
             init.copy_(module.pos_embed, sincos_positions(side, width))  # learned, but places are apart from the start
@@ -106,6 +111,25 @@ class M3AEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PixelDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             init.copy_(module.positions, sincos_positions(module.side, module.positions.shape[-1]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes, even while its parameters are somewhere else, offloaded by accelerate."""
+        for module in self.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        return super().device
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[str, Any], allow_all_kernels: bool = False
+    ) -> None:
+        """Choose the implementation of attention; the image encoder has that of the fusion."""
+        if isinstance(attn_implementation, str):
+            for part in (self.config.image_config, self.config.latent):  # of which transformers looks for a model
+                if isinstance(part, PreTrainedConfig):
+                    part._attn_implementation = attn_implementation
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]  # wrapped in the base class
         """Upload model and card; the options are those of `transformers.PreTrainedModel.push_to_hub`.
@@ -143,7 +167,7 @@ class M3AEEncoders(M3AEPreTrainedModel):
         assert isinstance(config.image_config, M3AEImageConfig) and isinstance(config.text_config, PreTrainedConfig)
         widths = {"text": config.text_config.hidden_size, "image": config.image_config.hidden_size}
         if "image" in streams:
-            self.image_encoder = ImageEncoder(config.image_config)
+            self.image_encoder = ImageEncoder(config)
         if "text" in streams:
             self.text_encoder = build_text_encoder(config.text_config)
         self.projections = nn.ModuleDict(
@@ -183,7 +207,8 @@ class M3AEEncoders(M3AEPreTrainedModel):
         stream = self._stream("image", self.image_encoder(pixel_values.flatten(0, -4), ids_keep), None, present)
         if self.config.num_views == 1:
             return stream
-        tokens = stream.tokens.unflatten(0, (-1, num_views)) + self.view_types.weight[:num_views, None]
+        views = self.view_types(torch.arange(num_views, device=stream.tokens.device))
+        tokens = stream.tokens.unflatten(0, (-1, num_views)) + views[:, None]
         return Stream(tokens.flatten(1, 2), None, present, num_views)
 
     def encode_text(
@@ -208,7 +233,8 @@ class M3AEEncoders(M3AEPreTrainedModel):
 
     def _stream(self, name: str, encoded: Tensor, mask: Tensor | None, present: Tensor | None) -> Stream:
         projected = self.projections[name](encoded)
-        return Stream(projected + self.modality_types.weight[STREAMS.index(name)], mask, present)
+        number = torch.full((), STREAMS.index(name), device=projected.device)
+        return Stream(projected + self.modality_types(number), mask, present)
 
 
 class M3AEModel(M3AEEncoders):

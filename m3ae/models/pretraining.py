@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 
 from m3ae.models import losses, masking
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.decoders import ContrastiveHead, PixelDecoder, TokenHead, matching_score
+from m3ae.models.decoders import ContrastiveHead, Float32Linear, PixelDecoder, TokenHead, matching_score
 from m3ae.models.encoders import denormalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_pairs
@@ -82,7 +82,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         self.m3ae = M3AEModel(config)
         self.mim_head = PixelDecoder(config)
         self.mlm_head = TokenHead(config, config.text_config.vocab_size)
-        self.itm_head = nn.Linear(2 * config.hidden_size, 2)
+        self.itm_head = Float32Linear(2 * config.hidden_size, 2)
         self.itc_head = ContrastiveHead(config) if config.itc_weight else None
         self.latent_head = None
         if isinstance(config.latent, LatentConfig):

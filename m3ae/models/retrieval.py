@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.decoders import ContrastiveHead, matching_score
+from m3ae.models.decoders import ContrastiveHead, Float32Linear, matching_score
 from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_pairs
 from m3ae.models.losses import contrastive_loss, ranking_loss
@@ -53,7 +53,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__(config)
         self.m3ae = M3AEModel(config)
-        self.itm_head = nn.Linear(2 * config.hidden_size, 2)
+        self.itm_head = Float32Linear(2 * config.hidden_size, 2)
         self.itc_head = ContrastiveHead(config) if config.itc_weight else None
         self.post_init()
 

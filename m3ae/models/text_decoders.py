@@ -112,8 +112,8 @@ class MaskedTextDecoder(TextDecoder):
 
     def _logits(self, input_ids: Tensor, latents: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
         """Return the logits (…, V) of the tokens for which `wanted` (R, L) is True."""
-        tokens = self.embed(input_ids) + self.positions.weight[: input_ids.shape[1]]
-        logits: Tensor = self.predict(self.attention(tokens, latents, ~visible)[wanted])
+        tokens = self.embed(input_ids) + self.positions(torch.arange(input_ids.shape[1], device=input_ids.device))
+        logits: Tensor = self.predict(self.attention(tokens, latents, visible)[wanted])
         return logits
 
     @torch.no_grad()

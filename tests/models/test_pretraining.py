@@ -262,9 +262,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: M3AEForPreTraini
 def enable_checkpointing(model: M3AEForPreTraining) -> None:
     name = "activation_checkpointing_enable"  # `gradient_checkpointing_enable` before transformers 5.2x
     getattr(model, name, model.gradient_checkpointing_enable)()
-    assert (
-        model.m3ae.image_encoder.gradient_checkpointing and model.m3ae.fusion.layers[0]["text"].gradient_checkpointing
-    )
+    for layer in (
+        model.m3ae.image_encoder.vit.blocks[0],
+        model.m3ae.fusion.layers[0]["text"],
+        model.mim_head.blocks[0],
+    ):
+        assert layer.gradient_checkpointing
 
 
 def test_parameter_groups() -> None:

@@ -1,0 +1,113 @@
+"""Models in other people's programs: accelerate, peft, quantisation."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload, infer_auto_device_map
+
+from m3ae import (
+    M3AEForClassification,
+    M3AEForGeneration,
+    M3AEForImageTextRetrieval,
+    M3AEForPreTraining,
+    M3AEForQuestionAnswering,
+    M3AEModel,
+)
+from m3ae.models.modeling import M3AEPreTrainedModel
+from tests.models.tiny import tiny_batch, tiny_config, tiny_of, tiny_pairs
+
+LATENT = {"size": 5, "num_tokens": 2, "learned_prior": 2}
+SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_layers": 1, "private_size": 2}
+
+
+def modalities(**text: Any) -> dict[str, dict[str, Any]]:
+    return {"image": {"kind": "image", "learn_scale": True, **SMALL}, "text": {"kind": "text", **SMALL, **text}}
+
+
+def build(model_class: type[M3AEPreTrainedModel], **options: Any) -> tuple[M3AEPreTrainedModel, dict[str, Any]]:
+    """A model and what it takes; all noise is given."""
+    if model_class is M3AEForPreTraining:
+        return tiny_of(model_class, itc_weight=1.0, **options), tiny_batch()
+    if model_class is not M3AEForGeneration:
+        given = {"negatives": torch.tensor([[1], [2], [3], [0]])} if "Retrieval" in model_class.__name__ else {}
+        return tiny_of(model_class, itc_weight=1.0, **options), tiny_pairs() | given
+    torch.manual_seed(0)
+    model = M3AEForGeneration(tiny_config(**options)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    pairs, latent = tiny_pairs(), model.latent
+    count = len(latent.experts)
+    inputs = {
+        "image": {"pixel_values": pairs.pop("pixel_values").sigmoid()},
+        "text": {name: pairs[name] for name in ("input_ids", "attention_mask")},
+    }
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.rand(2**count - 1, 4, 13, generator=draw)
+    eps = torch.randn(2**count - 1, 4, latent.total_size, generator=draw)
+    return model, {"modalities": inputs, "eps": eps, "text_noise": {"text": noise}}
+
+
+GENERATORS = {
+    "masked text": {"latent": {**LATENT, "modalities": modalities(max_length=14)}},
+    "prefix, convolutions": {
+        "latent": {
+            **LATENT,
+            "modalities": modalities(max_length=14, decoder="autoregressive", conditioning="prefix")
+            | {"image": {"kind": "image", "decoder": "cnn", "conditioning": "prefix", **SMALL}},
+        }
+    },
+}
+CASES = [
+    *((c, {}) for c in (M3AEModel, M3AEForPreTraining, M3AEForQuestionAnswering, M3AEForClassification)),
+    (M3AEForImageTextRetrieval, {"num_negatives": 1}),
+    *((M3AEForGeneration, options) for options in GENERATORS.values()),
+]
+every_class = pytest.mark.parametrize(("model_class", "options"), CASES)
+
+
+def results(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """All that the public functions of a model compute."""
+    found: list[Any] = [value for value in model(**inputs).values() if isinstance(value, torch.Tensor)]
+    if isinstance(model, M3AEForPreTraining | M3AEForImageTextRetrieval):
+        encode = model.m3ae if isinstance(model, M3AEForPreTraining) else model
+        text = encode.encode_text(inputs["input_ids"], inputs["attention_mask"])
+        image = encode.encode_image(inputs["pixel_values"])
+        found += [model.score(text, image), model.itc_head.embed("image", image)]
+    if isinstance(model, M3AEForGeneration):
+        made = model.generate_modalities(inputs["modalities"], temperature=0.0)
+        found += [*made.values(), *model.sample_prior(2, generator=torch.Generator().manual_seed(0)).values()]
+        found.append(model.log_evidence(inputs["modalities"], 2, generator=torch.Generator().manual_seed(0)))
+    return found
+
+
+def same(model: Any, other: Any, inputs: dict[str, Any]) -> None:
+    with torch.no_grad():
+        for expected, got in zip(results(model, inputs), results(other, inputs), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@every_class
+def test_parameters_that_come_when_their_module_is_called(
+    model_class: type[M3AEPreTrainedModel], options: dict[str, Any]
+) -> None:
+    """Offloaded parameters are on the meta device but while the module's own `forward` runs."""
+    model, inputs = build(model_class, **options)
+    offloaded, _ = build(model_class, **options)
+    cpu_offload(offloaded, execution_device=torch.device("cpu"))
+    same(model, offloaded, inputs)
+
+
+@every_class
+def test_a_part_on_disk(model_class: type[M3AEPreTrainedModel], options: dict[str, Any], tmp_path: Path) -> None:
+    model, inputs = build(model_class, **options)
+    model.save_pretrained(tmp_path)
+    places = infer_auto_device_map(
+        model,
+        max_memory={"cpu": model.get_memory_footprint() // 2, "disk": 10**9},
+        no_split_module_classes=model._no_split_modules,
+    )
+    assert {"cpu", "disk"} <= set(places.values())
+    loaded = model_class.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offloaded")
+    same(model, loaded.eval(), inputs)
