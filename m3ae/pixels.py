@@ -44,8 +44,8 @@ def to_8bit(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def array_to_8bit(array: NDArray[Any], channels_last: bool | None = None) -> Image.Image:
-    """Return an array as 8-bit grey ("L") or colour ("RGB").
+def array_to_8bit(array: NDArray[Any], channels_last: bool | None = None) -> NDArray[np.uint8]:
+    """Return an array as 8-bit values (H, W, C).
 
     Booleans and floats within [0, 1] are shares of white, and numbers within [0, 255] are 8-bit values, as in
     transformers. Others, such as stored values of DICOM or Hounsfield units, are stretched from their own range.
@@ -60,15 +60,14 @@ def array_to_8bit(array: NDArray[Any], channels_last: bool | None = None) -> Ima
     pixels = _channels_last(array, channels_last)
     if pixels.dtype.kind not in "buif":
         raise ValueError(f"got an array of {array.dtype}, expected real numbers")
-    if pixels.dtype != np.uint8:
-        low, high = value_range(pixels)
-        if pixels.dtype.kind in "bf" and low >= 0 and high <= 1:
-            low, high = 0, 1
-        elif low >= 0 and high <= 255:
-            low, high = 0, 255
-        pixels = stretch(pixels, low, high)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return _flatten(image) if image.has_transparency_data else image
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = value_range(pixels)
+    if pixels.dtype.kind in "bf" and low >= 0 and high <= 1:
+        low, high = 0, 1
+    elif low >= 0 and high <= 255:
+        low, high = 0, 255
+    return stretch(pixels, low, high)
 
 
 def value_range(values: NDArray[Any]) -> tuple[float, float]:

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageChops
 
+from m3ae.pixels import to_8bit
+
 Augmentation = Literal["crop", "radiograph", "affine"]
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -24,9 +26,9 @@ MAX_TONE_CHANGE = 0.1  # of contrast and gamma as factors, and of the grey range
 
 def plain(image: Image.Image) -> Image.Image:
     """Return an image of mode "L" or "RGB"; a grey one stored in colour becomes "L": a third of the work."""
-    if image.mode == "L":
-        return image
-    colour = image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+    colour = image if image.mode in ("L", "RGB") else to_8bit(image)
+    if colour.mode == "L":
+        return colour
     red, green, blue = colour.split()
     same = ImageChops.difference(red, green).getbbox() is None and ImageChops.difference(red, blue).getbbox() is None
     return red if same else colour

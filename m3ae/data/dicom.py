@@ -18,7 +18,7 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from m3ae.data.images import DICOM_GROUPS, UnreadableImageError
+from m3ae.data.images import OLD_DICOM, UnreadableImageError
 from m3ae.limits import MAX_ASPECT, MAX_SIDE
 from m3ae.pixels import stretch, value_range
 
@@ -71,7 +71,7 @@ def _read(source: Path | io.BytesIO) -> FileDataset:
         return dcmread(source)
     except InvalidDicomError:  # no preamble
         content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-        if content[:2] not in DICOM_GROUPS:
+        if not OLD_DICOM.match(content):
             raise
         return dcmread(io.BytesIO(content), force=True)
 
@@ -197,10 +197,11 @@ def _render_grey(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.uint8]:
         return _to_grey(dataset, stored, bounds)
     low = int(stored.min())
     steps = stored.astype(np.int32) - low
-    counts = np.bincount(steps)
-    table = np.zeros(counts.shape, np.uint8)
-    table[counts > 0] = _to_grey(dataset, np.flatnonzero(counts) + low, bounds)
-    return table[steps]
+    occurs = np.zeros(steps.max() + 1, np.bool_)
+    occurs[steps] = True
+    table = np.zeros(occurs.shape, np.uint8)
+    table[occurs] = _to_grey(dataset, np.flatnonzero(occurs) + low, bounds)
+    return np.take(table, steps)
 
 
 def _to_grey(dataset: Dataset, stored: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from m3ae.pixels import orientation, to_8bit
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 HEAD = 132  # bytes, of which DICOM's last four say what it is
-DICOM_GROUPS = (b"\x02\x00", b"\x08\x00")  # of the first element of a file without a preamble
+OLD_DICOM = re.compile(rb"[\x02\x08]\0.\0|\0\x08\0.", re.DOTALL)  # the first tag of a file without a preamble
 
 
 class UnreadableImageError(ValueError):
@@ -165,8 +166,8 @@ def _read_head(path: Path) -> bytes:
 
 def _is_dicom(suffix: str, head: bytes) -> bool:
     """Return whether a file is DICOM by its name, the magic bytes behind its preamble, or its first element."""
-    has_first_element = head[:2] in DICOM_GROUPS and suffix not in _pillow_suffixes()
-    return suffix in DICOM_SUFFIXES or head[128:] == b"DICM" or has_first_element
+    is_old = OLD_DICOM.match(head) is not None and suffix not in _pillow_suffixes()
+    return suffix in DICOM_SUFFIXES or head[128:] == b"DICM" or is_old
 
 
 def _load_dicom(file: Path | io.BytesIO, name: str) -> Image.Image:

@@ -24,6 +24,7 @@ from m3ae.data.images import decode_image
 from m3ae.data.pairs import PairColumns, Visit, drawn_text
 from m3ae.data.prepared import array_shape, load_split
 from m3ae.models.latent_inputs import TENSOR_NAMES
+from m3ae.pixels import to_8bit
 
 Kind = Literal["image", "text", "vector", "sequence", "label", "labels"]
 Batch = dict[str, dict[str, Tensor]]
@@ -245,7 +246,7 @@ class _Images:
 
     def _squared(self, image: Image.Image) -> NDArray[np.uint8]:
         _, channels, size, _ = self._pixels.shape
-        square = centre_crop(image.convert("L" if channels == 1 else "RGB"), size)
+        square = centre_crop(to_8bit(image).convert("L" if channels == 1 else "RGB"), size)
         return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
 
 

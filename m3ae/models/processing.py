@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from huggingface_hub import get_session
+from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension, PILImageResampling, is_valid_image
@@ -79,12 +80,14 @@ class M3AEImageProcessor(PilBackend):
             image, input_data_format = image[None], ChannelDimension.FIRST
         is_plain = kwargs.get("do_rescale", True) and kwargs.get("rescale_factor", 1 / 255) == 1 / 255
         if isinstance(image, np.ndarray) and not is_plain:
-            pixels: np.ndarray = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
-            return pixels
+            values: np.ndarray = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
+            return values
         if isinstance(image, np.ndarray):
-            picture = array_to_8bit(image, input_data_format and input_data_format == ChannelDimension.LAST)
-        else:
-            picture = to_8bit(image)
+            pixels = array_to_8bit(image, input_data_format and input_data_format == ChannelDimension.LAST)
+            if not do_convert_rgb:
+                return pixels.transpose(2, 0, 1)
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        picture = to_8bit(image)
         pixels = np.asarray(picture.convert("RGB") if do_convert_rgb else picture)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

@@ -19,6 +19,12 @@ def test_grey_colours_become_grey_and_others_stay() -> None:
     assert plain(GRADIENT.convert("P")).mode == "L"
 
 
+def test_a_16_bit_row_is_seen_as_preparing_would_show_it() -> None:
+    wide = Image.fromarray(np.asarray(GRADIENT).astype(np.uint16) * 257)
+    assert plain(wide).mode == "L"
+    np.testing.assert_array_equal(np.asarray(plain(wide)), np.round(np.asarray(GRADIENT) * (255 / 250)))
+
+
 @pytest.mark.parametrize("size", [(160, 120), (97, 131), (64, 64), (30, 20), (64, 65)])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_the_centre_crop_has_the_pixels_of_the_processor(size, mode) -> None:

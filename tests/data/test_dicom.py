@@ -231,8 +231,7 @@ def test_headers_of_old_archives(tmp_path: Path, syntax: str) -> None:
     (tmp_path / "no_preamble").write_bytes(content[132:])
     length = 12 + int.from_bytes(content[140:144], "little")
     (tmp_path / "no_meta").write_bytes(content[132 + length :])
-    files = ["no_preamble"] if syntax == ExplicitVRBigEndian else ["no_preamble", "no_meta"]
-    for name in files:
+    for name in ("no_preamble", "no_meta"):
         np.testing.assert_array_equal(np.asarray(load_image(tmp_path / name)), expected)
 
 

@@ -102,6 +102,15 @@ def test_what_is_not_to_be_rescaled_keeps_its_values() -> None:
 def test_grey_stays_grey_where_colour_is_not_wanted() -> None:
     plain = {"do_convert_rgb": False, "do_normalize": False}
     assert values(RAMP, **plain).shape == values(Image.fromarray(RAMP), **plain).shape == (1, 1, 32, 32)
+    assert values(np.dstack([COLOUR, RAMP]), **plain).shape == (1, 4, 32, 32)
+
+
+def test_opacity_lays_a_picture_on_white() -> None:
+    opaque = np.dstack([COLOUR, np.full_like(RAMP, 255)])
+    for image in (opaque, opaque / 255, Image.fromarray(opaque), opaque.transpose(2, 0, 1)):
+        np.testing.assert_array_equal(values(image), RGB)
+    white = values(np.full_like(RAMP, 255))
+    np.testing.assert_array_equal(values(np.dstack([COLOUR, np.zeros_like(RAMP)])), white)
 
 
 def test_what_is_no_picture_is_named() -> None:
