@@ -30,9 +30,8 @@ from m3ae.data.pairs import Pair, PairDataset
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
 from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
-from m3ae.metrics.retrieval import ranks_of_best_match, recall_at_k, relevant_images
+from m3ae.models.encoded import embed, encode_images, encode_texts, nearest, score_both_ways, score_pairs
 from m3ae.models.processing import M3AEImageProcessor
-from m3ae.models.search import embed, encode_images, encode_texts, rerank_both_ways, score_all, score_pairs
 
 TOLERANCE = 1e-3  # of the standard deviation of the scores: the same sums in another order
 
@@ -92,7 +91,8 @@ def measure(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, A
     inputs = prepare_inputs(model, processor, pairs, arguments.max_text_length)
     rows = torch.arange(len(pairs))
     ids = [torch.tensor([getattr(pair, f"{name}_id") for pair in pairs]) for name in ("text", "image")]
-    relevant = relevant_images(rows, rows, *ids)
+    equal_texts, equal_images = ((own[:, None] == own).float() for own in ids)
+    relevant = equal_texts @ equal_images > 0  # (N, N): an image is right that stands with an equal text
     sampled = torch.linspace(0, len(pairs) - 1, arguments.baseline_images or len(pairs)).round().long().unique()
     batch_size, plain = arguments.batch_size, materialising(model)
     with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
@@ -182,7 +182,8 @@ def encode_once(model: M3AEForImageTextRetrieval, inputs: Inputs, batch_size: in
     """Score all texts against all images: (N, N)."""
     texts = encode_texts(model.m3ae, inputs.tokens, batch_size)
     images = encode_images(model.m3ae, inputs.pixel_values.split(batch_size))
-    return score_all(model.score, texts, images, batch_size=batch_size)
+    pairs = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(images)))
+    return score_pairs(model.score, texts, images, pairs, batch_size=batch_size).view(len(texts), len(images))
 
 
 def two_stages(
@@ -193,10 +194,10 @@ def two_stages(
         raise SystemExit("The model has no contrastive head, and so no first stage: pre-train it with itc_weight.")
     texts = encode_texts(model.m3ae, inputs.tokens, batch_size)
     images = encode_images(model.m3ae, inputs.pixel_values.split(batch_size))
-    similarity = embed(model.itc_head, "text", texts) @ embed(model.itc_head, "image", images).T
-    nearest = [own.topk(min(k, len(own)), dim=1).indices for own in (similarity, similarity.T)]
-    scores = rerank_both_ways(*nearest, partial(score_pairs, model.score, texts, images, batch_size=batch_size))
-    return [*zip(nearest, scores, strict=True)]
+    sides = embed(model.itc_head, "text", texts), embed(model.itc_head, "image", images)
+    numbers = [nearest(queries, candidates, k)[1] for queries, candidates in (sides, sides[::-1])]
+    scores = score_both_ways(*numbers, partial(score_pairs, model.score, texts, images, batch_size=batch_size))
+    return [*zip(numbers, scores, strict=True)]
 
 
 def recalls(found: Sequence[tuple[Tensor, Tensor]], relevant: Tensor) -> dict[str, float]:
@@ -205,7 +206,17 @@ def recalls(found: Sequence[tuple[Tensor, Tensor]], relevant: Tensor) -> dict[st
     `relevant` (N, N) says which images are right for which texts.
     """
     sides = zip(("text_to_image", "image_to_text"), found, (relevant, relevant.T), strict=True)
-    return {name: recall_at_k(own[1], right.gather(1, own[0]))["recall@10"] for name, own, right in sides}
+    return {
+        name: float((ranks_of_best_match(scores, right.gather(1, numbers)) <= 10).double().mean())
+        for name, (numbers, scores), right in sides
+    }
+
+
+def ranks_of_best_match(scores: Tensor, relevant: Tensor) -> Tensor:
+    """Return the rank (Q,) of the best-placed relevant candidate of each query, ∞ without one; ties come first."""
+    best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
+    ahead = (~(scores < best) & ~relevant).sum(1)
+    return (ahead + 1).double().masked_fill(~relevant.any(1), torch.inf)
 
 
 def timed(work: Callable[[], Any]) -> tuple[tuple[float, float], Any]:

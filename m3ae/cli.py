@@ -24,7 +24,7 @@ from m3ae.data.tables import printable
 from m3ae.training.interruption import STOPPED_STATUS, TrainingStopped
 
 PATH = click.Path(path_type=Path)
-EXTRAS = {"matplotlib": "figures", "gradio": "app", "faiss": "index", "peft": "lora", "pydicom": "dicom"}
+EXTRAS = {"matplotlib": "figures", "gradio": "app", "peft": "lora", "pydicom": "dicom"}
 
 
 class Program(click.Group):

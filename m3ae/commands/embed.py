@@ -1,4 +1,4 @@
-"""`m3ae embed`: the vectors of a prepared set."""
+"""`m3ae embed`: the vectors of a prepared set or of a folder of images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from m3ae.commands.shared import DEVICE, MODEL, PATH, be_quiet
 @click.argument("data", type=PATH)
 @MODEL
 @click.option("--output", type=PATH, required=True, help="folder to write: a new or empty one, or one to be continued")
-@click.option("--image-columns", help="columns of images, separated by commas  [default: all of them]")
-@click.option("--text-column", default="text", show_default=True, help="column of texts, if the set has it")
+@click.option("--image-columns", help="columns of images, separated by commas; for a prepared set  [default: all]")
+@click.option("--text-column", default="text", show_default=True, help="column of texts, for a prepared set")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="rows at once")
 @click.option("--shard-range", help="write only these shards, counted over all splits: 0:16 for the first sixteen")
 @DEVICE
@@ -28,11 +28,12 @@ def embed(
     shard_range: str | None,
     device: str | None,
 ) -> None:
-    """Write the vectors of every row of a prepared set.
+    """Write the vectors of every row of a prepared set, or of a folder of images.
 
-    DATA is a set made by m3ae prepare; OUTPUT gets a shard of vectors for each of its shards. What was interrupted
-    continues when it is started again, and several machines share the work by --shard-range, as in preparing: the same
-    command without a range then completes the folder.
+    DATA is a set made by m3ae prepare, and OUTPUT gets a shard of vectors for each of its shards; or DATA is a folder
+    of images, with a table of texts or without, and images that cannot be read are left out and listed. What was
+    interrupted continues when it is started again, and several machines share the work by --shard-range, as in
+    preparing: the same command without a range then completes the folder.
 
     \b
     Examples, the second one on the first of several machines:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
+from tqdm import tqdm
 
 from m3ae.data.images import UnreadableImageError, decode_image, is_image, load_image
 from m3ae.data.tables import TABLE_SUFFIXES
@@ -52,11 +55,7 @@ class Collection:
         """
         source = self.sources[place]
         if isinstance(source, Path):
-            try:
-                return load_image(source)
-            except UnreadableImageError as error:
-                detail = error.detail.replace(source.name, str(source), 1)
-                raise UnreadableImageError(error.reason, detail) from error
+            return load_file(source)
         assert self.rows is not None
         row = self.rows[source]
         content = next(cell["bytes"] for column in self.columns if (cell := row[column]))
@@ -64,7 +63,28 @@ class Collection:
 
     def texts_of(self, place: int) -> list[str]:
         """Return the texts of an image."""
-        return [text for text, owner in zip(self.texts, self.owners, strict=True) if owner == place]
+        return self._texts_by_owner.get(place, [])
+
+    @cached_property
+    def _texts_by_owner(self) -> dict[int, list[str]]:
+        texts: dict[int, list[str]] = {}
+        for text, owner in zip(self.texts, self.owners, strict=True):
+            texts.setdefault(owner, []).append(text)
+        return texts
+
+
+class FolderRow(NamedTuple):
+    """A row of the table of a plain folder, or one of its images.
+
+    Attributes:
+        id: Its name.
+        image: The image's file, if the row has one.
+        texts: The texts of the row.
+    """
+
+    id: str
+    image: Path | None
+    texts: list[str]
 
 
 def open_collection(folder: Path, split: str = "test") -> Collection:
@@ -86,35 +106,53 @@ def open_collection(folder: Path, split: str = "test") -> Collection:
         raise FileNotFoundError(f"folder {folder} does not exist: expected images, or a set made by m3ae prepare")
     if (folder / MANIFEST).is_file():
         return _open_prepared(folder, split)
-    if any(path.name.lower().endswith(TABLE_SUFFIXES) for path in folder.rglob("*")):
-        return _open_table(folder)
-    files = sorted(_images_below(folder))
-    if not files:
-        raise ValueError(f"{folder} holds no image (.jpg, .png, .tif, .dcm, …)")
-    names = [file.relative_to(folder).as_posix() for file in files]
-    return Collection(names, [*files], [], [], _digest(files))
+    rows, digest = read_folder(folder)
+    names, sources = [row.id for row in rows if row.image], [row.image for row in rows if row.image]
+    if not names:
+        raise ValueError(f"{folder} has a table, but no image")
+    texts, owners, number = list[str](), list[int](), -1
+    for row in rows:
+        number += row.image is not None
+        texts += row.texts
+        owners += [-1 if row.image is None else number] * len(row.texts)
+    return Collection(names, [*sources], texts, owners, digest)
 
 
-def _open_table(folder: Path) -> Collection:
-    from m3ae.data.prepared import Rejected
-    from m3ae.data.sources.folder import rows
+def read_folder(folder: Path) -> tuple[list[FolderRow], str]:
+    """Return the rows of a plain folder, and a digest that differs whenever its tables or images do.
 
-    found = Collection([], [], [], [], "")
-    for row in rows(folder):
-        if isinstance(row, Rejected):
-            continue
-        image: Path | None = row["image"]
-        if image is not None and image.is_file():
-            found.names.append(row["id"])
-            found.sources.append(image)
-        owner = len(found) - 1 if image is not None and image.is_file() else -1
-        found.texts.extend(row["text"] or [])
-        found.owners.extend([owner] * len(row["text"] or []))
-    if not found.names:
-        raise ValueError(f"{folder} has a table, but none of its images is there")
-    tables = [path for path in folder.rglob("*") if path.name.lower().endswith(TABLE_SUFFIXES)]
-    digest = _digest([*sorted(tables), *(path for path in found.sources if isinstance(path, Path))])
-    return Collection(found.names, found.sources, found.texts, found.owners, digest)
+    Raises:
+        ValueError: It holds neither a table nor an image.
+    """
+    tables = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(TABLE_SUFFIXES))
+    if tables:
+        from m3ae.data.prepared import Rejected
+        from m3ae.data.sources.folder import rows
+
+        records = (row for row in rows(folder) if not isinstance(row, Rejected))
+        found = [FolderRow(row["id"], row["image"], row["text"] or []) for row in records]
+    else:
+        found = [FolderRow(path.relative_to(folder).as_posix(), path, []) for path in sorted(_images_below(folder))]
+        if not found:
+            raise ValueError(f"{folder} holds no image (.jpg, .png, .tif, .dcm, …)")
+    return found, _digest([*tables, *(row.image for row in found if row.image and row.image.is_file())])
+
+
+def load_file(path: Path) -> Image.Image:
+    """Decode an image file.
+
+    Raises:
+        UnreadableImageError: It cannot be read; the error has its whole path.
+    """
+    try:
+        return load_image(path)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(error.reason, error.detail.replace(path.name, str(path), 1)) from error
+
+
+def report(error: UnreadableImageError) -> None:
+    """Say on the standard error, without disturbing a progress bar, which image is left out."""
+    tqdm.write(f"left out: {error}", file=sys.stderr)
 
 
 def _open_prepared(folder: Path, split: str) -> Collection:

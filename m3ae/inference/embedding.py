@@ -1,9 +1,11 @@
-"""Whole archives as vectors: a prepared set, shard by shard, on as many machines as there are.
+"""Whole archives as vectors: a prepared set or a folder of images, shard by shard, on as many machines as there are.
 
 ```
 train-00000-of-00002.parquet   as the prepared set's shard: id, features; with a contrastive head also image, text
-embeddings.json                model, data, rows and checksums; written last, so where it is the folder is complete
+embeddings.json                model, data, rows, what was left out, checksums; written last: the folder is complete
 ```
+
+The shards of a folder of images are called `all-00000-of-00002.parquet`.
 
 Shapes: B rows, D width of the model, E size of the contrastive head.
 """
@@ -12,21 +14,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from m3ae.data.collate import PairCollator
+from m3ae.data.images import UnreadableImageError
 from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features
-from m3ae.data.shards import shards_in
+from m3ae.data.shards import ROWS_PER_SHARD, shards_in
 from m3ae.files import check_replaceable, file_sha256, replacing, write_text
+from m3ae.inference.collections import FolderRow, load_file, read_folder, report
 from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.decoders import ContrastiveHead
@@ -34,8 +39,23 @@ from m3ae.models.modeling import STREAMS, M3AEModel
 from m3ae.models.processing import M3AEProcessor
 
 DESCRIPTION = "embeddings.json"
-_PLAN = b"m3ae_plan"  # key in the metadata of a shard
+_PLAN, _REJECTED = b"m3ae_plan", b"m3ae_rejected"  # keys in the metadata of a shard
 INPUTS = ("pixel_values", "input_ids", "attention_mask", "image_present", "text_present")
+Rejection = dict[str, str]
+
+
+class _Shard(NamedTuple):
+    """A shard to be written.
+
+    Attributes:
+        split: The split that it is part of.
+        rows: The number of its rows.
+        read: Yields its rows, so many at once; adds to a list those of which something cannot be read.
+    """
+
+    split: str
+    rows: int
+    read: Callable[[int, list[Rejection]], Iterator[list[Pair]]]
 
 
 def embed_set(
@@ -49,20 +69,21 @@ def embed_set(
     shard_range: str | None = None,
     device: str | None = None,
 ) -> dict[str, Any] | None:
-    """Write the vectors of every row of a prepared set: its first view with its first text, either of them missing.
+    """Write the vectors of every row of a set: its first view with its first text, either of them missing.
 
     `features` (2·D) is what the fusion makes of both, the text's half first and zero for what is missing. A model with
     a contrastive head adds the unit vectors `image` and `text` (E), null for what is missing, whose products are
-    cosines. A run that was interrupted continues behind the last finished shard. Several machines may share the work
+    cosines. Images of a folder that cannot be read are missing, and rows with nothing left are left out; both are
+    listed. A run that was interrupted continues behind the last finished shard. Several machines may share the work
     through the file system: each writes a `shard_range`, and the same call without one, when all have ended, completes
     the folder.
 
     Args:
-        data: a prepared set.
+        data: a prepared set, or a folder of images as `m3ae search` takes it.
         output: folder to write: a new or empty one, or one of just these vectors.
         model: folder of the model or of its run, or a hub name.
-        image_columns: columns of images, separated by commas; by default all of them.
-        text_column: column of texts, if the set has it.
+        image_columns: columns of images of a prepared set, separated by commas; by default all of them.
+        text_column: column of texts of a prepared set, if it has it.
         batch_size: rows at once.
         shard_range: write only these shards, counted over all splits: 0:16 for the first sixteen.
         device: such as cuda:1; a GPU if there is one, by default.
@@ -72,46 +93,77 @@ def embed_set(
 
     Raises:
         FileExistsError: `output` holds something else.
-        FileNotFoundError: there is no such prepared set, or it lacks a shard.
+        FileNotFoundError: there is no such folder, or a prepared set lacks a shard.
         ValueError: a shard is damaged, a column is missing, the set has neither images nor texts, or there is no such
             model.
     """
     saved_class(model)  # there is one
+    if data.is_dir() and not (data / MANIFEST).exists():
+        shards, source = _folder_shards(data)
+    else:
+        shards, source = _prepared_shards(data, image_columns, text_column)
+    todo = [*shards][shards_in(shard_range)]
+    plan = {"model_sha256": _model_digest(find_model(model)), **source}
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    check_replaceable(output / DESCRIPTION, '"model_sha256"')
+    _claim(output, {f"{name}{end}" for name in (*shards, DESCRIPTION) for end in ("", ".tmp")})
+    if left := [name for name in todo if not _is_finished(output / name, digest)]:
+        loaded, processor = load_model(model, SEARCHING, device)
+        for name in tqdm(left, desc="embed", unit="shard"):
+            _write(output / name, digest, loaded, processor, partial(shards[name].read, batch_size))
+    if shard_range is not None:
+        print(f"{output}: {len(todo)} of {len(shards)} shards; once all are written, the same without a range ends it")
+        return None
+    files, splits, rejected = {}, dict.fromkeys((shard.split for shard in shards.values()), 0), []
+    for name, shard in shards.items():
+        metadata = pq.read_metadata(output / name)
+        lost: list[Rejection] = json.loads(metadata.metadata.get(_REJECTED, b"[]"))
+        if metadata.num_rows + sum("column" not in row for row in lost) != shard.rows:
+            raise ValueError(f"{output / name} holds {metadata.num_rows} rows of {shard.rows}: choose another folder")
+        files[name] = {"rows": metadata.num_rows, "sha256": file_sha256(output / name)}
+        splits[shard.split] += metadata.num_rows
+        rejected += lost
+    description = {**plan, "splits": splits, "shards": files, "rejected": rejected}
+    write_text(output / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    return description
+
+
+def _prepared_shards(data: Path, images: str | None, text: str) -> tuple[dict[str, _Shard], dict[str, Any]]:
+    """Return the shards of a prepared set by name, and what decides their contents."""
     manifest = load_manifest(data)
-    shards = {name: split for split, info in manifest.splits.items() for name in info.shards}
-    own = [*shards][shards_in(shard_range)]
-    columns = _columns(data, manifest, image_columns, text_column)
-    plan = {
-        "model_sha256": _model_digest(find_model(model)),
+    columns = _columns(data, manifest, images, text)
+    shards = {
+        name: _Shard(split, _num_rows(data / name), partial(_stored_rows, columns, data / name))
+        for split, info in manifest.splits.items()
+        for name in info.shards
+    }
+    if (found := sum(shard.rows for shard in shards.values())) != (
+        listed := sum(info.rows for info in manifest.splits.values())
+    ):
+        raise ValueError(f"the shards of {data} hold {found} rows of {listed}: prepare it again with --overwrite")
+    source = {
         "data_sha256": file_sha256(data / MANIFEST),
         "image_columns": list(columns.images),
         "text_column": next(iter(columns.texts), None),
     }
-    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).digest()
-    check_replaceable(output / DESCRIPTION, '"model_sha256"')
-    _claim(output, {f"{name}{end}" for name in (*shards, DESCRIPTION) for end in ("", ".tmp")})
-    todo = [name for name in own if not _is_finished(output / name, digest)]
-    if todo:
-        loaded, processor = load_model(model, SEARCHING, device)
-        for name in tqdm(todo, desc="embed", unit="shard"):
-            _write(output / name, digest, _vectors(loaded, processor, columns, data / name, batch_size))
-    if shard_range is not None:
-        print(f"{output}: {len(own)} of {len(shards)} shards; once all are written, the same without a range ends it")
-        return None
-    files, splits = {}, dict.fromkeys(manifest.splits, 0)
-    for name, split in shards.items():
-        rows = pq.read_metadata(output / name).num_rows
-        files[name] = {"rows": rows, "sha256": file_sha256(output / name)}
-        splits[split] += rows
-    if splits != (listed := {split: info.rows for split, info in manifest.splits.items()}):
-        raise ValueError(f"{output} holds {splits} rows of {listed}: choose another folder")
-    found = {**plan, "splits": splits, "shards": files}
-    write_text(output / DESCRIPTION, json.dumps(found, indent=2) + "\n")
-    return found
+    return shards, source
+
+
+def _folder_shards(data: Path) -> tuple[dict[str, _Shard], dict[str, Any]]:
+    """Return the shards of a folder of images by name, and what decides their contents."""
+    rows, digest = read_folder(data)
+    if not rows:
+        raise ValueError(f"{data} has no rows")
+    parts = [rows[start : start + ROWS_PER_SHARD] for start in range(0, len(rows), ROWS_PER_SHARD)]
+    names = [f"all-{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
+    shards = {
+        name: _Shard("all", len(part), partial(_folder_rows, part)) for name, part in zip(names, parts, strict=True)
+    }
+    return shards, {"data_sha256": digest}
 
 
 def _columns(data: Path, manifest: Manifest, images: str | None, text: str) -> PairColumns:
-    """Return the columns that are read, and make sure that they are there."""
+    """Return the columns that are read, and make sure that the set has them."""
     info = next((info for info in manifest.splits.values() if info.shards), None)
     if info is None:
         raise ValueError(f"{data} has no rows")
@@ -137,8 +189,8 @@ def _claim(output: Path, ours: set[str]) -> None:
         raise FileExistsError(f"{output} holds {foreign[0]}, which is not of this set: choose an empty or new folder")
 
 
-def _is_finished(path: Path, digest: bytes) -> bool:
-    """Return whether a shard is there and whole.
+def _is_finished(path: Path, digest: str) -> bool:
+    """Return whether a shard is complete and undamaged.
 
     Raises:
         FileExistsError: It is of another model, set or choice of columns.
@@ -146,50 +198,83 @@ def _is_finished(path: Path, digest: bytes) -> bool:
     if not path.is_file():
         return False
     try:
-        metadata = pq.read_metadata(path).metadata or {}
-    except (OSError, pa.ArrowException):
-        return False  # cut short by a machine that lost its power
-    if metadata.get(_PLAN) != digest.hex().encode():
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            plan = (file.metadata.metadata or {}).get(_PLAN, b"").decode()
+            for _ in file.iter_batches() if plan == digest else ():
+                pass
+    except (OSError, ValueError, pa.ArrowException):
+        return False  # cut short by a machine that lost its power, or damaged later
+    if plan != digest:
         raise FileExistsError(f"{path} was made by another model, or of other data: choose another folder")
     return True
 
 
-def _write(path: Path, digest: bytes, batches: Iterator[dict[str, Any]]) -> None:
-    """Write a shard that appears when it is whole."""
-    first = pa.table(next(batches))  # a prepared shard has rows
-    schema = first.schema.with_metadata({_PLAN: digest.hex()})
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for table in chain([first], map(pa.table, batches)):
-            writer.write_table(table.replace_schema_metadata(schema.metadata))
-
-
 @torch.inference_mode()
-def _vectors(
-    model: Searching, processor: M3AEProcessor, columns: PairColumns, shard: Path, batch_size: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the columns of a shard, some rows at a time."""
+def _write(
+    path: Path,
+    digest: str,
+    model: Searching,
+    processor: M3AEProcessor,
+    read: Callable[[list[Rejection]], Iterator[list[Pair]]],
+) -> None:
+    """Write a shard that appears when it is whole."""
     collate = PairCollator(processor, 1, model.config.longest_text)
     trunk: M3AEModel = model.m3ae
-    head: ContrastiveHead | None = getattr(model, "itc_head", None)
-    for pairs in _batches(columns, shard, batch_size):
-        inputs = {name: value.to(model.device) for name, value in collate(pairs).items() if name in INPUTS}
-        streams = trunk.encode(**inputs)
-        found: dict[str, Any] = {"id": [pair.id for pair in pairs]}
-        found["features"] = _array(trunk.fuse_and_pool(streams))
-        if head is not None:
-            for name in STREAMS:
-                missing = pa.array([getattr(pair, name) is None for pair in pairs])
-                found[name] = _array(head.embed(name, streams[name]), missing)
-        yield found
+    head: ContrastiveHead | None = model.itc_head
+    sizes = {"features": 2 * model.config.hidden_size} | dict.fromkeys(STREAMS if head else (), model.config.itc_size)
+    fields = [pa.field("id", pa.string()), *(pa.field(name, pa.list_(pa.float32(), sizes[name])) for name in sizes)]
+    rejected: list[Rejection] = []
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, schema := pa.schema(fields), write_page_checksum=True) as writer,
+    ):
+        for pairs in filter(None, read(rejected)):
+            inputs = {name: value.to(model.device) for name, value in collate(pairs).items() if name in INPUTS}
+            streams = trunk.encode(**inputs)
+            columns: dict[str, Any] = {"id": [pair.id for pair in pairs]}
+            columns["features"] = _array(trunk.fuse_and_pool(streams))
+            if head is not None:
+                for name in STREAMS:
+                    missing = pa.array([getattr(pair, name) is None for pair in pairs])
+                    columns[name] = _array(head.embed(name, streams[name]), missing)
+            writer.write_table(pa.table(columns, schema=schema))
+        writer.add_key_value_metadata({_PLAN: digest, _REJECTED: json.dumps(rejected)})
 
 
-def _batches(columns: PairColumns, shard: Path, batch_size: int) -> Iterator[list[Pair]]:
+def _stored_rows(
+    columns: PairColumns, shard: Path, batch_size: int, rejected: list[Rejection]
+) -> Iterator[list[Pair]]:
     try:
         with pq.ParquetFile(shard) as file:
             for batch in file.iter_batches(batch_size, columns=columns.names):
                 yield [columns.pair(row, 0, view=0, text=0) for row in batch.to_pylist()]
     except pa.ArrowException as error:
         raise ValueError(f"{shard} cannot be read ({error}): prepare its folder again with --overwrite") from error
+
+
+def _folder_rows(rows: list[FolderRow], batch_size: int, rejected: list[Rejection]) -> Iterator[list[Pair]]:
+    for start in range(0, len(rows), batch_size):
+        pairs = []
+        for row in rows[start : start + batch_size]:
+            image: Image.Image | None = None
+            text = next(iter(row.texts), None)
+            try:
+                image = None if row.image is None else load_file(row.image)
+            except UnreadableImageError as error:
+                report(error)
+                column = {} if text is None else {"column": "image"}  # a cell of a row that stays
+                rejected.append({"id": row.id, "reason": error.reason, "detail": error.detail, **column})
+            if image is not None or text is not None:
+                pairs.append(Pair(row.id, image, text, 0, 0, 0))
+        yield pairs
+
+
+def _num_rows(shard: Path) -> int:
+    try:
+        rows: int = pq.read_metadata(shard).num_rows
+    except pa.ArrowException as error:
+        raise ValueError(f"{shard} cannot be read ({error}): prepare its folder again with --overwrite") from error
+    return rows
 
 
 def _array(vectors: torch.Tensor, missing: pa.Array | None = None) -> pa.Array:

@@ -17,27 +17,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from m3ae.data.images import UnreadableImageError
 from m3ae.files import LOCK, file_sha256, only_process, remove_files, replacing, write_text
-from m3ae.inference.collections import Collection
+from m3ae.inference.collections import Collection, report
 from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, find_model
-from m3ae.models.fusion import Stream
-from m3ae.models.pretraining import M3AEForPreTraining
-from m3ae.models.processing import M3AEProcessor
-from m3ae.models.retrieval import M3AEForImageTextRetrieval
-from m3ae.models.search import (
+from m3ae.models.encoded import (
     Encoded,
     EncodedImages,
     EncodedTexts,
@@ -45,8 +39,13 @@ from m3ae.models.search import (
     embed,
     encode_images,
     encode_texts,
+    nearest,
     score_pairs,
 )
+from m3ae.models.fusion import Stream
+from m3ae.models.pretraining import M3AEForPreTraining
+from m3ae.models.processing import M3AEProcessor
+from m3ae.models.retrieval import M3AEForImageTextRetrieval
 
 DESCRIPTION = "index.json"
 ARRAYS = ("images.npy", "texts.npy", "lengths.npy")
@@ -91,27 +90,18 @@ class SearchIndex:
             "texts": torch.arange(len(collection.texts)),
         }
 
-    @torch.inference_mode()
     def find_images(self, text: str, k: int = 10, rerank: int = 20) -> list[Hit]:
         """Return the k images that go best with a text.
 
         Args:
-            text: Cut to what the model takes.
-            k: How many.
+            text: The query, cut to what the model takes.
+            k: How many to find.
             rerank: Candidates that the matching head ranks, of a model with a contrastive head; 0 leaves them in the
                 order of their cosines. A model without one has no candidates, and ranks everything.
         """
-        query = _encode_texts(self.model, self.processor, [text])
-        images: Encoded = self._images()
-
-        def score(places: Tensor) -> Tensor:
-            pairs = torch.stack([torch.zeros_like(places), places], dim=1)
-            return score_pairs(self.model.score, query, images, pairs, batch_size=BATCH_SIZE)
-
-        found = self._find("text", query, "images", score, k, rerank)
+        found = self._find(_encode_texts(self.model, self.processor, [text]), "images", k, rerank)
         return [Hit(place, self.collection.names[place], score) for place, score in found]
 
-    @torch.inference_mode()
     def find_texts(self, image: Image.Image, k: int = 10, rerank: int = 20) -> list[Hit]:
         """Return the k texts that go best with an image; see `find_images`.
 
@@ -120,71 +110,63 @@ class SearchIndex:
         """
         if not self.collection.texts:
             raise ValueError("the collection has images only: there is no text to find")
-        query = encode_images(self.model.m3ae, [encode_pixels(self.model, self.processor, [image])])
-
-        def score(places: Tensor) -> Tensor:
-            texts = self._texts(places)
-            pairs = torch.stack([torch.arange(len(places)), torch.zeros_like(places)], dim=1)
-            return score_pairs(self.model.score, texts, query, pairs, batch_size=BATCH_SIZE)
-
-        found = self._find("image", query, "texts", score, k, rerank)
+        found = self._find(_encode_images(self.model, self.processor, [image]), "texts", k, rerank)
         return [Hit(place, self.collection.texts[place], score) for place, score in found]
 
-    def _find(
-        self,
-        name: str,
-        query: Encoded,
-        side: str,
-        score: Callable[[Tensor], Tensor],
-        k: int,
-        rerank: int,
-    ) -> list[tuple[int, float]]:
-        """Return places and scores of the best candidates on a side for a query of the modality `name`."""
+    @torch.inference_mode()
+    def _find(self, query: Encoded, side: str, k: int, rerank: int) -> list[tuple[int, float]]:
+        """Return places and scores of the best candidates on a side for a query of the other modality."""
         head, places = self.model.itc_head, self._places[side]
         if head is None:
-            scores = score(places)
+            scores = self._match(query, side, places)
         else:
-            cosines = (torch.from_numpy(self._arrays[side]) @ embed(head, name, query)[0])[places]
-            scores, nearest = cosines.topk(min(max(k, rerank), len(places)))
-            places = places[nearest]
+            vector = embed(head, "text" if side == "images" else "image", query)
+            vectors = torch.from_numpy(self._arrays[side])
+            if len(places) < len(vectors):
+                vectors = vectors[places]
+            cosines, numbers = nearest(vector, vectors, max(k, rerank))
+            scores, places = cosines[0], places[numbers[0]]
             if rerank and _has_matching_head(self.model):
                 places = places[:rerank]
-                scores = score(places)
+                scores = self._match(query, side, places)
         best = scores.topk(min(k, len(places)))
         return [*zip(places[best.indices].tolist(), best.values.tolist(), strict=True)]
 
-    def _images(self) -> Encoded:
-        if self.model.itc_head is None:
-            return _StoredImages(self._stored("images"))
-        return ImagesOnDemand(self.model.m3ae, self._load, len(self.collection), BATCH_SIZE)
+    def _match(self, query: Encoded, side: str, places: Tensor) -> Tensor:
+        """Score a query against the candidates at some places by the matching head."""
+        zeros, numbers = torch.zeros_like(places), torch.arange(len(places))
+        if side == "images":
+            assert isinstance(query, EncodedTexts)
+            pairs = torch.stack([zeros, places], dim=1)
+            return score_pairs(self._score, query, self._images(), pairs, batch_size=BATCH_SIZE)
+        pairs = torch.stack([numbers, zeros], dim=1)
+        return score_pairs(self._score, self._texts(places), query, pairs, batch_size=BATCH_SIZE)
 
-    def _load(self, places: list[int]) -> Tensor:
-        return encode_pixels(self.model, self.processor, [self.collection.load(place) for place in places])
+    def _score(self, text: Stream, image: Stream) -> Tensor:
+        streams = (stream._replace(tokens=stream.tokens.to(self.model.dtype)) for stream in (text, image))
+        return self.model.score(*streams)
+
+    def _images(self) -> Encoded:
+        """Return the images: stored, or encoded when they are needed."""
+        if self.model.itc_head is None:
+            return EncodedImages(Stream(self._stored("images")))
+        model, processor, load = self.model, self.processor, self.collection.load
+        return ImagesOnDemand(
+            model.m3ae,
+            lambda places: encode_pixels(model, processor, [*map(load, places)]),
+            len(self.collection),
+            BATCH_SIZE,
+        )
 
     def _texts(self, places: Tensor) -> EncodedTexts:
-        """Return some texts: encoded now, or stored."""
-        if self.model.itc_head is not None:
-            return _encode_texts(self.model, self.processor, [self.collection.texts[place] for place in places])
-        lengths = torch.from_numpy(self._arrays["lengths"])
-        starts = lengths.cumsum(0) - lengths
-        return _StoredTexts(self._stored("texts"), starts[places], lengths[places])
+        """Return some texts: stored, or encoded now."""
+        if self.model.itc_head is None:
+            assert len(places) == len(self.collection.texts), "without a contrastive head every text is a candidate"
+            return EncodedTexts(self._stored("texts"), torch.from_numpy(self._arrays["lengths"]))
+        return _encode_texts(self.model, self.processor, [self.collection.texts[place] for place in places])
 
     def _stored(self, side: str) -> Tensor:
         return torch.from_numpy(self._arrays[side]).to(self.model.device)
-
-
-class _StoredImages(EncodedImages):
-    def select(self, index: Tensor) -> Stream:
-        return _restore(super().select(index))
-
-
-class _StoredTexts(EncodedTexts):
-    def select(self, index: Tensor) -> Stream:
-        return _restore(super().select(index))
-
-
-def _restore(stream: Stream) -> Stream:
-    return stream._replace(tokens=stream.tokens.float())
 
 
 def open_index(
@@ -277,37 +259,41 @@ def _has_matching_head(model: Searching) -> bool:
 
 @torch.inference_mode()
 def _build(model: Searching, processor: M3AEProcessor, collection: Collection, folder: Path) -> None:
-    if collection.texts:
-        texts = _encode_texts(model, processor, collection.texts)
-        if model.itc_head is not None:
-            _save(folder / "texts.npy", embed(model.itc_head, "text", texts).numpy())
-        else:
-            order = [
-                texts.tokens[start : start + length] for start, length in zip(texts.starts, texts.lengths, strict=True)
-            ]
-            _save(folder / "texts.npy", torch.cat(order).half().cpu().numpy())
-            _save(folder / "lengths.npy", texts.lengths.numpy())
+    """Write the arrays, a batch in memory at a time."""
+    head, texts = model.itc_head, collection.texts
+    starts = range(0, len(texts), BATCH_SIZE)
+    batches = [texts[start : start + BATCH_SIZE] for start in starts]
+    if texts and head is not None:
+        vectors = (embed(head, "text", _encode_texts(model, processor, batch)) for batch in batches)
+        _save(folder / "texts.npy", len(texts), zip(starts, vectors, strict=True))
+    elif texts:
+        lengths = np.array([len(ids) for batch in batches for ids in _tokens(model, processor, batch)])
+        _save(folder / "lengths.npy", len(texts), [(0, torch.from_numpy(lengths))])
+        tokens = (_encode_texts(model, processor, batch).tokens.half() for batch in batches)
+        firsts = (lengths.cumsum() - lengths)[::BATCH_SIZE].tolist()
+        _save(folder / "texts.npy", int(lengths.sum()), zip(firsts, tokens, strict=True))
+    _save(folder / "images.npy", len(collection), _encoded_images(model, processor, collection))
+
+
+def _save(path: Path, count: int, parts: Iterable[tuple[int | list[int], Tensor]]) -> None:
+    """Write rows as they come, each part from its first row on or to its rows; rows that do not come are NaN."""
     stored: np.memmap[Any, np.dtype[Any]] | None = None
-    with replacing(folder / "images.npy") as temporary:
-        for places, part in _encoded_images(model, processor, collection):
+    with replacing(path) as temporary:
+        for rows, part in parts:
+            array = part.cpu().numpy()
             if stored is None:
-                shape = (len(collection), *part.shape[1:])
-                stored = np.lib.format.open_memmap(temporary, "w+", part.dtype, shape)
-                stored[:] = np.nan
-            stored[places] = part
+                stored = np.lib.format.open_memmap(temporary, "w+", array.dtype, (count, *array.shape[1:]))
+                if array.dtype.kind == "f":
+                    stored[:] = np.nan
+            stored[slice(rows, rows + len(array)) if isinstance(rows, int) else rows] = array
         if stored is None:
-            raise ValueError(f"none of the {len(collection)} images can be read")
+            raise ValueError(f"none of the {count} images can be read")
         stored.flush()
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
 
 
 def _encoded_images(
     model: Searching, processor: M3AEProcessor, collection: Collection
-) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the places of images that can be read, and what is kept of them, a batch at a time."""
     starts = range(0, len(collection), BATCH_SIZE)
     for start in tqdm(starts, desc="encoding images", unit=f"×{BATCH_SIZE}", disable=None, leave=False):
@@ -316,16 +302,21 @@ def _encoded_images(
             try:
                 images[place] = collection.load(place)
             except UnreadableImageError as error:
-                tqdm.write(f"left out: {error}", file=sys.stderr)
-        if not images:
-            continue
-        encoded = encode_images(model.m3ae, [encode_pixels(model, processor, [*images.values()])])
-        if model.itc_head is None:
-            yield [*images], encoded.tokens.half().cpu().numpy()
-        else:
-            yield [*images], embed(model.itc_head, "image", encoded).numpy()
+                report(error)
+        if images:
+            encoded, head = _encode_images(model, processor, [*images.values()]), model.itc_head
+            yield [*images], encoded.stream.tokens.half() if head is None else embed(head, "image", encoded)
 
 
-def _encode_texts(model: Searching, processor: M3AEProcessor, texts: list[str]) -> EncodedTexts:
-    tokens = processor.tokenizer(texts, truncation=True, max_length=model.config.longest_text)["input_ids"]
-    return encode_texts(model.m3ae, tokens, BATCH_SIZE)
+def _encode_images(model: Searching, processor: M3AEProcessor, images: Sequence[Image.Image]) -> EncodedImages:
+    return encode_images(model.m3ae, [encode_pixels(model, processor, images)])
+
+
+def _encode_texts(model: Searching, processor: M3AEProcessor, texts: Sequence[str]) -> EncodedTexts:
+    return encode_texts(model.m3ae, _tokens(model, processor, texts), BATCH_SIZE)
+
+
+def _tokens(model: Searching, processor: M3AEProcessor, texts: Sequence[str]) -> list[list[int]]:
+    options = {"truncation": True, "max_length": model.config.longest_text}
+    ids: list[list[int]] = processor.tokenizer([*texts], **options)["input_ids"]
+    return ids

@@ -10,7 +10,6 @@ from m3ae.metrics.classification import (
 )
 from m3ae.metrics.gather import gather_rows
 from m3ae.metrics.question_answering import VQAAccuracy, is_right
-from m3ae.metrics.retrieval import RetrievalMetrics, recall_at_k, relevant_images, retrieval_metrics
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.metrics.text import text_metrics
 
@@ -18,7 +17,6 @@ __all__ = [
     "Interval",
     "MeanMetrics",
     "MultiLabelMetrics",
-    "RetrievalMetrics",
     "SingleLabelMetrics",
     "VQAAccuracy",
     "bootstrap",
@@ -27,9 +25,6 @@ __all__ = [
     "is_right",
     "multi_label_f1",
     "multi_label_metrics",
-    "recall_at_k",
-    "relevant_images",
-    "retrieval_metrics",
     "single_label_metrics",
     "text_metrics",
 ]

@@ -1,46 +1,26 @@
-"""Retrieval: which candidates are right, recall at K and median rank of a score matrix.
+"""Retrieval: which candidates are right, and the rank of the best of them.
 
-Shapes: Q queries, C candidates of each, P pairs, T texts, I images.
+Shapes: Q queries, Q' distinct ones; C candidates, C' distinct ones; P pairs, B some of the queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Literal, NamedTuple
 
-import datasets
 import torch
 from torch import Tensor
 
-from m3ae.metrics.base import InMemoryMetric, as_matrix
-
 RelevanceRule = Literal["every", "published"]
+KS = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
+SCORES_AT_ONCE = 2**22  # 16 MB
 
 
-def ranks_of_best_match(scores: Tensor, relevant: Tensor, others: Tensor | None = None) -> Tensor:
-    """Rank (1 = first) of the best-placed relevant candidate of each query.
-
-    Ties count against the model, and so does NaN: a candidate that is not relevant is placed first.
-
-    Args:
-        scores: (Q, C), higher is better.
-        relevant: (Q, C) bool.
-        others: (Q, C) for how many that are not relevant each stands; if None, for one unless it is relevant itself.
-
-    Returns:
-        (Q,) float64 ranks; ∞ where no candidate is relevant.
-    """
-    best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
-    ahead = ~(scores < best) * (~relevant if others is None else others)
-    return (ahead.sum(dim=1) + 1).double().masked_fill(~relevant.any(dim=1), torch.inf)
-
-
-def recall_at_k(scores: Tensor, relevant: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """Share of the queries (Q, C) with a relevant candidate among the first K, and median; see `summarize_ranks`."""
-    return summarize_ranks(ranks_of_best_match(scores, relevant), ks)
-
-
-def summarize_ranks(ranks: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+def summarize_ranks(ranks: Tensor, ks: tuple[int, ...] = KS) -> dict[str, float]:
     """Return the share of ranks (Q,) that are K at most, as `recall@K`, and `median_rank`.
 
     The median of an even number of ranks is the lower of the two in the middle.
@@ -68,120 +48,121 @@ class Relevance:
     def __init__(self, pairs: Tensor, queries: Tensor, candidates: Tensor, rule: RelevanceRule = "every") -> None:
         self._pairs, self._candidates, self._rule = pairs, candidates, rule
         self._queries = torch.arange(len(queries)) if rule == "published" else queries
-        self._copies = candidates.bincount()
-        keys = self._keys(pairs[:, 0], candidates[pairs[:, 1]])
+        self._size = int(candidates.max()) + 1
+        keys = self._queries[pairs[:, 0]] * self._size + candidates[pairs[:, 1]]
         self._together, self._right = keys.unique(return_counts=True)  # ascending
         if rule == "every":
-            self._right = self._copies[self._together % len(self._copies)]
+            self._right = candidates.bincount()[self._together % self._size]
 
-    def copies(self, queries: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
-        """Count the candidates that are one of the distinct ones: those right for a query, and the others.
+    def of(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is right for some queries, one entry for each query and distinct candidate.
 
         Args:
             queries: (B,) numbers of queries.
-            kinds: (B, K) numbers of distinct candidates.
 
         Returns:
-            (B, K) and (B, K).
+            Where the query stands in `queries`, the number of the distinct candidate, and how many candidates equal
+            to it are right.
         """
-        keys = self._keys(queries[:, None], kinds)
-        place = torch.searchsorted(self._together, keys).clamp(max=len(self._together) - 1)
-        right = torch.where(self._together[place] == keys, self._right[place], 0)
-        return right, self._copies[kinds] - right
+        first, end = (torch.searchsorted(self._together, (self._queries[queries] + i) * self._size) for i in (0, 1))
+        counts = end - first
+        rows = torch.arange(len(queries)).repeat_interleave(counts)
+        places = torch.arange(len(rows)) + (first - counts.cumsum(0) + counts)[rows]
+        return rows, self._together[places] % self._size, self._right[places]
 
     def counts(self) -> Tensor:
         """Return how many candidates are right for each query, (Q,)."""
-        found = torch.zeros(int(self._queries.max()) + 1, dtype=torch.long)
-        return found.index_add_(0, self._together // len(self._copies), self._right)[self._queries]
+        totals = torch.zeros(int(self._queries.max()) + 1, dtype=torch.long)
+        return totals.index_add_(0, self._together // self._size, self._right)[self._queries]
 
     def right_for(self, query: int) -> list[int]:
         """Return the numbers of all candidates that are right for a query."""
-        found = self._pairs[self._queries[self._pairs[:, 0]] == self._queries[query], 1]
+        right = self._pairs[self._queries[self._pairs[:, 0]] == self._queries[query], 1]
         if self._rule == "every":
-            found = torch.isin(self._candidates, self._candidates[found]).nonzero()[:, 0]
-        return [*found.tolist()]
-
-    def _keys(self, queries: Tensor, kinds: Tensor) -> Tensor:
-        keys: Tensor = self._queries[queries] * len(self._copies) + kinds
-        return keys
+            right = torch.isin(self._candidates, self._candidates[right]).nonzero()[:, 0]
+        return [*right.tolist()]
 
 
-def relevant_images(
-    text_rows: Tensor, image_rows: Tensor, text_ids: Tensor, image_ids: Tensor, rule: RelevanceRule = "every"
-) -> Tensor:
-    """Which images are right for which texts, all of them; see `Relevance`.
+@dataclass(frozen=True)
+class Found:
+    """What is found for queries among candidates; of equal queries and of equal candidates, one stands for all.
 
-    Args:
-        text_rows: (T,) the row of the data that each text comes from.
-        image_rows: (I,) the row that each image comes from.
-        text_ids: (T,) equal numbers name the same text.
-        image_ids: (I,) equal numbers name the same image.
-        rule: What counts.
-
-    Returns:
-        (T, I) bool.
-    """
-    same_row = text_rows[:, None] == image_rows
-    if rule == "published":
-        return same_row
-    texts, images = (ids.unique(return_inverse=True)[1] for ids in (text_ids, image_ids))
-    kinds = torch.arange(int(images.max()) + 1).expand(len(texts), -1)
-    right, _ = Relevance(same_row.nonzero(), texts, images).copies(torch.arange(len(texts)), kinds)
-    relevant: Tensor = (right > 0)[:, images]
-    return relevant
-
-
-def retrieval_metrics(scores: Tensor, relevant: Tensor) -> dict[str, float]:
-    """Return recall at 1, 5 and 10 and median rank both ways, and the number of queries.
-
-    Args:
-        scores: (T, I), higher = a better match.
-        relevant: (T, I) bool, for instance of `relevant_images`.
-
-    Returns:
-        `text_to_image_recall@1`, …, `text_to_image_median_rank`, `text_to_image_queries`, and the same as
-        `image_to_text_…`. A text without a right image (or an image without a right text) is a candidate, not a query.
-
-    Raises:
-        ValueError: No text has a right image.
-    """
-    if not relevant.any():
-        raise ValueError(f"none of the {len(scores)} texts has a right image among the {scores.shape[1]} candidates")
-    metrics: dict[str, float] = {}
-    for name, matrix, right in (("text_to_image", scores, relevant), ("image_to_text", scores.T, relevant.T)):
-        is_query = right.any(1)
-        found = recall_at_k(matrix[is_query], right[is_query]) | {"queries": int(is_query.sum())}
-        metrics |= {f"{name}_{key}": value for key, value in found.items()}
-    return metrics
-
-
-class RetrievalMetrics(InMemoryMetric):
-    """Recall at 1, 5 and 10 and median rank, text to image and image to text; see `retrieval_metrics`.
-
-    Every right candidate counts: the best-placed one is the rank of a query. What is right is the caller's choice;
-    `relevant_images` makes it, by content or by the published rule.
-
-    Args of `compute`:
-        predictions: The scores of all images for each text, in the same order for each.
-        references: The positions of the images that are right for each text; may be empty.
-
-    Returns of `compute`:
-        `text_to_image_recall@1`, `…recall@5`, `…recall@10`, `…median_rank`, `…queries`, and `image_to_text_…`.
+    Attributes:
+        scores: Returns the scores (B, C') of the distinct candidates for the distinct queries that numbers (B,) name:
+            larger = better, −∞ for what is not found.
+        queries: (Q,) which of the distinct ones each query is.
+        candidates: (C,) which of the distinct ones each candidate is.
     """
 
-    FEATURES = {  # noqa: RUF012
-        "predictions": datasets.List(datasets.Value("float64")),
-        "references": datasets.List(datasets.Value("int64")),
-    }
+    scores: Callable[[Tensor], Tensor]
+    queries: Tensor
+    candidates: Tensor
 
-    def _compute(
-        self, predictions: Sequence[Sequence[float]], references: Sequence[Sequence[int]]
-    ) -> dict[str, float]:
-        scores = torch.from_numpy(as_matrix(predictions, "predictions"))
-        relevant = torch.zeros(scores.shape, dtype=torch.bool)
-        for text, images in enumerate(references):
-            wrong = [image for image in images if not 0 <= image < scores.shape[1]]
-            if wrong:
-                raise ValueError(f"references of text {text}: no image {wrong[0]} among the {scores.shape[1]} scored")
-            relevant[text, images] = True
-        return retrieval_metrics(scores, relevant)
+    def ranks(self, relevance: Relevance) -> Tensor:
+        """Return the rank (Q,) of the best-placed right candidate of each query, 1 = first; ∞ if none is found.
+
+        Ties count against the model, and so does NaN: a candidate that is not right is placed first.
+        """
+        copies, ranks = self.candidates.bincount().float(), []
+        for queries in self._blocks(len(self.queries)):
+            scores = self.scores(self.queries[queries])
+            rows, right, counts = relevance.of(queries)
+            best = torch.full((len(queries),), -torch.inf).scatter_reduce_(0, rows, scores[rows, right], "amax")
+            ahead = ~(scores < best[:, None])
+            right_ahead = torch.zeros(len(queries)).index_add_(0, rows, ahead[rows, right] * counts.float())
+            ranks.append((ahead.float() @ copies - right_ahead + 1).masked_fill(best.isneginf(), torch.inf))
+        return torch.cat(ranks).double()
+
+    def best(self, number: int) -> list[list[tuple[int, float]]]:
+        """Return at most `number` candidates of each query, the best first, with their scores."""
+        members: list[list[int]] = [[] for _ in range(int(self.candidates.max()) + 1)]
+        for candidate, kind in enumerate(self.candidates.tolist()):
+            members[kind].append(candidate)
+        rows: list[list[tuple[int, float]]] = []
+        for queries in self._blocks(int(self.queries.max()) + 1):
+            scores = self.scores(queries)
+            values, kinds = (part.tolist() for part in scores.topk(min(number, scores.shape[1]), dim=1))
+            for row in zip(kinds, values, strict=True):
+                every = ((candidate, score) for kind, score in zip(*row, strict=True) for candidate in members[kind])
+                rows.append([*islice((pair for pair in every if pair[1] != -torch.inf), number)])
+        return [rows[query] for query in self.queries.tolist()]
+
+    def _blocks(self, count: int) -> Iterator[Tensor]:
+        """Yield the numbers below `count`, so many at once that their scores fit into a little memory."""
+        yield from torch.arange(count).split(max(1, SCORES_AT_ONCE // (int(self.candidates.max()) + 1)))
+
+
+class BothWays(NamedTuple):
+    """The images found for T texts, and the texts found for I images."""
+
+    text_to_image: Found
+    image_to_text: Found
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What is found, and what is right, from texts to images and back."""
+
+    found: BothWays
+    relevance: tuple[Relevance, Relevance]
+
+    @classmethod
+    def of(cls, found: BothWays, pairs: Tensor, rule: RelevanceRule = "every") -> Ranking:
+        """Judge what is found by the pairs (P, 2) of a text and an image that come from the same row of the data."""
+        sides = zip(found, (pairs, pairs.flip(1)), strict=True)
+        there, back = (Relevance(own, side.queries, side.candidates, rule) for side, own in sides)
+        return cls(found, (there, back))
+
+    @cached_property
+    def ranks(self) -> tuple[Tensor, Tensor]:
+        """The rank of the best-placed right candidate, (T,) and (I,); ∞ if none is found."""
+        return self.found[0].ranks(self.relevance[0]), self.found[1].ranks(self.relevance[1])
+
+    def metrics(self) -> dict[str, float]:
+        """Return recalls and median ranks both ways, numbers of queries, and the mean of the recalls."""
+        metrics: dict[str, float] = {}
+        for direction, ranks in zip(DIRECTIONS, self.ranks, strict=True):
+            summary = summarize_ranks(ranks) | {"queries": len(ranks)}
+            metrics |= {f"{direction}_{name}": value for name, value in summary.items()}
+        recalls = [metrics[f"{direction}_recall@{k}"] for direction in DIRECTIONS for k in KS]
+        return metrics | {"mean_recall": sum(recalls) / len(recalls)}

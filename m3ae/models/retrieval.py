@@ -42,7 +42,7 @@ class M3AEForImageTextRetrievalOutput(ModelOutput):
 class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
     """The trunk with the matching head, whose row 1 scores a pair (Chen et al. 2022).
 
-    To search, encode each image and each text once and `score` the pairs (`m3ae.models.search`); a pre-trained model
+    To search, encode each image and each text once and `score` the pairs (`m3ae.models.encoded`); a pre-trained model
     does so unchanged. With `config.itc_weight`, the contrastive head of pre-training stays and is trained further: it
     gives a first stage of search, and chooses hard negatives (Li et al. 2021, ALBEF). With `config.num_negatives` of 0
     it is trained alone, and nothing is fused.

@@ -21,7 +21,7 @@ from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import Pair, PairDataset
 from m3ae.data.words import name_pattern
 from m3ae.inference.reconstruction import predicted_patches
-from m3ae.metrics.retrieval import recall_at_k, relevant_images
+from m3ae.metrics.retrieval import DIRECTIONS, Ranking, summarize_ranks
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.losses import patchify
@@ -102,22 +102,20 @@ class PreTrainingEvaluator:
     def retrieval(self, model: M3AEForPreTraining, limit: int) -> dict[str, float]:
         """Zero-shot retrieval both ways among `limit` pairs through the matching head, each input encoded once.
 
-        Every image that stands with an equal text in one of the pairs counts as right. `shuffled_…` scores the same
-        matrix as if each text belonged to another image.
+        Every image that stands with an equal text in one of the pairs counts as right, as in fine-tuning for
+        retrieval. `shuffled_…` judges the same ranking as if each text belonged to another image.
         """
         pairs = self._complete_pairs(limit)
         texts, image_ids = [pair.text or "" for pair in pairs], [pair.image_id for pair in pairs]
         gallery = Gallery(
             model.m3ae, texts, image_ids, pairs.__getitem__, self.collator, self.accelerator, self.batch_size
         )
-        scores = gallery.match(model.score)
-        rows, text_ids = torch.arange(len(pairs)), torch.tensor([pair.text_id for pair in pairs])
-        same = relevant_images(rows, rows, text_ids, torch.tensor(image_ids))
-        other = same.roll(_shift(len(pairs)), dims=1)
+        found, rows = gallery.match_all(model.score), torch.arange(len(pairs))
         metrics = {"retrieval_pairs": float(len(pairs))}
-        for prefix, relevant in (("", same), ("shuffled_", other)):
-            for name, matrix, right in (("text_to_image", scores, relevant), ("image_to_text", scores.T, relevant.T)):
-                metrics |= {f"{prefix}{name}_{key}": value for key, value in recall_at_k(matrix, right).items()}
+        for prefix, shift in (("", 0), ("shuffled_", _shift(len(pairs)))):
+            ranks = Ranking.of(found, torch.stack([rows, (rows + shift) % len(rows)], dim=1)).ranks
+            for direction, summary in zip(DIRECTIONS, map(summarize_ranks, ranks), strict=True):
+                metrics |= {f"{prefix}{direction}_{name}": value for name, value in summary.items()}
         return metrics
 
     def _batches(self, *, shuffled: bool, draw: int = 0) -> Iterator[list[Pair]]:

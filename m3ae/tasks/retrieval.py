@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,17 +20,15 @@ from torch.utils.data import Dataset
 from m3ae.data.examples import Example, ExampleDataset, Sample
 from m3ae.figures import Strip, draw_retrieval, save_figure
 from m3ae.inference.inputs import pictures
-from m3ae.metrics.retrieval import Relevance, RelevanceRule, summarize_ranks
+from m3ae.metrics.retrieval import DIRECTIONS, KS, BothWays, Ranking, Relevance, RelevanceRule
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
 from m3ae.tasks.finetuning import TOP, FineTuning, open_data, open_split, prefixed
-from m3ae.tasks.gallery import BothWays, Gallery
+from m3ae.tasks.gallery import Gallery
 from m3ae.tasks.models import open_model
 from m3ae.training.config import RunConfig
 
-KS = (1, 5, 10)
 STRIPS = 5  # queries that are drawn
-DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 class Candidates(NamedTuple):
@@ -52,34 +48,10 @@ class Candidates(NamedTuple):
     text_names: list[str]
     image_ids: list[int]
 
-    def relevance(self, found: BothWays, rule: RelevanceRule) -> tuple[Relevance, Relevance]:
-        """Return which images are right for the texts, and which texts for the images, among what is found."""
+    def judge(self, found: BothWays, rule: RelevanceRule) -> Ranking:
+        """Return what is found together with what is right."""
         pairs = torch.stack([torch.arange(len(self.texts)), torch.tensor(self.text_rows)], dim=1)
-        return (
-            Relevance(pairs, found[0].queries, found[0].candidates, rule),
-            Relevance(pairs.flip(1), found[1].queries, found[1].candidates, rule),
-        )
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """What is found, and what is right, from texts to images and back."""
-
-    found: BothWays
-    relevance: tuple[Relevance, Relevance]
-
-    @cached_property
-    def ranks(self) -> tuple[Tensor, Tensor]:
-        """The rank of the best-placed right candidate, (T,) and (I,); ∞ if none is found."""
-        return self.found[0].ranks(self.relevance[0]), self.found[1].ranks(self.relevance[1])
-
-    def metrics(self) -> dict[str, float]:
-        """Return recalls and median ranks both ways, and the mean of the recalls."""
-        found: dict[str, float] = {}
-        for direction, ranks in zip(DIRECTIONS, self.ranks, strict=True):
-            found |= prefixed(direction, summarize_ranks(ranks, KS) | {"queries": len(ranks)})
-        recalls = [found[f"{direction}_recall@{k}"] for direction in DIRECTIONS for k in KS]
-        return found | {"mean_recall": sum(recalls) / len(recalls)}
+        return Ranking.of(found, pairs, rule)
 
 
 class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
@@ -108,10 +80,6 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
             raise ValueError(
                 f"retrieval.rerank: got {k}, but the model has no contrastive head to choose candidates with: "
                 "pre-train it with model.overrides.itc_weight, or set retrieval.rerank=null"
-            )
-        if k and find_spec("faiss") is None:
-            raise ValueError(
-                f"retrieval.rerank: got {k}, which needs faiss; pip install 'm3ae[index]', or set it to null"
             )
         if k != 0 and model.config.num_negatives == 0:
             raise ValueError(
@@ -219,8 +187,8 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
             found = gallery.match_all(model.score)
             if first_stage and head is not None:
                 first = gallery.compare_all(head)
-        relevance = candidates.relevance(found, self.config.retrieval.relevance)
-        return Ranking(found, relevance), None if first is None else Ranking(first, relevance)
+        rule = self.config.retrieval.relevance
+        return candidates.judge(found, rule), None if first is None else candidates.judge(first, rule)
 
     def illustrate(self, model: M3AEForImageTextRetrieval, folder: Path) -> list[Path]:
         """Draw the images found for some texts, spread over the split; the right ones are framed."""

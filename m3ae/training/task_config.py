@@ -100,8 +100,8 @@ class RetrievalConfig(Section):
         relevance: What is right: an image that stands with an equal text in any row (`every`), or only that of the
             text's own row (`published`).
         rerank: Find so many of the nearest by the contrastive head and rank them by the matching head, what is not
-            among them counting as not found; needs faiss. 0 ranks everything by the contrastive head alone. `null`
-            scores every pair by the matching head, as published. These two need a matrix of all texts and images.
+            among them counting as not found. 0 ranks everything by the contrastive head alone. `null`
+            scores every pair by the matching head, as published. That one needs a matrix of all texts and images.
         max_rows: Rows of a split that are ranked, evenly spaced; `null` for all.
     """
 

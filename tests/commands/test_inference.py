@@ -24,7 +24,6 @@ EXTRAS = (
     "accelerate",
     "datasets",
     "evaluate",
-    "faiss",
     "gradio",
     "matplotlib",
     "pyarrow",
@@ -183,7 +182,8 @@ def test_nothing_but_the_result_is_printed_with_json(
     for name in ("vqa", "masked", "latent"):
         (images / name).symlink_to(models / name)
     run_folder = RunFolder(images / "run")
-    run_folder.describe_run(tiny_finetuning("retrieval", images, images / "run"), step=0, device="", num_processes=1)
+    config = tiny_finetuning("retrieval", images, images / "run")
+    run_folder.describe_run(config, step=0, device="", num_processes=1, precision="no")
 
     def talkative(function: Any) -> Any:
         def wrapped(*positional: Any, **named: Any) -> Any:

@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from m3ae import M3AEForPreTraining
 from m3ae.cli import cli
+from m3ae.data.images import load_image
 from m3ae.data.pairs import PairColumns
 from m3ae.files import file_sha256
 from m3ae.inference import load_model
@@ -102,6 +104,69 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, options: list
     run(place / "data", "--model", place / "plain", "--output", tmp_path / "out")
     options[1] = str(place / options[1])
     assert message in run(place / "data", *options, "--output", tmp_path / "out", status=2).output
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four images, of which two cannot be read."""
+    folder, draw = tmp_path / "images", np.random.default_rng(0)
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.png", "c.png"):
+        Image.fromarray(draw.integers(0, 255, (40, 32), dtype=np.uint8)).save(folder / name)
+    (folder / "c.png").write_bytes((folder / "c.png").read_bytes()[:-50])
+    (folder / "sub" / "d.jpg").write_text("<html>404</html>")
+    return folder
+
+
+def test_a_folder_of_images_is_embedded_without_those_that_cannot_be_read(
+    place: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3ae.inference.embedding.ROWS_PER_SHARD", 2)
+    common = (images, "--model", place / "contrastive", "--batch-size", 1, "--output")
+    result = run(*common, tmp_path / "out")
+    rejected = {"a.png": None, "c.png": "image truncated or corrupt", "sub/b.png": None, "sub/d.jpg": "not an image"}
+    lost = [(name, reason) for name, reason in rejected.items() if reason]
+    description = json.loads((tmp_path / "out" / "embeddings.json").read_text())
+    assert [(row["id"], row["reason"]) for row in description["rejected"]] == lost
+    for name, reason in lost:
+        assert f"left out: {reason}: {images / name}" in result.stderr
+    assert description["splits"] == {"all": 2} and len(description["shards"]) == 2
+    found = read(tmp_path / "out")
+    assert found["id"] == ["a.png", "sub/b.png"] and found["text"] == [None, None]
+    model, processor = load_model(place / "contrastive", [M3AEForPreTraining])
+    pixels = processor(images=load_image(images / "sub" / "b.png"), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model.itc_head.embed("image", model.m3ae.encode_image(pixels))[0]
+    np.testing.assert_allclose(found["image"][1], expected, atol=1e-5)
+
+    run(*common, tmp_path / "parts", "--shard-range", "1:2")
+    run(*common, tmp_path / "parts")
+    assert json.loads((tmp_path / "parts" / "embeddings.json").read_text()) == description
+
+
+def test_rows_of_a_table_keep_their_text_without_their_image(place: Path, images: Path, tmp_path: Path) -> None:
+    (images / "reports.csv").write_text(
+        "id,image,text\nx,a.png,small nodule\ny,c.png,no finding\nz,,nothing\nw,c.png,\nv,gone.png,normal\n"
+    )
+    run(images, "--model", place / "contrastive", "--output", tmp_path / "out")
+    found = read(tmp_path / "out")
+    assert found["id"] == [*"xyzv"]
+    assert [value is None for value in found["image"]] == [False, True, True, True]
+    assert not any(value is None for value in found["text"])
+    rejected = json.loads((tmp_path / "out" / "embeddings.json").read_text())["rejected"]
+    assert [(row["id"], row.get("column")) for row in rejected] == [("y", "image"), ("w", None), ("v", "image")]
+
+
+def test_a_damaged_shard_is_written_again(place: Path, tmp_path: Path) -> None:
+    common = (place / "data", "--model", place / "plain", "--output", tmp_path / "out")
+    run(*common)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    shard = tmp_path / "out" / "train-00001-of-00002.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 4] ^= 1  # among the vectors
+    shard.write_bytes(content)
+    run(*common)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEImageProcessor, M3AEProcessor
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.inference import SearchIndex, index_folder, open_collection, open_index, search
+from m3ae.models.encoded import encode_texts
 from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.tiny import tiny_of
 from tests.tasks.tiny_finetuning import write_splits
@@ -227,6 +228,25 @@ def test_images_that_cannot_be_read_are_left_out_with_their_path(folder, process
     (folder / "a.png").write_text("")
     with pytest.raises(ValueError, match="none of the 3 images can be read"):
         open_index(model, processor, open_collection(folder), tmp_path / "index")
+
+
+@pytest.mark.parametrize("options", [{}, {"itc_weight": 1.0}])
+def test_texts_are_indexed_a_batch_at_a_time(folder, processor, tmp_path, capsys, monkeypatch, options):
+    model, collection = build(processor, M3AEForPreTraining, **options), open_collection(folder)
+    expected = open_index(model, processor, collection, tmp_path / "whole").find_texts(collection.load(0))
+    monkeypatch.setattr(search, "BATCH_SIZE", 1)
+    sizes = []
+
+    def encode(trunk, input_ids, batch_size):
+        sizes.append(len(input_ids))
+        return encode_texts(trunk, input_ids, batch_size)
+
+    monkeypatch.setattr(search, "encode_texts", encode)
+    index = open_index(model, processor, collection, tmp_path / "batches")
+    assert sizes == [1] * len(TEXTS)
+    found = index.find_texts(collection.load(0))
+    assert [hit.name for hit in found] == [hit.name for hit in expected]
+    assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
 
 
 def test_a_pre_trained_and_a_fine_tuned_model_of_the_same_weights_rank_alike(folder, processor, tmp_path, capsys):

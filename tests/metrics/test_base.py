@@ -1,9 +1,9 @@
 import evaluate
 import pytest
 
-from m3ae.metrics import MultiLabelMetrics, RetrievalMetrics, SingleLabelMetrics, VQAAccuracy
+from m3ae.metrics import MultiLabelMetrics, SingleLabelMetrics, VQAAccuracy
 
-METRICS = [VQAAccuracy, SingleLabelMetrics, MultiLabelMetrics, RetrievalMetrics]
+METRICS = [VQAAccuracy, SingleLabelMetrics, MultiLabelMetrics]
 
 
 @pytest.mark.parametrize("metric_class", METRICS)

@@ -1,18 +1,20 @@
-"""Search with the matching head: each image and each text is encoded once, only the fusion runs for every pair.
+"""Images and texts that are encoded once, and compared: by the contrastive head, by the matching head, or by both.
 
 A search in two stages takes the k nearest in the space of the contrastive head and re-ranks those with the matching
-head. A model without a contrastive head has no first stage: nothing has brought its encoders into one space, so that
-the similarity of what they return means nothing before the fusion.
+head, for which only the fusion runs for every pair. A model without a contrastive head has no first stage: nothing has
+brought its encoders into one space, so that the similarity of what they return means nothing before the fusion.
 
 The model is to be in evaluation mode; for half precision call these functions under `torch.autocast`.
 
-Shapes: Q texts, C images, P pairs, B batch, H×W pixels, L text tokens, T tokens, D fusion width, E contrastive space.
+Shapes: N items of a modality, Q queries, C candidates, P pairs, B batch, H×W pixels, L text tokens, T image tokens, D
+fusion width, E contrastive space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -23,17 +25,18 @@ from m3ae.models.decoders import ContrastiveHead
 from m3ae.models.fusion import Stream
 from m3ae.models.modeling import M3AEModel
 
-# Scores texts and images row by row, (B,): `M3AEForImageTextRetrieval.score` or `M3AEForPreTraining.score`.
+# Scores texts and images row by row, (B,): the method `score` of a model with a matching head.
 Score = Callable[[Stream, Stream], Tensor]
+SCORES_AT_ONCE = 2**22  # of all pairs of some queries and all candidates: 16 MB
 
 
 class Encoded(Protocol):
-    """A collection of encoded inputs."""
+    """A collection of encoded items of one modality."""
 
     def __len__(self) -> int: ...
 
     def select(self, index: Tensor) -> Stream:
-        """Return the inputs that `index` (B,) names."""
+        """Return the items that `index` (B,) names."""
 
 
 @dataclass(frozen=True)
@@ -42,43 +45,39 @@ class EncodedTexts:
 
     Attributes:
         tokens: (ΣL, D) one text after the other.
-        starts: (Q,) where each begins, on the CPU.
-        lengths: (Q,) on the CPU.
+        lengths: (N,) on the CPU.
     """
 
     tokens: Tensor
-    starts: Tensor
     lengths: Tensor
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """Where each text begins, (N,) on the CPU."""
+        return self.lengths.cumsum(0) - self.lengths
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def select(self, index: Tensor) -> Stream:
         """Return the texts that `index` (B,) names, padded to the longest of them."""
-        lengths = self.lengths[index, None]
-        places = torch.arange(int(lengths.max()))
-        mask = places < lengths
-        rows = torch.where(mask, self.starts[index, None] + places, 0)
+        rows, mask = _rows(self.starts[index], self.lengths[index])
         device = self.tokens.device
         return Stream(self.tokens[rows.to(device)], None if mask.all() else mask.to(device))
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images kept in memory.
+    """Images kept in memory, as one stream with N rows."""
 
-    Attributes:
-        tokens: (C, T, D).
-    """
-
-    tokens: Tensor
+    stream: Stream
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.stream.tokens)
 
     def select(self, index: Tensor) -> Stream:
         """Return the images that `index` (B,) names."""
-        return Stream(self.tokens[index.to(self.tokens.device)])
+        return self.stream.select(index.to(self.stream.tokens.device))
 
 
 @dataclass(frozen=True)
@@ -102,30 +101,32 @@ class ImagesOnDemand:
 
     def select(self, index: Tensor) -> Stream:
         """Load and encode the images that `index` (B,) names."""
-        batches = (self.load(part.tolist()) for part in index.split(self.batch_size))
-        return Stream(encode_images(self.trunk, batches).tokens)
+        return encode_images(self.trunk, (self.load(part.tolist()) for part in index.split(self.batch_size))).stream
 
 
 @torch.no_grad()
 def encode_images(trunk: M3AEModel, batches: Iterable[Tensor]) -> EncodedImages:
     """Encode images, given as batches of pixel values (B, 3, H, W), and keep them in memory."""
-    return EncodedImages(torch.cat([trunk.encode_image(pixels.to(trunk.device)).tokens for pixels in batches]))
+    streams = [trunk.encode_image(pixels.to(trunk.device)) for pixels in batches]
+    return EncodedImages(streams[0]._replace(tokens=torch.cat([stream.tokens for stream in streams])))
 
 
 @torch.no_grad()
 def encode_texts(trunk: M3AEModel, input_ids: Sequence[Sequence[int]], batch_size: int = 64) -> EncodedTexts:
     """Encode texts, given as their tokens without padding; texts of about the same length share a batch."""
     lengths = torch.tensor([len(ids) for ids in input_ids])
-    order = lengths.argsort(stable=True)
+    texts = EncodedTexts(torch.empty(0), lengths)
     pad = trunk.text_encoder.config.pad_token_id or 0
-    packed = []
-    for rows in order.split(batch_size):
+    tokens: Tensor | None = None
+    for rows in lengths.argsort(stable=True).split(batch_size):
         ids = pad_sequence([torch.tensor(input_ids[row]) for row in rows], batch_first=True, padding_value=pad)
-        mask = (torch.arange(ids.shape[1]) < lengths[rows, None]).to(trunk.device)
-        packed.append(trunk.encode_text(ids.to(trunk.device), mask.long()).tokens[mask])
-    ends = lengths[order].cumsum(0)
-    starts = torch.empty_like(lengths).scatter_(0, order, ends - lengths[order])
-    return EncodedTexts(torch.cat(packed), starts, lengths)
+        places, mask = _rows(texts.starts[rows], lengths[rows])
+        encoded = trunk.encode_text(ids.to(trunk.device), mask.long().to(trunk.device)).tokens
+        if tokens is None:
+            tokens = encoded.new_empty(int(lengths.sum()), encoded.shape[-1])
+        tokens[places[mask].to(trunk.device)] = encoded[mask.to(trunk.device)]
+    assert tokens is not None, "there is at least one text"
+    return EncodedTexts(tokens, lengths)
 
 
 @torch.no_grad()
@@ -137,8 +138,20 @@ def embed(
     `rows` of None names all inputs.
     """
     rows = torch.arange(len(inputs)) if rows is None else rows
-    found = [head.embed(name, inputs.select(batch)).cpu() for batch in rows.split(batch_size)]
-    return torch.cat(found)
+    return torch.cat([head.embed(name, inputs.select(batch)).cpu() for batch in rows.split(batch_size)])
+
+
+def nearest(queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the cosines (Q, K) and the numbers (Q, K) of the k nearest candidates of each query, the nearest first.
+
+    Args:
+        queries: (Q, E) unit vectors.
+        candidates: (C, E) unit vectors; K is C if there are fewer than k.
+        k: How many to find.
+    """
+    blocks = queries.split(max(1, SCORES_AT_ONCE // len(candidates)))
+    best = [(block @ candidates.T).topk(min(k, len(candidates)), dim=1) for block in blocks]
+    return torch.cat([block.values for block in best]), torch.cat([block.indices for block in best])
 
 
 @torch.no_grad()
@@ -158,8 +171,8 @@ def score_pairs(
 
     Args:
         score: The matching head.
-        texts: Q texts.
-        images: C images.
+        texts: The texts.
+        images: The images.
         pairs: (P, 2) number of the text, number of the image.
         batch_size: Pairs fused at once.
         block_size: Images selected at once.
@@ -171,64 +184,28 @@ def score_pairs(
     needed, place = pairs[:, 1].unique(return_inverse=True)
     for start in range(0, len(needed), block_size):
         block = images.select(needed[start : start + block_size])
-        own = ((place >= start) & (place < start + block_size)).nonzero()[:, 0]
-        own = own[texts.lengths[pairs[own, 0]].argsort(stable=True)]
-        found = [
+        rows = ((place >= start) & (place < start + block_size)).nonzero()[:, 0]
+        rows = rows[texts.lengths[pairs[rows, 0]].argsort(stable=True)]
+        parts = [
             score(texts.select(pairs[batch, 0]), block.select((place[batch] - start).to(block.tokens.device)))
-            for batch in own.split(batch_size)
+            for batch in rows.split(batch_size)
         ]
-        scores[own] = torch.cat(found).float().cpu()
+        scores[rows] = torch.cat(parts).float().cpu()
     return scores
 
 
-def score_all(
-    score: Score, texts: EncodedTexts, images: Encoded, *, batch_size: int = 64, block_size: int = 256
-) -> Tensor:
-    """Score every text against every image: (Q, C); the arguments are those of `score_pairs`."""
-    rows = torch.arange(len(texts))
-    columns = [
-        score_pairs(
-            score, texts, images, torch.cartesian_prod(rows, block), batch_size=batch_size, block_size=block_size
-        )
-        for block in torch.arange(len(images)).split(block_size)
-    ]
-    return torch.cat([column.view(len(texts), -1) for column in columns], dim=1)
-
-
-def rerank(
-    score: Score, texts: EncodedTexts, images: Encoded, nearest: Tensor, *, batch_size: int = 64
-) -> tuple[Tensor, Tensor]:
-    """Order the candidates of each text by the matching head.
-
-    Args:
-        score: The matching head.
-        texts: Q texts.
-        images: C images.
-        nearest: (Q, K) numbers of the images that a first stage has found.
-        batch_size: Pairs fused at once.
-
-    Returns:
-        (Q, K) the numbers of these images, the best first, and their scores (Q, K).
-    """
-    rows = torch.arange(len(nearest)).repeat_interleave(nearest.shape[1])
-    pairs = torch.stack([rows, nearest.flatten()], dim=1)
-    scores = score_pairs(score, texts, images, pairs, batch_size=batch_size).view(nearest.shape)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return nearest.gather(1, order), scores
-
-
-def rerank_both_ways(
+def score_both_ways(
     nearest_images: Tensor, nearest_texts: Tensor, score: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Score what a first stage has found for the texts and for the images; each pair is scored once.
 
     Args:
-        nearest_images: (Q, K) numbers of images for each text.
-        nearest_texts: (C, K') numbers of texts for each image.
+        nearest_images: (N, K) numbers of images for each of N texts.
+        nearest_texts: (C, K') numbers of texts for each of C images.
         score: Returns the scores (P,) of pairs (P, 2): `score_pairs` with its first arguments.
 
     Returns:
-        The scores (Q, K) and (C, K') in the same places.
+        The scores (N, K) and (C, K') of the same pairs.
     """
     count = len(nearest_texts)
     of_texts = torch.arange(len(nearest_images))[:, None] * count + nearest_images
@@ -236,3 +213,10 @@ def rerank_both_ways(
     wanted, place = torch.cat([of_texts.flatten(), of_images.flatten()]).unique(return_inverse=True)
     scores = score(torch.stack([wanted // count, wanted % count], dim=1))[place]
     return scores[: of_texts.numel()].view(of_texts.shape), scores[of_texts.numel() :].view(of_images.shape)
+
+
+def _rows(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows (B, L) that texts have among packed tokens, and a mask (B, L), False behind their ends."""
+    places = torch.arange(int(lengths.max()))
+    mask = places < lengths[:, None]
+    return torch.where(mask, starts[:, None] + places, 0), mask

@@ -3,16 +3,15 @@ import torch
 from torch import Tensor
 
 from m3ae import M3AEForImageTextRetrieval
-from m3ae.models.search import (
+from m3ae.models.encoded import (
     EncodedImages,
     EncodedTexts,
     ImagesOnDemand,
     embed,
     encode_images,
     encode_texts,
-    rerank,
-    rerank_both_ways,
-    score_all,
+    nearest,
+    score_both_ways,
     score_pairs,
 )
 from tests.models.tiny import tiny_of, tiny_pairs
@@ -50,6 +49,12 @@ def plain(model: M3AEForImageTextRetrieval) -> Tensor:
     return torch.stack(rows).view(len(TOKENS), len(PIXELS))
 
 
+def score_all(score, texts, images, **options: int) -> Tensor:
+    """Score every text against every image, (7, 5)."""
+    pairs = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(images)))
+    return score_pairs(score, texts, images, pairs, **options).view(len(texts), len(images))
+
+
 @pytest.mark.parametrize(("batch_size", "block_size"), [(64, 64), (4, 2), (1, 1)])
 def test_scores_are_those_of_the_plain_forward(model, texts, images, plain, batch_size: int, block_size: int) -> None:
     scores = score_all(model.score, texts, images, batch_size=batch_size, block_size=block_size)
@@ -75,7 +80,7 @@ def test_each_image_is_selected_once_and_no_padding_is_fused(model, texts, image
         fused.append(text.tokens.shape[:2])
         return model.score(text, image)
 
-    score_all(score, texts, Watched(images.tokens), batch_size=5, block_size=5)
+    score_all(score, texts, Watched(images.stream), batch_size=5, block_size=5)
     assert selected == [[0, 1, 2, 3, 4]]
     assert fused == [(5, length) for length in sorted(LENGTHS)]
 
@@ -115,7 +120,7 @@ def test_what_is_wanted_both_ways_is_scored_once(model, texts, images, similarit
 
     expected = score_all(model.score, texts, images)
     nearest_images, nearest_texts = similarity.topk(2).indices, similarity.T.topk(3).indices
-    of_texts, of_images = rerank_both_ways(nearest_images, nearest_texts, score)
+    of_texts, of_images = score_both_ways(nearest_images, nearest_texts, score)
     torch.testing.assert_close(of_texts, expected.gather(1, nearest_images), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(of_images, expected.T.gather(1, nearest_texts), atol=1e-5, rtol=1e-5)
     wanted = {(text, image) for text, own in enumerate(nearest_images.tolist()) for image in own}
@@ -123,12 +128,16 @@ def test_what_is_wanted_both_ways_is_scored_once(model, texts, images, similarit
     assert sorted(scored) == sorted(wanted) and len(wanted) < 7 * 2 + 5 * 3
 
 
-def test_rerank_orders_candidates(model, texts, images, similarity) -> None:
-    expected = score_all(model.score, texts, images)
-    nearest = similarity.topk(3).indices
-    found, scores = rerank(model.score, texts, images, nearest)
-    torch.testing.assert_close(scores, expected.gather(1, found), atol=1e-5, rtol=1e-5)
-    assert (scores.diff(dim=1) <= 0).all() and torch.equal(found.sort(1).values, nearest.sort(1).values)
+def test_the_nearest_are_found_whatever_is_compared_at_once(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = (torch.randn(count, 4, generator=generator) for count in (9, 20))
+    expected = (queries @ candidates.T).sort(dim=1, descending=True)
+    for at_once in (1, 50, 1000):
+        monkeypatch.setattr("m3ae.models.encoded.SCORES_AT_ONCE", at_once)
+        for k, size in ((3, 3), (50, 20)):
+            cosines, numbers = nearest(queries, candidates, k)
+            torch.testing.assert_close(cosines, expected.values[:, :size])
+            assert torch.equal(numbers, expected.indices[:, :size])
 
 
 def test_half_precision_is_the_callers_choice_and_makes_no_ties(model, plain) -> None:
