@@ -97,6 +97,10 @@ def stretch(values: NDArray[Any], low: float, high: float, *, inverted: bool = F
     """Map `low` to black and `high` to white, or the other way round; what is no number, or has no range, to black."""
     if high <= low:
         return np.zeros(values.shape, np.uint8)
+    if values.dtype.kind in "iu" and values.itemsize == 2:  # each of the 65,536 values once
+        kind = np.iinfo(values.dtype)
+        table = stretch(np.arange(kind.min, kind.max + 1), low, high, inverted=inverted)
+        return np.take(table, values.astype(np.int32) - kind.min)
     shares = (np.clip(values, low, high).astype(np.float64) - low) / (high - low)
     grey: NDArray[np.uint8] = np.nan_to_num(255 * (1 - shares if inverted else shares)).round().astype(np.uint8)
     return grey

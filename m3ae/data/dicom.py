@@ -130,7 +130,10 @@ def _decode(dataset: Dataset, name: str) -> NDArray[Any]:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise UnreadableImageError("image decoder missing", f"{name}: {syntax.name} is not supported") from error
+        raise UnreadableImageError(
+            "image decoder missing",
+            f"{name}: {syntax.name} is not supported by pydicom: convert the file to another transfer syntax",
+        ) from error
     needs = "".join(
         line.removeprefix("pylibjpeg - requires ")
         for line in decoder.missing_dependencies

@@ -37,6 +37,7 @@ class M3AEImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
     resample = PILImageResampling.BICUBIC
+    default_to_square = False  # a single number is the shorter side
     size = {"shortest_edge": 288}  # noqa: RUF012 (plain attributes in the base class)
     crop_size = {"height": 288, "width": 288}  # noqa: RUF012
     image_mean = [0.48145466, 0.4578275, 0.40821073]  # noqa: RUF012
@@ -77,7 +78,7 @@ class M3AEImageProcessor(PilBackend):
         if isinstance(image, torch.Tensor):
             image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
         if isinstance(image, np.ndarray) and image.ndim == 2:
-            image, input_data_format = image[None], ChannelDimension.FIRST
+            image, input_data_format = np.stack([image] * (3 if do_convert_rgb else 1)), ChannelDimension.FIRST
         is_plain = kwargs.get("do_rescale", True) and kwargs.get("rescale_factor", 1 / 255) == 1 / 255
         if isinstance(image, np.ndarray) and not is_plain:
             values: np.ndarray = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)

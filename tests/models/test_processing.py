@@ -113,6 +113,18 @@ def test_opacity_lays_a_picture_on_white() -> None:
     np.testing.assert_array_equal(values(np.dstack([COLOUR, np.zeros_like(RAMP)])), white)
 
 
+@pytest.mark.parametrize("size", [32, {"shortest_edge": 32}])
+@pytest.mark.parametrize("crop_size", [32, [32, 32], (32, 32)])
+def test_sizes_are_numbers_or_lists(size: Any, crop_size: Any, tmp_path: Path) -> None:
+    M3AEImageProcessor(size=size, crop_size=crop_size).save_pretrained(tmp_path)
+    for processor in (
+        M3AEImageProcessor(size=size, crop_size=crop_size),
+        M3AEImageProcessor.from_pretrained(tmp_path),
+    ):
+        np.testing.assert_array_equal(processor(COLOUR, return_tensors="np")["pixel_values"], RGB)
+    assert M3AEImageProcessor(size=[20, 40])(COLOUR, do_center_crop=False)["pixel_values"][0].shape == (3, 20, 40)
+
+
 def test_what_is_no_picture_is_named() -> None:
     with pytest.raises(TypeError, match="images: got int, expected a picture of Pillow"):
         values(3)
