@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
 
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.option_checks import check_fraction, check_heads, check_keys, check_width
+from m3ae.models.option_checks import StrictConfig, check_fraction, check_heads, check_width
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.models.text_encoder import check_text_encoder, longest_text, text_config_of
 
 
-class M3AEImageConfig(PreTrainedConfig):
+class M3AEImageConfig(StrictConfig):
     """A vision transformer over square patches, by default the published CLIP ViT-B/16 at 288 px.
 
     Args:
@@ -57,7 +56,6 @@ class M3AEImageConfig(PreTrainedConfig):
     image_std: list[float] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_keys(type(self).__name__, [field.name for field in fields(self)], kwargs)
         self.image_mean = _for_channels("image_mean", self.image_mean, OPENAI_CLIP_MEAN, self.num_channels)
         self.image_std = _for_channels("image_std", self.image_std, OPENAI_CLIP_STD, self.num_channels)
         if self.image_size % self.patch_size:
@@ -89,7 +87,7 @@ def _for_channels(name: str, values: list[float] | None, colours: list[float], n
     return list(values)
 
 
-class M3AEConfig(PreTrainedConfig):
+class M3AEConfig(StrictConfig):
     """Encoders, co-attention fusion, decoders and objectives of an M3AE model.
 
     The defaults are the published base model (Chen et al., MICCAI 2022, arXiv 2209.07098).
@@ -173,7 +171,6 @@ class M3AEConfig(PreTrainedConfig):
     latent: dict[str, Any] | LatentConfig | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_keys(type(self).__name__, [field.name for field in fields(self)], kwargs)
         if isinstance(self.text_config, PreTrainedConfig):
             check_text_encoder(self.text_config.model_type, self.text_config.to_dict())
         else:

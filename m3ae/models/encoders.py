@@ -154,7 +154,7 @@ class PatchTransformer(nn.Module):
 
     def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Encode the class token and the patches that `ids_keep` (B, K) names, or all of them: (B, 1 + K, D)."""
-        tokens = self._embed_patches(pixel_values, ids_keep)
+        tokens = self._embed_patches(pixel_values.to(self.cls_token.dtype), ids_keep)
         class_token = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
         tokens = self.norm_pre(torch.cat([class_token, tokens], dim=1))
         for block in self.blocks:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from transformers import PreTrainedConfig
-
 from m3ae.models.latent import MAX_ENUMERATED
 from m3ae.models.option_checks import (
+    StrictConfig,
     check_choice,
     check_count,
     check_fraction,
@@ -145,7 +144,7 @@ class ModalityConfig:
 _FIELDS = [field.name for field in fields(ModalityConfig)]
 
 
-class LatentConfig(PreTrainedConfig):
+class LatentConfig(StrictConfig):
     """A multimodal VAE over the trunk's encoders and small encoders of further modalities.
 
     Args:
@@ -195,7 +194,6 @@ class LatentConfig(PreTrainedConfig):
     modalities: dict[str, dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_keys(type(self).__name__, [field.name for field in fields(self)], kwargs)
         check_choice("latent.kind", self.kind, ("poe", "moe", "mopoe"))
         check_choice("latent.prior_expert", self.prior_expert, ("always", "full_only", "never"))
         check_choice("latent.objective", self.objective, ("elbo", "subset_elbos", "iwae", "dreg"))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import fields
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
+
+from transformers import PreTrainedConfig
 
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
@@ -74,6 +78,43 @@ def check_keys(
         if key in known or key in accepted or key.startswith("_"):
             continue
         raise ValueError(f"{owner} has no option {key!r}.{nearest_keys(key, known)}")
+
+
+_reads_file: ContextVar[bool] = ContextVar("_reads_file", default=False)
+
+
+class StrictConfig(PreTrainedConfig):
+    """A configuration that refuses unknown keywords, but keeps those of a saved one: other programs write there, too.
+
+    Trainer, quantisation and newer versions of transformers add keys of their own to `config.json`.
+
+    Raises:
+        ValueError: A keyword is unknown.
+    """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not _reads_file.get():
+            self.check_options(kwargs)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raise ValueError on unknown options, and on those of the configuration's parts."""
+        check_keys(cls.__name__, [field.name for field in fields(cls)], options)
+        for name, part in cls.sub_configs.items():
+            if isinstance(options.get(name), Mapping) and isinstance(part, type) and issubclass(part, StrictConfig):
+                part.check_options(options[name])
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Build a configuration from what a file holds; `kwargs` replace some of its options."""
+        cls.check_options({name: value for name, value in kwargs.items() if name in cls.sub_configs})
+        token = _reads_file.set(True)
+        try:
+            config: Self = super().from_dict(config_dict, **kwargs)
+        finally:
+            _reads_file.reset(token)
+        return config
 
 
 def check_heads(name: str, hidden_size: int, num_heads: int) -> None:

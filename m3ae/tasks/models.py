@@ -227,13 +227,14 @@ def load_model(
 
 def merged_config(saved: M3AEConfig, changes: Mapping[str, Any]) -> tuple[M3AEConfig, int]:
     """Return a saved configuration with changes, but of its own image size, and the image size that is wanted."""
+    M3AEConfig.check_options(changes)
     options = saved.to_dict()
     for key, value in changes.items():
         merge = isinstance(value, dict) and key != "id2label"
         options[key] = {**(options.get(key) or {}), **value} if merge else value
     for stale in ("architectures", *(["label2id"] if "id2label" in changes else [])):
         options.pop(stale, None)
-    wanted = M3AEConfig(**options)
+    wanted = M3AEConfig.from_dict(options)
     assert isinstance(wanted.image_config, M3AEImageConfig) and isinstance(saved.image_config, M3AEImageConfig)
     image_size, wanted.image_config.image_size = wanted.image_config.image_size, saved.image_config.image_size
     return wanted, image_size

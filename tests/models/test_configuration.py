@@ -3,9 +3,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
-from m3ae import M3AEConfig, M3AEImageConfig, M3AEImageProcessor
+from m3ae import M3AEConfig, M3AEForClassification, M3AEImageConfig, M3AEImageProcessor
 from m3ae.models.configuration import SIZES
+from m3ae.tasks.models import merged_config
 
 
 def test_defaults_are_the_published_model() -> None:
@@ -107,3 +109,22 @@ def test_the_mask_token_is_in_the_configuration(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     assert M3AEConfig.from_pretrained(tmp_path).mask_token_id == 127
     assert M3AEConfig.named("tiny", mask_token_id=4).mask_token_id == 4
+
+
+def test_a_file_keeps_what_other_programs_have_written_and_a_person_is_corrected(tmp_path: Path) -> None:
+    config = M3AEConfig.named("tiny", latent={"size": 3})
+    for part in (config, config.image_config, config.text_config, config.latent):
+        part.use_cache, part.written_by_another_program = False, {"some": "value"}
+    M3AEForClassification(config).save_pretrained(tmp_path)
+    loaded = M3AEForClassification.from_pretrained(tmp_path).config
+    merged, _ = merged_config(loaded, {"mask_ratio": 0.5, "image_config": {"dropout": 0.1}})
+    assert (merged.mask_ratio, merged.image_config.dropout) == (0.5, 0.1)
+    for whole in (loaded, merged, AutoConfig.from_pretrained(tmp_path)):
+        for part in (whole, whole.image_config, whole.text_config, whole.latent):
+            assert part.written_by_another_program == {"some": "value"}
+    for typed in ({"mask_ration": 0.5}, {"image_config": {"mask_ration": 0.5}}, {"latent": {"mask_ration": 0.5}}):
+        for build in (lambda typed: M3AEConfig(**typed), lambda typed: merged_config(loaded, typed)):
+            with pytest.raises(ValueError, match=r"Config has no option 'mask_ration'"):
+                build(typed)
+    with pytest.raises(ValueError, match=r"M3AEImageConfig has no option 'patchsize'. Did you mean patch_size"):
+        M3AEForClassification.from_pretrained(tmp_path, image_config={"patchsize": 8})

@@ -111,3 +111,24 @@ def test_a_part_on_disk(model_class: type[M3AEPreTrainedModel], options: dict[st
     assert {"cpu", "disk"} <= set(places.values())
     loaded = model_class.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offloaded")
     same(model, loaded.eval(), inputs)
+
+
+@every_class
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_takes_what_its_processor_gives(
+    model_class: type[M3AEPreTrainedModel], options: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, inputs = build(model_class, **options)
+    expected = [result.float() for result in results(model, inputs)]
+    model.to(dtype).save_pretrained(tmp_path)
+    model = model_class.from_pretrained(tmp_path).eval()
+    assert model.dtype == dtype
+    found = results(model, inputs)
+    for value, other in zip(found, expected, strict=True):
+        assert value.shape == other.shape and value.isfinite().all()
+    if model_class is M3AEForGeneration:
+        torch.testing.assert_close(found[0].float(), expected[0], rtol=0.05, atol=0.5)
+    loss = model.train()(**inputs).get("loss")
+    if loss is not None:
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
