@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from m3ae.models.latent import upcast
+
 
 class FittedPrior(nn.Module):
     """A mixture of Gaussians over all latent dimensions, fitted on the aggregated posterior."""
@@ -24,9 +26,10 @@ class FittedPrior(nn.Module):
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw points (count, Z)."""
-        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        eps = torch.randn(count, self.means.shape[1], generator=generator, device=self.means.device)
-        return self.means[chosen] + (self.factors[chosen] @ eps[..., None])[..., 0]
+        means, factors = upcast(self.means), upcast(self.factors)
+        chosen = torch.multinomial(upcast(self.weights), count, replacement=True, generator=generator)
+        eps = torch.randn(count, means.shape[1], generator=generator, device=means.device)
+        return means[chosen] + (factors[chosen] @ eps[..., None])[..., 0]
 
     @classmethod
     def fit(cls, points: Tensor, num_components: int, seed: int = 0) -> FittedPrior:

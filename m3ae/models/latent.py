@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Kind = Literal["poe", "moe", "mopoe"]
 PriorExpert = Literal["always", "full_only", "never"]
@@ -55,6 +55,12 @@ class Prior(Density, Protocol):
 def upcast(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, or as it is if it is finer."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the dtype that the layers of a module take."""
+    dtypes = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    return next(dtypes, torch.get_default_dtype())
 
 
 def subsets(num_modalities: int) -> Tensor:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -100,7 +101,8 @@ class PatchDecoder(nn.Module):
                 f"{modality.hidden_size}: expected a size that is a multiple of patch_size, and a width of 4."
             )
         self.patch_size, self.side = patch_size, size // patch_size
-        self.queries = nn.Parameter(sincos_positions(self.side, modality.hidden_size)[:, 1:].clone())  # (1, N, W)
+        self.queries = nn.Parameter(torch.empty(1, self.side**2, modality.hidden_size))  # (1, N, W)
+        self.reset_queries()
         self.attention = LatentAttention(input_size, modality, num_tokens)
         self.predict = nn.Linear(modality.hidden_size, patch_size**2 * self.channels)
 

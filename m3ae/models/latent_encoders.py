@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.fusion import Stream
-from m3ae.models.latent import Gaussian
+from m3ae.models.latent import Gaussian, dtype_of
 from m3ae.models.latent_attention import Attention
 from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
 from m3ae.models.latent_decoders import mlp, shape_of
@@ -94,8 +94,8 @@ class Expert(nn.Module):
 
     def _values(self, values: Tensor) -> Tensor:
         if self.modality.kind == "label":
-            return F.one_hot(values, len(self.modality.labels or [])).to(torch.get_default_dtype())
-        return values
+            values = F.one_hot(values, len(self.modality.labels or []))
+        return values.to(dtype_of(self))
 
 
 def check_channels(config: M3AEConfig, latent: LatentConfig) -> None:

@@ -199,7 +199,8 @@ class LatentHead(nn.Module):
         Returns:
             (…, B, D + P).
         """
-        return torch.cat([z[..., : self.config.size], self._private(name, z, own)], -1)
+        latents = torch.cat([z[..., : self.config.size], self._private(name, z, own)], -1)
+        return latents.to(algebra.dtype_of(self.decoders[name]))
 
     def log_likelihoods(
         self,

@@ -86,7 +86,8 @@ class Coupling(nn.Module):
         return torch.cat([kept, changed * (-log_scale).exp() - shift], -1)
 
     def _scale_and_shift(self, kept: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.output(self.hidden(torch.cat([kept, z], -1))).chunk(2, -1)
+        inputs = torch.cat([kept, z], -1).to(algebra.dtype_of(self))
+        log_scale, shift = self.output(self.hidden(inputs)).to(kept).chunk(2, -1)
         return 2 * torch.tanh(log_scale / 2), shift  # a factor of 1/e² to e² for each coupling
 
 
