@@ -116,6 +116,11 @@ def _plain(name: str) -> str:
     return normalize("NFC", name).casefold()
 
 
+def is_nested(cell: Any) -> bool:
+    """Return whether a cell of a JSON file holds more than a value or a list of values."""
+    return any(isinstance(value, dict | list) for value in (cell if isinstance(cell, list) else [cell]))
+
+
 def choose_columns(
     table: Table, wanted: Mapping[str, str | None], folders: Sequence[ImageFiles], has_images: bool
 ) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
@@ -98,7 +99,8 @@ def prepare(
     recorded = shape | {"num_shards": num_shards} | _recorded(arguments)
     planned = Manifest(name, recorded, listing.digest, splits={}, rejected={}, dropped={}, metadata=listing.metadata)
     if (existing := _existing(output, planned, overwrite)) is not None:
-        print(f"{output} is prepared already and was reused; overwrite it to prepare it again\n{existing}")
+        print(f"{output} is prepared already and was reused; overwrite it to prepare it again", file=sys.stderr)
+        print(existing)
         return existing
 
     shards = plan_shards(listing.rows, num_shards)
@@ -109,10 +111,13 @@ def prepare(
     try:
         _write_shards(output, progress, own, finished, module.FEATURES, finisher, num_workers)
     except KeyboardInterrupt:
-        print(f"interrupted after {len(finished)} of {len(own)} shards: run the same again to continue")
+        print(
+            f"interrupted after {len(finished)} of {len(own)} shards: run the same again to continue", file=sys.stderr
+        )
         raise
     if shard_range is not None:
-        print(f"{output}: {len(own)} of {len(shards)} shards; once all are written, the same without a range ends it")
+        rest = "once all are written, the same without a range ends it"
+        print(f"{output}: {len(own)} of {len(shards)} shards; {rest}", file=sys.stderr)
         return None
     written = [finished[shard.name] for shard in shards]
     manifest = _complete(output, planned, module, arguments, written, listing.rejected)

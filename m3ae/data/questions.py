@@ -44,7 +44,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def cell_text(record: dict[str, Any], key: str) -> str:
     """Return a cell as text with white space collapsed; empty if it is missing or no text or number."""
     cell = record.get(key)
-    return " ".join(str(cell).split()) if isinstance(cell, str | int | float) else ""
+    return " ".join(str(cell).split()) if isinstance(cell, str | int | float) and cell == cell else ""
 
 
 def question_row(

@@ -116,7 +116,7 @@ def _delimiter(path: Path, lines: list[str]) -> str:
 def _cut(lines: list[str], start: int, delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
     """Yield the index of every row's first line, its cells, and what is wrong with it.
 
-    A quotation mark that is not closed would take the rows behind it into its cell. Such a line is cut alone.
+    A quotation mark that is not closed would take the rows behind it into its cell: such a line is cut alone.
     """
     while start < len(lines):
         index = start
@@ -131,11 +131,20 @@ def _cut(lines: list[str], start: int, delimiter: str) -> Iterator[tuple[int, li
 
 
 def _cut_alone(line: str, delimiter: str) -> tuple[list[str], str | None]:
-    try:
-        cells, *rest = csv.reader([line, "next"], delimiter=delimiter)
-    except csv.Error:
-        return [], "cell too long"
-    return cells, None if rest else "quotation mark not closed"
+    """Cut a line whose marks may belong to cells: `"5" wide"`, `5" wide` and `"so" wide`, but not `"5 wide`."""
+    end = re.escape(delimiter)
+    quoted, plain = rf'"((?:[^"]|"(?! *{end}))*)" *', rf'((?!")[^{end}]*|(?:"[^{end}"]*"[^{end}"]*)+)'
+    cell = re.compile(f"(?:{quoted}|{plain}){end}")
+    line = line.rstrip("\r\n") + delimiter
+    cells: list[str] = []
+    start = 0
+    while start < len(line):
+        match = cell.match(line, start)
+        if match is None:
+            return [*cells, line[start:]], "quotation mark not closed"
+        cells.append(match[2] if match[1] is None else match[1].replace('""', '"'))
+        start = match.end()
+    return cells, None
 
 
 def _record(header: list[str], cells: list[str], fault: str | None, number: int, line: str) -> dict[str, str] | Broken:
@@ -217,6 +226,11 @@ def _open(path: Path) -> Iterator[TextIOWrapper]:
                 yield text
     except (csv.Error, EOFError, UnicodeError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
+
+
+def whole_number(name: str) -> str:
+    """Return a name, and a number without the `.0` that programs add to a column in which others are missing."""
+    return name.removesuffix(".0") if re.fullmatch(r"\d+\.0", name) else name
 
 
 def printable(text: str) -> str:

@@ -155,7 +155,7 @@ def test_a_prepared_folder_is_reused_until_something_changes(
     first = prepare("toy", out)
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert prepare("toy", out, factor=1) == first
-    assert "was reused" in capsys.readouterr().out
+    assert "was reused" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
 
     with pytest.raises(FileExistsError, match=r"prepared from other options: min_words 3, now 1: pass --overwrite"):
@@ -227,7 +227,7 @@ def test_an_interrupted_run_continues_behind_its_last_shard(
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         prepare("toy", out)
-    assert "interrupted after 1 of 2 shards: run the same again to continue" in capsys.readouterr().out
+    assert "interrupted after 1 of 2 shards: run the same again to continue" in capsys.readouterr().err
     assert not (out / "manifest.json").exists()
     last.interrupted = False
     prepare("toy", out)
@@ -287,7 +287,7 @@ def test_machines_share_the_shards_of_a_folder(
     options: dict[str, Any] = {"num_shards": 3, "num_workers": 1}
     for shard_range in ("4:9", "0:2"):
         assert prepare("toy", out, shard_range=shard_range, **options) is None
-    assert "out: 2 of 6 shards; once all are written, the same without a range" in capsys.readouterr().out
+    assert "out: 2 of 6 shards; once all are written, the same without a range" in capsys.readouterr().err
     assert len(list(out.glob("*.parquet"))) == 4 and not (out / "manifest.json").exists()
     pictures = camera.pictures
     prepare("toy", out, shard_range="0:2", **options)  # again: nothing is left to do

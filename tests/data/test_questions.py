@@ -44,9 +44,9 @@ def test_an_unusable_row_is_rejected(changes: dict[str, Any], reason: str, detai
 
 
 def test_cells_become_text() -> None:
-    record = {"text": " a\t b\n", "number": 4, "none": None, "list": ["a"]}
+    record = {"text": " a\t b\n", "number": 4, "none": None, "list": ["a"], "nan": float("nan")}
     cells = {key: cell_text(record, key) for key in (*record, "missing")}
-    assert cells == {"text": "a b", "number": "4", "none": "", "list": "", "missing": ""}
+    assert cells == {"text": "a b", "number": "4", "none": "", "list": "", "nan": "", "missing": ""}
 
 
 def test_questions_about_an_image_are_on_end_within_their_split() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from m3ae.data.prepared import Rejected
 from m3ae.data.splits import SPLIT_NAMES, find_split
-from m3ae.data.tables import Broken, read_csv, require_folder
+from m3ae.data.tables import Broken, read_csv, require_folder, whole_number
 
 
 def split_tables(source: Path, suffix: str, what: str) -> dict[Path, str]:
@@ -48,7 +48,7 @@ def read_records(
     records: list[dict[str, str]] = []
     for number, record in enumerate(read_csv(path, columns), start=1):
         place = f"{path.name}, row {number}"
-        name = (record.cells if isinstance(record, Broken) else record)[columns[0]].strip()
+        name = whole_number((record.cells if isinstance(record, Broken) else record)[columns[0]].strip())
         if isinstance(record, Broken):
             rejected.append(Rejected(name or place, record.reason, split, column, record.detail))
         elif not name:

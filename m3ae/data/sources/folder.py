@@ -17,11 +17,21 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from m3ae.data.columns import ImageFiles, Table, choose_columns, file_name, strings
+from m3ae.data.columns import ImageFiles, Table, choose_columns, file_name, is_nested, strings
 from m3ae.data.images import is_image
 from m3ae.data.prepared import Rejected
 from m3ae.data.splits import SPLIT_NAMES, find_split, hash_split
-from m3ae.data.tables import HIDDEN, TABLE_SUFFIXES, Broken, printable, read_csv, read_json, read_jsonl, require_folder
+from m3ae.data.tables import (
+    HIDDEN,
+    TABLE_SUFFIXES,
+    Broken,
+    printable,
+    read_csv,
+    read_json,
+    read_jsonl,
+    require_folder,
+    whole_number,
+)
 
 FEATURES = datasets.Features(
     {
@@ -260,7 +270,7 @@ def _record_rows(
 ) -> Iterator[Entry]:
     """Yield a row, or, of a record with several images, a row for each."""
     values = {role: record.get(column) for role, column in columns.items()}
-    if nested := [columns[role] for role, value in values.items() if _is_nested(value)]:
+    if nested := [columns[role] for role, value in values.items() if is_nested(value)]:
         yield Rejected(place, "object in a cell", detail=", ".join(nested))
         return
     cells = {role: strings(value) for role, value in values.items()}
@@ -292,10 +302,6 @@ def _record_rows(
         yield Unsplit(row, one["group"], key or name)
 
 
-def _is_nested(value: Any) -> bool:
-    return any(isinstance(part, dict | list) for part in (value if isinstance(value, list) else [value]))
-
-
 def _numbered(name: str, names: Counter[str]) -> str:
     names[name] += 1
     return name if names[name] == 1 else f"{name}-{names[name]}"
@@ -322,22 +328,18 @@ def _split(entries: list[Entry]) -> Iterator[Row | Rejected]:
     """Yield the rows with their splits, and say which groups and images are in several."""
     splits: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
-        if isinstance(entry, Unsplit) and (split := entry.row["split"]) and split not in splits[_same(entry.key)]:
-            splits[_same(entry.key)].append(split)
-    torn = {key: several for key, several in splits.items() if len(several) > 1}
+        if isinstance(entry, Unsplit) and (split := entry.row["split"]):
+            splits[whole_number(entry.key)].append(split)
+    torn = {key: dict.fromkeys(several) for key, several in splits.items() if len(set(several)) > 1}
     for key, several in [*torn.items()][:1]:
         _say(f"{len(torn)} groups or images are in several splits, such as {key} in {' and '.join(several)}")
     for entry in entries:
         if isinstance(entry, Rejected):
             yield entry
         else:
-            chosen = splits[_same(entry.key)] = splits[_same(entry.key)] or [hash_split(entry.key)]
-            yield entry.row | {"split": entry.row["split"] or chosen[0]}
-
-
-def _same(key: str) -> str:
-    """Return the number of a patient without the `.0` that programs add to a column in which some are missing."""
-    return key[:-2] if re.fullmatch(r"\d+\.0", key) else key
+            of_group = splits[whole_number(entry.key)] or [hash_split(entry.key)]
+            splits[whole_number(entry.key)] = of_group
+            yield entry.row | {"split": entry.row["split"] or of_group[0]}
 
 
 def _say(line: str) -> None:

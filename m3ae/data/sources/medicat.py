@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import datasets
 
+from m3ae.data.columns import is_nested
 from m3ae.data.prepared import Rejected
 from m3ae.data.splits import hash_split
 from m3ae.data.tables import Broken, read_jsonl, require_folder
@@ -32,6 +33,7 @@ FEATURES = datasets.Features(
 )
 
 TABLES = ("s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl", "sample.jsonl")
+TEXTS = ("s2_caption", "s2orc_references")
 PUBLISHED_SEED = 42
 HELD_OUT = 1000
 
@@ -94,11 +96,13 @@ def _row(
     if not all(isinstance(record.get(key), str) for key in ("pdf_hash", "fig_uri")):
         return Rejected(place, "id missing", detail="pdf_hash and fig_uri make up the name of the image")
     name = f"{record['pdf_hash']}_{record['fig_uri']}"
+    if nested := [key for key in TEXTS if is_nested(record.get(key))]:
+        return Rejected(name, "object in a cell", detail=", ".join(nested))
     if radiology_only and record.get("radiology") is not True:
         return Rejected(name, "not radiology")
     return {
         "id": name,
         "article": record["pdf_hash"],
         "image": figures / name,
-        "text": texts_of(record.get("s2_caption"), record.get("s2orc_references")),
+        "text": texts_of(*map(record.get, TEXTS)),
     }

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import datasets
 
+from m3ae.data.columns import is_nested
 from m3ae.data.prepared import Rejected
 from m3ae.data.sources._common import read_records
 from m3ae.data.sources.medicat import texts_of
@@ -212,6 +213,8 @@ def _read_references(path: Path, rejected: list[Rejected]) -> dict[str, list[str
                 rejected.append(Rejected(place, record.reason, column="text", detail=record.detail))
             elif not isinstance(record.get("roco_image_id"), str):
                 rejected.append(Rejected(place, "id missing", column="text"))
+            elif is_nested(record.get("gorc_references")):
+                rejected.append(Rejected(record["roco_image_id"], "object in a cell", column="text"))
             else:
                 sentences.setdefault(record["roco_image_id"], []).extend(texts_of(record.get("gorc_references")))
     return sentences

@@ -111,6 +111,12 @@ def test_a_broken_line_costs_its_report_alone(tmp_path: Path) -> None:
     ]
 
 
+def test_numbers_that_a_program_wrote_with_a_point_are_the_same(tmp_path: Path) -> None:
+    projections = [{**FRONTAL, "uid": "1.0"}, {**LATERAL, "uid": "1"}]
+    (row,) = iu_xray.rows(make_source(tmp_path / "iu", projections=projections, splits={"1.0": "test"}))
+    assert (row["id"], row["split"], row["frontal"] is None, row["lateral"] is None) == ("1", "test", False, False)
+
+
 def test_without_splits_studies_are_split_by_hash(tmp_path: Path) -> None:
     source = make_source(tmp_path / "iu", reports=[{**REPORT, "uid": uid} for uid in ("1", "3", "7")])
     assert [row["split"] for row in iu_xray.rows(source)] == ["train", "validation", "test"]

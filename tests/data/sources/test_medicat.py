@@ -78,6 +78,8 @@ def test_every_broken_row_is_listed(tmp_path: Path) -> None:
         {"radiology": True, "s2_caption": "Whose figure is this?"},
         figure(1),
         figure(4),
+        figure(5, s2_caption={"text": "An object is no text"}),
+        json.dumps(figure(6)).replace("{", '{"s2_caption": "Another one", ', 1),
     )
     (source / "release" / "figures" / "abc_4-Figure4-1.png").unlink()
     manifest = prepare("medicat", tmp_path / "out", source=source, num_workers=1)
@@ -88,11 +90,13 @@ def test_every_broken_row_is_listed(tmp_path: Path) -> None:
         "id missing": 1,
         "duplicate id": 1,
         "image missing": 1,
+        "object in a cell": 1,
+        "key repeated": 1,
     }
     assert manifest.dropped == {"text: text too short": 2}
     broken = [entry.id for entry in medicat.rows(source) if isinstance(entry, Rejected)]
-    lines = [f"{medicat.TABLES[0]}, line {number}" for number in (2, 3, 6)]
-    assert broken == [*lines[:2], "abc_2-Figure2-1.png", lines[2]]
+    lines = [f"{medicat.TABLES[0]}, line {number}" for number in (2, 3, 6, 10)]
+    assert broken == [*lines[:2], "abc_2-Figure2-1.png", lines[2], "abc_5-Figure5-1.png", lines[3]]
 
 
 def test_the_published_splits_are_the_last_of_pythons_shuffle_with_seed_42() -> None:

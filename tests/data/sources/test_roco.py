@@ -206,6 +206,7 @@ def test_references_become_further_texts(tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     null = REFERENCE | {"gorc_references": None}
     lines = [REFERENCE, null, REFERENCE | {"roco_image_id": "PMC99_g.jpg"}, {"gorc_references": []}, 7]
+    lines += [REFERENCE | {"gorc_references": [{"text": "See Fig. 1."}]}]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for references in (file, tmp_path / "medicat"):
         rows = read(tmp_path, references=references)
@@ -214,6 +215,7 @@ def test_references_become_further_texts(tmp_path: Path) -> None:
     assert [entry for entry in roco.rows(tmp_path, references=file) if isinstance(entry, Rejected)] == [
         Rejected("roco_train_references.jsonl, line 4", "id missing", column="text"),
         Rejected("roco_train_references.jsonl, line 5", "not a JSON object", column="text"),
+        Rejected(REFERENCE["roco_image_id"], "object in a cell", column="text"),
         Rejected("PMC99_g.jpg", "figure of the references missing", column="text"),
     ]
 
