@@ -48,6 +48,13 @@ def test_texts_and_colour_images():
     assert found["text"] == ["x"] and found["lateral"][0].size == (32, 32)
 
 
+def test_wide_images_are_seen_as_preparing_would_show_them():
+    ramp = np.arange(0, 256, 51, dtype=np.uint8).repeat(6).reshape(6, 6)
+    for wide in (ramp.astype(np.uint16) * 16, ramp.astype(np.float32) / 255):
+        batch = encode_modalities(latent_model(), None, {"glyph": Image.fromarray(wide)})
+        np.testing.assert_allclose(batch["glyph"]["pixel_values"][0, 0], ramp / 255, atol=1e-6)
+
+
 def test_labels_are_lists_of_names_and_come_out_as_probabilities():
     labels = {"kind": "labels", "labels": ["heart", "opacity", "rare"], "hidden_size": 8, "num_layers": 1}
     model = latent_model({"found": labels, "silent": {**labels, "encoder": "none"}})

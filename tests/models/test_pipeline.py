@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,6 +8,7 @@ from m3ae import M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
 from m3ae.data.tokenizer import load_tokenizer
 from m3ae.models.pipeline import QuestionAnsweringPipeline
 from tests.conversion.released import word_tokenizer
+from tests.data.test_dicom import write
 from tests.models.tiny import tiny_of
 
 ANSWERS = ["yes", "no", "left", "right", "effusion", "none", "mass"]
@@ -53,6 +55,17 @@ def test_lists_batches_files_and_long_questions(answer, tmp_path) -> None:
         assert [row["answer"] for row in rows] == [row["answer"] for row in own]
         assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in own], abs=1e-4)
     assert len(answer(QUESTION, top_k=100)) == len(ANSWERS)
+
+
+def test_wide_images_arrays_and_dicom_are_answered_like_8_bit_ones(answer, tmp_path) -> None:
+    pixels = np.asarray(IMAGE)
+    low, high = int(pixels.min()), int(pixels.max())
+    pixels = np.round((pixels - low) * (255.0 / (high - low))).astype(np.uint8)
+    Image.fromarray(pixels.astype(np.uint16) * 16).save(tmp_path / "a.png")
+    write(tmp_path / "a.dcm", pixels.astype(np.uint16) * 16, bits=12)
+    kinds = [Image.fromarray(pixels), pixels / 255, pixels, str(tmp_path / "a.png"), tmp_path / "a.dcm"]
+    answers = [answer({**QUESTION, "image": image}) for image in kinds]
+    assert answers[1:] == answers[:1] * 4
 
 
 def test_a_saved_pipeline_loads_again_in_bfloat16(answer, tmp_path) -> None:
