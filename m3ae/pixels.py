@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps
 from PIL.ExifTags import Base
+from PIL.TiffImagePlugin import OPEN_INFO
 
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 PHOTOMETRIC, SAMPLE_FORMAT, GDAL_NO_DATA = 262, 339, 42113  # tags of TIFF
@@ -145,3 +146,22 @@ def _channels_last(array: NDArray[Any], is_last: bool | None) -> NDArray[Any]:
             "height, width) with 1, 3 or 4 channels; several pictures are a list, or have a first axis more"
         )
     return np.ascontiguousarray(pixels)
+
+
+def _complete_formats() -> None:
+    """Let Pillow open grey TIFF of 16 to 64 bits in either byte order and polarity; it lacks some of the pairs."""
+    for order, mark in ((b"II", ""), (b"MM", "B")):
+        kinds = {
+            (1, 16): (f"I;16{mark}", f"I;16{mark}"),
+            (2, 16): ("I", f"I;16{mark}S"),
+            (1, 32): ("I", f"I;32{mark}"),
+            (2, 32): ("I", f"I;32{mark}S"),
+            (3, 32): ("F", f"F;32{mark}F"),
+            (3, 64): ("F", f"F;64{mark}F"),
+        }
+        for (sample_format, bits), modes in kinds.items():
+            for polarity in (0, 1):
+                OPEN_INFO.setdefault((order, polarity, (sample_format,), 1, (bits,), ()), modes)
+
+
+_complete_formats()
