@@ -15,12 +15,14 @@ import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from safetensors import SafetensorError
 
 CHECKSUMS = "SHA256SUMS"
 LOCK = ".m3ae.lock"
 _STAGED = ".m3ae.incomplete"
+_locked: set[Path] = set()  # by this process, whom its own locks would not stop
 
 
 def file_sha256(path: Path) -> str:
@@ -159,30 +161,36 @@ def remove_files(folder: Path, names: Collection[str]) -> None:
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing a folder until the block, or this process, has ended, however it ends.
+    """Keep others from writing a folder until the block, or this process, has ended, however it ends.
 
     Raises:
-        BlockingIOError: Another process is writing it.
+        BlockingIOError: Another process, or another thread of this one, is writing it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
+    path = (folder / LOCK).resolve()
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = os.fstat(file.fileno()).st_nlink > 0  # not the file of a process that has just ended
-        except OSError as error:
-            is_free = not isinstance(error, BlockingIOError)  # some file systems have no locks
-        if not is_free:
+        if path in _locked or not _lock(file):
             file.seek(0)
             holder = file.read() or "another process"
             raise BlockingIOError(f"{folder} is being written by {holder}: wait for its end, or choose another folder")
         try:
+            _locked.add(path)
             file.truncate(0)
             file.write(f"process {os.getpid()} of {socket.gethostname()}")
             file.flush()
             yield
         finally:
             path.unlink(missing_ok=True)
+            _locked.remove(path)
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock a file for this process alone, not for those that it forks; return whether it was free."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)  # some file systems have no locks
+    return os.fstat(file.fileno()).st_nlink > 0  # not the file of a process that has just ended
 
 
 def write_checksums(folder: Path, *, last: str) -> None:

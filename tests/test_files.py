@@ -140,6 +140,9 @@ def test_one_process_writes_a_folder_and_a_killed_one_leaves_it_free(tmp_path: P
             only_process(tmp_path).__enter__()
         other.kill()
         other.wait()
+    refused = pytest.raises(BlockingIOError, match=f"is being written by process {os.getpid()} of ")
+    with only_process(tmp_path), refused:
+        only_process(tmp_path).__enter__()  # as another thread would
     with only_process(tmp_path):
         pass
     assert tree(tmp_path) == {}

@@ -6,7 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -35,7 +35,7 @@ from m3ae.data.shards import (
     write_shard,
 )
 from m3ae.data.sources import load_source
-from m3ae.files import check_replaceable, file_sha256, remove_files, write_text
+from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, remove_files, write_text
 
 
 def prepare(
@@ -79,6 +79,7 @@ def prepare(
         The manifest, or None for a `shard_range`.
 
     Raises:
+        BlockingIOError: another process is preparing `output`.
         FileExistsError: `output` holds something else.
         FileNotFoundError: a part of the source is missing.
         ValueError: unknown source or option, or a source in the wrong format.
@@ -105,22 +106,22 @@ def prepare(
 
     shards = plan_shards(listing.rows, num_shards)
     own = shards[part]
-    finished = _claim(output, planned) if shard_range is None else _claim_part(output, planned, shard_range)
-    progress = progress_file(output, shard_range)
     finisher = RowFinisher(image_columns(module.FEATURES), roots, **shape)
-    try:
-        _write_shards(output, progress, own, finished, module.FEATURES, finisher, num_workers)
-    except KeyboardInterrupt:
-        print(
-            f"interrupted after {len(finished)} of {len(own)} shards: run the same again to continue", file=sys.stderr
-        )
-        raise
-    if shard_range is not None:
-        rest = "once all are written, the same without a range ends it"
-        print(f"{output}: {len(own)} of {len(shards)} shards; {rest}", file=sys.stderr)
-        return None
-    written = [finished[shard.name] for shard in shards]
-    manifest = _complete(output, planned, module, arguments, written, listing.rejected)
+    with only_process(output) if shard_range is None else nullcontext():
+        finished = _claim(output, planned) if shard_range is None else _claim_part(output, planned, shard_range)
+        progress = progress_file(output, shard_range)
+        try:
+            _write_shards(output, progress, own, finished, module.FEATURES, finisher, num_workers)
+        except KeyboardInterrupt:
+            done = f"interrupted after {len(finished)} of {len(own)} shards"
+            print(f"{done}: run the same again to continue", file=sys.stderr)
+            raise
+        if shard_range is not None:
+            rest = "once all are written, the same without a range ends it"
+            print(f"{output}: {len(own)} of {len(shards)} shards; {rest}", file=sys.stderr)
+            return None
+        written = [finished[shard.name] for shard in shards]
+        manifest = _complete(output, planned, module, arguments, written, listing.rejected)
     print(manifest)
     return manifest
 
@@ -169,7 +170,7 @@ def _existing(output: Path, planned: Manifest, overwrite: bool) -> Manifest | No
                 f"{output} was prepared from {difference}: pass --overwrite (overwrite=True) or choose another folder"
             )
         return existing
-    foreign = output.exists() and not all(map(is_progress, output.iterdir()))
+    foreign = output.exists() and not all(is_progress(path) or path.name == LOCK for path in output.iterdir())
     if foreign and not (output / MANIFEST).exists():
         raise FileExistsError(f"{output} is not empty and holds no {MANIFEST}: choose an empty or new folder")
     _written(output)  # raises, before a row is read, if it is not ours

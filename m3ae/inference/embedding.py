@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from m3ae.data.images import UnreadableImageError
 from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features
 from m3ae.data.shards import ROWS_PER_SHARD, shards_in
-from m3ae.files import check_replaceable, file_sha256, replacing, write_text
+from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, replacing, write_text
 from m3ae.inference.collections import FolderRow, load_file, read_folder, report
 from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
@@ -92,6 +93,7 @@ def embed_set(
         What `embeddings.json` holds, or None for a `shard_range`.
 
     Raises:
+        BlockingIOError: another process is writing `output`.
         FileExistsError: `output` holds something else.
         FileNotFoundError: there is no such folder, or a prepared set lacks a shard.
         ValueError: a shard is damaged, a column is missing, the set has neither images nor texts, or there is no such
@@ -100,47 +102,57 @@ def embed_set(
     saved_class(model)  # there is one
     if data.is_dir() and not (data / MANIFEST).exists():
         shards, source = _folder_shards(data)
+        splits = ["all"]
     else:
-        shards, source = _prepared_shards(data, image_columns, text_column)
+        manifest = load_manifest(data)
+        shards, source = _prepared_shards(data, manifest, image_columns, text_column)
+        splits = [*manifest.splits]
     todo = [*shards][shards_in(shard_range)]
     plan = {"model_sha256": _model_digest(find_model(model)), **source}
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     check_replaceable(output / DESCRIPTION, '"model_sha256"')
-    _claim(output, {f"{name}{end}" for name in (*shards, DESCRIPTION) for end in ("", ".tmp")})
-    if left := [name for name in todo if not _is_finished(output / name, digest)]:
-        loaded, processor = load_model(model, SEARCHING, device)
-        for name in tqdm(left, desc="embed", unit="shard"):
-            _write(output / name, digest, loaded, processor, partial(shards[name].read, batch_size))
-    if shard_range is not None:
-        print(f"{output}: {len(todo)} of {len(shards)} shards; once all are written, the same without a range ends it")
-        return None
-    files, splits, rejected = {}, dict.fromkeys((shard.split for shard in shards.values()), 0), []
+    _claim(output, {LOCK, *(f"{name}{end}" for name in (*shards, DESCRIPTION) for end in ("", ".tmp"))})
+    with only_process(output) if shard_range is None else nullcontext():
+        if left := [name for name in todo if not _is_finished(output / name, digest)]:
+            loaded, processor = load_model(model, SEARCHING, device)
+            for name in tqdm(left, desc="embed", unit="shard"):
+                _write(output / name, digest, loaded, processor, partial(shards[name].read, batch_size))
+        if shard_range is None:
+            return _complete(output, plan, splits, shards)
+    print(f"{output}: {len(todo)} of {len(shards)} shards; once all are written, the same without a range ends it")
+    return None
+
+
+def _complete(output: Path, plan: dict[str, Any], splits: list[str], shards: dict[str, _Shard]) -> dict[str, Any]:
+    """Write and return what `embeddings.json` holds."""
+    rows: dict[str, int] = dict.fromkeys(splits, 0)
+    files, rejected = {}, []
     for name, shard in shards.items():
         metadata = pq.read_metadata(output / name)
         lost: list[Rejection] = json.loads(metadata.metadata.get(_REJECTED, b"[]"))
         if metadata.num_rows + sum("column" not in row for row in lost) != shard.rows:
             raise ValueError(f"{output / name} holds {metadata.num_rows} rows of {shard.rows}: choose another folder")
         files[name] = {"rows": metadata.num_rows, "sha256": file_sha256(output / name)}
-        splits[shard.split] += metadata.num_rows
+        rows[shard.split] += metadata.num_rows
         rejected += lost
-    description = {**plan, "splits": splits, "shards": files, "rejected": rejected}
+    description = {**plan, "splits": rows, "shards": files, "rejected": rejected}
     write_text(output / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return description
 
 
-def _prepared_shards(data: Path, images: str | None, text: str) -> tuple[dict[str, _Shard], dict[str, Any]]:
+def _prepared_shards(
+    data: Path, manifest: Manifest, images: str | None, text: str
+) -> tuple[dict[str, _Shard], dict[str, Any]]:
     """Return the shards of a prepared set by name, and what decides their contents."""
-    manifest = load_manifest(data)
     columns = _columns(data, manifest, images, text)
     shards = {
         name: _Shard(split, _num_rows(data / name), partial(_stored_rows, columns, data / name))
         for split, info in manifest.splits.items()
         for name in info.shards
     }
-    if (found := sum(shard.rows for shard in shards.values())) != (
-        listed := sum(info.rows for info in manifest.splits.values())
-    ):
-        raise ValueError(f"the shards of {data} hold {found} rows of {listed}: prepare it again with --overwrite")
+    rows, listed = (sum(part.rows for part in parts.values()) for parts in (shards, manifest.splits))
+    if rows != listed:
+        raise ValueError(f"the shards of {data} hold {rows} rows of {listed}: prepare it again with --overwrite")
     source = {
         "data_sha256": file_sha256(data / MANIFEST),
         "image_columns": list(columns.images),

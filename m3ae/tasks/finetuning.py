@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from m3ae.data.examples import Example, ExampleDataset, OtherImages, Sample, SplitRows
 from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import load_manifest
+from m3ae.files import replacing, write_text
 from m3ae.metrics.bootstrap import Interval, bootstrap_means
 from m3ae.metrics.gather import gather_rows
 from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
@@ -166,7 +167,7 @@ class FineTuning(ABC, Generic[ModelT]):
             self.folder.root.mkdir(parents=True, exist_ok=True)
             results = self.describe() | {"metrics": finite(metrics)}
             text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-            (self.folder.root / RESULTS).write_text(text, encoding="utf-8")
+            write_text(self.folder.root / RESULTS, text)
         return metrics
 
     def describe(self) -> dict[str, Any]:
@@ -229,7 +230,7 @@ class FineTuning(ABC, Generic[ModelT]):
     def write_predictions(self, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one JSON object a line."""
         self.folder.root.mkdir(parents=True, exist_ok=True)
-        with self.predictions_file(split).open("w", encoding="utf-8") as file:
+        with replacing(self.predictions_file(split)) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def read_predictions(self, split: str) -> list[dict[str, Any]]:

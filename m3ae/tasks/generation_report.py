@@ -19,8 +19,8 @@ def write_report(
     """Write what `GenerationEvaluator.evaluate` and `TextEvaluator.evaluate` return into an existing folder."""
     if written:
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in written)
-        (folder / TEXTS).write_text(lines, encoding="utf-8")
-    (folder / MARKDOWN).write_text(markdown_report(title, report), encoding="utf-8")
+        write_text(folder / TEXTS, lines)
+    write_text(folder / MARKDOWN, markdown_report(title, report))
     write_text(folder / JSON, json.dumps(_finite(report), indent=2) + "\n")  # last: where it is, the rest is
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from m3ae.data.examples import Example, ExampleDataset, Sample
 from m3ae.figures import Strip, draw_retrieval, save_figure
+from m3ae.files import write_text
 from m3ae.inference.inputs import pictures
 from m3ae.metrics.retrieval import DIRECTIONS, KS, BothWays, Ranking, Relevance, RelevanceRule
 from m3ae.metrics.sums import MeanMetrics
@@ -121,7 +122,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
         if accelerator.is_main_process:
             self.write_predictions(split, self._describe_predictions(dataset, candidates, ranking))
             ids = "".join(f"{example.id}\n" for example in candidates.examples)
-            (self.folder.root / f"{split}.ids.txt").write_text(ids, encoding="utf-8")
+            write_text(self.folder.root / f"{split}.ids.txt", ids)
         return metrics
 
     def describe(self) -> dict[str, Any]:

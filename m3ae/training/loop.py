@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device, set_seed
 from tqdm import tqdm
 
-from m3ae.files import complete_folder, is_full_disk, restore
+from m3ae.files import complete_folder, is_full_disk, only_process, restore
 from m3ae.training.checkpoint import TrainingState, choose_checkpoint, load_moments, load_weights, save_checkpoint
 from m3ae.training.config import RunConfig
 from m3ae.training.cpu import fast_kernels, prepare_cpu, recompute_with
@@ -86,6 +86,7 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
         `step`, `skipped_steps`, `best` (value of the best metric), and the task's report, named `<split>/<metric>`.
 
     Raises:
+        BlockingIOError: Another process is training in the output folder.
         FileExistsError: The output folder holds another run.
         FileNotFoundError: `resume` names no checkpoint.
         MemoryError: The device has too little memory; the message names the settings to change.
@@ -101,7 +102,10 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
     settled = settle_precision(config, checkpoints)
     accelerator = build_accelerator(settled, folder)
     prepare_cpu(accelerator)
-    with stop_request(config.training.max_hours) as request:
+    with (
+        only_process(folder.root) if accelerator.is_main_process else nullcontext(),
+        stop_request(config.training.max_hours) as request,
+    ):
         try:
             loop = _TrainingLoop(config, task, accelerator, folder, request, settled.training.mixed_precision)
             loop.start(checkpoints, looked_for=bool(resume))

@@ -21,6 +21,7 @@ from PIL import Image
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Metadata, Rejected, load_manifest
 from m3ae.data.sources import SOURCES
+from m3ae.files import LOCK, only_process
 
 FEATURES = datasets.Features(
     {
@@ -202,6 +203,15 @@ def test_a_manifest_of_something_else_is_not_overwritten(tmp_path: Path, source:
     with pytest.raises(FileExistsError, match=r"manifest\.json was not written by m3ae, and would be replaced"):
         prepare("toy", tmp_path, overwrite=True)
     assert contents(tmp_path) == before
+
+
+def test_two_processes_do_not_prepare_one_folder(tmp_path: Path, source: list[Entry]) -> None:
+    source.append(row("a"))
+    with only_process(tmp_path / "out"), pytest.raises(BlockingIOError, match="is being written by process"):
+        prepare("toy", tmp_path / "out")
+    (tmp_path / "out" / LOCK).touch()  # of a process that was killed
+    prepare("toy", tmp_path / "out")
+    assert not (tmp_path / "out" / LOCK).exists()
 
 
 class Camera:

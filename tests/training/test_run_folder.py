@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from m3ae.cli import cli
-from m3ae.files import file_sha256
+from m3ae.files import LOCK, file_sha256, only_process
 from m3ae.training.loop import train
 from m3ae.training.run_folder import RunFolder
 
@@ -66,6 +66,15 @@ def test_a_folder_with_files_of_something_else_is_no_output_dir(tmp_path: Path, 
     with pytest.raises(FileExistsError, match=f"{name} (that is not of a run|was not written by m3ae)"):
         RunFolder(tmp_path).starting_points(resume=True)
     assert (tmp_path / name).read_text() == "mine: 1\n"
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, max_steps=1)
+    with only_process(tmp_path), pytest.raises(BlockingIOError, match="is being written by process"):
+        train(config, ToyTask())
+    assert list(tmp_path.iterdir()) == []
+    train(config, ToyTask())
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
