@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from m3ae.data.words import count_words
+
+LONGEST_TOKEN = 13  # bytes: a blank and four characters of Chinese, Japanese or Thai, as long as words are there
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
@@ -30,6 +33,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train byte-level BPE with RoBERTa's special tokens and template `<s> text </s>`.
 
+    Blanks end tokens. In texts that are mostly of scripts without blanks, `LONGEST_TOKEN` does: otherwise clauses that
+    recur would become tokens.
+
     Args:
         texts: The training texts.
         vocab_size: Upper limit of the vocabulary, the 5 special tokens and 256 bytes included.
@@ -45,6 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     smallest = len(SPECIAL_TOKENS) + 256
     if vocab_size < smallest:
         raise ValueError(f"tokenizer.vocab_size must be at least {smallest} (all bytes), got {vocab_size}.")
+    has_blanks = sum(map(count_words, texts)) < 2 * sum(len(text.split()) for text in texts)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,6 +59,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=None if has_blanks else LONGEST_TOKEN,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

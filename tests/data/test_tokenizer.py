@@ -19,6 +19,22 @@ def test_any_text_survives_encoding() -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
 
 
+def test_a_clause_without_blanks_is_no_token() -> None:
+    texts = [
+        "两肺未见明显异常改变，心影不大。",
+        "両肺野に異常陰影を認めない。",
+        "ปอดปกติไม่พบความผิดปกติ",
+        "MRI: no lesion",
+    ] * 9
+    tokenizer = train_tokenizer(texts, 2000)
+    for text in texts:
+        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        assert max(end - start for start, end in spans[1:]) in (3, 4)
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
+    long = train_tokenizer(["cholecystolithiasis and pneumoperitoneum", "两肺"] * 9, 2000)
+    assert len(long("pneumoperitoneum", add_special_tokens=False)["input_ids"]) == 1, "most words have blanks"
+
+
 def test_training_is_deterministic() -> None:
     first, second = (train_tokenizer(TEXTS, 350).backend_tokenizer.to_str() for _ in range(2))
     assert first == second
