@@ -40,10 +40,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_builds(path: Path) -> None:
     config = load_config(path)
-    overrides = dict(config.model.overrides)
+    overrides = config.overrides
     overrides["text_config"] = {"vocab_size": config.tokenizer.vocab_size} | overrides.get("text_config", {})
-    if config.finetuning.image_size is not None:
-        overrides["image_config"] = overrides.get("image_config", {}) | {"image_size": config.finetuning.image_size}
     model_config = M3AEConfig.named(config.model.size, **overrides)
     check_text_length(model_config, config.data.max_text_length)
     with torch.device("meta"):

@@ -5,16 +5,17 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import groupby, islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from m3ae.data.finish import Outcome, Row, RowFinisher, cut_tasks
@@ -34,8 +35,16 @@ from m3ae.data.shards import (
     start_progress,
     write_shard,
 )
-from m3ae.data.sources import load_source
+from m3ae.data.sources import SOURCES, load_source
 from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, remove_files, write_text
+from m3ae.options import OptionsError, check_options, describe, function_options
+
+RANGES = {
+    "shorter_side": (1, sys.maxsize),
+    "quality": (1, 95),
+    "num_shards": (1, sys.maxsize),
+    "num_workers": (1, sys.maxsize),
+}
 
 
 def prepare(
@@ -84,19 +93,17 @@ def prepare(
         FileNotFoundError: a part of the source is missing.
         ValueError: unknown source or option, or a source in the wrong format.
     """
-    _check_ranges(shorter_side=shorter_side, quality=quality, num_shards=num_shards, num_workers=num_workers)
+    shape: dict[str, Any] = {"shorter_side": shorter_side, "quality": quality, "min_words": min_words}
+    common = shape | {"num_shards": num_shards, "num_workers": num_workers, "keep_original": keep_original}
+    origin = {} if source is None else {"source": source}
+    arguments = _bind(name, common | {"overwrite": overwrite} | origin | options)
     part = shards_in(shard_range)
     if shard_range is not None and overwrite:
         raise ValueError("shard_range with overwrite: machines would delete each other's shards; remove the folder")
     module, output = load_source(name), Path(output)
-    arguments = _bind(name, module.rows, options if source is None else {"source": source, **options})
     roots = [value for value in arguments.values() if isinstance(value, Path)]
     listing = list_rows(module.rows(**arguments), roots)
-    shape: dict[str, Any] = {
-        "shorter_side": None if keep_original else shorter_side,
-        "quality": quality,
-        "min_words": min_words,
-    }
+    shape["shorter_side"] = None if keep_original else shorter_side
     recorded = shape | {"num_shards": num_shards} | _recorded(arguments)
     planned = Manifest(name, recorded, listing.digest, splits={}, rejected={}, dropped={}, metadata=listing.metadata)
     if (existing := _existing(output, planned, overwrite)) is not None:
@@ -126,27 +133,33 @@ def prepare(
     return manifest
 
 
-def _check_ranges(*, quality: int, **counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-    if not 1 <= quality <= 95:
-        raise ValueError(f"quality is {quality}, expected 1 to 95")
+def check_recipe(recipe: Mapping[str, Any]) -> BaseModel:
+    """Return what a configuration says about a set to be prepared: the `name` of a source and its options, typed.
+
+    Raises:
+        OptionsError: There is no such source or option, one is missing, or a value has the wrong type or range.
+    """
+    name, options = recipe.get("name"), {key: value for key, value in recipe.items() if key != "name"}
+    if not isinstance(name, str) or name not in SOURCES:
+        raise OptionsError([f"name: got {describe(name)}, expected one of {', '.join(SOURCES)}"])
+    decided = ("name", "output", "source", "shard_range", "options")
+    common = function_options(prepare, skip=decided)
+    model = check_options(function_options(load_source(name).rows, base=common), options)
+    for option, (smallest, largest) in RANGES.items():
+        value = getattr(model, option)
+        if value is not None and not smallest <= value <= largest:
+            raise OptionsError([f"{option}: got {value}, expected {smallest} to {largest}"])
+    return model
 
 
-def _bind(name: str, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Check the arguments of a source's `rows`, add its defaults, and make paths of the strings that are paths."""
-    signature = inspect.signature(function)
+def _bind(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a source's `rows`, defaults included."""
+    rows = load_source(name).rows
     try:
-        bound = signature.bind(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}; its options are {', '.join(signature.parameters)}") from error
-    bound.apply_defaults()
-    types = get_type_hints(function)
-    return {
-        option: Path(value) if isinstance(value, str) and Path in (types[option], *get_args(types[option])) else value
-        for option, value in bound.arguments.items()
-    }
+        model = check_recipe({"name": name, **options})
+    except OptionsError as error:
+        raise ValueError(f"{name}: {'; '.join(error.problems)}") from error
+    return {option: getattr(model, option) for option in inspect.signature(rows).parameters}
 
 
 def _recorded(arguments: dict[str, Any]) -> dict[str, Any]:

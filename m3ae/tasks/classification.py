@@ -40,7 +40,7 @@ from m3ae.tasks.finetuning import (
     validation_limit,
 )
 from m3ae.tasks.models import has_labels, label_names, open_model
-from m3ae.training.config import RunConfig
+from m3ae.training.config import ClassificationRun
 from m3ae.training.task_config import ClassificationConfig
 
 UNCERTAIN = "labels_uncertain"
@@ -57,7 +57,7 @@ class Labels(NamedTuple):
     uncertain: tuple[str, ...] = ()
 
 
-class Classification(FineTuning[M3AEForClassification]):
+class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
     """Classes in the model's `config.id2label`.
 
     Of several labels, those that a row names are 1, the uncertain ones what the config says, all others 0. With one
@@ -72,7 +72,7 @@ class Classification(FineTuning[M3AEForClassification]):
 
     def __init__(
         self,
-        config: RunConfig,
+        config: ClassificationRun,
         model: M3AEForClassification,
         processor: M3AEProcessor,
         rows: Callable[[str], ExampleDataset],
@@ -81,7 +81,7 @@ class Classification(FineTuning[M3AEForClassification]):
         self._rows = rows
 
     @classmethod
-    def from_config(cls, config: RunConfig, *, for_training: bool = True) -> Classification:
+    def from_config(cls, config: ClassificationRun, *, for_training: bool = True) -> Classification:
         """Open data and model; a new head is drawn unless the saved model has one for the same classes.
 
         Raises:
@@ -113,7 +113,10 @@ class Classification(FineTuning[M3AEForClassification]):
                 f"classification.multi_label: the model in {config.model.path!r} is for {model.config.problem_type}, "
                 f"the config asks for {wanted}"
             )
-        return cls(config, model, processor, rows)
+        task = cls(config, model, processor, rows)
+        if for_training:
+            task.check_splits()
+        return task
 
     @cached_property
     def classes(self) -> list[str]:
@@ -196,11 +199,11 @@ class Classification(FineTuning[M3AEForClassification]):
         }
 
     def dataset(self, split: str) -> ExampleDataset:
-        """Open the rows of a split to measure on.
+        """Open the rows of a split to measure on."""
+        return self._rows(split)
 
-        Raises:
-            ValueError: No row has a label that is one of the classes.
-        """
+    def check(self, split: str) -> None:
+        """Make sure that a row of a split has a label that is one of the classes."""
         dataset = self._rows(split)
         found = Counter(name for example in dataset.examples for name in example.target.present)
         if not found.keys() & set(self.classes):
@@ -209,7 +212,6 @@ class Classification(FineTuning[M3AEForClassification]):
                 f"({_some(self.classes)}); its labels are {_some(list(found))}. Choose "
                 "classification.label_column, or a model with these classes."
             )
-        return dataset
 
     def describe(self) -> dict[str, Any]:
         """Return what the results depend on, the classes among it."""
@@ -247,7 +249,7 @@ class Classification(FineTuning[M3AEForClassification]):
                 yield {**line, "prediction": name, "top": top, "truth": label, "correct": name == label}
 
 
-def open_labelled(config: RunConfig, split: str) -> ExampleDataset:
+def open_labelled(config: ClassificationRun, split: str) -> ExampleDataset:
     """Open the rows of a split that have labels; the target of an example is its `Labels`.
 
     Of the validation split they are as many as the config says. Rows without a label (a null; an empty list is a row

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from m3ae.files import check_replaceable
 from m3ae.tasks import task_class
-from m3ae.training.config import RunConfig
+from m3ae.training.config import FineTuningRun, PreTrainingRun, QuestionAnsweringRun, RunConfig
 from m3ae.training.cpu import prepare_cpu
 from m3ae.training.engine import settle_precision
 from m3ae.training.metrics_log import format_metrics
@@ -32,22 +33,26 @@ def evaluate(config: RunConfig, split: str = "test", output: Path | None = None)
         FileNotFoundError: There is no such prepared folder.
         ValueError: The task is pre-training, no model is named, it has not the task's head, or there is no such split.
     """
-    if config.task == "pretraining":
+    if isinstance(config, PreTrainingRun):
         raise ValueError("task: got pretraining, which is measured when it ends; expected another task")
     if config.model.path is None or config.model.from_scratch:
         raise ValueError("model.path: expected the folder or hub name of a trained model to evaluate: model=FOLDER")
-    own_list = config.question_answering.model_copy(update={"answers": "checkpoint"})
     folder = output or config.output_dir / "evaluation"
     for name, sign in {"results.json": "from_scratch", "predictions.jsonl": "id", "latent.json": "subsets"}.items():
         check_replaceable(folder / name, f'"{sign}"')
-    merged = config.finetuning.model_copy(update={"lora": None})
-    changes = {"output_dir": folder, "question_answering": own_list, "finetuning": merged}
+    changes: dict[str, Any] = {"output_dir": folder}
+    if isinstance(config, FineTuningRun):
+        changes["finetuning"] = config.finetuning.model_copy(update={"lora": None})  # merged when it was saved
+    if isinstance(config, QuestionAnsweringRun):
+        changes["question_answering"] = config.question_answering.model_copy(update={"answers": "checkpoint"})
     config = config.model_copy(update=changes)
+    config.output_dir.mkdir(parents=True, exist_ok=True)  # before hours of measuring, not after
     accelerator = Accelerator(mixed_precision=settle_precision(config).training.mixed_precision)
     prepare_cpu(accelerator)
     task = task_class(config.task).from_config(config, for_training=False)
     if not task.has(split):
         raise ValueError(f"{config.data.path} has no split {split!r}: it has {', '.join(task.manifest.splits)}")
+    task.check(split)
     model = task.model.to(accelerator.device).eval()
     with fixed_randomness(config.training.seed), torch.no_grad():
         metrics: dict[str, float] = task.measure(model, accelerator, split)

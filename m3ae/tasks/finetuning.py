@@ -29,9 +29,9 @@ from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.adapters import add_adapters, merge_adapters, merged_weights
 from m3ae.tasks.model_card import write_model_card
-from m3ae.tasks.models import ModelT
-from m3ae.tasks.pretraining_data import collator, prepare_sets, refuse_test_rows
-from m3ae.training.config import RunConfig
+from m3ae.tasks.models import ModelT, check_model
+from m3ae.tasks.pretraining_data import check_splits, collator, prepare_sets, refuse_test_rows
+from m3ae.training.config import FineTuningRun
 from m3ae.training.loader import TrainingSamples
 from m3ae.training.run_folder import RunFolder
 from m3ae.training.sampler import Visit
@@ -44,6 +44,7 @@ Images = Literal["own", "blank", "other"]
 IMAGE_CONTROLS: dict[str, Images] = {"blank": "blank", "shuffled": "other"}  # what precedes the names of metrics
 TOP = 5
 ResultT = TypeVar("ResultT")
+RunT = TypeVar("RunT", bound=FineTuningRun)
 
 
 class Prediction(NamedTuple):
@@ -58,7 +59,7 @@ class Prediction(NamedTuple):
     images: list[int]
 
 
-class FineTuning(ABC, Generic[ModelT]):
+class FineTuning(ABC, Generic[ModelT, RunT]):
     """A fine-tuning task of the training loop.
 
     The model that is measured at the end, saved in `model/` and drawn is the one that was best on validation by
@@ -70,18 +71,18 @@ class FineTuning(ABC, Generic[ModelT]):
         processor: Of that model.
     """
 
-    def __init__(self, config: RunConfig, model: ModelT, processor: M3AEProcessor) -> None:
+    def __init__(self, config: RunT, model: ModelT, processor: M3AEProcessor) -> None:
         self.config, self.model, self.processor = config, model, processor
         self.folder, self.manifest = RunFolder(config.output_dir), load_manifest(config.data.path)
-        self.training_collator = collator(config, model.config, processor, training=True)
-        self.evaluation_collator = collator(config, model.config, processor, training=False)
+        self.training_collator = collator(config.data, model.config, processor, training=True)
+        self.evaluation_collator = collator(config.data, model.config, processor, training=False)
         freeze(model, config.finetuning.frozen)
         if config.finetuning.lora is not None:
             add_adapters(model, config.finetuning.lora)
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: RunConfig, *, for_training: bool = True) -> FineTuning[ModelT]:
+    def from_config(cls, config: RunT, *, for_training: bool = True) -> FineTuning[ModelT, RunT]:
         """Open data and model, after `open_data`; to evaluate, the saved model's head and labels are used.
 
         Raises:
@@ -209,6 +210,20 @@ class FineTuning(ABC, Generic[ModelT]):
         """Draw nothing, unless a task does."""
         return []
 
+    @abstractmethod
+    def check(self, split: str) -> None:
+        """Make sure that a split can be trained or measured on.
+
+        Raises:
+            ValueError: Its rows lack what the task needs.
+        """
+
+    def check_splits(self) -> None:
+        """Make sure, before the first step, that all splits can be used that the run will use."""
+        for split in ("train", "validation", "test"):
+            if self.has(split):
+                self.check(split)
+
     def has(self, split: str) -> bool:
         """Return whether the prepared data have this split."""
         return split in self.manifest.splits
@@ -260,45 +275,28 @@ class FineTuning(ABC, Generic[ModelT]):
         )
 
 
-def open_data(config: RunConfig, *, for_training: bool = True) -> None:
+def open_data(config: FineTuningRun, *, for_training: bool = True) -> None:
     """Prepare the data if the config says how, and check that they can be fine-tuned on, or evaluated.
 
     Raises:
         FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
-        ValueError: The config asks for what fine-tuning has not, a split is missing or empty, or a training image is
-            in a held-out split.
+        ValueError: A split is missing or empty, or a training image is in a held-out split.
     """
-    data = config.data
-    for option, given in (("also", bool(data.also)), ("streaming", data.streaming)):
-        if given:
-            raise ValueError(f"data.{option}: only pre-training has it; leave it out to fine-tune on data.path")
-    prepare_sets(data)
-    splits = load_manifest(data.path).splits
-    needed = ("train", "validation" if config.training.validate_every else "test")
-    for split in needed if for_training else ():
-        if split not in splits:
-            raise ValueError(
-                f"{data.path} has no split {split!r}, and fine-tuning needs training rows, and validation rows to "
-                "choose the best model, or, with training.validate_every=null, test rows to measure the last one; it "
-                f"has {', '.join(splits) or 'none'}. Prepare it with such a split."
-            )
-    for split in ("train", "validation", "test"):
-        if split in splits and not splits[split].rows:
-            raise ValueError(
-                f"split {split!r} of {data.path} is empty: all its {splits[split].rejected} rows are in "
-                "rejected.jsonl. Repair the source and prepare it again."
-            )
+    check_model(config)
+    prepare_sets(config.data)
+    measured = "validation" if config.training.validate_every else "test"
+    check_splits(config, needed=("train", measured) if for_training else ())
     if for_training:
-        refuse_test_rows(data)
+        refuse_test_rows(config.data)
 
 
-def open_split(config: RunConfig, split: str, *, texts: bool = True) -> SplitRows:
+def open_split(config: FineTuningRun, split: str, *, texts: bool = True) -> SplitRows:
     """Open a split of the prepared data with the columns that the config names; without its texts if they are made."""
     text_column = config.data.text_column if texts else None
     return SplitRows(config.data.path, split, PairColumns.of(config.data.image_columns, text_column))
 
 
-def validation_limit(config: RunConfig, split: str) -> int | None:
+def validation_limit(config: FineTuningRun, split: str) -> int | None:
     """Return how many samples of a split are used; None for all."""
     return config.data.max_validation_samples if split == "validation" else None
 

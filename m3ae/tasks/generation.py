@@ -28,9 +28,9 @@ from m3ae.models.modeling import M3AEModel
 from m3ae.tasks.finetuning import in_main_process
 from m3ae.tasks.latent_passes import evenly
 from m3ae.tasks.model_card import write_model_card
-from m3ae.tasks.models import build_tokenizer, merged_config, new_config, saved_config, start_encoders
-from m3ae.tasks.pretraining_data import prepare_sets, refuse_test_rows
-from m3ae.training.config import RunConfig
+from m3ae.tasks.models import build_tokenizer, check_model, merged_config, new_config, saved_config, start_encoders
+from m3ae.tasks.pretraining_data import check_splits, is_filled, prepare_sets, refuse_test_rows
+from m3ae.training.config import GenerationRun
 from m3ae.training.sampler import Visit
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class Generation:
         tokenizer: Of its texts; None without texts.
     """
 
-    def __init__(self, config: RunConfig, model: M3AEForGeneration, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def __init__(
+        self, config: GenerationRun, model: M3AEForGeneration, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.kinds: dict[str, Kind] = {name: modality.kind for name, modality in model.latent.typed_modalities.items()}
         self.train_dataset = self.dataset("train")
@@ -62,7 +64,7 @@ class Generation:
         self._evaluation_collator = self._collator()
 
     @classmethod
-    def from_config(cls, config: RunConfig, *, for_training: bool = True) -> Generation:
+    def from_config(cls, config: GenerationRun, *, for_training: bool = True) -> Generation:
         """Prepare the data if the config says how, and build tokenizer and model, or load them.
 
         Args:
@@ -73,35 +75,51 @@ class Generation:
             FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
             ValueError: Data, tokenizer and model do not fit together, or a training image is in a held-out split.
         """
-        if config.data.also or config.data.streaming or config.data.bucket_batches:
-            raise ValueError(
-                "data.also, data.streaming, data.bucket_batches: generation has none of them; leave them out."
-            )
+        check_model(config)
         prepare_sets(config.data)
+        needed = ("train", "validation") if config.training.validate_every else ("train",)
+        check_splits(config, needed if for_training else ())
         if not for_training:
             config = config.model_copy(update={"model": config.model.model_copy(update={"overrides": {}})})
         else:
             refuse_test_rows(config.data)
-        if config.model.path is not None:
-            return cls(config, *_load(config))
-        given = dict(config.model.overrides)
-        latent = given.pop("latent", None)
-        if latent is None:
-            raise ValueError("model.overrides.latent: generation needs the options of the latent head, got none.")
-        kinds = {name: options.get("kind") for name, options in _modalities(latent).items()}
-        tokenizer = None
-        if "text" in kinds.values():
-            texts = {name: kind for name, kind in kinds.items() if kind == "text"}
-            tokenizer = build_tokenizer(
-                config, lambda: MultimodalDataset(config.data.path, "train", texts, image_size=1).texts()
-            )
-            model_config = new_config(config, tokenizer, given | {"latent": latent})
+        task = cls(config, *(_load(config) if config.model.path is not None else _build(config)))
+        if for_training:
+            task.check_splits()
+        return task
+
+    def check_splits(self) -> None:
+        """Make sure, before the first step, that all splits can be used that the run will use."""
+        for split in ("train", "validation", "test"):
+            if self.has(split):
+                self.check(split)
+
+    def check(self, split: str) -> None:
+        """Make sure that a split can be trained or measured on.
+
+        Raises:
+            ValueError: No training row has some modality, no row has one that z is inferred from, a label is unknown
+                in training, or texts are to be written with options that no decoder has.
+        """
+        path, modalities = self.config.data.path, self.model.latent.typed_modalities
+        if split == "train":
+            for name in modalities:
+                if not is_filled(path, split, [name]):
+                    raise ValueError(
+                        f"latent.modalities.{name}: no training row of {path} has it, so that nothing of it can be "
+                        "learnt; leave the modality out, or choose another column"
+                    )
+        elif not is_filled(path, split, self.model.latent.experts):
+            experts = ", ".join(self.model.latent.experts)
+            raise ValueError(f"no row of {path}, {split}, has a modality that z is inferred from: {experts}")
         else:
-            model_config = M3AEConfig.named(config.model.size, **given, latent=latent)
-        set_seed(config.training.seed)
-        model = M3AEForGeneration(model_config)
-        start_encoders(model, config.model.init)
-        return cls(config, model, tokenizer)
+            self.dataset(split)
+        options = self.config.generation.text_options
+        if options and not any(modality.decoder == "autoregressive" for modality in modalities.values()):
+            raise ValueError(
+                f"generation.text_options: got {', '.join(options)}, which only the decoder autoregressive has, and "
+                "no text of the model has this decoder; leave them out"
+            )
 
     def collate(self, samples: Sequence[MultimodalSample]) -> dict[str, Any]:
         """Join training samples into the keyword arguments of the model."""
@@ -274,7 +292,7 @@ class Generation:
         )
 
 
-def _open_problems(config: RunConfig) -> ProblemReader | None:
+def _open_problems(config: GenerationRun) -> ProblemReader | None:
     if config.generation.problems is None:
         return None
     from m3ae.tasks.latent_problems import ProblemReader  # needs scikit-learn, which is slow to import
@@ -287,7 +305,27 @@ def _modalities(latent: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return LatentConfig(**latent).modalities or {}
 
 
-def _load(config: RunConfig) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
+def _build(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
+    """Build a new model, and the tokenizer of its texts."""
+    given = dict(config.model.overrides)
+    latent = given.pop("latent")
+    kinds = {name: options.get("kind") for name, options in _modalities(latent).items()}
+    tokenizer = None
+    if "text" in kinds.values():
+        texts = {name: kind for name, kind in kinds.items() if kind == "text"}
+        tokenizer = build_tokenizer(
+            config, lambda: MultimodalDataset(config.data.path, "train", texts, image_size=1).texts()
+        )
+        model_config = new_config(config, tokenizer, given | {"latent": latent})
+    else:
+        model_config = M3AEConfig.named(config.model.size, **given, latent=latent)
+    set_seed(config.training.seed)
+    model = M3AEForGeneration(model_config)
+    start_encoders(model, config.model.init)
+    return model, tokenizer
+
+
+def _load(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
     """Load a saved model: one of this class, or any whose trunk the experts start from.
 
     Raises:

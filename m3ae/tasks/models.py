@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from m3ae.conversion.encoders import read_text_config
 from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
@@ -16,7 +16,9 @@ from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.initialization import contradictions, init_image_encoder, init_text_encoder, resize_images
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_normalization
-from m3ae.training.config import InitConfig, RunConfig
+from m3ae.training.config import RunConfig
+from m3ae.training.model_options import check_overrides, named
+from m3ae.training.sections import InitConfig
 
 NOT_FOUND = "there is no such folder, and the hub has no model of this name or cannot be reached"
 
@@ -24,6 +26,23 @@ NOT_FOUND = "there is no such folder, and the hub has no model of this name or c
 _BOOKKEEPING = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
 ModelT = TypeVar("ModelT", bound=M3AEPreTrainedModel)
+
+
+def check_model(config: RunConfig) -> None:
+    """Make sure that the model of a run can be opened, before data are prepared for it.
+
+    Raises:
+        ValueError: There is no such saved model or tokenizer, or the saved model has no such options.
+    """
+    if config.model.path is not None:
+        saved = saved_config(config.model.path)
+        assert isinstance(saved.text_config, PreTrainedConfig)
+        with named("model."):
+            check_overrides(config.overrides, saved.text_config.model_type)
+        with named("model.overrides: "):
+            merged_config(saved, config.overrides)
+    elif (tokenizer := config.tokenizer.path or config.model.init.text_encoder) is not None:
+        load_tokenizer(tokenizer)
 
 
 def open_model(
@@ -49,9 +68,7 @@ def open_model(
     Raises:
         ValueError: There is no such saved model, it has not the head of `model_class`, or sizes do not fit.
     """
-    options, overrides = dict(options or {}), dict(config.model.overrides)
-    if config.finetuning.image_size is not None:
-        overrides["image_config"] = overrides.get("image_config", {}) | {"image_size": config.finetuning.image_size}
+    options, overrides = dict(options or {}), config.overrides
     if config.model.path is None:
         tokenizer = build_tokenizer(config, texts)
         model = model_class(new_config(config, tokenizer, overrides | options))

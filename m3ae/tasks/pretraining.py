@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
+from m3ae.data.pairs import PairColumns
 from m3ae.data.prepared import load_manifest
 from m3ae.figures import save_figure
 from m3ae.inference.drawing import draw_samples
@@ -17,10 +18,20 @@ from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.model_card import write_model_card
-from m3ae.tasks.models import open_model
-from m3ae.tasks.pretraining_data import collator, evaluation_pairs, prepare_sets, refuse_test_rows, training_pairs
+from m3ae.tasks.models import check_model, open_model
+from m3ae.tasks.pretraining_data import (
+    check_splits,
+    collator,
+    evaluation_pairs,
+    is_filled,
+    prepare_sets,
+    refuse_test_rows,
+    training_pairs,
+)
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
-from m3ae.training.config import RunConfig
+from m3ae.training.config import PreTrainingRun
+
+BYTES = ("0",)  # what the tokenizer of images without texts is trained on: it knows every byte, and no word
 
 
 class PreTraining:
@@ -32,25 +43,56 @@ class PreTraining:
         processor: Of that model.
     """
 
-    def __init__(self, config: RunConfig, model: M3AEForPreTraining, processor: M3AEProcessor) -> None:
+    def __init__(self, config: PreTrainingRun, model: M3AEForPreTraining, processor: M3AEProcessor) -> None:
         self.config, self.model, self.processor = config, model, processor
         self.train_dataset = training_pairs(config)
-        self.collate = collator(config, model.config, processor, training=True)
-        self.evaluation_collate = collator(config, model.config, processor, training=False)
+        self.collate = collator(config.data, model.config, processor, training=True)
+        self.evaluation_collate = collator(config.data, model.config, processor, training=False)
         self.splits = list(load_manifest(config.data.path).splits)
 
     @classmethod
-    def from_config(cls, config: RunConfig) -> PreTraining:
+    def from_config(cls, config: PreTrainingRun) -> PreTraining:
         """Prepare the data if the config says how, and build tokenizer and model.
 
         Raises:
             FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
             ValueError: Data, tokenizer and model do not fit together, or a training image is in a held-out split.
         """
+        check_model(config)
         prepare_sets(config.data)
+        check_splits(config, needed=("train", "validation") if config.training.validate_every else ("train",))
         refuse_test_rows(config.data)
-        model, processor = open_model(config, M3AEForPreTraining, lambda: training_pairs(config).texts())
-        return cls(config, model, processor)
+        model, processor = open_model(config, M3AEForPreTraining, lambda: training_pairs(config).texts() or BYTES)
+        task = cls(config, model, processor)
+        task.check()
+        return task
+
+    def check(self) -> None:
+        """Make sure that the training samples have what the model's objectives learn from.
+
+        Raises:
+            ValueError: They have only images, or only texts, and no objective is of these alone; or words are to be
+                reported, and the tokenizer does not know where they are.
+        """
+        sets, config = self.config.data.sets, self.model.config
+        columns = [PairColumns.of(part.image_columns, part.text_column) for part in sets]
+        images = any(is_filled(part.path, "train", own.images) for part, own in zip(sets, columns, strict=True))
+        texts = any(is_filled(part.path, "train", own.texts) for part, own in zip(sets, columns, strict=True))
+        if not (images or texts):
+            raise ValueError(f"no training row of {self.config.data.path} has an image or a text; choose others")
+        if not (images and texts):
+            present, absent, weight = ("images", "texts", "mim") if images else ("texts", "images", "mlm")
+            if not getattr(config, f"{weight}_weight") and config.latent is None:
+                raise ValueError(
+                    f"model.overrides.{weight}_weight: got 0 for training rows without {absent}, expected more than "
+                    f"0: nothing else is learnt from {present} alone"
+                )
+            PartialState().print(f"the training rows have no {absent}: what is masked in {present} is learnt")
+        if self.config.evaluation.word_groups and not self.processor.tokenizer.is_fast:
+            raise ValueError(
+                f"evaluation.word_groups: got them with {type(self.processor.tokenizer).__name__}, which does not "
+                "know which tokens make a word: use a tokenizer with tokenizer.json, or leave them out"
+            )
 
     def step_inputs(self, step: int) -> dict[str, Any]:
         """Return β of the latent pass at an optimiser step, if the model has a latent head."""
@@ -93,8 +135,9 @@ class PreTraining:
         write_model_card(folder, self.config, model, load_manifest(self.config.data.path), metrics)
 
     def illustrate(self, model: M3AEForPreTraining, folder: Path) -> list[Path]:
-        """Draw masked reconstructions of validation images, if there are any."""
-        dataset = evaluation_pairs(self.config, "validation")
+        """Draw masked reconstructions of images, of validation if there is that split, if there are any."""
+        split = next(split for split in ("validation", "test", "train") if split in self.splits)
+        dataset = evaluation_pairs(self.config, split)
         spread = range(0, len(dataset), max(1, len(dataset) // 6))
         pairs = [pair for index in spread if (pair := dataset.first(index, index)).image is not None][:6]
         if not pairs:

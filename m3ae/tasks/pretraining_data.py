@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from m3ae.data.check import refuse_leaks
 from m3ae.data.collate import PairCollator
 from m3ae.data.mixing import MixedPairs
 from m3ae.data.pairs import PairColumns, PairDataset
 from m3ae.data.prepare import prepare
+from m3ae.data.prepared import load_manifest
 from m3ae.data.streaming import PairStream, StreamedSet
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.processing import M3AEProcessor
-from m3ae.training.config import DataConfig, RunConfig
+from m3ae.training.config import PreTrainingRun, RunConfig
 from m3ae.training.engine import process_state
+from m3ae.training.sections import DataConfig, PairDataConfig
 
 
 def prepare_sets(data: DataConfig) -> None:
     """Prepare the sets for which the config says how, in one process of each machine."""
-    recipes = [(part.path, part.prepare) for part in (data, *data.also) if part.prepare is not None]
+    recipes = [(part.path, part.prepare) for part in data.sets if part.prepare is not None]
     if not recipes:
         return
     state = process_state()
@@ -24,6 +33,49 @@ def prepare_sets(data: DataConfig) -> None:
         for path, recipe in recipes:
             prepare(output=path, **recipe)
     state.wait_for_everyone()
+
+
+def check_splits(config: RunConfig, needed: Collection[str]) -> None:
+    """Make sure that a prepared set has the splits that a run needs, and that none is empty.
+
+    Args:
+        config: The run.
+        needed: Splits without which it cannot end.
+
+    Raises:
+        FileNotFoundError: The prepared folder is missing.
+        ValueError: A split is missing or empty.
+    """
+    path, every, splits = config.data.path, config.training.validate_every, load_manifest(config.data.path).splits
+    for split in needed:
+        if split not in splits:
+            reason = {
+                "train": "the model learns from it",
+                "validation": f"training.validate_every={every} measures the model on it and keeps the best; "
+                "training.validate_every=null trains without",
+                "test": "with training.validate_every=null, the last model is measured on it",
+            }[split]
+            raise ValueError(
+                f"{path} has no split {split!r}: {reason}. It has {', '.join(splits) or 'none'}; m3ae prepare makes "
+                "such a split of rows that the source assigns to it, or of some of those that it assigns to none."
+            )
+    for split in ("train", "validation", "test"):
+        if split in splits and not splits[split].rows:
+            raise ValueError(
+                f"split {split!r} of {path} is empty: all its {splits[split].rejected} rows are in rejected.jsonl. "
+                "Repair the source and prepare it again."
+            )
+
+
+def is_filled(folder: Path, split: str, columns: Iterable[str]) -> bool:
+    """Return whether a row of a split has something in one of the columns; reads up to the first such row."""
+    for name in load_manifest(folder).splits[split].shards:
+        with suppress(OSError, pa.ArrowException), pq.ParquetFile(folder / name) as file:  # found when it is read
+            chosen = [column for column in columns if column in file.schema_arrow.names]
+            for batch in file.iter_batches(256, columns=chosen):
+                if any(cell not in (None, "", []) for row in batch.to_pylist() for cell in row.values()):
+                    return True
+    return False
 
 
 def refuse_test_rows(data: DataConfig) -> None:
@@ -36,10 +88,10 @@ def refuse_test_rows(data: DataConfig) -> None:
     if data.allow_test_rows:
         return
     with process_state().local_main_process_first():  # it leaves the fingerprints for the others
-        refuse_leaks([part.path for part in (data, *data.also)], data.held_out)
+        refuse_leaks([part.path for part in data.sets], data.held_out)
 
 
-def training_pairs(config: RunConfig) -> MixedPairs | PairStream:
+def training_pairs(config: PreTrainingRun) -> MixedPairs | PairStream:
     """Open the training split of all sets.
 
     Raises:
@@ -47,7 +99,7 @@ def training_pairs(config: RunConfig) -> MixedPairs | PairStream:
         ValueError: A set has no training rows or not the columns that the config names.
     """
     data, seed = config.data, config.training.seed
-    parts = [data, *data.also]
+    parts = data.sets
     if data.streaming:
         columns = [PairColumns.of(part.image_columns, part.text_column) for part in parts]
         sets = [StreamedSet(part.path, read, part.weight) for part, read in zip(parts, columns, strict=True)]
@@ -58,21 +110,23 @@ def training_pairs(config: RunConfig) -> MixedPairs | PairStream:
     return MixedPairs(datasets, [part.weight for part in parts], seed)
 
 
-def evaluation_pairs(config: RunConfig, split: str) -> PairDataset:
+def evaluation_pairs(config: PreTrainingRun, split: str) -> PairDataset:
     """Open a split of the main set."""
     data = config.data
     limit = data.max_validation_samples if split == "validation" else None
     return PairDataset(data.path, split, data.image_columns, data.text_column, limit)
 
 
-def collator(config: RunConfig, model_config: M3AEConfig, processor: M3AEProcessor, *, training: bool) -> PairCollator:
+def collator(
+    data: PairDataConfig, model_config: M3AEConfig, processor: M3AEProcessor, *, training: bool
+) -> PairCollator:
     """Build what makes batches: with the augmentations of the config in training, with centre crops otherwise."""
     assert isinstance(model_config.image_config, M3AEImageConfig)
     return PairCollator(
         processor,
         model_config.image_config.num_patches,
-        config.data.max_text_length,
-        augmentation=config.data.augmentation if training else "crop",
-        crop_scale=config.data.crop_scale if training else (1.0, 1.0),
+        data.max_text_length,
+        augmentation=data.augmentation if training else "crop",
+        crop_scale=data.crop_scale if training else (1.0, 1.0),
         whole_words=model_config.whole_word_masking,
     )

@@ -78,7 +78,7 @@ class PreTrainingEvaluator:
         share of the group's most frequent word.
         """
         sums = MeanMetrics()
-        names = {word: group for group, words in word_groups.items() for word in words}
+        names = {word.lower(): group for group, words in word_groups.items() for word in words}
         pattern = name_pattern(names)
         counts: dict[str, Counter[str]] = {group: Counter() for group in word_groups}
         for pairs in self._batches(shuffled=shuffled):
@@ -103,9 +103,12 @@ class PreTrainingEvaluator:
         """Zero-shot retrieval both ways among `limit` pairs through the matching head, each input encoded once.
 
         Every image that stands with an equal text in one of the pairs counts as right, as in fine-tuning for
-        retrieval. `shuffled_…` judges the same ranking as if each text belonged to another image.
+        retrieval. `shuffled_…` judges the same ranking as if each text belonged to another image. Without any pair,
+        nothing is measured.
         """
         pairs = self._complete_pairs(limit)
+        if not pairs:
+            return {}
         texts, image_ids = [pair.text or "" for pair in pairs], [pair.image_id for pair in pairs]
         gallery = Gallery(
             model.m3ae, texts, image_ids, pairs.__getitem__, self.collator, self.accelerator, self.batch_size

@@ -41,7 +41,7 @@ from m3ae.tasks.finetuning import (
 )
 from m3ae.tasks.mistakes import plot_mistakes
 from m3ae.tasks.models import has_labels, label_names, open_model
-from m3ae.training.config import RunConfig
+from m3ae.training.config import QuestionAnsweringRun
 from m3ae.training.sampler import Visit
 
 YES_OR_NO = {"yes", "no"}
@@ -49,7 +49,7 @@ NUM_ATTENTION_MAPS = 4
 MAIN_METRICS = ("accuracy", "closed_accuracy", "open_accuracy")
 
 
-class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
+class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRun]):
     """Choice of an answer from the list in the model's `config.id2label`.
 
     Training leaves out questions without an answer in the list; measuring counts them as wrong.
@@ -63,7 +63,7 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
 
     def __init__(
         self,
-        config: RunConfig,
+        config: QuestionAnsweringRun,
         model: M3AEForQuestionAnswering,
         processor: M3AEProcessor,
         dataset: Callable[[str], ExampleDataset],
@@ -72,7 +72,7 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
         self.dataset = dataset
 
     @classmethod
-    def from_config(cls, config: RunConfig, *, for_training: bool = True) -> QuestionAnswering:
+    def from_config(cls, config: QuestionAnsweringRun, *, for_training: bool = True) -> QuestionAnswering:
         """Open data and model; a new head is drawn unless the saved model has one for the same answers.
 
         Raises:
@@ -82,8 +82,6 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
         open_data(config, for_training=for_training)
         dataset = cache(partial(open_questions, config))
         keep_head = config.question_answering.answers == "checkpoint"
-        if keep_head and config.model.path is None:
-            raise ValueError("question_answering.answers: got checkpoint without model.path, which names it")
         answers = [] if keep_head else answer_list(config, dataset)
         model, processor = open_model(
             config,
@@ -93,11 +91,8 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
             new_head=not keep_head and not has_labels(config.model.path, M3AEForQuestionAnswering, answers),
         )
         task = cls(config, model, processor, dataset)
-        if for_training and not len(task.train_dataset):
-            raise ValueError(
-                f"no training question of {config.data.path} has an answer among the {len(task.answers)} of the list "
-                f"({', '.join(task.answers[:3])}, …); set question_answering.answers to folder, or choose other data"
-            )
+        if for_training:
+            task.check_splits()
         return task
 
     @cached_property
@@ -110,6 +105,16 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
         """The training questions with an answer in the list."""
         dataset = self.dataset("train")
         return ExampleDataset(dataset.rows, [example for example in dataset.examples if self._targets(example).any()])
+
+    def check(self, split: str) -> None:
+        """Make sure that a question of a split has an answer in the list."""
+        examples = self.dataset(split).examples
+        if not any(answer in self._columns for example in examples for answer in example.target):
+            raise ValueError(
+                f"no question of {self.config.data.path}, {split}, has an answer among the {len(self.answers)} of the "
+                f"list ({', '.join(self.answers[:3])}, …); its answers are {', '.join(examples[0].target)}, … Set "
+                "question_answering.answers to folder, or choose other data."
+            )
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -223,7 +228,7 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering]):
             }
 
 
-def open_questions(config: RunConfig, split: str) -> ExampleDataset:
+def open_questions(config: QuestionAnsweringRun, split: str) -> ExampleDataset:
     """Open the questions of a split; the target of an example is the tuple of its right answers, normalised.
 
     Of the validation split they are as many as the config says.
@@ -233,8 +238,6 @@ def open_questions(config: RunConfig, split: str) -> ExampleDataset:
         FileNotFoundError: There is no such prepared folder.
         ValueError: It lacks the split or a column, or no row has both question and answer.
     """
-    if config.data.text_column is None:
-        raise ValueError("data.text_column: got null, expected the column of the questions, such as question")
     generated = load_manifest(config.data.path).source == "phantom"
     rows = open_split(config, split, texts=not generated)
     if not generated and not {"answer", "answers"} & set(rows.features):
@@ -269,7 +272,7 @@ def answer_type(cells: Mapping[str, Any], answers: Sequence[str]) -> str:
     return known or ("closed" if YES_OR_NO.issuperset(answers) else "open")
 
 
-def answer_list(config: RunConfig, dataset: Callable[[str], ExampleDataset]) -> list[str]:
+def answer_list(config: QuestionAnsweringRun, dataset: Callable[[str], ExampleDataset]) -> list[str]:
     """Return the answers of `answers.json` beside the prepared data, or else those to its training questions.
 
     Raises:
@@ -285,7 +288,7 @@ def answer_list(config: RunConfig, dataset: Callable[[str], ExampleDataset]) -> 
     return list(answers)
 
 
-def answers_from(config: RunConfig) -> str:
+def answers_from(config: QuestionAnsweringRun) -> str:
     """Say where the list of answers is from: the checkpoint, the training split, or all splits, test included."""
     path = config.data.path / ANSWERS_FILE
     if config.question_answering.answers == "checkpoint":

@@ -27,7 +27,7 @@ from m3ae.models.retrieval import M3AEForImageTextRetrieval
 from m3ae.tasks.finetuning import TOP, FineTuning, open_data, open_split, prefixed
 from m3ae.tasks.gallery import Gallery
 from m3ae.tasks.models import open_model
-from m3ae.training.config import RunConfig
+from m3ae.training.config import RetrievalRun
 
 STRIPS = 5  # queries that are drawn
 
@@ -55,7 +55,7 @@ class Candidates(NamedTuple):
         return Ranking.of(found, pairs, rule)
 
 
-class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
+class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
     """Images and texts that find each other by the matching head.
 
     Training tells each image's text apart from others of its batch: hard ones if the model has a contrastive head.
@@ -63,7 +63,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
     """
 
     @classmethod
-    def from_config(cls, config: RunConfig, *, for_training: bool = True) -> Retrieval:
+    def from_config(cls, config: RetrievalRun, *, for_training: bool = True) -> Retrieval:
         """Open data and model.
 
         Raises:
@@ -71,8 +71,6 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
             ValueError: Data, model and config do not fit together.
         """
         open_data(config, for_training=for_training)
-        if not config.data.image_columns or config.data.text_column is None:
-            raise ValueError("data: retrieval needs image_columns and a text_column, got none of one of them")
         model, processor = open_model(
             config, M3AEForImageTextRetrieval, lambda: open_texts(config, "train").texts(), new_head=False
         )
@@ -87,7 +85,10 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
                 f"retrieval.rerank: got {k} with num_negatives=0, which does not train the matching head; expected "
                 "retrieval.rerank=0 to rank by contrast alone, or set model.overrides.num_negatives"
             )
-        return cls(config, model, processor)
+        task = cls(config, model, processor)
+        if for_training:
+            task.check_splits()
+        return task
 
     @cached_property
     def train_dataset(self) -> ExampleDataset:
@@ -134,12 +135,28 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
         limit = self.config.data.max_validation_samples if split == "validation" else None
         return open_texts(self.config, split, limit or self.config.retrieval.max_rows)
 
-    def candidates(self, dataset: ExampleDataset) -> Candidates:
-        """Return what is searched for each other: all texts and the first view of the rows with an image.
+    def check(self, split: str) -> None:
+        """Make sure that a split has a pair, and the training split two that differ in image and text."""
+        images, texts = set[int](), set[str]()
+        dataset = self.train_dataset if split == "train" else self.dataset(split)
+        needed = 2 if split == "train" else 1
+        for example in dataset.examples:
+            pair = dataset.rows.pair(example.row, seed=0)
+            if pair.image is not None:
+                images.add(pair.image_id)
+                texts.update(example.texts)
+            if min(len(images), len(texts)) >= needed:
+                return
+        rows = f"the rows of {self.config.data.path}, {split},"
+        if not images:
+            raise ValueError(f"none of {rows} has both image and text: choose data.image_columns and data.text_column")
+        raise ValueError(
+            f"{rows} with image and text have {len(images)} different images and {len(texts)} different texts, "
+            "expected at least 2 of each: retrieval learns to tell pairs apart"
+        )
 
-        Raises:
-            ValueError: No row has both.
-        """
+    def candidates(self, dataset: ExampleDataset) -> Candidates:
+        """Return what is searched for each other: all texts and the first view of the rows with an image."""
         found = Candidates([], [], [], [], [])
         for example in dataset.examples:
             pair = dataset.rows.pair(example.row, seed=0)
@@ -151,8 +168,6 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
             found.text_names.extend(f"{example.id}#{n}" if several else example.id for n in range(len(example.texts)))
             found.examples.append(example)
             found.image_ids.append(pair.image_id)
-        if not found.examples:
-            raise ValueError(f"no row of {self.config.data.path}, {dataset.rows.split}, has both image and text")
         return found
 
     def rank(
@@ -263,7 +278,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval]):
                 }
 
 
-def open_texts(config: RunConfig, split: str, limit: int | None = None) -> ExampleDataset:
+def open_texts(config: RetrievalRun, split: str, limit: int | None = None) -> ExampleDataset:
     """Open the rows of a split that have a text; those without are left out, and counted in a message.
 
     Raises:

@@ -125,16 +125,17 @@ def write_sweep(folder: Path, results: Sequence[SweepResult], metrics: Sequence[
     Raises:
         ValueError: No run has such a metric.
     """
-    table = _lay_out(results, metrics)
-    if not PartialState().is_main_process:
-        return table
-    folder.mkdir(parents=True, exist_ok=True)
     described = [
         {"run": result.run.name, **result.run.settings, "metrics": result.metrics, "failure": result.failure}
         for result in results
     ]
-    write_text(folder / RESULTS, json.dumps(described, indent=2) + "\n")
-    write_text(folder / TABLE, table)
+    is_main = PartialState().is_main_process
+    if is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / RESULTS, json.dumps(described, indent=2) + "\n")
+    table = _lay_out(results, metrics)
+    if is_main:
+        write_text(folder / TABLE, table)
     return table
 
 
@@ -161,7 +162,10 @@ def _finish(config: RunConfig, split: str) -> Metrics:
     folder = RunFolder(config.output_dir)
     _check_same_settings(folder, config)
     if not folder.model.is_dir():
-        train(config, task_class(config.task).from_config(config), resume=True)
+        task = task_class(config.task).from_config(config)
+        if config.task == "generation" and not task.has(split):
+            raise ValueError(f"{config.data.path} has no split {split!r}: it has {', '.join(task.manifest.splits)}")
+        train(config, task, resume=True)
     if config.task != "generation":
         return final_metrics(folder.root)
     report = folder.root / f"evaluation_{split}" / JSON

@@ -4,255 +4,47 @@ An unknown key, a value of the wrong type or a value out of range stops the run 
 problem, so that a typo never trains for ten hours.
 """
 
-import difflib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import model_validator
 
+from m3ae.options import OptionsError, check_options, describe, dotted_keys
+from m3ae.training.model_options import check_new_model
+from m3ae.training.sections import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PairDataConfig,
+    PreTrainingDataConfig,
+    Section,
+    TokenizerConfig,
+    TrainingConfig,
+)
 from m3ae.training.task_config import (
-    STRICT,
     ClassificationConfig,
     FineTuningConfig,
+    FineTuningEvaluationConfig,
     GenerationConfig,
+    PreTrainingEvaluationConfig,
     QuestionAnsweringConfig,
     RetrievalConfig,
 )
-
-TaskName = Literal["pretraining", "question_answering", "classification", "retrieval", "generation"]
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message lists all its problems, one a line."""
 
 
-class _Section(BaseModel):
-    model_config = STRICT
+class RunConfig(Section):
+    """What decides a run of any task; written to `output_dir/config.yaml`."""
 
-
-class DataSetConfig(_Section):
-    """One prepared set and how it is used in training.
-
-    Attributes:
-        path: Folder of prepared shards.
-        prepare: Source prepared into `path` on first use, with its options: `{name: phantom, num_studies: 2000}`.
-        image_columns: Columns an image is drawn from; one of those present in a sample is chosen at each visit.
-        text_column: Column of the text or texts; several columns, such as `[question, answer]`, are joined by a blank;
-            `null` for image-only data.
-        weight: Visits of each row per epoch: 1 is every row once, 0.5 every row in every second epoch, 2 twice.
-    """
-
-    path: Path
-    prepare: dict[str, Any] | None = None
-    image_columns: list[str] = ["image"]
-    text_column: str | list[str] | None = "text"
-    weight: PositiveFloat = 1.0
-
-
-class DataConfig(DataSetConfig):
-    """Where the samples come from and how they are shaped; the set at `path` is also the one that is evaluated.
-
-    Attributes:
-        also: Further sets to train on.
-        held_out: Further prepared folders whose validation and test images must not be trained on. The run refuses to
-            start if one of them, or of these splits of the sets that are trained on, is a training image, too.
-        allow_test_rows: Train on such images all the same.
-        texts: Whether a visit draws `one` text of a row, or an epoch visits a row with `all` its texts in turn.
-        max_text_length: Tokens a text is cut to, special tokens included.
-        augmentation: What training changes about an image: `crop` only cuts out and resizes, `radiograph` also turns,
-            shifts, and varies brightness, contrast and gamma a little; `affine` turns, shifts and scales, for
-            handwriting and the like. Nothing is ever mirrored.
-        crop_scale: Range of the area of the random resized crop in training, published as [0.9, 1]; `[1, 1]` is the
-            published centre crop.
-        streaming: Read the shards as a stream, without a copy in the cache, instead of by index.
-        max_unreadable_shards: Shards of a stream that each loading process may leave out when they cannot be read.
-        bucket_batches: Form this many batches at a time among their samples sorted by length; 0 for never.
-        num_workers: Processes that load samples beside the training process.
-        max_validation_samples: Validation samples used; `null` for all.
-    """
-
-    also: list[DataSetConfig] = []
-    held_out: list[Path] = []
-    allow_test_rows: bool = False
-    texts: Literal["one", "all"] = "one"
-    max_text_length: PositiveInt = 64
-    augmentation: Literal["crop", "radiograph", "affine"] = "crop"
-    crop_scale: tuple[float, float] = (1.0, 1.0)
-    streaming: bool = False
-    max_unreadable_shards: NonNegativeInt = 0
-    bucket_batches: NonNegativeInt = 0
-    num_workers: NonNegativeInt = 0
-    max_validation_samples: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _crop_scale_is_a_range_of_areas(self) -> "DataConfig":
-        smallest, largest = self.crop_scale
-        if not 0 < smallest <= largest <= 1:
-            raise ValueError(f"crop_scale: got {list(self.crop_scale)}, expected 0 < smallest <= largest <= 1")
-        return self
-
-
-class TokenizerConfig(_Section):
-    """The tokenizer: `path` (hub name or folder), or byte-level BPE of `vocab_size` trained on the training texts."""
-
-    path: str | None = None
-    vocab_size: PositiveInt = 4096
-
-
-class InitConfig(_Section):
-    """Published encoders that a new model starts from; `null` for weights drawn at random.
-
-    Attributes:
-        image_encoder: Name of a timm model such as `vit_base_patch16_clip_224.openai`; a folder or `.safetensors` file
-            that timm has saved; a folder or hub name of a transformers CLIP or ViTMAE; a CLIP file of OpenAI.
-        text_encoder: Folder or hub name of a bidirectional text encoder of transformers, such as BERT, RoBERTa or
-            ModernBERT; its sizes are the model's, and its tokenizer is used if `tokenizer.path` is unset.
-    """
-
-    image_encoder: str | None = None
-    text_encoder: str | None = None
-
-
-class ModelConfig(_Section):
-    """The model: a named `size` with nested `overrides`, or a saved model folder in `path` to continue from.
-
-    Attributes:
-        size: Named size of a new model.
-        path: Hub name or folder of a saved model; on the command line, `model=PATH` sets it.
-        from_scratch: Draw the weights of the saved model anew: what a pre-trained model is compared with.
-        overrides: Options of `M3AEConfig` that replace those of the size or of the saved model; an `image_size` other
-            than the saved one interpolates the position table.
-        init: Where the encoders of a new model start from.
-    """
-
-    size: Literal["tiny", "small", "base"] = "small"
-    path: str | None = None
-    from_scratch: bool = False
-    overrides: dict[str, Any] = {}
-    init: InitConfig = InitConfig()
-
-    @model_validator(mode="after")
-    def _starts_from_one_thing(self) -> "ModelConfig":
-        if self.path is not None and self.init != InitConfig():
-            raise ValueError("init: got it beside model.path, expected one of them: a saved model has its encoders")
-        if self.from_scratch and self.path is None:
-            raise ValueError("from_scratch: got true without model.path, which names the model to draw anew")
-        return self
-
-
-class OptimizerConfig(_Section):
-    """AdamW and its schedule.
-
-    Attributes:
-        lr: Learning rate after warm-up of parameters without a multiplier.
-        betas: Decay rates of the two moments.
-        eps: Term added to the denominator.
-        weight_decay: Decoupled weight decay; never applied to norms, biases and single vectors.
-        lr_multipliers: Factor on `lr` of the groups `encoder`, `fusion` or `heads` of a model's parameters, or of
-            parts of the last: `heads.decoders.M` decodes modality M from z, `heads.decoders` are all of these.
-        schedule: Course of the learning rate after warm-up.
-        warmup: Steps of linear warm-up; below 1, a fraction of `training.max_steps`.
-        max_grad_norm: Gradients are scaled down to this norm; `null` for never.
-    """
-
-    lr: NonNegativeFloat = 1e-4
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.01
-    lr_multipliers: dict[str, NonNegativeFloat] = {"heads": 5.0, "fusion": 5.0}
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: NonNegativeFloat = 0.1
-    max_grad_norm: PositiveFloat | None = 1.0
-
-
-class TrainingConfig(_Section):
-    """The loop. Every count of steps is a count of optimiser steps.
-
-    Attributes:
-        max_steps: Length of the run.
-        batch_size: Samples of one micro-batch of one process.
-        gradient_accumulation_steps: Micro-batches of one process that make one optimiser step.
-        mixed_precision: Autocast type; parameters stay in float32. `auto` is bf16 where the device has units for it
-            that are faster than float32, else `no`; a resumed run keeps what it began with.
-        seed: Decides sample order, augmentation, masking and dropout.
-        validate_every: Steps between validations; one more comes at the end. `null` for none: no best model is kept,
-            and fine-tuning measures the last one: for a last run on all labelled rows, with settings chosen before.
-        checkpoint_every: Steps between checkpoints; one more comes at the end.
-        keep_checkpoints: How many of the last checkpoints stay.
-        log_every: Steps between lines of `metrics.jsonl`.
-        max_skipped_steps: Non-finite steps in a row that stop the run.
-        max_hours: Hours after which training stops with a checkpoint and the exit status 75, to be resumed; `null` for
-            no limit.
-        max_step_minutes: Minutes after which a step has hung: the run ends and names the process that the others wait
-            for; `null` for the limit of the communication library, which names none.
-        halve_on_out_of_memory: Go on with half the micro-batch and twice the accumulation when one does not fit, in a
-            run of one process; losses over the pairs of a micro-batch then have fewer of them.
-        compile: Whether `torch.compile` is applied to the model: minutes at the start, then, on a CPU, a tenth less
-            for each step.
-        gradient_checkpointing: Whether activations are recomputed in the backward pass.
-        tracker: Where metrics go besides `metrics.jsonl`.
-        best_metric: Metric that chooses the model kept in `best/`.
-        best_mode: Whether a lower (`min`) or a higher (`max`) value of it is better.
-    """
-
-    max_steps: PositiveInt
-    batch_size: PositiveInt
-    gradient_accumulation_steps: PositiveInt = 1
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    seed: NonNegativeInt = 0
-    validate_every: PositiveInt | None = 500
-    checkpoint_every: PositiveInt = 500
-    keep_checkpoints: PositiveInt = 2
-    log_every: PositiveInt = 10
-    max_skipped_steps: PositiveInt = 10
-    max_hours: PositiveFloat | None = None
-    max_step_minutes: PositiveFloat | None = None
-    halve_on_out_of_memory: bool = False
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    best_metric: str = Field(default="validation/loss", pattern="^validation/")
-    best_mode: Literal["min", "max"] = "min"
-
-
-class EvaluationConfig(_Section):
-    """What is measured beside the losses.
-
-    Attributes:
-        batch_size: Samples at once in one process; `null` for `training.batch_size`.
-        mask_draws: How often the final report of pre-training hides patches and words of each sample anew: a small
-            difference between own and shuffled images needs many.
-        retrieval_pairs: Pairs ranked against each other in the final report of pre-training; 0 for no retrieval.
-        word_groups: Words whose share of correct fillings pre-training reports, by name of the group.
-        controls: Whether results come with what is reached without the image, and without the model.
-        resamples: Draws of the bootstrap behind the 95 % intervals of final results; 0 for none.
-    """
-
-    batch_size: PositiveInt | None = None
-    mask_draws: PositiveInt = 1
-    retrieval_pairs: NonNegativeInt = 100
-    word_groups: dict[str, list[str]] = {}
-    controls: bool = True
-    resamples: NonNegativeInt = 1000
-
-
-class RunConfig(_Section):
-    """Everything that decides a run; written to `output_dir/config.yaml`."""
-
-    task: TaskName
+    task: str
     output_dir: Path
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -260,20 +52,108 @@ class RunConfig(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
-    finetuning: FineTuningConfig = FineTuningConfig()
-    question_answering: QuestionAnsweringConfig = QuestionAnsweringConfig()
-    classification: ClassificationConfig = ClassificationConfig()
-    retrieval: RetrievalConfig = RetrievalConfig()
-    generation: GenerationConfig = GenerationConfig()
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Options of the model's configuration that the run replaces."""
+        return dict(self.model.overrides)
 
     @model_validator(mode="after")
-    def _warmup_fits_into_the_run(self) -> "RunConfig":
+    def _warmup_fits_into_the_run(self) -> Self:
         if self.optimizer.warmup > self.training.max_steps:
             raise ValueError(
                 f"optimizer.warmup: got {self.optimizer.warmup:g} steps, expected at most training.max_steps "
                 f"({self.training.max_steps})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_new_model_can_be_built(self) -> Self:
+        if self.model.path is None and self.model.init.text_encoder is None:
+            check_new_model(self.model.size, self.overrides)
+        return self
+
+
+class PreTrainingRun(RunConfig):
+    """Pre-training."""
+
+    task: Literal["pretraining"]
+    data: PreTrainingDataConfig
+    evaluation: PreTrainingEvaluationConfig = PreTrainingEvaluationConfig()
+
+
+class GenerationRun(RunConfig):
+    """Training of the latent head; its modalities, in `model.overrides.latent`, are columns of the data."""
+
+    task: Literal["generation"]
+    generation: GenerationConfig = GenerationConfig()
+
+    @model_validator(mode="after")
+    def _a_new_model_has_a_latent_head(self) -> Self:
+        if self.model.path is None and not self.overrides.get("latent"):
+            raise ValueError("model.overrides.latent: missing; expected the options of the latent head")
+        return self
+
+
+class FineTuningRun(RunConfig):
+    """Fine-tuning for any task."""
+
+    data: PairDataConfig
+    evaluation: FineTuningEvaluationConfig = FineTuningEvaluationConfig()
+    finetuning: FineTuningConfig = FineTuningConfig()
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Options of the model's configuration that the run replaces."""
+        overrides = super().overrides
+        if self.finetuning.image_size is not None:
+            size = {"image_size": self.finetuning.image_size}
+            overrides["image_config"] = (overrides.get("image_config") or {}) | size
+        return overrides
+
+
+class QuestionAnsweringRun(FineTuningRun):
+    """Fine-tuning for questions about images."""
+
+    task: Literal["question_answering"]
+    question_answering: QuestionAnsweringConfig = QuestionAnsweringConfig()
+
+    @model_validator(mode="after")
+    def _questions_and_answers_are_named(self) -> Self:
+        if self.data.text_column is None:
+            raise ValueError("data.text_column: got null, expected the column of the questions, such as question")
+        if self.question_answering.answers == "checkpoint" and self.model.path is None:
+            raise ValueError("question_answering.answers: got checkpoint without model.path, which names it")
+        return self
+
+
+class ClassificationRun(FineTuningRun):
+    """Fine-tuning for classes."""
+
+    task: Literal["classification"]
+    classification: ClassificationConfig = ClassificationConfig()
+
+
+class RetrievalRun(FineTuningRun):
+    """Fine-tuning for images and texts that find each other."""
+
+    task: Literal["retrieval"]
+    retrieval: RetrievalConfig = RetrievalConfig()
+
+    @model_validator(mode="after")
+    def _images_and_texts_are_named(self) -> Self:
+        if not self.data.image_columns or self.data.text_column is None:
+            raise ValueError("data: retrieval needs image_columns and a text_column, got none of one of them")
+        return self
+
+
+RUNS: dict[str, type[RunConfig]] = {
+    "pretraining": PreTrainingRun,
+    "question_answering": QuestionAnsweringRun,
+    "classification": ClassificationRun,
+    "retrieval": RetrievalRun,
+    "generation": GenerationRun,
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -298,23 +178,43 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     values = parse_yaml(text, source=str(path))
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path}: got {_describe(values)}, expected a mapping with keys {list(RunConfig.model_fields)}"
+            f"{path}: got {describe(values)}, expected a mapping with keys {list(RunConfig.model_fields)}"
         )
     for override in overrides:
         _assign(values, override)
+    return make_config(values, source=str(path))
+
+
+def make_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+    """Return the configuration of the task that the values name.
+
+    Args:
+        values: Sections and options, as a YAML file has them.
+        source: Names them in messages.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type or range.
+    """
+    task = values.get("task")
     try:
-        # As JSON a list may become a tuple and a string a path; `strict` still refuses "10" or true for a number.
-        return RunConfig.model_validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
-        raise ConfigError("\n".join([f"{path}:", *(f"  {problem}" for problem in problems)])) from None
+        if not isinstance(task, str) or task not in RUNS:
+            raise OptionsError([f"task: got {describe(task)}, expected one of {', '.join(RUNS)}"])
+        return check_options(RUNS[task], values, partial(_other_tasks, task))
+    except OptionsError as error:
+        raise ConfigError("\n".join([f"{source}:", *(f"  {problem}" for problem in error.problems)])) from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}; an alias must not stand inside what it names") from None
+        raise ConfigError(f"{source}: {error}; an alias must not stand inside what it names") from None
 
 
 def dump_config(config: RunConfig) -> str:
     """Return the configuration, defaults included, as YAML that `load_config` reads."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _other_tasks(task: str, key: str) -> str:
+    """Say which tasks have a key that the run's task has not."""
+    others = [other for other, run in RUNS.items() if key in dotted_keys(run)]
+    return f"it is an option of {', '.join(others)}, not of {task}: leave it out" if others else ""
 
 
 class _Loader(yaml.SafeLoader):
@@ -360,44 +260,5 @@ def _assign(values: dict[str, Any], override: str) -> None:
         values = values[section]
         if not isinstance(values, dict):
             parent = ".".join(sections[:depth])
-            raise ConfigError(f"override {override!r}: {parent} is {_describe(values)}, which has no keys of its own")
+            raise ConfigError(f"override {override!r}: {parent} is {describe(values)}, which has no keys of its own")
     values[name] = parse_yaml(text, source=f"override {override!r}")
-
-
-def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_nearest(key)}"
-    if problem["type"] == "missing":
-        return f"{key}: missing; expected a value"
-    if problem["type"] == "json_invalid":  # all that JSON cannot hold is half a character, "\\ud800"
-        return f"not valid text: {problem['ctx']['error']}"
-    if problem["type"] == "value_error":
-        return ".".join(filter(None, [key, str(problem["ctx"]["error"])]))  # a validator names keys of its section
-    expected = problem["msg"].removeprefix("Input should be ")
-    return f"{key}: got {_describe(problem['input'])}, expected {expected}"
-
-
-def _nearest(key: str) -> str:
-    section, _, name = re.sub(r"\.\d+\.", ".", key).rpartition(".")
-    valid = [candidate.rpartition(".") for candidate in _dotted_keys(RunConfig)]
-    names = {candidate[2] for candidate in valid}
-    similar = [name] if name in names else difflib.get_close_matches(name, names)
-    siblings = [candidate for candidate in valid if candidate[0] == section]
-    # A misspelt key of this section is likelier than one of another section, which in turn beats a full list.
-    for candidates in (siblings, valid):
-        if nearest := ["".join(candidate) for candidate in candidates if candidate[2] in similar]:
-            return f"did you mean {' or '.join(nearest)}?"
-    return f"expected one of {[''.join(candidate) for candidate in siblings]}"
-
-
-def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        for section in (field.annotation, *get_args(field.annotation)):  # a section, or a list of sections
-            if isinstance(section, type) and issubclass(section, BaseModel):
-                yield from _dotted_keys(section, f"{prefix}{name}.")
-
-
-def _describe(value: Any) -> str:
-    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"

@@ -103,7 +103,7 @@ def _sampler(
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
-        bucket_batches=max(1, config.data.bucket_batches),
+        bucket_batches=config.data.batches_formed_together,
         length=getattr(samples, "length", None),
     )
 
@@ -118,7 +118,7 @@ def _stream_batches(
         first_batch=first_batch,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
-        bucket_batches=max(1, config.data.bucket_batches),
+        bucket_batches=config.data.batches_formed_together,
     )
 
 

@@ -171,6 +171,9 @@ class _TrainingLoop:
             self.config.task,
             init_kwargs={"wandb": {"dir": str(self.folder.root), "name": self.folder.root.name}},
         )
+        settings = self.config.training
+        if not checkpoint and settings.validate_every and settings.best_metric != "validation/loss":
+            self.validation_metrics()  # a name that no task has must not stop a run that has trained
 
     def prepare(self) -> None:
         """Hand model and optimiser to the engine."""
@@ -343,12 +346,8 @@ class _TrainingLoop:
 
     def validate(self) -> None:
         """Measure the model on the validation split and keep it if it is the best so far."""
-        settings = self.config.training
-        found = self.measure(self.task.evaluate, "validation")
-        metrics = {f"validation/{name}": float(value) for name, value in found.items()}
+        settings, metrics = self.config.training, self.validation_metrics()
         self.record(metrics)
-        if settings.best_metric not in metrics:
-            raise ValueError(f"training.best_metric: got {settings.best_metric}, expected one of {list(metrics)}")
         best = [self.state.best]
         if self.accelerator.is_main_process and _is_better(
             metrics[settings.best_metric], self.state.best, settings.best_mode
@@ -358,6 +357,14 @@ class _TrainingLoop:
                     self.task.save(self.whole_model, folder, metrics)
                 best = [metrics[settings.best_metric]]
         self.state.best = broadcast_object_list(best)[0]
+
+    def validation_metrics(self) -> dict[str, float]:
+        """Return the metrics of the validation split, the one that chooses the best model among them."""
+        best, found = self.config.training.best_metric, self.measure(self.task.evaluate, "validation")
+        metrics = {f"validation/{name}": float(value) for name, value in found.items()}
+        if best not in metrics:
+            raise ValueError(f"training.best_metric: got {best}, expected one of {', '.join(metrics)}")
+        return metrics
 
     def measure(self, measurement: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
         """Return what a method of the task measures, the course of training left as it was."""

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 
-from m3ae.training.config import RunConfig, TrainingConfig
+from m3ae.training.config import RunConfig
+from m3ae.training.sections import TrainingConfig
 
 
 def enable_gradient_checkpointing(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from m3ae.training.config import OptimizerConfig
+from m3ae.training.sections import OptimizerConfig
 
 GROUPS = ("encoder", "fusion", "heads")  # of the package's models, of which one may lack some, or have them frozen
 

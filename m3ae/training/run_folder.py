@@ -156,7 +156,7 @@ class RunFolder:
 def data_checksums(config: RunConfig) -> dict[str, str]:
     """Return the SHA-256 of the manifest of each prepared folder of a run; it holds those of the shards."""
     data = config.data
-    manifests = [folder / MANIFEST for folder in (data.path, *(part.path for part in data.also), *data.held_out)]
+    manifests = [folder / MANIFEST for folder in (*(part.path for part in data.sets), *data.held_out)]
     return {str(file.parent): file_sha256(file) for file in manifests if file.is_file()}
 
 

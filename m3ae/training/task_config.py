@@ -1,16 +1,38 @@
 """Sections of the configuration that belong to one task each, or to all that fine-tune."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-STRICT = ConfigDict(extra="forbid", frozen=True)
+from m3ae.options import OptionsError, unknown_keys
+from m3ae.training.sections import EvaluationConfig, Section
 
 
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, and values do not change."""
+class PreTrainingEvaluationConfig(EvaluationConfig):
+    """What pre-training measures beside the losses.
 
-    model_config = STRICT
+    Attributes:
+        mask_draws: How often the final report hides patches and words of each sample anew: a small difference between
+            own and shuffled images needs many.
+        retrieval_pairs: Pairs ranked against each other in the final report; 0 for no retrieval.
+        word_groups: Words whose share of correct fillings is reported, by name of the group; case does not matter.
+    """
+
+    mask_draws: PositiveInt = 1
+    retrieval_pairs: NonNegativeInt = 100
+    word_groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default={})
+
+
+class FineTuningEvaluationConfig(EvaluationConfig):
+    """What fine-tuning measures beside the losses.
+
+    Attributes:
+        controls: Whether results come with what is reached without the image, and without the model.
+        resamples: Draws of the bootstrap behind the 95 % intervals of final results; 0 for none.
+    """
+
+    controls: bool = True
+    resamples: NonNegativeInt = 1000
 
 
 class LoraConfig(Section):
@@ -144,9 +166,18 @@ class GenerationConfig(Section):
 
     missing_rate: float = Field(default=0.0, ge=0, le=1)
     prior_components: NonNegativeInt = 30
-    importance_samples: list[PositiveInt] = [1, 10, 100, 1000]
+    importance_samples: list[PositiveInt] = Field(default=[1, 10, 100, 1000])
     importance_rows: PositiveInt = 100
     temperature: float = Field(default=1.0, ge=0)
     text_rows: NonNegativeInt = 100
-    text_options: dict[str, Any] = {}
+    text_options: dict[str, Any] = Field(default={})
     problems: ProblemsConfig | None = None
+
+    @field_validator("text_options")
+    @classmethod
+    def _options_of_generate_exist(cls, options: dict[str, Any]) -> dict[str, Any]:
+        from transformers import GenerationConfig
+
+        if problems := unknown_keys(options, GenerationConfig().to_dict()):
+            raise OptionsError(problems)
+        return options

@@ -410,10 +410,13 @@ def test_overwriting_leaves_no_old_shards(tmp_path: Path, source: list[Entry]) -
     ("name", "options", "message"),
     [
         ("iu-xray", {}, "unknown source 'iu-xray': expected one of digits, folder, iu_xray, "),
-        ("iu_xray", {}, "iu_xray: missing a required argument: 'source'; its options are source, sections"),
-        ("toy", {"seed": 1}, "toy: got an unexpected keyword argument 'seed'; its options are factor"),
-        ("toy", {"shorter_side": 0}, "shorter_side is 0, expected at least 1"),
-        ("toy", {"quality": 96}, "quality is 96, expected 1 to 95"),
+        ("iu_xray", {}, "iu_xray: source: missing; expected a value"),
+        ("toy", {"factr": 1}, "toy: factr: unknown key; did you mean factor"),
+        ("toy", {"factor": "1"}, r"toy: factor: got '1' \(str\), expected a valid integer"),
+        ("toy", {"min_words": "1"}, r"toy: min_words: got '1' \(str\), expected a valid integer"),
+        ("toy", {"seed": 1}, "toy: seed: unknown key; "),
+        ("toy", {"shorter_side": 0}, "shorter_side: got 0, expected 1 to"),
+        ("toy", {"quality": 96}, "quality: got 96, expected 1 to 95"),
     ],
 )
 def test_wrong_arguments_are_named(

@@ -25,8 +25,9 @@ from m3ae.data.streaming import PairStream, StreamedSet, UnreadableShardError
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.files import CHECKSUMS, write_checksums
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.options import dotted_keys
 from m3ae.training.checkpoint import choose_checkpoint, list_checkpoints, load_moments, load_weights
-from m3ae.training.config import ConfigError, RunConfig, dump_config, load_config
+from m3ae.training.config import RUNS, ConfigError, dump_config, load_config
 from m3ae.training.engine_state import EngineState
 from m3ae.training.loop import train
 from tests.conversion.released import released_by_others, save
@@ -57,7 +58,8 @@ def config(folder: Path) -> Target:
     """A YAML file and overrides: a configuration that can be written and read again, or a ConfigError."""
     short = SHORT.encode()
     full = dump_config(load_config(QUICKSTART)).encode()
-    keys = [key for key in _keys(RunConfig.model_json_schema()) if key != "output_dir"]
+    keys = sorted({key for run in RUNS.values() for key in dotted_keys(run)} - {"output_dir"})
+    keys += ["a.b", "data.prepare.name", "model.overrides.image_config", "model.overrides.latent.modalities.a"]
     pieces = [piece for piece in PIECES if len(piece) < 999]
     values = st.one_of(st.sampled_from(pieces).map(lambda piece: piece.decode("latin-1")), st.text(max_size=8))
     overrides = st.lists(st.builds("{}={}".format, st.sampled_from(keys), values), max_size=3)
@@ -80,14 +82,6 @@ def config(folder: Path) -> Target:
     files = st.sampled_from([*[short] * 15, full])
     small = harms.filter(lambda harm: len(harm.piece) < 999)  # the parser of YAML is slow
     return Target(st.tuples(files, st.lists(small, max_size=2), overrides), check)
-
-
-def _keys(schema: dict[str, Any]) -> list[str]:
-    found = []
-    for name, field in schema["properties"].items():
-        section = schema["$defs"].get(str(field.get("$ref", "")).rpartition("/")[2], {})
-        found += [name, *(f"{name}.{key}" for key in section.get("properties", {}))]
-    return [*found, "model", "data.also.path", "training", "a.b", "data.prepare.name", "model.overrides.image_config"]
 
 
 def checkpoint(folder: Path) -> Target:

@@ -189,11 +189,14 @@ def test_bad_input_is_explained(data: Path, sections: Any, classification: Any, 
 
 def test_a_split_without_any_of_the_classes_is_explained(tmp_path: Path) -> None:
     folder = write_splits(tmp_path / "data", SPLITS | {"test": [row(7, "assay")]})
-    task = build(folder, SINGLE)
     with pytest.raises(
         ValueError, match=r"has one of the model's 2 classes \('gel', 'blot'\); its labels are 'assay'"
     ):
-        task.dataset("test")
+        build(folder, SINGLE)
+    for split in ("validation", "test"):
+        unlabelled = write_splits(tmp_path / split, SPLITS | {split: [row(7, None)]})
+        with pytest.raises(ValueError, match=rf"no row of .*, {split}, has a label in 'kind'"):
+            build(unlabelled, SINGLE)
 
 
 def test_classes_need_not_be_found(data: Path) -> None:

@@ -14,6 +14,7 @@ from m3ae.training.config import dump_config
 from tests.tasks.test_classification import SINGLE
 from tests.tasks.test_classification import SPLITS as ROWS
 from tests.tasks.test_question_answering import QUESTION, SPLITS
+from tests.tasks.tiny import tiny_run
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
 
 
@@ -96,8 +97,10 @@ def test_classes_of_other_data_are_explained(tmp_path: Path, options: Any, messa
 
 def test_commands_say_which_one_a_config_is_for(questions: Path, tmp_path: Path) -> None:
     assert "has the task question_answering: use m3ae finetune" in command("pretrain", questions)
-    assert "has the task pretraining: use m3ae pretrain" in command("finetune", questions, "task=pretraining")
-    assert "task: got pretraining" in command("evaluate", questions, "task=pretraining")
+    phantoms = tmp_path / "phantoms.yaml"
+    phantoms.write_text(dump_config(tiny_run(tmp_path / "phantoms", tmp_path / "run")))
+    assert "has the task pretraining: use m3ae pretrain" in command("finetune", phantoms)
+    assert "task: got pretraining" in command("evaluate", phantoms)
     assert "frozen: nothing" in command("finetune", questions, "--print-config")
     with pytest.raises(ValueError, match="unknown task 'vqa': expected one of pretraining, question_answering"):
         task_class("vqa")
@@ -108,3 +111,17 @@ def test_commands_say_which_one_a_config_is_for(questions: Path, tmp_path: Path)
 )
 def test_no_launcher_hides_a_package(path: Path) -> None:
     assert find_spec(path.stem) is None, "its folder comes first when a script beside it runs"
+
+
+def test_results_that_have_no_room_are_refused_before_they_are_computed(questions: Path, tmp_path: Path) -> None:
+    saved = save_model(tmp_path / "model", M3AEForQuestionAnswering, id2label={0: "yes", 1: "left"})
+    (tmp_path / "taken").write_text("a file")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("m3ae.tasks.question_answering.QuestionAnswering.measure", None)
+        assert "taken" in command("evaluate", questions, f"model={saved}", "--output", tmp_path / "taken")
+
+
+def test_questions_without_a_known_answer_are_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "question_answering", SPLITS, data=QUESTION)
+    saved = save_model(tmp_path / "model", M3AEForQuestionAnswering, id2label={0: "mri", 1: "ct"})
+    assert "test, has an answer among the 2 of the list (mri, ct, …)" in command("evaluate", config, f"model={saved}")

@@ -1,5 +1,6 @@
 """Generation on the one training loop: digits in small, and studies with a text."""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from m3ae import M3AEForGeneration
 from m3ae.models.latent import beta_schedule
 from m3ae.tasks.generation import Generation
-from m3ae.training.config import RunConfig
+from m3ae.training.config import RunConfig, make_config
 from m3ae.training.loop import train
 from m3ae.training.metrics_log import read_metrics
 from tests.data.small_folder import picture, stored, write_splits
@@ -63,7 +64,7 @@ def run(folder: Path, output: Path, modalities: dict[str, Any] | None = None, **
     }
     for name, values in sections.items():
         options[name] = {**options.get(name, {}), **values}
-    return RunConfig.model_validate(options)
+    return make_config(options)
 
 
 def test_a_run_resumes_exactly_and_leaves_a_model_with_its_prior(data: Path, tmp_path: Path) -> None:
@@ -146,5 +147,27 @@ def test_bad_modalities_are_explained(data: Path, tmp_path: Path, changes: dict,
 
 
 def test_without_a_latent_head_there_is_nothing_to_train(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model.overrides.latent: generation needs the options"):
+    with pytest.raises(ValueError, match=r"model.overrides.latent: missing; expected the options"):
         Generation.from_config(run(data, tmp_path, model={"overrides": {}}))
+
+
+def test_what_a_run_needs_at_its_end_is_checked_before_its_first_step(tmp_path: Path) -> None:
+    numbers = count()
+    rows = [row(next(numbers)) for _ in range(6)]
+
+    def refused(message: str, splits: dict[str, list[dict[str, Any]]], **sections: Any) -> None:
+        sections["data"] = {"allow_test_rows": True}
+        folder = write_splits(tmp_path / str(next(numbers)), **splits)
+        with pytest.raises(ValueError, match=message):
+            Generation.from_config(run(folder, tmp_path / "run", **sections))
+
+    refused(r"no split 'validation': .*validate_every=null", {"train": rows, "test": rows})
+    silent = [cells | {"speech": None} for cells in rows]
+    refused("latent.modalities.speech: no training row of", {"train": silent, "validation": rows})
+    unknown = [*rows[:-1], rows[-1] | {"label": "new"}]
+    for split in ("validation", "test"):
+        refused("has the label 'new', which no training row has", {"train": rows, "validation": rows, split: unknown})
+    empty = [cells | dict.fromkeys(MODALITIES) for cells in rows]
+    refused("test, has a modality that z is inferred from", {"train": rows, "validation": rows, "test": empty})
+    options = {"generation": {"text_options": {"num_beams": 2}}}
+    refused("which only the decoder autoregressive has", {"train": rows, "validation": rows}, **options)

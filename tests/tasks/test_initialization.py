@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from transformers import (
     BertConfig,
     BertModel,
@@ -23,6 +22,7 @@ from m3ae.models.text_encoder import special_ids
 from m3ae.tasks.generation import Generation
 from m3ae.tasks.pretraining import PreTraining
 from m3ae.tasks.pretraining_data import evaluation_pairs
+from m3ae.training.config import ConfigError
 from tests.tasks.tiny import tiny_run
 
 VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -136,7 +136,7 @@ def test_a_text_encoder_s_sizes_and_tokens_are_those_of_its_folder(data: Path, t
 
 
 def test_a_saved_model_is_not_started_anew(data: Path, clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match=r"init: got it beside model\.path, expected one of them"):
+    with pytest.raises(ConfigError, match=r"model.init: got it beside model\.path, expected one of them"):
         tiny_run(data, tmp_path, model={"path": "model", "init": {"image_encoder": str(clip)}})
 
 

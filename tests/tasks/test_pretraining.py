@@ -21,6 +21,7 @@ from m3ae.training.config import RunConfig
 from m3ae.training.loop import train
 from m3ae.training.metrics_log import read_metrics
 from tests.tasks.tiny import tiny_run
+from tests.tasks.tiny_finetuning import write_splits
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +164,63 @@ def test_continuing_from_a_saved_model(finished: Path, data: Path, tmp_path: Pat
         ({"tokenizer": {"path": "nowhere"}}, "No tokenizer in 'nowhere'"),
         ({"model": {"path": "nowhere"}}, "no saved M3AE model in 'nowhere'"),
         ({"model": {"overrides": {"image_config": {"image_size": 30}}}}, "multiple of patch_size"),
-        ({"model": {"overrides": {"hiden_size": 30}}}, "no option 'hiden_size'. Did you mean hidden_size"),
+        ({"model": {"overrides": {"hiden_size": 30}}}, "overrides.hiden_size: unknown key; did you mean hidden_size"),
     ],
 )
 def test_bad_input_is_explained(data: Path, tmp_path: Path, sections: dict, message: str) -> None:
     with pytest.raises((ValueError, OSError), match=message):
         PreTraining.from_config(tiny_run(data, tmp_path, **sections))
+
+
+BOTH_SIDES = [{"id": f"r{i}", "image": 9 * i, "text": [f"row {i} is here"]} for i in range(6)]
+IMAGES_ALONE, TEXTS_ALONE = {"image_columns": ["image"], "text_column": None}, {"image_columns": []}
+
+
+def sided(folder: Path, output: Path, data: dict, splits: tuple[str, ...] = ("train", "validation"), **sections: dict):
+    """A run on six rows a split, with or without its images and texts."""
+    write_splits(folder, dict.fromkeys(splits, BOTH_SIDES))
+    options = {"prepare": None, "image_columns": ["image"], "allow_test_rows": True, **data}
+    return tiny_run(folder, output, data=options, evaluation={"word_groups": {}}, **sections)
+
+
+@pytest.mark.parametrize("data", [IMAGES_ALONE, TEXTS_ALONE], ids=["images", "texts"])
+@pytest.mark.parametrize("model", [{}, {"schedule": "joint", "itc_weight": 1.0}], ids=["separate", "joint"])
+def test_one_side_is_enough_to_learn_from(tmp_path: Path, data: dict, model: dict) -> None:
+    splits = ("train", "validation", "test")
+    config = sided(tmp_path / "data", tmp_path / "run", data, splits, model={"overrides": model})
+    metrics = train(config, PreTraining.from_config(config))
+    (measured,) = {"mim_loss", "mlm_loss"} & {name.removeprefix("test/") for name in metrics}
+    assert measured == ("mim_loss" if data is IMAGES_ALONE else "mlm_loss")
+    assert metrics["test/loss"] == metrics[f"test/{measured}"] > 0
+    assert not any("text_to_image" in name or "itm" in name for name in metrics)
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert (tmp_path / "run" / "figures" / "reconstructions.png").exists() == (data is IMAGES_ALONE)
+
+
+def test_without_validation_rows_a_run_has_to_say_so(tmp_path: Path) -> None:
+    config = sided(tmp_path / "data", tmp_path / "run", {}, ("train",))
+    with pytest.raises(ValueError, match=r"no split 'validation': training.validate_every=2 measures .*=null trains"):
+        PreTraining.from_config(config)
+    config = sided(tmp_path / "more", tmp_path / "run", {}, ("train",), training={"validate_every": None})
+    metrics = train(config, PreTraining.from_config(config))
+    assert metrics["best"] is None and (tmp_path / "run" / "figures" / "reconstructions.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("data", "overrides", "message"),
+    [
+        (IMAGES_ALONE, {"mim_weight": 0.0}, "mim_weight: got 0 for training rows without texts"),
+        (TEXTS_ALONE, {"mlm_weight": 0.0}, "mlm_weight: got 0 for training rows without images"),
+        ({"image_columns": ["other"], "text_column": None}, {}, "no training row of .* has an image or a text"),
+    ],
+)
+def test_rows_that_nothing_learns_from_are_refused(tmp_path: Path, data: dict, overrides: dict, message: str) -> None:
+    rows = [row | {"other": None} for row in BOTH_SIDES]
+    config = sided(tmp_path / "data", tmp_path / "run", data, model={"overrides": overrides})
+    write_splits(tmp_path / "none", {"train": rows, "validation": rows})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"path": tmp_path / "none"})})
+    with pytest.raises(ValueError, match=message):
+        PreTraining.from_config(config)
 
 
 def test_a_checkpoint_of_another_size_is_explained(finished: Path, data: Path, tmp_path: Path) -> None:

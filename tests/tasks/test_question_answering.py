@@ -259,12 +259,16 @@ def test_own_data_need_no_types(tmp_path: Path) -> None:
     ("splits", "sections", "message"),
     [
         (SPLITS | {"test": []}, {}, "split 'test' of .* is empty: all its 3 rows are in rejected.jsonl"),
-        ({"train": TRAIN}, {}, "has no split 'validation', and fine-tuning needs"),
-        ({"train": TRAIN}, {"training": {"validate_every": None}}, "has no split 'test', and fine-tuning needs"),
+        ({"train": TRAIN}, {}, "no split 'validation': training.validate_every=1 .*=null trains"),
+        ({"train": TRAIN}, {"training": {"validate_every": None}}, "no split 'test': .* last model is"),
         (SPLITS, {"data": {"text_column": None}}, "data.text_column: got null"),
         (SPLITS, {"data": {"text_column": "text"}}, "no column 'text'; it has id, image, question"),
-        (SPLITS, {"data": {**QUESTION, "streaming": True}}, "data.streaming: only pre-training has it"),
+        (SPLITS, {"data": {**QUESTION, "streaming": True}}, "data.streaming: unknown key; it is an option of pre"),
         (SPLITS, {"question_answering": {"answers": "checkpoint"}}, "got checkpoint without model.path"),
+        (SPLITS | {"test": [{"id": "q", "image": 1, "question": "Is it?", "answer": ""}]}, {},
+         "no row of .*, test, has both question and answer"),
+        (SPLITS | {"test": [{"id": "q", "image": 1, "question": "What?", "answer": "a cat"}]}, {},
+         r"no question of .*, test, has an answer among the \d+ of the list .*; its answers are cat"),
         ({"train": [{"id": "a", "question": "x"}], "validation": TEST}, {"data": {**QUESTION, "image_columns": []}},
          "has no column 'answer'"),
     ],
@@ -277,7 +281,7 @@ def test_bad_input_is_explained(tmp_path: Path, splits: Any, sections: dict[str,
 def test_a_list_that_answers_nothing_is_explained(data: Path, tmp_path: Path) -> None:
     saved = save_model(tmp_path / "model", M3AEForQuestionAnswering, id2label={0: "mri", 1: "ct"})
     with pytest.raises(
-        ValueError, match=r"no training question of .* an answer among the 2 of the list \(mri, ct, …\)"
+        ValueError, match=r"no question of .*, train, has an answer among the 2 of the list \(mri, ct, …\)"
     ):
         build(data, model={"path": saved}, question_answering={"answers": "checkpoint"})
 

@@ -252,8 +252,17 @@ def test_bad_input_is_explained(folder: Path, tmp_path: Path, pretrained: str) -
     with pytest.raises(ValueError, match="has no itm_head"):
         open_task(folder, tmp_path, answering)
     alone = write_splits(tmp_path / "alone", dict.fromkeys(("train", "validation", "test"), ROWS[4:5]))
-    with pytest.raises(ValueError, match=r"no row of .*, test, has both image and text"):
-        final(open_task(alone, tmp_path, pretrained))
+    with pytest.raises(ValueError, match=r"none of the rows of .*, train, has both image and text"):
+        open_task(alone, tmp_path, pretrained)
+    for split in ("validation", "test"):
+        splits = dict.fromkeys(("train", "validation", "test"), ROWS) | {split: ROWS[4:]}
+        with pytest.raises(ValueError, match=rf"none of the rows of .*, {split}, has both image and text"):
+            open_task(write_splits(tmp_path / f"no-{split}", splits), tmp_path, pretrained)
+    one_image, one_text = [ROWS[0], ROWS[3]], [ROWS[0], ROWS[0] | {"id": "g", "image": 90}]
+    for name, rows, counts in (("image", one_image, "1 .* and 2"), ("text", one_text, "2 .* and 1")):
+        splits = {"train": rows, "validation": ROWS, "test": ROWS}
+        with pytest.raises(ValueError, match=rf"train, with image and text have {counts} different texts, expected"):
+            open_task(write_splits(tmp_path / f"one-{name}", splits), tmp_path, pretrained)
     silent = write_splits(tmp_path / "silent", {"train": [{"id": "a", "image": 1, "text": ["", ""]}]})
     with pytest.raises(ValueError, match=r"no row of .*, train, has a text"):
         open_texts(tiny_finetuning("retrieval", silent, tmp_path), "train")

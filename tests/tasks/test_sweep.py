@@ -32,22 +32,20 @@ def sweep(*arguments: object) -> Result:
 
 
 def test_a_grid_becomes_a_table_and_is_not_repeated(config: Path, tmp_path: Path) -> None:
-    axes = ["--over", f"{SIZE}=2,0", "--over", "training.seed=0"]
+    axes = ["--over", f"{SIZE}=2", "--over", "training.batch_size=4,99"]
     result = sweep(config, *axes, "--metric", "test/elbo")
-    assert result.exit_code == 1, "a latent of size 0 fails"
+    assert result.exit_code == 1, "there are fewer than 99 training rows"
     folder = tmp_path / "runs"
     header, _, *rows = (folder / "sweep.md").read_text().splitlines()
-    assert header == "| size | seed | test/elbo |" and result.stdout.endswith((folder / "sweep.md").read_text())
+    assert header == "| size | batch_size | test/elbo |" and result.stdout.endswith((folder / "sweep.md").read_text())
     found = json.loads((folder / "sweep.json").read_text())
-    assert rows[0] == f"| 2 | 0 | {found[0]['metrics']['test/elbo']:.4g} |" and rows[1] == "| 0 | 0 | – |"
-    assert rows[3].startswith("- size=0_seed=0 failed: latent.size ")
-    assert (
-        yaml.safe_load((folder / "size=2_seed=0" / "config.yaml").read_text())["model"]["overrides"]["latent"]["size"]
-        == 2
-    )
-    files = {path: path.stat().st_mtime_ns for path in (folder / "size=2_seed=0").rglob("*")}
+    assert rows[0] == f"| 2 | 4 | {found[0]['metrics']['test/elbo']:.4g} |" and rows[1] == "| 2 | 99 | – |"
+    assert rows[3].startswith("- size=2_batch_size=99 failed: training.batch_size: got 99 for 20 training samples")
+    done = folder / "size=2_batch_size=4"
+    assert yaml.safe_load((done / "config.yaml").read_text())["model"]["overrides"]["latent"]["size"] == 2
+    files = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
     assert sweep(config, *axes).exit_code == 1
-    assert files == {path: path.stat().st_mtime_ns for path in (folder / "size=2_seed=0").rglob("*")}
+    assert files == {path: path.stat().st_mtime_ns for path in done.rglob("*")}
     assert json.loads((folder / "sweep.json").read_text()) == found
 
     changed = sweep(config, *axes, "optimizer.lr=0.5")
@@ -116,4 +114,17 @@ def test_keys_that_end_alike_are_written_out(config: Path, tmp_path: Path) -> No
         "- x failed: broken",
     ]
     with pytest.raises(ValueError, match="no run reports 'test/acuracy'; nearest are test/accuracy"):
-        write_sweep(tmp_path, results, ["test/acuracy"])
+        write_sweep(tmp_path / "new", results, ["test/acuracy"])
+    assert json.loads((tmp_path / "new" / "sweep.json").read_text())[0]["metrics"] == metrics
+
+
+def test_a_split_that_is_missing_stops_a_run_before_it_trains(config: Path, tmp_path: Path) -> None:
+    result = sweep(config, "--over", "training.seed=1", "--split", "tset")
+    assert "has no split 'tset': it has train, validation, test" in result.stdout
+    assert not (tmp_path / "runs" / "seed=1").exists()
+
+
+def test_settings_that_no_run_can_have_stop_all_of_them(config: Path, tmp_path: Path) -> None:
+    result = sweep(config, "--over", f"{SIZE}=2,0")
+    assert "model.overrides: latent.size must be an integer of at least 1, got 0" in result.output
+    assert not (tmp_path / "runs").exists()

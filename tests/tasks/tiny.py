@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from m3ae.training.config import RunConfig
+from m3ae.training.config import RunConfig, make_config
 
 
 def tiny_run(folder: Path, output: Path, task: str = "pretraining", **sections: dict[str, Any]) -> RunConfig:
@@ -30,6 +30,8 @@ def tiny_run(folder: Path, output: Path, task: str = "pretraining", **sections: 
         },
         "evaluation": {"retrieval_pairs": 4, "word_groups": {"side": ["left", "right"]}},
     }
+    if task == "generation":  # which has no pairs
+        options |= {"data": {"path": folder, "prepare": options["data"]["prepare"]}, "evaluation": {}}
     for name, values in sections.items():
         options[name] = {**options[name], **values}
-    return RunConfig.model_validate(options)
+    return make_config(options)

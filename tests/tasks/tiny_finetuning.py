@@ -15,7 +15,7 @@ from m3ae.data.prepared import Manifest, SplitInfo
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor
-from m3ae.training.config import RunConfig
+from m3ae.training.config import RunConfig, make_config
 from tests.models.tiny import tiny_config
 
 TEXT = datasets.Value("string")
@@ -71,7 +71,7 @@ def tiny_finetuning(task: str, folder: Path, output: Path, **sections: dict[str,
     }
     for name, values in sections.items():
         options[name] = {**options.get(name, {}), **values}
-    return RunConfig.model_validate(options)
+    return make_config(options)
 
 
 def save_model(

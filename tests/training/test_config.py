@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -42,15 +43,19 @@ def test_defaults_and_types(tmp_path):
         ("data.text_column=null", "data", None),
         ("data.text_column=[question, answer]", "data", ["question", "answer"]),
         ("data.prepare.name=phantom", "data", {"name": "phantom"}),
-        ("model.overrides.text.layers=2", "model", {"text": {"layers": 2}}),
+        ("model.overrides.image_config.image_size=64", "model", {"image_config": {"image_size": 64}}),
         ("tokenizer.path=a=b", "tokenizer", "a=b"),
-        ("classification.class_weights=[1, 2.5]", "classification", [1.0, 2.5]),
-        ("classification.class_weights=balanced", "classification", "balanced"),
     ],
 )
 def test_overrides_are_read_as_yaml(tmp_path, override, section, value):
     config = load_config(write(tmp_path, MINIMAL), [override])
     assert getattr(getattr(config, section), override.split("=")[0].split(".")[1]) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("[1, 2.5]", [1.0, 2.5]), ("balanced", "balanced")])
+def test_class_weights_are_a_list_or_a_word(tmp_path, text, value):
+    config = load_config(write(tmp_path, MINIMAL), ["task=classification", f"classification.class_weights={text}"])
+    assert config.classification.class_weights == value
 
 
 def test_a_model_is_named_in_short(tmp_path):
@@ -88,23 +93,82 @@ def test_dump_reads_back_equal(tmp_path):
         ("data={}", "data.path: missing; expected a value"),
         (
             "task=vqa",
-            "task: got 'vqa' (str), expected 'pretraining', 'question_answering', 'classification', 'retr",
+            "task: got 'vqa' (str), expected one of pretraining, question_answering, classification, retrieval, gen",
         ),
         ("model.from_scratch=true", "model.from_scratch: got true without model.path, which names the model to draw"),
-        ("finetuning.frozen=all", "finetuning.frozen: got 'all' (str), expected 'nothing', 'encoders' or 'trunk'"),
-        (
-            "classification={labels: [a], num_labels: 2}",
-            "classification.num_labels: got it beside classification.labels",
-        ),
-        ("classification.labels=[a, b, a]", "classification.labels: got ['a', 'b', 'a'], expected each name once"),
         ("data.also=[{path: x, wieght: 2}]", "data.also.0.wieght: unknown key; did you mean data.also.weight?"),
         ("data.also=[{path: x, weight: 0}]", "data.also.0.weight: got 0 (int), expected greater than 0"),
+        ("data={path: x, image_columns: [], text_column: null}", "data.image_columns: got none and no text_column"),
+        ("data.max_unreadable_shards=1", "data.max_unreadable_shards: got 1 without data.streaming"),
+        ("optimizer.betas=[0.9, 1]", "optimizer.betas.1: got 1 (int), expected less than 1"),
+        ("optimizer.lr_multipliers={head: 5}", "optimizer.lr_multipliers.head: unknown group; expected encoder, "),
+        ("tokenizer.vocab_size=260", "tokenizer.vocab_size: got 260 (int), expected greater than or equal to 261"),
+        ("evaluation.word_groups={side: []}", "evaluation.word_groups.side: got [] (list)"),
+        # what a task needs, or has
+        ("task=classification finetuning.frozen=all", "finetuning.frozen: got 'all' (str), expected 'nothing', 'enc"),
+        (
+            "task=classification classification={labels: [a], num_labels: 2}",
+            "classification.num_labels: got it beside classification.labels",
+        ),
+        ("task=classification classification.labels=[a, b, a]", "classification.labels: got ['a', 'b', 'a'], expect"),
+        ("task=retrieval data.text_column=null", "data: retrieval needs image_columns and a text_column"),
+        ("task=question_answering data.text_column=null", "data.text_column: got null, expected the column of the"),
+        ("task=generation", "model.overrides.latent: missing; expected the options of the latent head"),
+        (
+            "task=generation model.overrides.latent={size: 4} generation.text_options={num_beam: 2}",
+            "generation.text_options.num_beam: unknown key; did you mean num_beams",
+        ),
+        # the source and the model, before either is asked for anything
+        ("data.prepare={num_studies: 3}", "data.prepare.name: got nothing, expected one of digits, folder, iu_xray"),
+        ("data.prepare={name: phantm}", "data.prepare.name: got 'phantm' (str), expected one of digits, folder"),
+        ("data.prepare={name: phantom, num_studes: 3}", "data.prepare.num_studes: unknown key; did you mean num_stu"),
+        ("data.prepare={name: phantom, num_studies: '3'}", "data.prepare.num_studies: got '3' (str), expected a val"),
+        ("data.prepare={name: phantom, factors: two}", "data.prepare.factors: got 'two' (str), expected 'one_findin"),
+        ("data.prepare={name: phantom, quality: 96}", "data.prepare.quality: got 96, expected 1 to 95"),
+        ("data.prepare={name: phantom, output: x}", "data.prepare.output: unknown key"),
+        ("data.prepare={name: iu_xray}", "data.prepare.source: missing; expected a value"),
+        ("data.also=[{path: x, prepare: {name: a}}]", "data.also.0.prepare.name: got 'a' (str), expected one of"),
+        ("model.overrides.mask_ration=0.5", "model.overrides.mask_ration: unknown key; did you mean mask_ratio"),
+        ("model.overrides.mask_ratio='0.5'", "model.overrides.mask_ratio: got '0.5' (str), expected a valid number"),
+        ("model.overrides.mask_ratio=1.5", "model.overrides: mask_ratio must lie between 0 and 0.99, got 1.5"),
+        ("model.overrides.image_config.patch_sze=8", "model.overrides.image_config.patch_sze: unknown key; did you "),
+        ("model.overrides.image_config=3", "model.overrides.image_config: got 3 (int), expected an object"),
+        ("model.overrides.text_config.num_hidden_layer=2", "model.overrides.text_config.num_hidden_layer: unknown "),
+        ("model.overrides.latent.sise=2", "model.overrides.latent.sise: unknown key; did you mean latent.size"),
+        (
+            "model.overrides.latent.modalities={image: {kind: image, sale: 2}}",
+            "model.overrides.latent.modalities.image.sale: unknown key; did you mean latent.modalities.image.scale",
+        ),
+        ("model={path: x, overrides: {mask_ration: 1}}", "model.overrides.mask_ration: unknown key; did you mean"),
     ],
 )
 def test_each_problem_is_explained(tmp_path, override, message):
-    heading, problem = problems(tmp_path, override)
+    heading, problem = problems(tmp_path, *re.split(r" (?=[a-z_.]+=)", override))
     assert heading == f"{tmp_path / 'config.yaml'}:"
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "key", "owners"),
+    [
+        ("pretraining", "generation.missing_rate=0.5", "generation", "generation"),
+        ("pretraining", "finetuning={frozen: trunk}", "finetuning", "question_answering, classification, retrieval"),
+        ("pretraining", "evaluation.controls=true", "evaluation.controls", "question_answering, classification, retr"),
+        ("retrieval", "classification={multi_label: true}", "classification", "classification"),
+        ("retrieval", "generation.missing_rate=0.5", "generation", "generation"),
+        ("retrieval", "evaluation.mask_draws=2", "evaluation.mask_draws", "pretraining"),
+        ("classification", "data.also=[]", "data.also", "pretraining"),
+        ("classification", "data.weight=2", "data.weight", "pretraining"),
+        ("question_answering", "data.streaming=true", "data.streaming", "pretraining"),
+        ("generation", "data.bucket_batches=2", "data.bucket_batches", "pretraining, question_answering, classif"),
+        ("generation", "data.image_columns=[x]", "data.image_columns", "pretraining, question_answering, classif"),
+        ("generation", "evaluation.resamples=9", "evaluation.resamples", "question_answering, classification, re"),
+    ],
+)
+def test_options_of_other_tasks_are_refused(tmp_path, task, override, key, owners):
+    _, problem = problems(tmp_path, f"task={task}", "model.overrides.latent.size=4", override)
+    assert problem.startswith(f"{key}: unknown key; it is an option of {owners}")
+    assert problem.endswith(f"not of {task}: leave it out")
 
 
 def test_all_problems_are_listed_at_once(tmp_path):

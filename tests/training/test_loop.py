@@ -155,7 +155,7 @@ def test_too_many_non_finite_steps_in_a_row_stop_the_run(tmp_path):
 
 @pytest.mark.parametrize(("mode", "best", "step"), [("min", 1.0, 2), ("max", 3.0, 4)])
 def test_the_best_model_is_kept(tmp_path, mode, best, step):
-    scores = iter([1.0, 3.0, float("nan"), 2.0, 0.0])  # the last is the report's, which comes too late
+    scores = iter([9.0, 1.0, 3.0, float("nan"), 2.0, 0.0])  # before the first step; the last is the report's
     task = ToyTask()
     task.evaluate = lambda *_: {"score": next(scores)}
     settings = {"best_metric": "validation/score", "best_mode": mode, "checkpoint_every": 2, "keep_checkpoints": 9}
@@ -164,8 +164,10 @@ def test_the_best_model_is_kept(tmp_path, mode, best, step):
 
 
 def test_an_unknown_best_metric_names_those_there_are(tmp_path):
-    with pytest.raises(ValueError, match=r"expected one of \['validation/loss', 'validation/size'\]"):
-        train(toy_config(tmp_path, best_metric="validation/auc"), ToyTask())
+    task = ToyTask()
+    with pytest.raises(ValueError, match=r"got validation/auc, expected one of validation/loss, validation/size$"):
+        train(toy_config(tmp_path, best_metric="validation/auc"), task)
+    assert not task.visits, "a step was taken"
 
 
 def test_a_used_folder_is_not_overwritten(uninterrupted):

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from m3ae.training.config import RunConfig
+from m3ae.training.config import RunConfig, make_config
 from m3ae.training.sampler import Visit
 
 
@@ -95,7 +95,7 @@ class ToyTask:
 
 
 def toy_config(folder: Path, optimizer: dict[str, Any] | None = None, **training: Any) -> RunConfig:
-    return RunConfig.model_validate(
+    return make_config(
         {
             "task": "pretraining",
             "output_dir": folder,

@@ -1,0 +1,74 @@
+"""What `model.overrides` may hold: options of the model's configuration, by name and type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import BaseModel
+
+from m3ae.options import OptionsError, check_options, class_options
+
+
+def check_overrides(overrides: Mapping[str, Any], text_encoder: str | None) -> None:
+    """Check the names and types of options of `M3AEConfig` and of the configurations in it.
+
+    Args:
+        overrides: Some of the options.
+        text_encoder: The `model_type` of the text encoder; None where it is not known yet.
+
+    Raises:
+        OptionsError: A key is no option, or a value has another type.
+    """
+    with named("overrides."):
+        check_options(_overrides_model(text_encoder), overrides)
+
+
+def check_new_model(size: str, overrides: Mapping[str, Any]) -> None:
+    """Raise OptionsError if there is no model of a named size with some options replaced."""
+    from m3ae.models.configuration import M3AEConfig
+
+    with named("model.overrides: "):
+        M3AEConfig.named(size, **overrides)
+
+
+@contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Begin what is wrong with options of a configuration by what they are called.
+
+    Raises:
+        OptionsError: The block has refused options.
+    """
+    try:
+        yield
+    except (StrictDataclassError, ValueError) as error:
+        problems = error.problems if isinstance(error, OptionsError) else [" ".join(str(error).split())]
+        raise OptionsError([f"{prefix}{problem}" for problem in problems]) from error
+
+
+@cache
+def _overrides_model(text_encoder: str | None) -> type[BaseModel]:
+    import torch
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+    from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
+    from m3ae.models.option_checks import TRANSFORMERS_KEYS
+
+    def options(config: type[Any], **nested: Any) -> Any:
+        return class_options(config, nested, TRANSFORMERS_KEYS - {"model_type"}, {"torch": torch})
+
+    modality: Any = class_options(ModalityConfig, {})
+    text: Any = dict
+    if text_encoder is not None and text_encoder in CONFIG_MAPPING:
+        text = class_options(CONFIG_MAPPING[text_encoder], {}, TRANSFORMERS_KEYS, {"torch": torch})
+    model: type[BaseModel] = options(
+        M3AEConfig,
+        image_config=options(M3AEImageConfig) | None,
+        text_config=text | None,
+        latent=options(LatentConfig, modalities=dict[str, modality] | None) | None,
+    )
+    return model
