@@ -1,6 +1,5 @@
 """The work on single rows, done in worker processes: images decoded, checked and encoded, texts cleaned."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -9,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from m3ae.data.images import UnreadableImageError, encode_image, load_image
+from m3ae.data.images import UnreadableImageError, encode_image, load_below
 from m3ae.data.prepared import Rejected
 from m3ae.data.words import count_words
 
@@ -83,20 +82,8 @@ class RowFinisher:
     def _encode(self, cell: ImageCell) -> bytes:
         if isinstance(cell, bytes):
             return cell
-        image = self._load(cell) if isinstance(cell, Path) else cell()
+        image = load_below(cell, self.roots, name_below(cell, self.roots)) if isinstance(cell, Path) else cell()
         return encode_image(image, self.shorter_side, self.quality)
-
-    def _load(self, path: Path) -> Image.Image:
-        name = name_below(path, self.roots)
-        if self.roots and not any(_leads_into(path, root) for root in self.roots):
-            raise UnreadableImageError(
-                "path leaves the source folder",
-                f"{name}: copy the file into the source folder and name it relative to that, without .. and links",
-            )
-        try:
-            return load_image(path)
-        except UnreadableImageError as error:
-            raise UnreadableImageError(error.reason, error.detail.replace(path.name, name, 1)) from error
 
 
 def name_below(path: Path, roots: Sequence[Path]) -> str:
@@ -105,14 +92,6 @@ def name_below(path: Path, roots: Sequence[Path]) -> str:
         if path.is_relative_to(root):
             return path.relative_to(root).as_posix()
     return str(path)
-
-
-def _leads_into(path: Path, root: Path) -> bool:
-    """Return whether a file lies below a folder, once links and `..` are followed."""
-    try:
-        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-    except ValueError:  # an embedded NUL
-        return False
 
 
 def clean_texts(texts: list[str] | None, min_words: int) -> tuple[list[str] | None, list[str]]:

@@ -4,7 +4,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -80,6 +80,35 @@ def load_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
         Exception
     ) as error:  # a decoder raises whatever its parser trips over: OSError, SyntaxError, struct.error, …
         raise UnreadableImageError("image truncated or corrupt", f"{name}: {error}") from error
+
+
+def load_below(path: Path, folders: Sequence[Path], name: str) -> Image.Image:
+    """Decode an image file that lies below one of some folders, once links and `..` are followed.
+
+    Args:
+        path: The file.
+        folders: None of them lets any file pass.
+        name: What errors call the file.
+
+    Raises:
+        UnreadableImageError: The file lies elsewhere, or cannot be read, see `load_image`.
+    """
+    if folders and not any(_leads_into(path, folder) for folder in folders):
+        raise UnreadableImageError(
+            "path leaves the source folder",
+            f"{name}: copy the file into the source folder and name it relative to that, without .. and links",
+        )
+    try:
+        return load_image(path)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(error.reason, error.detail.replace(path.name, name, 1)) from error
+
+
+def _leads_into(path: Path, folder: Path) -> bool:
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # an embedded NUL
+        return False
 
 
 def is_image(path: Path) -> bool:

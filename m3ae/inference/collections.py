@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.data.images import UnreadableImageError, decode_image, is_image, load_image
+from m3ae.data.images import UnreadableImageError, decode_image, is_image, load_below
 from m3ae.data.tables import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class Collection:
         texts: All texts.
         owners: The place in `names` of the image that each text belongs to, −1 if it has none.
         fingerprint: Differs whenever the contents do.
-        rows: Of a prepared set.
+        folder: The folder that the image files must lie in.
+        rows: The rows of a prepared set.
         columns: The columns of `rows` that hold images, of which the first that is there counts.
     """
 
@@ -41,6 +42,7 @@ class Collection:
     texts: list[str]
     owners: list[int]
     fingerprint: str
+    folder: Path | None = None
     rows: datasets.Dataset | None = None
     columns: list[str] = field(default_factory=list)
 
@@ -55,7 +57,8 @@ class Collection:
         """
         source = self.sources[place]
         if isinstance(source, Path):
-            return load_file(source)
+            assert self.folder is not None
+            return load_below(source, [self.folder], str(source))
         assert self.rows is not None
         row = self.rows[source]
         content = next(cell["bytes"] for column in self.columns if (cell := row[column]))
@@ -115,7 +118,7 @@ def open_collection(folder: Path, split: str = "test") -> Collection:
         number += row.image is not None
         texts += row.texts
         owners += [-1 if row.image is None else number] * len(row.texts)
-    return Collection(names, [*sources], texts, owners, digest)
+    return Collection(names, [*sources], texts, owners, digest, folder)
 
 
 def read_folder(folder: Path) -> tuple[list[FolderRow], str]:
@@ -136,18 +139,6 @@ def read_folder(folder: Path) -> tuple[list[FolderRow], str]:
         if not found:
             raise ValueError(f"{folder} holds no image (.jpg, .png, .tif, .dcm, …)")
     return found, _digest([*tables, *(row.image for row in found if row.image and row.image.is_file())])
-
-
-def load_file(path: Path) -> Image.Image:
-    """Decode an image file.
-
-    Raises:
-        UnreadableImageError: It cannot be read; the error has its whole path.
-    """
-    try:
-        return load_image(path)
-    except UnreadableImageError as error:
-        raise UnreadableImageError(error.reason, error.detail.replace(path.name, str(path), 1)) from error
 
 
 def report(error: UnreadableImageError) -> None:
@@ -174,7 +165,7 @@ def _open_prepared(folder: Path, split: str) -> Collection:
         owners.extend([places.get(row, -1)] * len(own))
     ids = rows["id"][:]
     digest = hashlib.sha256((folder / MANIFEST).read_bytes() + split.encode()).hexdigest()
-    return Collection([ids[row] for row in places], sources, texts, owners, digest, rows, columns)
+    return Collection([ids[row] for row in places], sources, texts, owners, digest, None, rows, columns)
 
 
 def _images_below(folder: Path) -> Iterator[Path]:

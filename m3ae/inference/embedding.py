@@ -27,12 +27,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from m3ae.data.collate import PairCollator
-from m3ae.data.images import UnreadableImageError
+from m3ae.data.images import UnreadableImageError, load_below
 from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features
 from m3ae.data.shards import ROWS_PER_SHARD, shards_in
 from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, replacing, write_text
-from m3ae.inference.collections import FolderRow, load_file, read_folder, report
+from m3ae.inference.collections import FolderRow, read_folder, report
 from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.decoders import ContrastiveHead
@@ -169,7 +169,8 @@ def _folder_shards(data: Path) -> tuple[dict[str, _Shard], dict[str, Any]]:
     parts = [rows[start : start + ROWS_PER_SHARD] for start in range(0, len(rows), ROWS_PER_SHARD)]
     names = [f"all-{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
     shards = {
-        name: _Shard("all", len(part), partial(_folder_rows, part)) for name, part in zip(names, parts, strict=True)
+        name: _Shard("all", len(part), partial(_folder_rows, data, part))
+        for name, part in zip(names, parts, strict=True)
     }
     return shards, {"data_sha256": digest}
 
@@ -264,14 +265,16 @@ def _stored_rows(
         raise ValueError(f"{shard} cannot be read ({error}): prepare its folder again with --overwrite") from error
 
 
-def _folder_rows(rows: list[FolderRow], batch_size: int, rejected: list[Rejection]) -> Iterator[list[Pair]]:
+def _folder_rows(
+    folder: Path, rows: list[FolderRow], batch_size: int, rejected: list[Rejection]
+) -> Iterator[list[Pair]]:
     for start in range(0, len(rows), batch_size):
         pairs = []
         for row in rows[start : start + batch_size]:
             image: Image.Image | None = None
             text = next(iter(row.texts), None)
             try:
-                image = None if row.image is None else load_file(row.image)
+                image = None if row.image is None else load_below(row.image, [folder], str(row.image))
             except UnreadableImageError as error:
                 report(error)
                 column = {} if text is None else {"column": "image"}  # a cell of a row that stays

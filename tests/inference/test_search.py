@@ -249,6 +249,16 @@ def test_texts_are_indexed_a_batch_at_a_time(folder, processor, tmp_path, capsys
     assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
 
 
+def test_images_outside_of_the_folder_are_not_read(folder, processor, tmp_path, capsys):
+    (folder / "a.png").rename(tmp_path / "secret.png")
+    (folder / "a.png").symlink_to(tmp_path / "secret.png")
+    with (folder / "metadata.jsonl").open("a") as file:
+        file.write(f'\n{{"file_name": "../secret.png"}}\n{{"file_name": "{tmp_path}/secret.png"}}')
+    index = open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), tmp_path / "index")
+    assert {hit.name for hit in index.find_images(TEXTS[0])} == {"sub/b.png", "c.png"}
+    assert capsys.readouterr().err.count("left out: path leaves the source folder") == 3
+
+
 def test_a_pre_trained_and_a_fine_tuned_model_of_the_same_weights_rank_alike(folder, processor, tmp_path, capsys):
     pretrained = build(processor, M3AEForPreTraining)
     pretrained.save_pretrained(tmp_path / "model")
