@@ -100,3 +100,15 @@ def test_hidden_words_are_marked_in_the_text():
     words = [MaskedWord("nodule", 2, "mass", 0.6), MaskedWord("left", 5, "left", 0.9)]
     assert mark_words(TEXTS[0], words) == "A large [nodule → mass] on the [left]."
     assert mark_words(TEXTS[0], None) == TEXTS[0]
+    assert mark_words("右肺结节。", [MaskedWord("肺结", 1, "上", 0.5)]) == "右[肺结 → 上]节。", (
+        "one token of two characters"
+    )
+
+
+def test_words_without_blanks_are_hidden_as_far_as_their_tokens_reach(processor):
+    text = "右肺下叶见斑片状密度增高影。"
+    own = M3AEProcessor(processor.image_processor, train_tokenizer([text] * 3, 400))
+    (found,) = reconstruct(build(own), own, [None], [text], word_ratio=1.0)
+    assert len(found.words) > 3 and max(len(word.word) for word in found.words) > 1
+    assert all(word.word == text[word.place : word.place + len(word.word)] for word in found.words)
+    assert found.words[-1].place + len(found.words[-1].word) == len(text) - 1, "all but the full stop"
