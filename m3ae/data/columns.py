@@ -4,6 +4,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ class ImageFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._names: dict[Path, set[str]] = {}
-        self._similar: dict[Path, dict[str, list[str]]] = {}
+        self._similar: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, name: str) -> str | None:
         """Return the name of the file of this name, or of the only one that differs in case, accents or suffix."""
@@ -94,13 +95,35 @@ class ImageFiles:
         if path.name in names:
             return name
         if path.parent not in self._similar:
-            similar: dict[str, list[str]] = defaultdict(list)
-            for file in (path.parent / other for other in names):
-                for key in {_plain(file.name), _plain(file.stem if is_image(file) else file.name)}:
-                    similar[key].append(file.name)
-            self._similar[path.parent] = similar
+            self._similar[path.parent] = _by_name(path.parent / other for other in names)
         candidates = self._similar[path.parent].get(_plain(path.name), [])
-        return (PurePosixPath(name).parent / candidates[0]).as_posix() if len(candidates) == 1 else None
+        return (PurePosixPath(name).parent / candidates[0].name).as_posix() if len(candidates) == 1 else None
+
+
+class ImageTree(ImageFiles):
+    """The files in a folder and in those below it by their names alone: tables may name folders of another machine."""
+
+    def __init__(self, folder: Path, files: Sequence[Path]) -> None:
+        super().__init__(folder)
+        self._files = files
+
+    def find(self, name: str) -> str | None:
+        """Return the path below the folder of the only file of this name, whatever folder the name says."""
+        candidates = self._tree.get(_plain(PurePosixPath(file_name(name)).name), [])
+        return candidates[0].relative_to(self.folder).as_posix() if len(candidates) == 1 else None
+
+    @cached_property
+    def _tree(self) -> dict[str, list[Path]]:
+        return _by_name(self._files)
+
+
+def _by_name(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return files by what matters of their names, those of images with their suffix and without."""
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        for key in {_plain(file.name), _plain(file.stem if is_image(file) else file.name)}:
+            by_name[key].append(file)
+    return by_name
 
 
 def _file_names(folder: Path) -> set[str]:

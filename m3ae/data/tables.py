@@ -74,7 +74,9 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str] | B
     with _open(path) as file:
         lines = _decode_windows(path, [line.replace("\0", "") for line in file])
         first = next((number for number, line in enumerate(lines) if line.strip()), 0)
-        rows = _cut(lines, first, _delimiter(path, lines[first:]))
+        if hint := re.fullmatch("sep=(.)\\s*", "".join(lines[first : first + 1])):  # Excel's own first line
+            first += 1
+        rows = _cut(lines, first, hint[1] if hint else _delimiter(path, lines[first:]))
         _, header, fault = next(rows, (0, [], None))
     if fault is not None:
         raise ValueError(f"{path}, line {first + 1}: {fault}, so that the names of the columns are not known")

@@ -36,7 +36,14 @@ def good(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(
     "text",
-    ["id;text\n1;a, b\n", "id|text\n1|a, b\n", "id\ttext\n1\ta, b\n", 'id,text\n1,"a, b"\n', 'id,text\r1,"a, b"\r'],
+    [
+        "id;text\n1;a, b\n",
+        "sep=;\nid;text\n1;a, b\n",
+        "id|text\n1|a, b\n",
+        "id\ttext\n1\ta, b\n",
+        'id,text\n1,"a, b"\n',
+        'id,text\r1,"a, b"\r',
+    ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_delimiter_line_ends_and_encoding_are_found(tmp_path: Path, text: str, encoding: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from m3ae.data.columns import ImageFiles, Table, choose_columns, file_name, is_nested, strings
+from m3ae.data.columns import ImageFiles, ImageTree, Table, choose_columns, file_name, is_nested, strings
 from m3ae.data.images import is_image
 from m3ae.data.prepared import Rejected
 from m3ae.data.splits import SPLIT_NAMES, find_split, hash_split
@@ -128,6 +128,7 @@ def rows(
     for found in tables:
         usual = [folder / below for folder in (found.path.parent, source) for below in ("", "images")]
         candidates = [ImageFiles(folder) for folder in ([image_folder] if image_folder else dict.fromkeys(usual))]
+        candidates += [] if image_folder else [ImageTree(source, files)]
         columns = choose_columns(found, wanted, candidates, has_images)
         images = _image_folder(found, columns.get("image"), candidates)
         entries += _table_rows(found, columns, images, names)
@@ -145,7 +146,7 @@ def _visible_files(source: Path) -> list[Path]:
 
 
 def _image_rows(source: Path, visible: list[Path]) -> list[Entry]:
-    """Return a row per image file: its split is its first folder, where those are splits, its label its last one."""
+    """Return a row per image file: its split is the first folder that is not that of all, its label the last one."""
     files = [file for file in visible if is_image(file)]
     if not files:
         raise FileNotFoundError(
@@ -160,9 +161,11 @@ def _image_rows(source: Path, visible: list[Path]) -> list[Entry]:
         for file in sorted({*visible}.difference(files))
     ]
     below = [file.relative_to(source) for file in files]
-    has_splits = any(find_split(file.parts[0]) for file in below)
+    above = Path(os.path.commonpath([file.parent for file in below])).parts
+    depth = next((depth for depth, name in enumerate(above) if find_split(name)), len(above))
+    has_splits = any(find_split(file.parts[depth]) for file in below)
     for file in below:
-        folders = list(file.parts[:-1])
+        folders = list(file.parts[depth if has_splits else 0 : -1])
         split = find_split(folders.pop(0)) if has_splits and folders else None
         name = file.as_posix()
         if has_splits and split is None:
@@ -217,14 +220,17 @@ def _read(path: Path, split: str | None) -> list[Table]:
         tables = [Table(path, path.name, split, records)]
     for table in tables:
         if not table.columns():
-            raise ValueError(f"{path} is empty, or all of it is broken: expected at least one row")
+            broken = {record.reason for record in table.records if isinstance(record, Broken)}
+            raise ValueError(f"{path} holds no row that can be read: {', '.join(sorted(broken)) or 'it is empty'}")
     return tables
 
 
 def _json_tables(path: Path, split: str | None) -> list[Table]:
     """Return a list of records, or one for each split, as tables; records may have their id as key instead."""
     content = read_json(path)
-    parts = [(key, find_split(key), part) for key, part in content.items()] if isinstance(content, dict) else []
+    parts = (
+        [(key, find_split(key), part) for key, part in content.items() if part] if isinstance(content, dict) else []
+    )
     if not parts or not all(part_split for _, part_split, _ in parts):
         parts = [("", split, content)]
     tables = []
@@ -261,6 +267,8 @@ def _table_rows(table: Table, columns: dict[str, str], images: ImageFiles, names
         place = f"{table.name}, row {number}"
         if isinstance(record, Broken):
             yield Rejected(place, record.reason, detail=record.detail)
+        elif swallowed := _swallowed(record, images):
+            yield Rejected(place, "quotation mark not closed", detail=f"a cell of several lines holds {swallowed}")
         else:
             yield from _record_rows(place, record, columns, images, table.split, names)
 
@@ -300,6 +308,13 @@ def _record_rows(
             "answer": one["answer"],
         }
         yield Unsplit(row, one["group"], key or name)
+
+
+def _swallowed(record: Row, images: ImageFiles) -> str | None:
+    """Return an image that a cell of several lines names: its quotation mark was closed in the line of another row."""
+    cells = [cell.strip() for cell in record.values() if isinstance(cell, str)]
+    names = [name for cell in cells if len(cell.splitlines()) > 1 for name in re.split('[,;|\t\r\n"]', cell)]
+    return next((name for name in names if is_image(images.folder / name) and images.find(name)), None)
 
 
 def _numbered(name: str, names: Counter[str]) -> str:

@@ -100,6 +100,14 @@ def test_nothing_is_lost_in_silence(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
 
 
+def test_a_cell_that_has_taken_in_the_line_of_an_image_is_rejected(tmp_path: Path) -> None:
+    lines = ['1,"not closed,a.png', '2,wide by 5",b.png', '3,"two\nlines, see c",c.png']
+    make(tmp_path, "a.png", "b.png", "c.png", t__csv="\n".join(["id,text,image", *lines]))
+    rejected, row = entries(tmp_path)
+    assert (rejected.id, rejected.reason) == ("t.csv, row 1", "quotation mark not closed")
+    assert (row["id"], row["text"]) == ("3", ["two\nlines, see c"])
+
+
 def test_json_cells_of_several_values(tmp_path: Path) -> None:
     records = [
         {"id": 7, "image": ["a.png", "b.png"], "text": "Two views.", "patient": 1},
@@ -216,7 +224,7 @@ RECORD = {"image": "x.png", "text": "a"}
     ("content", "ids"),
     [
         ([RECORD, 3], ["x.png", "t.json, row 2"]),
-        ({"train": [RECORD], "val": [RECORD]}, ["x.png", "x.png-2"]),
+        ({"train": [RECORD], "val": [RECORD], "test": []}, ["x.png", "x.png-2"]),
         ({"x.png": {"text": "a"}, "y.png": {"text": "b"}}, ["x.png", "y.png"]),
         ({"name": "no table"}, ["t.json", "x.png"]),
     ],
@@ -235,6 +243,23 @@ def test_an_imagefolder_with_metadata_in_its_splits(tmp_path: Path) -> None:
         (tmp_path / "test" / "x.png", "test"),
         (tmp_path / "train" / "x.png", "train"),
     ]
+
+
+@pytest.mark.parametrize("name", ["7.png", "old/7.png", "C:\\scans\\7.PNG", "/mnt/old/7", "images_1/7.png"])
+def test_images_lie_in_folders_that_the_table_does_not_name(tmp_path: Path, name: str) -> None:
+    images = ["data/images_1/7.png", "data/images_2/8.png", "data/images_1/9.png", "data/images_2/9.png"]
+    make(tmp_path, *images, t__csv=f"Image Index,text\n{name},a\n8.png,b\n9.png,c\n")
+    first, second, third = entries(tmp_path)
+    assert (first["image"], second["image"]) == (tmp_path / images[0], tmp_path / images[1])
+    assert third["image"] == tmp_path / "9.png"  # could be either, and is listed as missing
+
+
+@pytest.mark.parametrize("above", ["", "mine/data/"])
+def test_folders_above_those_of_the_splits(tmp_path: Path, above: str) -> None:
+    make(tmp_path, f"{above}Train/cat/x.png", f"{above}Test/cat/y.png")
+    assert [(row["split"], row["labels"]) for row in entries(tmp_path)] == [("test", ["cat"]), ("train", ["cat"])]
+    (row,) = entries(make(tmp_path / "alone", f"{above}train/cat/x.png"))
+    assert (row["split"], row["labels"]) == ("train", ["cat"])
 
 
 def test_an_imagefolder_of_labels(tmp_path: Path) -> None:
@@ -267,7 +292,7 @@ def test_an_imagefolder_of_labels(tmp_path: Path) -> None:
             {},
             r"a\.csv: none of its 2 images is there, the first one tried is .*/x\.png; set --image-folder",
         ),
-        ({"a__jsonl": "[]\n"}, {}, r"a\.jsonl is empty"),
+        ({"a__jsonl": "[]\n"}, {}, r"a\.jsonl holds no row that can be read: not a JSON object"),
         ({"a__csv": "x"}, {"table": "b.csv"}, r"b\.csv is missing"),
         ({"a__csv": "text\na\n", "sub___x__png": ""}, {}, r"no column that names the images .* to one of text"),
         ({"a__csv": "text\na\n"}, {"image_folder": Path("x")}, r"a\.csv has no column that names the images"),
