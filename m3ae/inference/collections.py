@@ -128,6 +128,7 @@ def read_folder(folder: Path) -> tuple[list[FolderRow], str]:
         ValueError: It holds neither a table nor an image.
     """
     tables = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(TABLE_SUFFIXES))
+    tables += sorted(folder.glob("*.json"))  # a list of records is a table, too
     if tables:
         from m3ae.data.prepared import Rejected
         from m3ae.data.sources.folder import rows

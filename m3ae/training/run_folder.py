@@ -90,7 +90,7 @@ class RunFolder:
             FileExistsError: This folder holds a run that `resume` does not continue, or files of something else.
             FileNotFoundError: `resume` names a folder without a checkpoint.
         """
-        for name in ("config.yaml", self.metrics.name):
+        for name in ("config.yaml", self.metrics.name, self.best.name, self.figures.name):
             if (self.root / name).exists() and not (self.root / ENVIRONMENT).exists():
                 raise FileExistsError(f"{self.root} holds a {name} that is not of a run; pass another output_dir")
         check_replaceable(self.root / ENVIRONMENT, '"git_revision"')

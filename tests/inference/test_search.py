@@ -63,6 +63,13 @@ def test_a_folder_with_a_table(folder, capsys):
     assert collection.texts_of(0) == TEXTS[:2] and collection.load(1).size == (32, 32)
 
 
+def test_a_list_of_records_is_a_table(folder):
+    (folder / "metadata.jsonl").unlink()
+    (folder / "reports.json").write_text('[{"image": "a.png", "text": "large nodule"}]')
+    collection = open_collection(folder)
+    assert (collection.names, collection.texts, collection.owners) == (["a.png"], ["large nodule"], [0])
+
+
 def test_images_alone(folder):
     (folder / "metadata.jsonl").unlink()
     (folder / ".hidden" / "none").mkdir(parents=True)

@@ -60,9 +60,9 @@ def test_as_json_it_holds_everything(finished: Path) -> None:
     assert {"command", "packages", "git_revision", "data", "seeds"} <= found["starts"][0].keys()
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "environment.json"])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "environment.json", "best", "figures"])
 def test_a_folder_with_files_of_something_else_is_no_output_dir(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("mine: 1\n")
+    (tmp_path / name).write_text("mine: 1\n")  # a folder of that name is no different
     with pytest.raises(FileExistsError, match=f"{name} (that is not of a run|was not written by m3ae)"):
         RunFolder(tmp_path).starting_points(resume=True)
     assert (tmp_path / name).read_text() == "mine: 1\n"
