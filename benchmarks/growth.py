@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from needed_flops import step_flops
-from pretrain_step import DTYPES, Setting, matrix_peak, running, timed
+from pretrain_step import DTYPES, Setting, fastest_dtype, matrix_peak, running, timed
 
 from m3ae import M3AEConfig, M3AEForGeneration
 from m3ae.training.cpu import fast_kernels, keep_freed_memory
@@ -44,7 +44,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="How a step's time and memory grow.")
     parser.add_argument("--preset", choices=["small", "base"], default="small", help="model")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="bf16 is autocast")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="bf16 is autocast  [default: the faster one]")
     parser.add_argument("--dropout", type=float, default=0.1, help="of fusion and text encoder")
     parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8, 16, 32])
     parser.add_argument("--image-size", type=int, nargs="+", default=[128, 160, 224, 288, 384])
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    arguments.dtype = arguments.dtype or fastest_dtype(arguments.device)
     varied = {name: getattr(arguments, name) for name in Point._fields}
     middle = Point(**{name: values[len(values) // 2] for name, values in varied.items()})
 

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from m3ae import M3AEConfig, M3AEForPreTraining
 from m3ae.models.masking import mask_tokens, match_pairs
+from m3ae.precision import choose_precision
 from m3ae.training.cpu import fast_kernels, keep_freed_memory, recompute_with
 from m3ae.training.memory import enable_gradient_checkpointing
 
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=list(BATCH_SIZES), default="small", help="model and batch")
     parser.add_argument("--batch-size", type=int, help="tiny 4, small 16, base 8, phantom 32 by default")
     parser.add_argument("--schedule", choices=["separate", "joint"], default="separate", help="of the package's step")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="bf16 is autocast")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="bf16 is autocast  [default: the faster one]")
     parser.add_argument("--dropout", type=float, default=0.1, help="of fusion and text encoder")
     parser.add_argument("--baseline", action="store_true", help="time the published procedure, too")
     parser.add_argument("--also", nargs="*", choices=VARIANTS, default=[], help="take the step once more with this")
@@ -114,6 +115,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if "eager" in arguments.also and not arguments.compile:
         parser.error("--also eager needs --compile, to compare with")
+    arguments.dtype = arguments.dtype or fastest_dtype(arguments.device)
     setting = Setting(
         arguments.preset,
         arguments.batch_size or BATCH_SIZES[arguments.preset],
@@ -133,6 +135,11 @@ def main() -> None:
     print(report(setting, figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(setting._asdict() | figures, indent=2) + "\n")
+
+
+def fastest_dtype(device: str) -> str:
+    """Return the name of the type that a run would choose on a device."""
+    return "bf16" if choose_precision(torch.device(device)).name == "bf16" else "float32"
 
 
 def measure(setting: Setting, beside: Sequence[str], rounds: int, steps: int, bucketed: bool) -> dict[str, Any]:

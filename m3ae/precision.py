@@ -26,11 +26,6 @@ def choose_precision(device: torch.device) -> Precision:
     return _choose(device.type)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Return the context in which a device computes a model fastest."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(device).name == "bf16")
-
-
 @cache
 def _choose(kind: str) -> Precision:
     if kind == "cuda":

@@ -55,7 +55,6 @@ def _layout(folder: Path, found: dict[str, Any]) -> str:
             [
                 f"command: {start['command']}",
                 f"{len(start['seeds'])} × {start['device']}, {start['threads']} threads each; {start['system']}",
-                f"precision: {start.get('precision', 'as mixed_precision says')}",
                 f"seeds: {', '.join(map(str, start['seeds']))}",
                 f"python {start['python']}; packages: {versions}",
                 f"git revision: {start['git_revision'] or 'none'}",

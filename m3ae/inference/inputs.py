@@ -23,6 +23,7 @@ from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor, check_normalization
+from m3ae.precision import choose_precision
 
 BATCH_SIZE = 32
 ModelT = TypeVar("ModelT", bound=M3AEPreTrainedModel)
@@ -36,7 +37,8 @@ def load_model(
     Args:
         path: Folder of the model, or of the run that has made it, or a name on the hub.
         classes: What the model may be.
-        device: Such as `cuda:1`; a GPU if there is one, by default.
+        device: Such as `cuda:1`; a GPU if there is one, by default. A model saved in bf16 is computed in float32 where
+            the device is slower in bf16.
 
     Raises:
         ValueError: There is no such model, it is of another class, or its processor contradicts its configuration.
@@ -114,8 +116,10 @@ def _load(path: str, classes: Sequence[type[ModelT]], device: str | None) -> Mod
     if missing := sorted(loaded[1]["missing_keys"]):
         raise ValueError(f"the model in {path} lacks {len(missing)} of its parameters, such as {missing[0]}")
     model: ModelT = loaded[0].eval()
-    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(wanted)  # type: ignore[arg-type, no-any-return]  # transformers wraps it
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if model.dtype == torch.bfloat16 and choose_precision(target).name == "no":
+        model = model.float()
+    return model.to(target)  # type: ignore[arg-type, no-any-return]  # transformers wraps it
 
 
 def _config(path: str) -> M3AEConfig:

@@ -25,6 +25,7 @@ from m3ae.training.loop import train
 from m3ae.training.run_folder import RunFolder
 
 TABLE, RESULTS = "sweep.md", "sweep.json"
+PRECISION = "training.mixed_precision"
 
 Metrics = dict[str, float | None]
 
@@ -182,6 +183,8 @@ def _check_same_settings(folder: RunFolder, config: RunConfig) -> None:
         return
     there = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
     wanted = flatten(config.model_dump(mode="json"))
+    if wanted[PRECISION] == "auto":  # the run has recorded what that was
+        wanted[PRECISION] = there.get(PRECISION)
     differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
     if differing:
         key = differing[0]

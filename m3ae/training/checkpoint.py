@@ -36,7 +36,6 @@ class TrainingState:
         skipped_in_a_row: Those among the last steps.
         best: Best value of the best metric, None before the first validation.
         log_lines: Lines of `metrics.jsonl` so far.
-        precision: Autocast type of the steps.
     """
 
     step: int = 0
@@ -44,7 +43,6 @@ class TrainingState:
     skipped_in_a_row: int = 0
     best: float | None = None
     log_lines: int = 0
-    precision: str = ""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -59,7 +57,7 @@ def recorded_precision(checkpoints: Sequence[Path]) -> str | None:
     for checkpoint in reversed(checkpoints):
         with suppress(OSError, ValueError, KeyError):
             record = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
-            precision: str = record["training"].get("precision") or record["config"]["training"]["mixed_precision"]
+            precision: str = record["config"]["training"]["mixed_precision"]
             return precision
     return None
 

@@ -30,6 +30,7 @@ from m3ae.training.loader import TrainingSamples, TrainingStream, dead_workers_e
 from m3ae.training.memory import enable_gradient_checkpointing, out_of_memory_explained, with_smaller_batches
 from m3ae.training.metrics_log import LossMeter, MetricsLog, format_metrics, mean_losses, read_metrics
 from m3ae.training.optim import build_optimizer, learning_rate_factor, warmup_steps
+from m3ae.training.progress import Progress
 from m3ae.training.randomness import fixed_randomness
 from m3ae.training.run_folder import RunFolder
 from m3ae.training.watchdog import Watchdog
@@ -99,15 +100,15 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
     """
     folder = RunFolder(config.output_dir)
     checkpoints = folder.starting_points(resume)
-    settled = settle_precision(config, checkpoints)
-    accelerator = build_accelerator(settled, folder)
+    config = settle_precision(config, checkpoints)
+    accelerator = build_accelerator(config, folder)
     prepare_cpu(accelerator)
     with (
         only_process(folder.root) if accelerator.is_main_process else nullcontext(),
         stop_request(config.training.max_hours) as request,
     ):
         try:
-            loop = _TrainingLoop(config, task, accelerator, folder, request, settled.training.mixed_precision)
+            loop = _TrainingLoop(config, task, accelerator, folder, request)
             loop.start(checkpoints, looked_for=bool(resume))
             loop.run()
             return loop.finish()
@@ -119,13 +120,7 @@ class _TrainingLoop:
     """State and steps of `train`."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        task: Task[Any],
-        accelerator: Accelerator,
-        folder: RunFolder,
-        request: StopRequest,
-        precision: str,
+        self, config: RunConfig, task: Task[Any], accelerator: Accelerator, folder: RunFolder, request: StopRequest
     ) -> None:
         self.config, self.task, self.accelerator, self.folder = config, task, accelerator, folder
         self.request, self.stopping = request, False
@@ -135,7 +130,7 @@ class _TrainingLoop:
             enable_gradient_checkpointing(task.model, recompute_with(accelerator.device, config.training.compile))
         if config.training.compile:
             task.model.compile()  # in place: parameter names, and so checkpoints, stay as they are
-        self.state = TrainingState(precision=precision)
+        self.state = TrainingState()
         self.meter = LossMeter()
         self.seconds = 0.0
         self.steps_since_log = 0
@@ -147,9 +142,8 @@ class _TrainingLoop:
         for remark in damaged:
             self.announce(remark)
         if checkpoint:
-            process, precision = self.accelerator.process_index, self.state.precision
+            process = self.accelerator.process_index
             self.state, remarks = load_weights(checkpoint, self.task.model, self.config, process)
-            self.state.precision = precision
             self.announce("\n  ".join([f"resuming from {checkpoint}", *remarks]))
         self.prepare()
         if checkpoint:
@@ -163,7 +157,6 @@ class _TrainingLoop:
                 self.config,
                 step=self.state.step,
                 device=device_name(self.accelerator.device),
-                precision=self.state.precision,
                 num_processes=self.accelerator.num_processes,
             )
             self.log_file = MetricsLog(self.folder.metrics, self.state.log_lines)
@@ -193,13 +186,7 @@ class _TrainingLoop:
         settings = self.config.training
         batches = self.batches()
         self.model.train()
-        self.progress = tqdm(
-            total=settings.max_steps,
-            initial=self.state.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.accelerator.is_main_process,
-        )
+        self.progress = Progress(settings, self.state.step, self.accelerator.is_main_process)
         watchdog = Watchdog(settings.max_step_minutes, self.accelerator)
         with self.progress, dead_workers_explained(), watchdog as self.watchdog:
             while self.state.step < settings.max_steps:
@@ -218,14 +205,17 @@ class _TrainingLoop:
                     continue
                 self.update_parameters(losses, grad_norm)
                 self.watchdog.end()
-                self.seconds += time.perf_counter() - started
-                self.progress.update()
+                seconds = time.perf_counter() - started
+                self.seconds += seconds
+                self.progress.add_step(self.state.step, seconds)
                 checkpoint_due = self.stopping or self.is_due(settings.checkpoint_every)
                 # A checkpoint closes the running means, so that a resumed run logs what an uninterrupted one does.
                 if checkpoint_due or self.is_due(settings.log_every):
                     self.log()
                 if settings.validate_every and self.is_due(settings.validate_every):
+                    started = time.perf_counter()
                     self.validate()
+                    self.progress.add_validation(self.state.step, time.perf_counter() - started)
                 if checkpoint_due:
                     self.checkpoint()
                 if self.stopping:
@@ -334,9 +324,8 @@ class _TrainingLoop:
         speed = samples * self.steps_since_log / self.seconds
         self.seconds, self.steps_since_log = 0.0, 0
         losses = {name: value for name, value in means.items() if name != "grad_norm"}
-        self.progress.set_postfix(
-            {name: f"{value:.4g}" for name, value in losses.items()} | {"samples/s": f"{speed:.1f}"}
-        )
+        shown = {name: f"{value:.4g}" for name, value in losses.items()} | {"samples/s": f"{speed:.1f}"}
+        self.progress.show(self.state.step, shown)
         record = {f"training/{name}": value for name, value in losses.items()}
         if "grad_norm" in means:
             record["grad_norm"] = means["grad_norm"]

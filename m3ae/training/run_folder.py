@@ -108,22 +108,21 @@ class RunFolder:
             raise FileExistsError(f"{self.root} holds a trained model without checkpoints; pass another output_dir")
         return chosen
 
-    def describe_run(self, config: RunConfig, *, step: int, device: str, precision: str, num_processes: int) -> None:
+    def describe_run(self, config: RunConfig, *, step: int, device: str, num_processes: int) -> None:
         """Write `config.yaml`, and add this start of the run to `environment.json`.
 
         Args:
             config: The configuration.
             step: Optimiser steps already made; 0 starts the record afresh.
             device: The device in words.
-            precision: The autocast type.
             num_processes: Number of processes.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         file = self.root / ENVIRONMENT
         starts = json.loads(file.read_text(encoding="utf-8")) if step and file.exists() else []
         seeds = [config.training.seed + process for process in range(num_processes)]
-        record = {"step": step, "device": device, "precision": precision, "seeds": seeds}
-        starts.append(record | {"data": data_checksums(config)} | environment())
+        record = {"step": step, "device": device, "seeds": seeds, "data": data_checksums(config)}
+        starts.append(record | environment())
         write_text(file, json.dumps(starts, indent=2) + "\n")
         write_text(self.root / "config.yaml", dump_config(config))
 

@@ -276,6 +276,8 @@ class TrainingConfig(Section):
             for; `null` for the limit of the communication library, which names none.
         halve_on_out_of_memory: Go on with half the micro-batch and twice the accumulation when one does not fit, in a
             run of one process; losses over the pairs of a micro-batch then have fewer of them.
+        expected_step_seconds: What a step takes on the hardware that the config's header names; a run whose steps take
+            far longer says so.
         compile: Whether `torch.compile` is applied to the model: minutes at the start, then, on a CPU, a tenth less
             for each step.
         gradient_checkpointing: Whether activations are recomputed in the backward pass.
@@ -297,6 +299,7 @@ class TrainingConfig(Section):
     max_hours: PositiveFloat | None = None
     max_step_minutes: PositiveFloat | None = None
     halve_on_out_of_memory: bool = False
+    expected_step_seconds: PositiveFloat | None = None
     compile: bool = False
     gradient_checkpointing: bool = False
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"

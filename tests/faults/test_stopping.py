@@ -1,6 +1,5 @@
 """What a scheduler does to a run: signals, limits of time; and a device with too little memory."""
 
-import json
 import os
 import signal
 import threading
@@ -15,6 +14,7 @@ from m3ae.cli import cli
 from m3ae.precision import Precision
 from m3ae.training import engine, interruption
 from m3ae.training.checkpoint import list_checkpoints
+from m3ae.training.config import load_config
 from m3ae.training.interruption import TrainingStopped, stop_request
 from m3ae.training.loop import train
 
@@ -174,5 +174,4 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(tmp_path, monk
     train(toy_config(tmp_path / "float32", **automatic), ToyTask())
     assert losses(tmp_path / "float32") != losses(tmp_path / "whole")
     for folder, name in (("run", "bf16"), ("float32", "no")):
-        starts = json.loads((tmp_path / folder / "environment.json").read_text())
-        assert {start["precision"] for start in starts} == {name}
+        assert load_config(tmp_path / folder / "config.yaml").training.mixed_precision == name

@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ from PIL import Image
 
 from m3ae import M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.inference import answer
+from m3ae.inference import answer, inputs, load_model
+from m3ae.precision import Precision
 from tests.models.tiny import tiny_of
 
 QUESTIONS = ["Is there a mass?", "Which side?", "Is there a mass on the left, and how large is it?"]
@@ -32,9 +34,9 @@ def test_answers_are_those_of_the_model_alone(loaded, images):
     pairs = [(images[0], QUESTIONS[0]), (images[1], QUESTIONS[1]), (images[0], QUESTIONS[2])]
     found = answer(model, processor, *map(list, zip(*pairs, strict=True)), top_k=9, batch_size=2)
     for (image, question), own in zip(pairs, found, strict=True):
-        inputs = processor(images=image, text=question, return_tensors="pt")
+        batch = processor(images=image, text=question, return_tensors="pt")
         with torch.no_grad():
-            expected = model(**{key: inputs[key] for key in ("pixel_values", "input_ids")}).logits.sigmoid()[0]
+            expected = model(**{key: batch[key] for key in ("pixel_values", "input_ids")}).logits.sigmoid()[0]
         assert [said.answer for said in own] == [
             model.config.id2label[i] for i in expected.argsort(descending=True).tolist()
         ]
@@ -66,3 +68,12 @@ def test_what_does_not_fit_is_refused(loaded, images):
         answer(*loaded, images, QUESTIONS[:1])
     with pytest.raises(ValueError, match="top_k"):
         answer(*loaded, images[:1], QUESTIONS[:1], top_k=0)
+
+
+@pytest.mark.parametrize(("chosen", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_model_saved_in_bf16_is_computed_so_only_where_that_is_fast(loaded, tmp_path, monkeypatch, chosen, dtype):
+    model, processor = loaded
+    copy.deepcopy(model).bfloat16().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    monkeypatch.setattr(inputs, "choose_precision", lambda device: Precision(chosen, "a test"))
+    assert load_model(tmp_path, [M3AEForQuestionAnswering], "cpu")[0].dtype == dtype

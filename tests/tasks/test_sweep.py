@@ -20,7 +20,7 @@ SPEECH = {"speech": {"kind": "sequence", "shape": [4, 3], "hidden_size": 8}}
 
 @pytest.fixture
 def config(data: Path, tmp_path: Path) -> Path:  # noqa: F811
-    training = {"max_steps": 1, "validate_every": 1}
+    training = {"max_steps": 1, "validate_every": 1, "mixed_precision": "auto"}
     generation = {"importance_samples": [], "prior_components": 0}
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(run(data, tmp_path / "runs", SPEECH, training=training, generation=generation)))
