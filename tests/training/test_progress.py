@@ -4,8 +4,8 @@ import pytest
 from tqdm import tqdm
 
 from m3ae.training import progress
-from m3ae.training.sections import TrainingConfig
 from m3ae.training.progress import Progress, in_words
+from m3ae.training.sections import TrainingConfig
 
 
 @pytest.fixture
