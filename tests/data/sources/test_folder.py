@@ -262,6 +262,18 @@ def test_folders_above_those_of_the_splits(tmp_path: Path, above: str) -> None:
     assert (row["split"], row["labels"]) == ("train", ["cat"])
 
 
+def test_without_a_table_every_readable_image_is_a_row_and_other_files_are_listed(tmp_path: Path) -> None:
+    make(tmp_path, "a.JPG", "b.jp2", "c.pgm", "d.jfif", "e.avif")
+    for name, content in (("1.2.840.1", bytes(128) + b"DICM"), ("scan.nii.gz", b"x"), ("notes.txt", b"x")):
+        (tmp_path / name).write_bytes(content)
+    *rejected, dicom, a, b, c, d, e = entries(tmp_path)
+    assert [(row.id, row.reason) for row in rejected] == [
+        (name, "not an image") for name in ("notes.txt", "scan.nii.gz")
+    ]
+    ids = [row["id"] for row in (dicom, a, b, c, d, e)]
+    assert ids == ["1.2.840.1", "a.JPG", "b.jp2", "c.pgm", "d.jfif", "e.avif"]
+
+
 def test_an_imagefolder_of_labels(tmp_path: Path) -> None:
     make(tmp_path, "train/cat/x.PNG", "train/dog/x.png", "val/cat/y.png", "extra/z.png", ".trash/train/q.png")
     rejected, *rows = entries(tmp_path)
