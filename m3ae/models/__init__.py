@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
     AutoProcessor,
@@ -24,6 +25,7 @@ from m3ae.models.retrieval import M3AEForImageTextRetrieval, M3AEForImageTextRet
 AutoConfig.register("m3ae", M3AEConfig, exist_ok=True)
 AutoModel.register(M3AEConfig, M3AEModel, exist_ok=True)
 AutoModelForPreTraining.register(M3AEConfig, M3AEForPreTraining, exist_ok=True)
+AutoModelForImageClassification.register(M3AEConfig, M3AEForClassification, exist_ok=True)
 AutoModelForVisualQuestionAnswering.register(M3AEConfig, M3AEForQuestionAnswering, exist_ok=True)
 AutoImageProcessor.register(
     M3AEConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), M3AEImageProcessor), exist_ok=True

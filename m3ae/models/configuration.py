@@ -134,6 +134,7 @@ class M3AEConfig(StrictConfig):
     """
 
     model_type = "m3ae"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "hidden_states", "attentions"]
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
         "image_config": M3AEImageConfig,
         "text_config": AutoConfig,  # type: ignore[dict-item]  # as in the library

@@ -55,6 +55,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         check_channels(config, config.latent)
         encoders = {modality.encoder for modality in config.latent.typed_modalities.values()}
         streams = [name for name, encoder in (("text", "roberta"), ("image", "vit")) if encoder in encoders]
+        self.main_input_name = "input_ids"  # what Trainer counts the elements of, if there is such a tensor
         self.m3ae = M3AEEncoders(config, streams)
         self.latent_head = LatentHead(config)
         count = config.latent.prior_components
@@ -81,6 +82,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         component_noise: Tensor | None = None,
         text_noise: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
+        return_loss: bool = True,
     ) -> M3AEForGenerationOutput:
         """Compute the training objective, each modality with its weight.
 
@@ -91,6 +93,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             component_noise: Noise that draws components.
             text_noise: Noise that masks tokens.
             generator: Draws the noise that is not given.
+            return_loss: Not used; tells Trainer that there is a loss without labels.
 
         Raises:
             ValueError: A modality is unknown or lacks a tensor, or none is given.

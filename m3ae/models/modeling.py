@@ -88,6 +88,7 @@ class M3AEPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]  # noqa: RUF012 (a list in the base class)
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means over a batch: Trainer averages them over accumulated ones
     _supports_sdpa = True
     _no_split_modules = [  # noqa: RUF012 (a list in the base class)
         "FusionLayer",

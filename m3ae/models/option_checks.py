@@ -64,6 +64,14 @@ def checked_arguments(forward: Callable[Arguments, Output]) -> Callable[Argument
     return checked
 
 
+def without_labels(forward: Callable[Arguments, Output]) -> Callable[Arguments, Output]:
+    """Hide the labels that a `forward` may be given from Trainer, which would wait for them to compute a loss."""
+    signature = inspect.signature(forward)
+    parameters = [parameter for name, parameter in signature.parameters.items() if "labels" not in name]
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return forward
+
+
 def nearest_keys(key: str, known: Collection[str]) -> str:
     """Return a sentence that names the known keys most like `key`, or nothing if none is like it."""
     nearest = difflib.get_close_matches(key, sorted(known), n=3)

@@ -33,7 +33,7 @@ from m3ae.models.modeling import (
     first_token,
     image_fingerprint,
 )
-from m3ae.models.option_checks import checked_arguments
+from m3ae.models.option_checks import checked_arguments, without_labels
 from m3ae.models.text_encoder import special_ids
 
 
@@ -103,6 +103,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         """Replace the layer that maps to the vocabulary."""
         self.mlm_head.decoder = new_embeddings  # type: ignore[assignment]
 
+    @without_labels
     @checked_arguments
     def forward(
         self,
@@ -123,6 +124,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         generator: torch.Generator | None = None,
         schedule: str | None = None,
         beta: float | Tensor | None = None,
+        labels: Tensor | None = None,
+        return_loss: bool = True,
     ) -> M3AEForPreTrainingOutput:
         """Mask, encode each distinct input once, fuse, decode, and compute the losses whose weight is not 0.
 
@@ -145,11 +148,17 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             generator: Draws the noise that is not given.
             schedule: `separate` or `joint`; the config's if None.
             beta: Weight of the KL in the latent pass; the config's if None.
+            labels: (B, L) as `mlm_labels`; then `input_ids` is the masked text, as transformers'
+                `DataCollatorForLanguageModeling` returns both.
+            return_loss: Not used; tells Trainer that there is a loss without labels.
 
         Raises:
             ValueError: `mlm_input_ids` without `mlm_labels`, whole-word masking without `word_ids`, or images of
                 another size than the model's.
         """
+        if labels is not None:
+            mlm_input_ids, mlm_labels = input_ids, labels
+            input_ids = torch.where(labels == -100, input_ids, labels)
         inputs = _Inputs(pixel_values, input_ids, attention_mask, image_present, text_present)
         draw = partial(_draw, generator=generator, device=pixel_values.device)
         size = len(pixel_values)

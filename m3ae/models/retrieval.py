@@ -87,6 +87,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         negatives: Tensor | None = None,
         negative_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        return_loss: bool = True,
     ) -> M3AEForImageTextRetrievalOutput:
         """Let each image find its own text among `config.num_negatives` others of the batch.
 
@@ -107,6 +108,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             negative_noise: (B, B) uniform noise that draws the negatives: of equally similar ones, those with the
                 lowest are taken.
             generator: Draws the noise if it is not given.
+            return_loss: Not used; tells Trainer that there is a loss without labels.
         """
         present = all_present(input_ids, image_present, text_present)
         image_ids = image_fingerprint(pixel_values) if image_ids is None else image_ids
