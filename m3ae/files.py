@@ -57,14 +57,9 @@ def write_text(path: Path, text: str) -> None:
 
 def check_replaceable(path: Path, *signs: str) -> None:
     """Raise FileExistsError if a file lacks one of the words by which those that this package writes are known."""
-    if path.exists() and not (path.is_file() and has_signs(path, *signs)):
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if path.exists() and not all(sign in text for sign in signs):
         raise FileExistsError(f"{path} was not written by m3ae, and would be replaced: choose another folder")
-
-
-def has_signs(path: Path, *signs: str) -> bool:
-    """Return whether a text file holds all of some words."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return all(sign in text for sign in signs)
 
 
 @contextmanager

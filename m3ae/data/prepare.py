@@ -176,6 +176,7 @@ def _existing(output: Path, planned: Manifest, overwrite: bool) -> Manifest | No
     """
     if output.exists() and any(map(is_progress, output.glob("*.jsonl"))):
         return None
+    _written(output)  # raises if the manifest is that of something else
     if (output / MANIFEST).exists() and not overwrite:
         existing = load_manifest(output)
         if difference := _difference(existing, planned):
@@ -186,7 +187,6 @@ def _existing(output: Path, planned: Manifest, overwrite: bool) -> Manifest | No
     foreign = output.exists() and not all(is_progress(path) or path.name == LOCK for path in output.iterdir())
     if foreign and not (output / MANIFEST).exists():
         raise FileExistsError(f"{output} is not empty and holds no {MANIFEST}: choose an empty or new folder")
-    _written(output)  # raises, before a row is read, if it is not ours
     return None
 
 

@@ -172,7 +172,7 @@ def _open_prepared(folder: Path, split: str) -> Collection:
 def _images_below(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and is_image(path):
+        if not path.is_dir() and not hidden and is_image(path):
             yield path
 
 

@@ -200,8 +200,9 @@ def test_a_manifest_of_something_else_is_not_overwritten(tmp_path: Path, source:
     before = {"manifest.json": b'{"name": "my site", "icons": []}', "sw.js": b"code", "x-00000-of-00001.parquet": b"1"}
     for name, content in before.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(FileExistsError, match=r"manifest\.json was not written by m3ae, and would be replaced"):
-        prepare("toy", tmp_path, overwrite=True)
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match=r"manifest\.json was not written by m3ae, and would be replaced"):
+            prepare("toy", tmp_path, overwrite=overwrite)
     assert contents(tmp_path) == before
 
 
