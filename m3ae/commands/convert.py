@@ -27,8 +27,8 @@ def convert(
       m3ae convert --checkpoint m3ae.ckpt --output models/m3ae --tokenizer roberta-base
       m3ae convert --checkpoint models/m3ae --output m3ae.ckpt --reverse
     """  # noqa: D301
-    from m3ae.conversion.convert import convert as convert_released
-    from m3ae.conversion.convert import release
+    from m3ae.transfer.convert import convert as convert_released
+    from m3ae.transfer.convert import release
 
     if not reverse:
         click.echo(convert_released(checkpoint, output, task, tokenizer, answers))
@@ -52,7 +52,7 @@ def check_parity(checkpoint: Path, expected: Path) -> None:
     Example:
       m3ae check-parity --checkpoint m3ae.ckpt --expected expected.safetensors
     """  # noqa: D301
-    from m3ae.conversion.parity import compare, table
+    from m3ae.transfer.parity import compare, table
 
     differences = compare(checkpoint, expected)
     click.echo(table(differences))

@@ -23,7 +23,7 @@ def summarize(runs: tuple[Path, ...], metrics: tuple[str, ...], name: str | None
       m3ae summarize runs/vqa_rad_seed_*
       m3ae summarize runs/vqa_rad_seed_* --metric test/accuracy --metric test/shuffled_accuracy --json vqa_rad.json
     """  # noqa: D301
-    from m3ae.metrics.summary import summarize_runs
+    from m3ae.tasks.summary import summarize_runs
 
     summary = summarize_runs(runs)
     click.echo(summary.table(name or runs[0].resolve().name, metrics or summary.main_metrics()))

@@ -1,33 +1,16 @@
-"""Tokenizers: any of the Hugging Face hub, or byte-level BPE trained on the texts at hand."""
+"""Tokenizers trained on the texts at hand: byte-level BPE."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from m3ae.data.words import count_words
 
 LONGEST_TOKEN = 13  # bytes: a blank and four characters of Chinese, Japanese or Thai, as long as words are there
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the Hugging Face hub.
-
-    Raises:
-        ValueError: Nothing usable there.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"No tokenizer in {path!r} ({reason}). Name a folder with tokenizer.json or a model of the hub, or leave "
-            "tokenizer.path out: a byte-level BPE is then trained on the training texts."
-        ) from error
-    return tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

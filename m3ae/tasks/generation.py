@@ -16,11 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from m3ae.data.augment import Augmentation
 from m3ae.data.multimodal import Batch, Kind, MultimodalCollator, MultimodalDataset, MultimodalSample
 from m3ae.data.prepared import load_manifest
-from m3ae.data.tokenizer import load_tokenizer
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.models.initialization import resize_images
 from m3ae.models.latent import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_decoders import shape_of
@@ -32,6 +30,8 @@ from m3ae.tasks.models import build_tokenizer, check_model, merged_config, new_c
 from m3ae.tasks.pretraining_data import check_splits, is_filled, prepare_sets, refuse_test_rows
 from m3ae.training.config import GenerationRun
 from m3ae.training.sampler import Visit
+from m3ae.transfer.initialization import resize_images
+from m3ae.transfer.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from m3ae.tasks.generation_evaluation import GenerationEvaluator

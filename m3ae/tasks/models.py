@@ -10,15 +10,16 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from m3ae.conversion.encoders import read_text_config
-from m3ae.data.tokenizer import load_tokenizer, train_tokenizer
+from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.initialization import contradictions, init_image_encoder, init_text_encoder, resize_images
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_normalization
 from m3ae.training.config import RunConfig
 from m3ae.training.model_options import check_overrides, named
 from m3ae.training.sections import InitConfig
+from m3ae.transfer.encoders import read_text_config
+from m3ae.transfer.initialization import contradictions, init_image_encoder, init_text_encoder, resize_images
+from m3ae.transfer.tokenizers import load_tokenizer
 
 NOT_FOUND = "there is no such folder, and the hub has no model of this name or cannot be reached"
 

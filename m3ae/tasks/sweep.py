@@ -14,10 +14,10 @@ import yaml
 from accelerate import PartialState
 
 from m3ae.files import check_replaceable, write_text
-from m3ae.metrics.summary import MAIN_METRICS, final_metrics
 from m3ae.tasks import task_class
 from m3ae.tasks.evaluation import evaluate
 from m3ae.tasks.generation_report import JSON, main_metrics, table_lines
+from m3ae.tasks.summary import MAIN_METRICS, final_metrics
 from m3ae.training.checkpoint import flatten
 from m3ae.training.config import RunConfig, load_config, parse_yaml
 from m3ae.training.interruption import TrainingStopped

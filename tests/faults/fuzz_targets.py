@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m3ae import M3AEForPreTraining
-from m3ae.conversion.reading import CheckpointError, read_released
 from m3ae.data.collate import PairCollator
 from m3ae.data.images import UnreadableImageError, load_image
 from m3ae.data.pairs import PairColumns, PairDataset
@@ -30,12 +29,13 @@ from m3ae.training.checkpoint import choose_checkpoint, list_checkpoints, load_m
 from m3ae.training.config import RUNS, ConfigError, dump_config, load_config
 from m3ae.training.engine_state import EngineState
 from m3ae.training.loop import train
-from tests.conversion.released import released_by_others, save
+from m3ae.transfer.reading import CheckpointError, read_released
 from tests.data.small_folder import picture, stored, write_splits
 from tests.data.test_dicom import RAMP, write
 from tests.faults.harms import PIECES, FileHarm, Folder, Harm, Target, damage, file_harms, harms
 from tests.models.tiny import tiny_of
 from tests.training.toy import ToyTask, toy_config
+from tests.transfer.released import released_by_others, save
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml"
 

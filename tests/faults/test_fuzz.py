@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from m3ae import M3AEForPreTraining
-from m3ae.conversion.reading import CheckpointError, read_released
 from m3ae.data.collate import PairCollator
 from m3ae.data.images import UnreadableImageError, load_image
 from m3ae.data.mfcc import UnreadableRecordingError, load_recording
@@ -25,12 +24,13 @@ from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import ConfigError, load_config
 from m3ae.training.loop import train
+from m3ae.transfer.reading import CheckpointError, read_released
 
-from ..conversion.released import released_by_others, save
 from ..data.digit_files import write_wav
 from ..data.small_folder import picture, stored, write_splits
 from ..models.tiny import tiny_of
 from ..training.toy import ToyTask, toy_config
+from ..transfer.released import released_by_others, save
 from .fuzz import ALL, fuzz
 
 TOKENIZER = train_tokenizer(["There is an effusion."], 300)

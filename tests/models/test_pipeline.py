@@ -5,11 +5,11 @@ from PIL import Image
 from transformers import pipeline
 
 from m3ae import M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
-from m3ae.data.tokenizer import load_tokenizer
 from m3ae.models.pipeline import QuestionAnsweringPipeline
-from tests.conversion.released import word_tokenizer
+from m3ae.transfer.tokenizers import load_tokenizer
 from tests.data.test_dicom import write
 from tests.models.tiny import tiny_of
+from tests.transfer.released import word_tokenizer
 
 ANSWERS = ["yes", "no", "left", "right", "effusion", "none", "mass"]
 IMAGE = Image.linear_gradient("L").resize((50, 40))

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from m3ae import M3AEForQuestionAnswering
-from tests.conversion.released import released_by_others, save
 from tests.models.tiny import tiny_of, tiny_pairs
+from tests.transfer.released import released_by_others, save
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SIZES = {"image_config": {"hidden_size": 64, "num_attention_heads": 1}}  # CLIP's heads are 64 wide

@@ -13,8 +13,8 @@ from transformers import CLIPVisionModel, RobertaConfig, RobertaForMaskedLM
 
 from m3ae import M3AEForPreTraining
 from m3ae.models.decoders import sincos_positions
-from m3ae.models.initialization import init_image_encoder, init_text_encoder, resample_positions, resize_images
 from m3ae.models.processing import M3AEImageProcessor
+from m3ae.transfer.initialization import init_image_encoder, init_text_encoder, resample_positions, resize_images
 from tests.models.published import (
     assert_close,
     clip_vision,

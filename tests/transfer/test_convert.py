@@ -8,15 +8,15 @@ import torch
 from transformers import AutoProcessor, BertTokenizer
 
 from m3ae import M3AEConfig
-from m3ae.conversion.convert import convert, read_answers, release
-from m3ae.conversion.names import convert_name, release_name, why_unused
-from m3ae.conversion.reading import CheckpointError, Released, read_released
-from m3ae.conversion.settings import infer_config
-from m3ae.conversion.weights import TASKS, build, choose_task, released_content
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.text_encoder import special_ids
-from tests.conversion.released import UNREAD, released_by_others, save, word_tokenizer
+from m3ae.transfer.convert import convert, read_answers, release
+from m3ae.transfer.names import convert_name, release_name, why_unused
+from m3ae.transfer.reading import CheckpointError, Released, read_released
+from m3ae.transfer.settings import infer_config
+from m3ae.transfer.weights import TASKS, build, choose_task, released_content
 from tests.models.tiny import tiny_config, tiny_of
+from tests.transfer.released import UNREAD, released_by_others, save, word_tokenizer
 
 LABELS = dict(enumerate(["yes", "no", "left"]))
 HEADS = {"vision": {"heads": 2}}  # tiny's width of 32 would make none of CLIP's 64

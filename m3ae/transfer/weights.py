@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m3ae.conversion.names import convert_name, release_name, why_unused
-from m3ae.conversion.reading import CheckpointError, Released, some
-from m3ae.conversion.settings import infer_config, published_settings
 from m3ae.models.classification import M3AEForClassification
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.question_answering import M3AEForQuestionAnswering
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
+from m3ae.transfer.names import convert_name, release_name, why_unused
+from m3ae.transfer.reading import CheckpointError, Released, some
+from m3ae.transfer.settings import infer_config, published_settings
 
 TASKS: dict[str, type[M3AEPreTrainedModel]] = {
     "pretraining": M3AEForPreTraining,

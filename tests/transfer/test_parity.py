@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from m3ae.conversion.parity import Difference, compare, table
-from m3ae.conversion.reading import CheckpointError
-from m3ae.conversion.weights import TASKS
-from tests.conversion.released import released_by_others, save
+from m3ae.transfer.parity import Difference, compare, table
+from m3ae.transfer.reading import CheckpointError
+from m3ae.transfer.weights import TASKS
 from tests.models.tiny import tiny_batch, tiny_of, tiny_pairs
+from tests.transfer.released import released_by_others, save
 
 SIZES = {
     "image_config": {"image_size": 64, "patch_size": 16, "hidden_size": 64, "num_attention_heads": 1},

@@ -15,18 +15,18 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from m3ae.conversion.encoders import (
+from m3ae.models.configuration import M3AEImageConfig
+from m3ae.models.decoders import PixelDecoder, sincos_positions
+from m3ae.models.encoders import activation, resample_positions
+from m3ae.models.modeling import M3AEEncoders, M3AEPreTrainedModel
+from m3ae.transfer.encoders import (
     Normalization,
     PublishedViT,
     activation_name,
     read_text_encoder,
     read_vit,
 )
-from m3ae.conversion.reading import some
-from m3ae.models.configuration import M3AEImageConfig
-from m3ae.models.decoders import PixelDecoder, sincos_positions
-from m3ae.models.encoders import activation, resample_positions
-from m3ae.models.modeling import M3AEEncoders, M3AEPreTrainedModel
+from m3ae.transfer.reading import some
 
 
 @dataclass(frozen=True)

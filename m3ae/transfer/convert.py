@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, RobertaTokenizer
+from transformers import PreTrainedConfig
 
-from m3ae.conversion.reading import Released, read_released
-from m3ae.conversion.settings import departures
-from m3ae.conversion.weights import TASKS, Report, build, released_content
-from m3ae.data.tokenizer import load_tokenizer
 from m3ae.files import new_folder, replacing
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.model_card import model_card
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.transfer.reading import Released, read_released
+from m3ae.transfer.settings import departures
+from m3ae.transfer.tokenizers import check_tokenizer, load_tokenizer
+from m3ae.transfer.weights import TASKS, Report, build, released_content
 
 _DATA_SETS = {"vqa_vqa_rad": "vqa_rad", "vqa_slack": "slake", "vqa_medvqa_2019": "vqa_med_2019"}  # published: ours
 
@@ -62,7 +62,7 @@ def convert(
             "--tokenizer the folder of the tokenizer that the model was trained with, as a rule roberta-base"
         )
     else:
-        loaded = _load_tokenizer(tokenizer)
+        loaded = load_tokenizer(tokenizer)
         check_tokenizer(loaded, text)
         loaded.model_max_length = released.settings["config"].get("max_text_len", loaded.model_max_length)
         model.config.mask_token_id = loaded.mask_token_id
@@ -116,15 +116,6 @@ def release(folder: str | Path, output: str | Path) -> Report:
     return report
 
 
-def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer, also from RoBERTa's two original files alone, which do not say what they are."""
-    describing = ("tokenizer.json", "tokenizer_config.json", "config.json")
-    if (Path(path) / "merges.txt").is_file() and not any((Path(path) / name).is_file() for name in describing):
-        roberta: PreTrainedTokenizerBase = RobertaTokenizer.from_pretrained(path)
-        return roberta
-    return load_tokenizer(path)
-
-
 def read_answers(path: str | Path) -> list[str]:
     """Read the names of answers or classes, in the order of the head's outputs.
 
@@ -176,26 +167,3 @@ def _listed(content: Any) -> list[str]:
     by_index = content if all(key.isdigit() for key in content) else {str(i): name for name, i in content.items()}
     order = [str(i) for i in range(len(content))]
     return [str(by_index[i]) for i in order] if set(order) == by_index.keys() else []
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Raise if a text encoder was trained with another vocabulary than the tokenizer's."""
-    ours = {
-        "words": config.vocab_size,
-        "padding": config.pad_token_id,
-        "beginning": config.bos_token_id,
-        "end": config.eos_token_id,
-    }
-    theirs = {
-        "words": len(tokenizer),
-        "padding": tokenizer.pad_token_id,
-        "beginning": tokenizer.bos_token_id,
-        "end": tokenizer.eos_token_id,
-    }
-    known = [name for name, number in ours.items() if number is not None]  # BERT's weights tell no beginning or end
-    different = [f"{name} {theirs[name]}, expected {ours[name]}" for name in known if ours[name] != theirs[name]]
-    if different:
-        raise ValueError(
-            f"The tokenizer in {tokenizer.name_or_path!r} has another vocabulary than the checkpoint: "
-            f"{'; '.join(different)}. Use the tokenizer that the model was trained with."
-        )

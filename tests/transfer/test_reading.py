@@ -14,9 +14,9 @@ from timm.models.swin_transformer import SwinTransformer
 from transformers import BertConfig, BertModel
 
 from m3ae import M3AEForPreTraining
-from m3ae.conversion.reading import CheckpointError, read_released
-from tests.conversion.released import released_by_others, save
+from m3ae.transfer.reading import CheckpointError, read_released
 from tests.models.tiny import tiny_of
+from tests.transfer.released import released_by_others, save
 
 
 @pytest.fixture

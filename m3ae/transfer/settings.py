@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from m3ae.conversion.reading import CheckpointError, Released
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.transfer.reading import CheckpointError, Released
 
 _VISION = "vision_encoder.visual."
 _TEXT = "language_encoder."

@@ -20,16 +20,16 @@ from transformers.activations import ACT2FN
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from m3ae.conversion.names import convert_name
-from m3ae.conversion.reading import _load as load_checkpoint
-from m3ae.conversion.reading import some
-from m3ae.conversion.settings import CLIP_HEAD_WIDTH
-from m3ae.conversion.torchscript import is_torchscript, read_torchscript
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.encoders import activation
 from m3ae.models.modeling import M3AEModel
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.models.text_encoder import check_text_encoder, encoder_class, encoder_options
+from m3ae.transfer.names import convert_name
+from m3ae.transfer.reading import _load as load_checkpoint
+from m3ae.transfer.reading import some
+from m3ae.transfer.settings import CLIP_HEAD_WIDTH
+from m3ae.transfer.torchscript import is_torchscript, read_torchscript
 
 Normalization = tuple[list[float], list[float]]  # mean and standard deviation of each channel
 

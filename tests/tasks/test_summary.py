@@ -7,7 +7,7 @@ from click.testing import CliRunner, Result
 
 from m3ae.cli import cli
 from m3ae.metrics import Interval
-from m3ae.metrics.summary import (
+from m3ae.tasks.summary import (
     Column,
     Spread,
     final_metrics,

@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from m3ae.conversion.names import release_name
-from m3ae.conversion.reading import Released, read_released
-from m3ae.conversion.weights import build
 from m3ae.models.losses import masked_language_loss, matching_loss
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.question_answering import M3AEForQuestionAnswering
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
+from m3ae.transfer.names import release_name
+from m3ae.transfer.reading import Released, read_released
+from m3ae.transfer.weights import build
 
 ABSOLUTE = 1e-5
 RELATIVE_OF_GRADIENTS = 1e-4
