@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from m3ae.models.latent_configuration import ModalityConfig
+from m3ae.models.option_checks import TRANSFORMERS_ARGUMENTS, nearest_keys
 
 TENSOR_NAMES = {
     "image": "pixel_values",
@@ -36,7 +37,7 @@ def read_inputs(modalities: Modalities, known: Mapping[str, ModalityConfig]) -> 
     """Check the given modalities; absent rows become zeros.
 
     Raises:
-        ValueError: A modality is unknown or lacks a tensor, or none is given.
+        ValueError: A modality or a tensor is unknown, a modality lacks its tensor, or none is given.
     """
     check_names(modalities, known)
     if not modalities:
@@ -46,6 +47,10 @@ def read_inputs(modalities: Modalities, known: Mapping[str, ModalityConfig]) -> 
         kind = known[name].kind
         if TENSOR_NAMES[kind] not in tensors:
             raise ValueError(f"Modality {name!r} of kind {kind} needs {TENSOR_NAMES[kind]}; got {list(tensors)}.")
+        own = (TENSOR_NAMES[kind], "present", *(["attention_mask"] if kind == "text" else []))
+        if unknown := [key for key in tensors if key not in own and key not in TRANSFORMERS_ARGUMENTS]:
+            nearest = nearest_keys(unknown[0], own)
+            raise ValueError(f"Modality {name!r} of kind {kind} has no tensor {unknown[0]!r}.{nearest}")
         values = tensors[TENSOR_NAMES[kind]]
         there = tensors.get("present")
         present = torch.ones(len(values), dtype=torch.bool, device=values.device) if there is None else there

@@ -88,6 +88,11 @@ def check_keys(
         raise ValueError(f"{owner} has no option {key!r}.{nearest_keys(key, known)}")
 
 
+def reads_file() -> bool:
+    """Return whether a saved configuration is being read, which other programs may have written into."""
+    return _reads_file.get()
+
+
 _reads_file: ContextVar[bool] = ContextVar("_reads_file", default=False)
 
 
@@ -101,7 +106,7 @@ class StrictConfig(PreTrainedConfig):
     """
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not _reads_file.get():
+        if not reads_file():
             self.check_options(kwargs)
         super().__post_init__(**kwargs)
 

@@ -7,12 +7,16 @@ their constructors take.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING
+
+from m3ae.models.option_checks import check_keys, reads_file
 
 # Vocabulary, special tokens and position table of the published RoBERTa-base.
 ROBERTA_BASE: dict[str, Any] = {
@@ -54,10 +58,20 @@ def text_config_of(options: Mapping[str, Any]) -> PreTrainedConfig:
     """
     model_type = options.get("model_type", "roberta")
     check_text_encoder(model_type, options)
+    if not reads_file():
+        check_text_options(model_type, options)
     config: PreTrainedConfig = AutoConfig.for_model(
         **({**ROBERTA_BASE, **options} if model_type == "roberta" else options)
     )
     return config
+
+
+def check_text_options(model_type: str, options: Iterable[str]) -> None:
+    """Raise ValueError if a text encoder of a type has no such options: neither declares them nor reads them."""
+    kind = CONFIG_MAPPING[model_type]
+    source = inspect.getsource(sys.modules[MODEL_MAPPING[kind].__module__])  # DeBERTa reads more than it declares
+    read = re.findall(r'\bconfig(?:\.|, ")(\w+)', source)
+    check_keys("text_config", {*inspect.signature(kind).parameters, *kind.attribute_map, *read}, options)
 
 
 def check_text_encoder(model_type: str | None, options: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ from m3ae.tasks.finetuning import (
     validation_limit,
 )
 from m3ae.tasks.models import has_labels, label_names, open_model
+from m3ae.tasks.pretraining_data import is_filled
 from m3ae.training.config import ClassificationRun
 from m3ae.training.task_config import ClassificationConfig
 
@@ -203,8 +204,14 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         return self._rows(split)
 
     def check(self, split: str) -> None:
-        """Make sure that a row of a split has a label that is one of the classes."""
+        """Make sure that a row of a split has an input, and one a label that is one of the classes."""
         dataset = self._rows(split)
+        columns = dataset.rows.columns
+        if not is_filled(self.config.data.path, split, [*columns.images, *columns.texts]):
+            raise ValueError(
+                f"no row of {self.config.data.path}, {split}, has an image or a text in "
+                f"{', '.join([*columns.images, *columns.texts])}; set data.image_columns and data.text_column"
+            )
         found = Counter(name for example in dataset.examples for name in example.target.present)
         if not found.keys() & set(self.classes):
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
@@ -35,14 +35,19 @@ def check_model(config: RunConfig) -> None:
     Raises:
         ValueError: There is no such saved model or tokenizer, or the saved model has no such options.
     """
-    if config.model.path is not None:
-        saved = saved_config(config.model.path)
+    path, source = config.model.path, config.model.init.text_encoder
+    if path is not None:
+        saved = saved_config(path)
         assert isinstance(saved.text_config, PreTrainedConfig)
         with named("model."):
             check_overrides(config.overrides, saved.text_config.model_type)
         with named("model.overrides: "):
             merged_config(saved, config.overrides)
-    elif (tokenizer := config.tokenizer.path or config.model.init.text_encoder) is not None:
+        return
+    if source is not None:
+        with named("model."):
+            check_overrides(config.overrides, read_text_config(source).model_type)
+    if (tokenizer := config.tokenizer.path or source) is not None:
         load_tokenizer(tokenizer)
 
 
@@ -112,11 +117,12 @@ def new_config(config: RunConfig, tokenizer: PreTrainedTokenizerBase, options: d
         "bos_token_id": tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
         "eos_token_id": tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
     }
-    chosen = options.pop("text_config", {})
-    if config.model.init.text_encoder is not None:
-        vocabulary = _source_options(config.model.init.text_encoder, vocabulary, chosen)
+    chosen, source = options.pop("text_config", {}), config.model.init.text_encoder
+    text_config: dict[str, Any] | PreTrainedConfig = vocabulary | chosen
+    if source is not None:  # whose file may hold more than its type of configuration declares
+        text_config = AutoConfig.for_model(**_source_options(source, vocabulary, chosen) | chosen)
     model_config = M3AEConfig.named(
-        config.model.size, mask_token_id=tokenizer.mask_token_id, text_config=vocabulary | chosen, **options
+        config.model.size, mask_token_id=tokenizer.mask_token_id, text_config=text_config, **options
     )
     set_seed(config.training.seed)
     return model_config

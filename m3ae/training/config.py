@@ -144,6 +144,8 @@ class RetrievalRun(FineTuningRun):
     def _images_and_texts_are_named(self) -> Self:
         if not self.data.image_columns or self.data.text_column is None:
             raise ValueError("data: retrieval needs image_columns and a text_column, got none of one of them")
+        if self.training.batch_size < 2:
+            raise ValueError("training.batch_size: got 1, expected at least 2: the pairs of a batch are told apart")
         return self
 
 

@@ -24,7 +24,13 @@ def check_overrides(overrides: Mapping[str, Any], text_encoder: str | None) -> N
         OptionsError: A key is no option, or a value has another type.
     """
     with named("overrides."):
-        check_options(_overrides_model(text_encoder), overrides)
+        check_options(_overrides_model(), overrides)
+    if text_encoder is not None and overrides.get("text_config"):
+        from m3ae.models.text_encoder import check_text_encoder, check_text_options
+
+        with named("overrides: "):
+            check_text_encoder(text_encoder, overrides["text_config"])
+            check_text_options(text_encoder, overrides["text_config"])
 
 
 def check_new_model(size: str, overrides: Mapping[str, Any]) -> None:
@@ -50,9 +56,8 @@ def named(prefix: str) -> Iterator[None]:
 
 
 @cache
-def _overrides_model(text_encoder: str | None) -> type[BaseModel]:
+def _overrides_model() -> type[BaseModel]:
     import torch
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
     from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
@@ -62,13 +67,10 @@ def _overrides_model(text_encoder: str | None) -> type[BaseModel]:
         return class_options(config, nested, TRANSFORMERS_KEYS - {"model_type"}, {"torch": torch})
 
     modality: Any = class_options(ModalityConfig, {})
-    text: Any = dict
-    if text_encoder is not None and text_encoder in CONFIG_MAPPING:
-        text = class_options(CONFIG_MAPPING[text_encoder], {}, TRANSFORMERS_KEYS, {"torch": torch})
     model: type[BaseModel] = options(
         M3AEConfig,
         image_config=options(M3AEImageConfig) | None,
-        text_config=text | None,
+        text_config=dict | None,
         latent=options(LatentConfig, modalities=dict[str, modality] | None) | None,
     )
     return model

@@ -1,10 +1,13 @@
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from m3ae import (
+    M3AEConfig,
     M3AEForClassification,
     M3AEForGeneration,
     M3AEForImageTextRetrieval,
@@ -55,3 +58,37 @@ def test_what_hugging_face_programs_pass_changes_nothing(model_class: type[M3AEP
     # Trainer would divide the loss by its own number of items if `forward` took any keyword.
     kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
     assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+def test_a_tensor_of_a_modality_is_not_misspelt() -> None:
+    model, batch = latent_model(), digits_batch()
+    for name, nearest in (("presnt", "present"), ("pixel_valuess", "pixel_values")):
+        glyph = {**batch["glyph"], name: torch.ones(6)}
+        with pytest.raises(ValueError, match=rf"'glyph' of kind image has no tensor '{name}'. Did you mean {nearest}"):
+            model({**batch, "glyph": glyph})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"num_hidden_layer": 2},
+            "text_config has no option 'num_hidden_layer'. Did you mean num_hi",
+        ),
+        (
+            {"model_type": "bert", "hiden_size": 8},
+            "text_config has no option 'hiden_size'. Did you mea",
+        ),
+    ],
+)
+def test_options_of_the_text_encoder_are_not_misspelt(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        M3AEConfig(text_config=options)
+    M3AEConfig(text_config={"model_type": "deberta-v2", "position_buckets": 8, "num_attention_heads": 6})  # undeclared
+    renamed = M3AEConfig(text_config={"model_type": "distilbert", "hidden_size": 96, "num_attention_heads": 4})
+    assert renamed.text_config.dim == 96
+    renamed.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["text_config"] |= {"written_by": "another program"}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert M3AEConfig.from_pretrained(tmp_path).text_config.dim == 96

@@ -112,6 +112,7 @@ def test_dump_reads_back_equal(tmp_path):
         ),
         ("task=classification classification.labels=[a, b, a]", "classification.labels: got ['a', 'b', 'a'], expect"),
         ("task=retrieval data.text_column=null", "data: retrieval needs image_columns and a text_column"),
+        ("task=retrieval training.batch_size=1", "training.batch_size: got 1, expected at least 2: the pairs of a"),
         ("task=question_answering data.text_column=null", "data.text_column: got null, expected the column of the"),
         ("task=generation", "model.overrides.latent: missing; expected the options of the latent head"),
         (
@@ -133,7 +134,7 @@ def test_dump_reads_back_equal(tmp_path):
         ("model.overrides.mask_ratio=1.5", "model.overrides: mask_ratio must lie between 0 and 0.99, got 1.5"),
         ("model.overrides.image_config.patch_sze=8", "model.overrides.image_config.patch_sze: unknown key; did you "),
         ("model.overrides.image_config=3", "model.overrides.image_config: got 3 (int), expected an object"),
-        ("model.overrides.text_config.num_hidden_layer=2", "model.overrides.text_config.num_hidden_layer: unknown "),
+        ("model.overrides.text_config.num_hidden_layer=2", "model.overrides: text_config has no option 'num_hidden_l"),
         ("model.overrides.latent.sise=2", "model.overrides.latent.sise: unknown key; did you mean latent.size"),
         (
             "model.overrides.latent.modalities={image: {kind: image, sale: 2}}",
