@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -148,25 +149,31 @@ def report(error: UnreadableImageError) -> None:
 
 
 def _open_prepared(folder: Path, split: str) -> Collection:
-    from m3ae.data.pairs import PairColumns
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from m3ae.data.prepared import image_columns, load_split
 
     rows = load_split(folder, split)
     columns = image_columns(rows.features)
     if not columns:
         raise ValueError(f"{folder} has no column of images; it has {', '.join(rows.features)}")
-    reader = PairColumns.of((), "text" if "text" in rows.features else None)
-    valid = [rows.data.column(column).is_valid().to_pylist() for column in columns]  # reads no image
-    sources: list[Path | int] = [row for row, cells in enumerate(zip(*valid, strict=True)) if any(cells)]
-    places = {row: place for place, row in enumerate(sources)}
-    texts, owners = [], []
-    for row, cells in enumerate(rows.select_columns([*reader.texts, "id"])):
-        own = reader.texts_of(cells) if reader.texts else []
-        texts.extend(own)
-        owners.extend([places.get(row, -1)] * len(own))
-    ids = rows["id"][:]
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes() + split.encode()).hexdigest()
-    return Collection([ids[row] for row in places], sources, texts, owners, digest, None, rows, columns)
+    valid = np.logical_or.reduce([rows.data.column(column).is_valid().to_numpy() for column in columns])
+    owners = np.where(valid, valid.cumsum() - 1, -1)
+    texts = rows.data.column("text") if "text" in rows.features else pa.chunked_array([[]], pa.string())
+    if pa.types.is_list(texts.type):
+        owners = owners.repeat(pc.list_value_length(texts).fill_null(0).to_numpy())
+        texts = pc.list_flatten(texts)
+    filled = pc.greater(pc.binary_length(texts), 0).fill_null(False)
+    return Collection(
+        names=rows.data.column("id").filter(pa.array(valid)).to_pylist(),
+        sources=valid.nonzero()[0].tolist(),
+        texts=texts.filter(filled).to_pylist(),
+        owners=owners[: len(texts)][filled.to_numpy()].tolist(),
+        fingerprint=hashlib.sha256((folder / MANIFEST).read_bytes() + split.encode()).hexdigest(),
+        rows=rows,
+        columns=columns,
+    )
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
