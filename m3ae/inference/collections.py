@@ -28,11 +28,11 @@ class Collection:
     """Images and texts, of which some belong together.
 
     Attributes:
-        names: Of the images.
-        sources: Of the images: files, or rows of `rows`.
+        names: The names of the images.
+        sources: The files of the images, or their rows in `rows`.
         texts: All texts.
         owners: The place in `names` of the image that each text belongs to, −1 if it has none.
-        fingerprint: Differs whenever the contents do.
+        fingerprint: A digest that differs whenever the contents do.
         folder: The folder that the image files must lie in.
         rows: The rows of a prepared set.
         columns: The columns of `rows` that hold images, of which the first that is there counts.

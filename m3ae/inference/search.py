@@ -56,12 +56,12 @@ SEARCHING: tuple[type[Searching], ...] = (M3AEForPreTraining, M3AEForImageTextRe
 
 
 class Hit(NamedTuple):
-    """Something found.
+    """An image, or a text, that goes with a query.
 
     Attributes:
-        place: Its number among the images, or the texts, of the collection.
-        name: Of the image, or the text itself.
-        score: Larger = better, and comparable within one search only.
+        place: The number of the image, or the text, in the collection.
+        name: The name of the image, or the text itself.
+        score: Larger = better; scores compare within one search only.
     """
 
     place: int
@@ -73,10 +73,10 @@ class SearchIndex:
     """The images and texts of a collection, encoded by a model.
 
     Args:
-        model: In evaluation mode; see `open_index`.
-        processor: Of that model.
-        collection: What is searched.
-        folder: The index of just these.
+        model: The model, in evaluation mode; see `open_index`.
+        processor: The model's processor.
+        collection: The images and texts.
+        folder: The index of this model and this collection.
     """
 
     def __init__(self, model: Searching, processor: M3AEProcessor, collection: Collection, folder: Path) -> None:
@@ -98,24 +98,27 @@ class SearchIndex:
             k: How many to find.
             rerank: Candidates that the matching head ranks, of a model with a contrastive head; 0 leaves them in the
                 order of their cosines. A model without one has no candidates, and ranks everything.
+
+        Raises:
+            ValueError: `k` is below 1, or `rerank` below 0.
         """
-        found = self._find(_encode_texts(self.model, self.processor, [text]), "images", k, rerank)
-        return [Hit(place, self.collection.names[place], score) for place, score in found]
+        return self._find(_encode_texts(self.model, self.processor, [text]), "images", k, rerank)
 
     def find_texts(self, image: Image.Image, k: int = 10, rerank: int = 20) -> list[Hit]:
         """Return the k texts that go best with an image; see `find_images`.
 
         Raises:
-            ValueError: The collection has no texts.
+            ValueError: The collection has no texts, `k` is below 1, or `rerank` below 0.
         """
         if not self.collection.texts:
             raise ValueError("the collection has images only: there is no text to find")
-        found = self._find(_encode_images(self.model, self.processor, [image]), "texts", k, rerank)
-        return [Hit(place, self.collection.texts[place], score) for place, score in found]
+        return self._find(_encode_images(self.model, self.processor, [image]), "texts", k, rerank)
 
     @torch.inference_mode()
-    def _find(self, query: Encoded, side: str, k: int, rerank: int) -> list[tuple[int, float]]:
-        """Return places and scores of the best candidates on a side for a query of the other modality."""
+    def _find(self, query: Encoded, side: str, k: int, rerank: int) -> list[Hit]:
+        """Return the best candidates on a side for a query of the other modality."""
+        if k < 1 or rerank < 0:
+            raise ValueError(f"k is {k} and rerank {rerank}: expected at least 1 and 0")
         head, places = self.model.itc_head, self._places[side]
         if head is None:
             scores = self._match(query, side, places)
@@ -130,7 +133,9 @@ class SearchIndex:
                 places = places[:rerank]
                 scores = self._match(query, side, places)
         best = scores.topk(min(k, len(places)))
-        return [*zip(places[best.indices].tolist(), best.values.tolist(), strict=True)]
+        names = self.collection.names if side == "images" else self.collection.texts
+        numbered = zip(places[best.indices].tolist(), best.values.tolist(), strict=True)
+        return [Hit(place, names[place], score) for place, score in numbered]
 
     def _match(self, query: Encoded, side: str, places: Tensor) -> Tensor:
         """Score a query against the candidates at some places by the matching head."""
@@ -183,10 +188,10 @@ def open_index(
     that cannot be read are left out, each with a message.
 
     Args:
-        model: Loaded by `load_model`, of one of the classes in `SEARCHING`.
-        processor: Of that model.
-        collection: What is searched.
-        folder: Of the index; `index_folder` gives a usual place.
+        model: A model that `load_model` has loaded, of one of the classes in `SEARCHING`.
+        processor: The model's processor.
+        collection: The images and texts.
+        folder: The folder of the index; `index_folder` gives a usual one.
         rebuild: Whether to build it in any case.
 
     Raises:

@@ -285,6 +285,9 @@ def test_what_cannot_be_searched(folder, processor, tmp_path, capsys):
         )
     (folder / "metadata.jsonl").unlink()
     index = open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), tmp_path / "i")
+    for options in ({"k": 0}, {"k": -1}, {"rerank": -1}):
+        with pytest.raises(ValueError, match=r"k is .* and rerank .*: expected at least 1 and 0"):
+            index.find_images("normal", **options)
     with pytest.raises(ValueError, match="images only"):
         index.find_texts(Image.new("L", (32, 32)))
 
