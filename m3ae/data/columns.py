@@ -15,13 +15,25 @@ from m3ae.data.splits import SPLIT_NAMES, find_split
 from m3ae.data.tables import Broken, printable
 
 PEOPLE = ("patient", "subject", "participant", "person")
-EXAMINATIONS = ("study", "case", "exam", "examination", "accession", "encounter", "visit", "series")
+WITH_NUMBER = (
+    "pat",
+    "pt",
+    "subj",
+    "study",
+    "case",
+    "exam",
+    "examination",
+    "accession",
+    "encounter",
+    "visit",
+    "series",
+)
 NUMBERS = ("id", "uid", "instanceuid", "no", "nr", "num", "number", "code", "key", "name", "identifier", "index")
 
 # lower-case letters and digits alone; the first name that a table has counts
 USUAL_NAMES = {
     "image": ("image", "filename", "imagepath", "imagefile", "imagename", "img", "path", "file"),
-    "text": ("text", "caption", "report", "description", "findings", "impression"),
+    "text": ("text", "caption", "report", "description", "findings", "impression", "reporttext", "radiologyreport"),
     "label": ("label", "labels", "class", "diagnosis", "findinglabels"),
     "question": ("question",),
     "answer": ("answer",),
@@ -31,7 +43,7 @@ USUAL_NAMES = {
         "group",
         *(f"{who}{number}" for who in PEOPLE for number in ("", *NUMBERS)),
         *("mrn", "pid", "study"),
-        *(f"{what}{number}" for what in EXAMINATIONS for number in NUMBERS),
+        *(f"{what}{number}" for what in WITH_NUMBER for number in NUMBERS),
     ),
 }
 ROWS_READ = 1000  # of a table, to find out whether a column of no usual name holds the names of images
@@ -82,22 +94,22 @@ class ImageFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._names: dict[Path, set[str]] = {}
-        self._similar: dict[Path, dict[str, list[Path]]] = {}
+        self._names: dict[str, set[str]] = {}
+        self._similar: dict[str, dict[str, list[Path]]] = {}
 
     def find(self, name: str) -> str | None:
         """Return the name of the file of this name, or of the only one that differs in case, accents or suffix."""
         name = file_name(name)
-        path = self.folder / name
-        if path.parent not in self._names:
-            self._names[path.parent] = _file_names(path.parent)
-        names = self._names[path.parent]
-        if path.name in names:
+        below, last = os.path.split(name)  # not by pathlib: this is done for every row
+        if below not in self._names:
+            self._names[below] = _file_names(self.folder / below)
+        names = self._names[below]
+        if last in names:
             return name
-        if path.parent not in self._similar:
-            self._similar[path.parent] = _by_name(path.parent / other for other in names)
-        candidates = self._similar[path.parent].get(_plain(path.name), [])
-        return (PurePosixPath(name).parent / candidates[0].name).as_posix() if len(candidates) == 1 else None
+        if below not in self._similar:
+            self._similar[below] = _by_name(self.folder / below / other for other in names)
+        candidates = self._similar[below].get(_plain(last), [])
+        return os.path.join(below, candidates[0].name) if len(candidates) == 1 else None
 
 
 class ImageTree(ImageFiles):
@@ -168,6 +180,8 @@ def choose_columns(
     for role, name in wanted.items():
         if name is not None and not names[role]:
             raise ValueError(f"{table.path} has no column {name!r}: set --{role}-column to one of {choices}")
+    ends = tuple(f"{who}{number}" for who in PEOPLE for number in NUMBERS)  # anonymized_patient_id
+    names["group"] = names["group"] or [column for column in columns if _letters(column).endswith(ends)]
     no_splits = [column for column in names["split"] if not any(map(find_split, table.cells(column)))]
     if wanted["split"] is not None and no_splits:
         raise ValueError(

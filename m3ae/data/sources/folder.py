@@ -312,8 +312,9 @@ def _record_rows(
 
 def _swallowed(record: Row, images: ImageFiles) -> str | None:
     """Return an image that a cell of several lines names: its quotation mark was closed in the line of another row."""
-    cells = [cell.strip() for cell in record.values() if isinstance(cell, str)]
-    names = [name for cell in cells if len(cell.splitlines()) > 1 for name in re.split('[,;|\t\r\n"]', cell)]
+    cells = [cell for cell in record.values() if isinstance(cell, str) and not cell.isprintable()]
+    cells = [cell for cell in cells if re.search(r"\S[\r\n]+\s*\S", cell)]
+    names = [name for cell in cells for name in re.split('[,;|\t\r\n"]', cell)]
     return next((name for name in names if is_image(images.folder / name) and images.find(name)), None)
 
 

@@ -152,7 +152,7 @@ def test_names_of_images_may_be_composed_otherwise(tmp_path: Path) -> None:
     "column",
     [
         *("PatientID", "Patient ID", "patientId", "PATIENT-ID", "subject", "Subject_No"),
-        *("case_id", "StudyInstanceUID", "study.uid", "MRN"),
+        *("case_id", "StudyInstanceUID", "study.uid", "MRN", "anonymized_patient_id", "pt_no"),
     ],
 )
 def test_patients_stay_together_however_their_column_is_written(
