@@ -26,12 +26,12 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from m3ae.data.augment import augment, centre_crop, plain
 from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import PairDataset
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.models.modalities.augment import augment, centre_crop, plain
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.training.sampler import Visit
 

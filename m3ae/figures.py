@@ -12,7 +12,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,6 +39,14 @@ PANEL = 1.8  # inches
 CONTRAST = 2.0  # the colours of attention span at least from an even share to this many times as much
 
 Picture = NDArray[np.float32]
+
+
+class Drawing(Protocol):
+    """What a modality knows of drawing: see `m3ae.models.modalities.Modality`."""
+
+    def drawable(self, value: Any) -> Any: ...  # noqa: D102
+
+    def draw(self, axes: Axes, drawable: Any) -> None: ...  # noqa: D102
 
 
 def cut(text: str, length: int) -> str:
@@ -264,20 +272,23 @@ def _points(records: Sequence[dict[str, Any]], split: str, loss: str) -> list[tu
     return [(record["step"], record[name]) for record in records for name in names if record.get(name) is not None]
 
 
-def draw_modalities(rows: Mapping[str, Sequence[Any]], kinds: Mapping[str, str], titles: Sequence[str]) -> Figure:
+def draw_modalities(
+    rows: Mapping[str, Sequence[Any]], modalities: Mapping[str, Drawing], titles: Sequence[str]
+) -> Figure:
     """Draw values of several modalities, a row a modality.
 
     Args:
-        rows: Name → values: pictures, curves (F, T), vectors, names of classes, or texts.
-        kinds: Of the modalities, as the latent head calls them.
-        titles: Of the columns.
+        rows: Name → values as people get them; None for one that is missing.
+        modalities: Name → modality.
+        titles: Titles of the columns.
     """
     columns = max(map(len, rows.values()))
     figure = new_figure(1.15 * columns + 0.6, 1.2 * len(rows) + 0.3)
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, values) in zip(panels, rows.items(), strict=True):
         for panel, value in zip(row, values, strict=False):
-            draw_value(panel, kinds[name], value)
+            if value is not None:
+                draw_value(panel, modalities[name], modalities[name].drawable(value))
         for panel in row[len(values) :]:
             panel.set_axis_off()
         row[0].set_ylabel(name, fontsize=9, parse_math=False)
@@ -286,21 +297,11 @@ def draw_modalities(rows: Mapping[str, Sequence[Any]], kinds: Mapping[str, str],
     return figure
 
 
-def draw_value(axes: Axes, kind: str, value: Any) -> None:
-    """Draw a value of a modality of some kind: a picture, curves (F, T), a vector, names of classes, or a text."""
+def draw_value(axes: Axes, modality: Drawing, drawable: Any) -> None:
+    """Draw what a modality makes of a value into a panel."""
     axes.set_xticks([])
     axes.set_yticks([])
-    if kind == "image":
-        axes.imshow(value, cmap="gray", vmin=0, vmax=1)
-    elif kind == "sequence":
-        axes.imshow(value, cmap="viridis", vmin=-2, vmax=2, aspect="auto", origin="lower")
-    elif kind == "vector":
-        axes.plot(value, linewidth=1)
-    else:
-        # An untrained model writes control characters, which no font has.
-        shown = "".join(letter if letter.isprintable() else " " for letter in value)
-        text = shown if kind == "label" else textwrap.fill(shown, 22, max_lines=10, placeholder=" …")
-        axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=10 if kind == "label" else 5, parse_math=False)
+    modality.draw(axes, drawable)
 
 
 def _show(axes: Axes, picture: Picture, title: str = "") -> None:

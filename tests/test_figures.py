@@ -7,6 +7,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as expected_curve
 
+from m3ae import M3AEConfig
 from m3ae.figures import (
     BLUE,
     Strip,
@@ -19,6 +20,7 @@ from m3ae.figures import (
     roc_curve,
     save_figure,
 )
+from m3ae.models.modalities import KINDS, configure
 
 PICTURES = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
 
@@ -69,9 +71,29 @@ def test_a_long_text_without_blanks_is_shown_in_part():
 
 
 def test_modalities_of_every_kind(tmp_path: Path):
-    rows = {"glyph": [PICTURES[0]], "speech": [np.ones((3, 4))], "vector": [np.ones(3)], "label": ["b"], "text": ["$"]}
-    kinds = dict(zip(rows, ("image", "sequence", "vector", "label", "text"), strict=True))
-    path = save_figure(draw_modalities(rows, kinds, ["only"]), tmp_path / "new" / "m.png")
+    label = {"kind": "label", "labels": ["a", "b"]}
+    options = {
+        "glyph": {"kind": "image", "encoder": "mlp", "shape": [1, 6, 6]},
+        "speech": {"kind": "sequence", "shape": [4, 3]},
+        "vector": {"kind": "vector", "shape": [3]},
+        "label": label,
+        "labels": {**label, "kind": "labels"},
+        "text": {"kind": "text"},
+    }
+    model = M3AEConfig.named("tiny")
+    modalities = {name: KINDS[own["kind"]](name, configure(name, own), model) for name, own in options.items()}
+    rows = {
+        "glyph": [Image.fromarray(np.zeros((6, 6), np.uint8)), None],
+        "speech": [np.ones((4, 3))],
+        "vector": [np.ones(3)],
+        "label": ["b", {"a": 0.7, "b": 0.3}],
+        "labels": [["a", "b"], {"a": 0.7, "b": 0.3}],
+        "text": ["$"],
+    }
+    figure = draw_modalities(rows, modalities, ["only"])
+    written = [text.get_text() for panel in figure.axes for text in panel.texts]
+    assert written == ["b", "a", "a, b", "a", "$"]
+    path = save_figure(figure, tmp_path / "new" / "m.png")
     with Image.open(path) as picture:
         assert picture.height > picture.width
 

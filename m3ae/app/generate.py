@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
 from m3ae.app.session import PreparedSet, Session
 from m3ae.app.widgets import picture, told
 from m3ae.figures import draw_modalities, render
 from m3ae.inference import generate, traverse
-from m3ae.inference.generation import Value
-from m3ae.inference.rows import read_values
+from m3ae.inference.generation import Value, read_values
 from m3ae.models.generation import M3AEForGeneration
 
 SAMPLES = 6
@@ -25,7 +22,7 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
     """Add the tab, for rows of a prepared set that has the model's modalities."""
     assert session.latent is not None
     model, tokenizer = session.latent
-    kinds = {name: modality.kind for name, modality in model.latent.typed_modalities.items()}
+    modalities = model.latent_head.modalities
     experts, rows = model.latent.experts, prepared.rows
 
     def read(row: float, names: Sequence[str]) -> dict[str, Value]:
@@ -35,19 +32,19 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
     def run(row: float, given: list[str], temperature: float, seed: float) -> Image.Image:
         values = read(row, given)
         made = generate(
-            model, tokenizer, values, [*kinds], num_samples=SAMPLES, temperature=temperature, seed=int(seed)
+            model, tokenizer, values, [*modalities], num_samples=SAMPLES, temperature=temperature, seed=int(seed)
         )
-        there = [name for name in kinds if rows[int(row)][name] is not None]
-        real = read(row, there)
-        shown = {name: [_drawn(real.get(name)), *map(_drawn, own)] for name, own in made.items()}
-        named = {f"{name}\n(given)" if name in given else name: own for name, own in shown.items()}
+        present = [name for name in modalities if rows[int(row)][name] is not None]
+        real = read(row, present)
+        titled = {f"{name}\n(given)" if name in given else name: name for name in made}
+        shown = {title: [real.get(name), *made[name]] for title, name in titled.items()}
         titles = ["the row's own", *(f"sample {number}" for number in range(1, SAMPLES + 1))]
-        return render(draw_modalities(named, _renamed(kinds, given), titles))
+        return render(draw_modalities(shown, {title: modalities[name] for title, name in titled.items()}, titles))
 
     @told
     def move(row: float, given: list[str], dimension: float, seed: float) -> Image.Image:
         made = traverse(model, tokenizer, read(row, given), int(dimension), STEPS, seed=int(seed))
-        return render(draw_modalities({name: [*map(_drawn, own)] for name, own in made.items()}, kinds, _titles()))
+        return render(draw_modalities(made, modalities, _titles()))
 
     with gr.Tab("Generate", id="generate"):
         gr.Markdown(
@@ -84,20 +81,3 @@ def _parts(model: M3AEForGeneration) -> str:
 
 def _titles() -> list[str]:
     return [f"{step:+g}" if step else "0" for step in STEPS]
-
-
-def _renamed(kinds: Mapping[str, str], given: Sequence[str]) -> dict[str, str]:
-    return {f"{name}\n(given)" if name in given else name: kind for name, kind in kinds.items()}
-
-
-def _drawn(value: Value | None) -> Any:
-    """Return a value as `draw_modalities` takes it."""
-    if isinstance(value, dict):  # of one class, or of any number
-        return ", ".join(name for name, share in value.items() if share >= 0.5) or max(value, key=value.__getitem__)
-    if isinstance(value, list):
-        return ", ".join(value)
-    if isinstance(value, Image.Image):
-        return np.asarray(value.convert("RGB" if value.mode not in ("L", "1") else "L"), dtype=np.float32) / 255
-    if isinstance(value, np.ndarray):
-        return value.T
-    return value or ""

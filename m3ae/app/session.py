@@ -109,21 +109,21 @@ def open_session(models: Sequence[str], sets: Sequence[Path], split: str, device
     """
     session = Session()
     for name in models:
-        kind, loaded = saved_class(name), dict[str, Any]()
-        if kind == "M3AEForGeneration":
+        saved, loaded = saved_class(name), dict[str, Any]()
+        if saved == "M3AEForGeneration":
             loaded["latent"] = load_generator(name, device)
-        elif kind == "M3AEForQuestionAnswering":
+        elif saved == "M3AEForQuestionAnswering":
             loaded["answering"] = load_model(name, [M3AEForQuestionAnswering], device)
-        elif kind in {own.__name__ for own in SEARCHING}:
+        elif saved in {own.__name__ for own in SEARCHING}:
             model, processor = load_model(name, SEARCHING, device)
             loaded["searching"] = (model, processor, name)
             if isinstance(model, M3AEForPreTraining):
                 loaded["masked"] = (model, processor)
         else:
-            raise ValueError(f"--model {name} is {kind}, for which the app has no tab")
+            raise ValueError(f"--model {name} is {saved}, for which the app has no tab")
         for what, own in loaded.items():
             if getattr(session, what) is not None and what != "searching":
-                raise ValueError(f"--model {name} is {kind}, as is another one: give one of each")
+                raise ValueError(f"--model {name} is {saved}, as is another one: give one of each")
             setattr(session, what, own)
         folder = Path(find_model(name)).parent
         if (folder / "metrics.jsonl").is_file():

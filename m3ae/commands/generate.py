@@ -75,7 +75,7 @@ def generate(
         if has_value:
             values[name] = read_modality(loaded, name, value)
     if data is not None and row is not None:
-        from m3ae.inference.rows import read_row
+        from m3ae.inference.generation import read_row
 
         values |= read_row(loaded, data, split, row, from_row)
     made = generate_from(

@@ -5,22 +5,85 @@ Shapes: B batch, N patches, L text tokens, S side of the image in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from m3ae.data.augment import Augmentation, augment, plain
 from m3ae.data.images import damage_named
 from m3ae.data.words import WORD
+from m3ae.models.modalities import BatchOptions, Modality
+from m3ae.models.modalities.augment import Augmentation, augment, plain
+from m3ae.models.modalities.text import tokenize
 from m3ae.models.processing import M3AEProcessor
 
 if TYPE_CHECKING:
-    from m3ae.data.pairs import Pair  # needs datasets, which inference does without
+    # These need datasets, which inference does without.
+    from m3ae.data.pairs import Pair
+    from m3ae.data.samples import Sample
+
+Batch = dict[str, dict[str, Tensor]]
+
+
+class Collator:
+    """Batches samples: for each modality a dict of tensors, as `Modality.batch` makes them, with `present` (B,) bool.
+
+    What a sample lacks is 0 there, or the empty text. Nothing but the padding depends on the other samples.
+
+    Args:
+        modalities: Name → modality, as for the dataset.
+        options: Tokenizer, and what is changed about images anew at every visit.
+        missing_rate: Share of the modalities that training is not shown, drawn anew at every visit of a sample; see
+            `drop_modalities`.
+
+    Raises:
+        ValueError: There are texts and no tokenizer, or the rate is not in [0, 1].
+    """
+
+    def __init__(
+        self, modalities: Mapping[str, Modality], options: BatchOptions | None = None, *, missing_rate: float = 0.0
+    ) -> None:
+        self.modalities, self.options, self.missing_rate = modalities, options or BatchOptions(), missing_rate
+        texts = [name for name, modality in modalities.items() if modality.is_text]
+        if texts and self.options.tokenizer is None:
+            raise ValueError(f"Texts need a tokenizer, got none for {', '.join(texts)}.")
+        if not 0 <= missing_rate <= 1:
+            raise ValueError(f"missing_rate is {missing_rate}, expected 0 to 1.")
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Return the tensors of each modality by name."""
+        present = torch.from_numpy(np.stack([sample.present for sample in samples]))  # (B, M)
+        if self.missing_rate:
+            draws = [np.random.default_rng([sample.seed, 2]) for sample in samples]
+            present = drop_modalities(present, draw_noise(draws, present.shape[1]), self.missing_rate)
+        draws = [np.random.default_rng([sample.seed, 3]) for sample in samples]
+        batch: Batch = {}
+        for (name, modality), own in zip(self.modalities.items(), present.T.contiguous(), strict=True):
+            shown = [sample.cells[name] if is_shown else None for sample, is_shown in zip(samples, own, strict=True)]
+            batch[name] = modality.batch(shown, self.options, draws) | {"present": own}
+        return batch
+
+
+def drop_modalities(present: Tensor, noise: Tensor, rate: float) -> Tensor:
+    """Drop present modalities with some probability each, but not a sample's last one.
+
+    Of a sample that would lose all, the modality with the largest noise stays, which is any of them with the same
+    probability; of n present ones, a share of rate − rateⁿ/n is therefore dropped.
+
+    Args:
+        present: (B, M) bool.
+        noise: (B, M) uniform in [0, 1).
+        rate: The probability.
+
+    Returns:
+        (B, M) bool, what is left.
+    """
+    noise = noise.masked_fill(~present, -1)
+    largest = noise == noise.amax(1, keepdim=True)
+    return present & ((noise >= rate) | largest)
 
 
 class PairCollator:
@@ -101,22 +164,6 @@ class PairCollator:
             starts = encoded["offset_mapping"][..., 0].numpy()
             batch["word_ids"] = torch.stack([word_ids(text, row) for text, row in zip(texts, starts, strict=True)])
         return batch
-
-
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, **options: bool
-) -> BatchEncoding:
-    """Tokenize texts as tensors (B, L), padded to the longest, which is at most `max_length` tokens."""
-    encoded: BatchEncoding = tokenizer(
-        list(texts),
-        padding=True,
-        truncation=True,
-        max_length=max_length,
-        pad_to_multiple_of=None if max_length % 8 else 8,  # few lengths, so compiled shapes recur
-        return_tensors="pt",
-        **options,
-    )
-    return encoded
 
 
 def _decode(pair: Pair) -> Image.Image:

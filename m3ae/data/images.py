@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -150,6 +151,27 @@ def decode_image(content: bytes, row: str) -> Image.Image:
         image = Image.open(io.BytesIO(content))
         image.load()
         return image
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image of a prepared row, as it is stored: neither decoded nor resized yet.
+
+    Attributes:
+        content: The encoded image.
+        row: Id of the row, for messages.
+    """
+
+    content: bytes
+    row: str
+
+    def decode(self) -> Image.Image:
+        """Decode the image.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        return decode_image(self.content, self.row)
 
 
 def encode_image(image: Image.Image, shorter_side: int | None = 384, quality: int = 95) -> bytes:

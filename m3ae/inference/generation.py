@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,14 +16,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from m3ae.data.augment import centre_crop
-from m3ae.data.collate import tokenize
 from m3ae.data.images import load_image
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.models.latent_configuration import ModalityConfig
-from m3ae.models.latent_decoders import shape_of
-from m3ae.models.latent_inputs import TENSOR_NAMES, check_names
-from m3ae.pixels import to_8bit
+from m3ae.models.modalities import BatchOptions, check_names
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # A modality as people give and get it: an image, a text, the name of a class or a list of them, or an array (T, F) or
 # (F,). Of a label, and of labels, what is generated is the probability of each class.
@@ -57,7 +56,7 @@ def generate(
     Raises:
         ValueError: The model has no such modality, or what is given of one is of another kind.
     """
-    names = targets or [name for name in model.latent.typed_modalities if name not in given]
+    names = targets or [name for name in model.latent_head.modalities if name not in given]
     generator = torch.Generator(model.device).manual_seed(seed)
     if not given:
         made = model.sample_prior(num_samples, "own", names, temperature, generator)
@@ -123,20 +122,14 @@ def encode_modalities(
     Raises:
         ValueError: The model has no such modality, or no encoder of it, or what is given is of another kind.
     """
-    modalities = model.latent.typed_modalities
+    modalities = model.latent_head.modalities
     check_names(given, modalities)
     if silent := [name for name in given if name not in model.latent.experts]:
         raise ValueError(f"{silent[0]} has no encoder in this model: it can be generated, but not given")
+    options, draw = BatchOptions(tokenizer), np.random.default_rng(0)
     batch: Batch = {}
     for name, value in given.items():
-        modality = modalities[name]
-        if modality.kind == "text":
-            assert tokenizer is not None
-            _expect(name, modality, value, str)
-            encoded = tokenize(tokenizer, [str(value)], modality.max_length)
-            tensors = {key: encoded[key] for key in ("input_ids", "attention_mask")}
-        else:
-            tensors = {TENSOR_NAMES[modality.kind]: _tensor(model, name, modality, value)[None]}
+        tensors = modalities[name].batch([modalities[name].cell(value)], options, [draw])
         batch[name] = {key: tensor.to(model.device) for key, tensor in tensors.items()}
     return batch
 
@@ -149,13 +142,13 @@ def read_modality(model: M3AEForGeneration, name: str, value: str) -> Value:
     Raises:
         ValueError: The model has no such modality, or the file cannot be read.
     """
-    check_names([name], model.latent.typed_modalities)
-    kind = model.latent.typed_modalities[name].kind
-    if kind in ("text", "label"):
+    check_names([name], model.latent_head.modalities)
+    value_type = model.latent_head.modalities[name].value_type
+    if value_type is str:
         return value
-    if kind == "labels":
+    if value_type is list:
         return [own.strip() for own in value.split(",") if own.strip()]
-    if kind == "image":
+    if value_type is Image.Image:
         return load_image(Path(value))
     try:
         array: NDArray[np.float32] = np.load(value, allow_pickle=False)
@@ -164,49 +157,43 @@ def read_modality(model: M3AEForGeneration, name: str, value: str) -> Value:
     return array
 
 
+def read_row(model: M3AEForGeneration, folder: Path, split: str, row: str, names: Sequence[str]) -> dict[str, Value]:
+    """Return modalities of the row of a prepared set that has an id; of several views or texts, the first.
+
+    Raises:
+        FileNotFoundError: There is no such prepared folder.
+        ValueError: It has no such split, row or column, or the row lacks one of the modalities.
+    """
+    from m3ae.data.prepared import load_split  # needs the extra `train`
+
+    check_names(names, model.latent_head.modalities)
+    rows = load_split(folder, split)
+    ids: list[str] = rows["id"][:]
+    if row not in ids:
+        raise ValueError(f"{folder}, {split}, has no row {row!r}: its ids are {', '.join(ids[:3])}, …")
+    return read_values(model, rows, ids.index(row), names)
+
+
+def read_values(model: M3AEForGeneration, rows: Dataset, number: int, names: Sequence[str]) -> dict[str, Value]:
+    """Return modalities of the row with a number; see `read_row`.
+
+    Raises:
+        ValueError: A column or the row's cell is missing.
+    """
+    from m3ae.data.samples import Columns
+
+    if missing := [name for name in names if name not in rows.features]:
+        raise ValueError(f"the set has no column {missing[0]!r}; it has {', '.join(rows.features)}")
+    modalities = {name: model.latent_head.modalities[name] for name in names}
+    columns = Columns.of(modalities)
+    sample = columns.sample(rows.select_columns(columns.names)[number], seed=0)
+    if absent := [name for name, cell in sample.cells.items() if cell is None]:
+        raise ValueError(f"row {sample.id!r} has no {absent[0]}")
+    return {name: modalities[name].value(cell) for name, cell in sample.cells.items()}
+
+
 def decode_values(
     model: M3AEForGeneration, tokenizer: PreTrainedTokenizerBase | None, name: str, values: Tensor
 ) -> list[Value]:
     """Turn what the model generates of one modality, a row a sample, into images, texts, probabilities or arrays."""
-    modality, values = model.latent.typed_modalities[name], values.detach().cpu()
-    if modality.kind == "image":
-        grey = (values.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        return [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in grey]
-    if modality.kind == "text":
-        assert tokenizer is not None
-        return [text.strip() for text in tokenizer.batch_decode(values, skip_special_tokens=True)]
-    if modality.kind in ("label", "labels"):
-        return [dict(zip(modality.labels or [], row, strict=True)) for row in values.tolist()]
-    return list(values.float().numpy())
-
-
-def _tensor(model: M3AEForGeneration, name: str, modality: ModalityConfig, value: Value) -> Tensor:
-    if modality.kind == "label":
-        names = modality.labels or []
-        if value not in names:
-            raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(names)}")
-        return torch.tensor(names.index(str(value)))
-    if modality.kind == "labels":
-        names = modality.labels or []
-        _expect(name, modality, value, list)
-        assert isinstance(value, list)
-        if unknown := [own for own in value if own not in names]:
-            raise ValueError(f"{name}: got {unknown[0]!r}, expected some of {', '.join(names)}")
-        return torch.tensor([float(own in value) for own in names])
-    shape = shape_of(model.config, modality)
-    if modality.kind == "image":
-        _expect(name, modality, value, Image.Image)
-        assert isinstance(value, Image.Image)
-        square = np.array(centre_crop(to_8bit(value).convert("L" if shape[0] == 1 else "RGB"), shape[1]))
-        pixels = torch.from_numpy(square).float() / 255
-        return pixels[None] if shape[0] == 1 else pixels.permute(2, 0, 1)
-    _expect(name, modality, value, np.ndarray)
-    array = np.asarray(value, dtype=np.float32)
-    if array.shape != tuple(shape):
-        raise ValueError(f"{name}: got an array of shape {array.shape}, expected {tuple(shape)}")
-    return torch.from_numpy(array)
-
-
-def _expect(name: str, modality: ModalityConfig, value: Value, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(f"{name} is of kind {modality.kind}: expected {kind.__name__}, got {type(value).__name__}")
+    return model.latent_head.modalities[name].values(values, tokenizer)

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from m3ae.data.collate import tokenize
 from m3ae.data.images import load_image
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
+from m3ae.models.modalities.text import tokenize
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor, check_normalization
 from m3ae.precision import choose_precision
@@ -55,8 +55,8 @@ def load_generator(
 ) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
     """Load a latent model in evaluation mode, and its tokenizer if it knows texts; see `load_model`."""
     model = _load(find_model(path), [M3AEForGeneration], device)
-    kinds = {modality.kind for modality in model.latent.typed_modalities.values()}
-    return model, AutoTokenizer.from_pretrained(find_model(path)) if "text" in kinds else None
+    has_texts = any(modality.is_text for modality in model.latent_head.modalities.values())
+    return model, AutoTokenizer.from_pretrained(find_model(path)) if has_texts else None
 
 
 def saved_class(path: str | Path) -> str:

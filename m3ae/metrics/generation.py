@@ -114,7 +114,7 @@ def _within_class(values: NDArray[np.floating], classes: NDArray[np.integer]) ->
 
 
 def subset_probabilities(members: Tensor, rate: float) -> Tensor:
-    """Return how often `m3ae.data.multimodal.drop_modalities` leaves each subset of a complete sample.
+    """Return how often `m3ae.data.collate.drop_modalities` leaves each subset of a complete sample.
 
     A subset S of M modalities is left with probability rate^(M − |S|) (1 − rate)^|S|; a single modality is also left
     in its share of the cases in which all would be dropped, rate^M / M.

@@ -13,30 +13,28 @@ from torch import Tensor, nn
 
 from m3ae.models import latent as algebra
 from m3ae.models import objectives
-from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.encoders import normalize_images
-from m3ae.models.fitted_prior import FittedPrior
+from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_encoders import check_channels
 from m3ae.models.latent_head import (
     InferredExperts,
     LatentHead,
     LatentPosterior,
     init_latent_weights,
 )
-from m3ae.models.latent_inputs import TENSOR_NAMES, LatentInputs, Modalities, check_names, only, read_inputs
 from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass, posterior_members
-from m3ae.models.modeling import OTHER_HEADS, M3AEEncoders, M3AEPreTrainedModel
+from m3ae.models.modalities import LatentInputs, Modalities, build_modalities, check_names, only, read_inputs
+from m3ae.models.modeling import OTHER_HEADS, STREAMS, M3AEEncoders, M3AEPreTrainedModel
 from m3ae.models.objectives import Elbo
 from m3ae.models.option_checks import checked_arguments
+from m3ae.models.priors import FittedPrior
 
 
 class M3AEForGeneration(M3AEPreTrainedModel):
     """A multimodal VAE over any modalities, any of them missing (`config.latent`).
 
     The parameters of the trunk's encoders have the names of a pre-trained M3AE, which therefore loads into it; an
-    encoder that no modality uses is not built. Modalities are given as `m3ae.data.multimodal.MultimodalCollator`
+    encoder that no modality uses is not built. Modalities are given as `m3ae.data.collate.Collator`
     returns them: name → `pixel_values` (B, C, S, S) in [0, 1], `input_ids` and `attention_mask` (B, L), `values`
     (B, …) or `labels` (B,), and `present` (B,) bool, True for all if it is left out. What stands in the rows of absent
     samples is never read; a modality that is not given at all is absent.
@@ -52,11 +50,9 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         super().__init__(config)
         if not isinstance(config.latent, LatentConfig):
             raise ValueError("M3AEForGeneration needs config.latent, the options of the latent head; got None.")
-        check_channels(config, config.latent)
-        encoders = {modality.encoder for modality in config.latent.typed_modalities.values()}
-        streams = [name for name, encoder in (("text", "roberta"), ("image", "vit")) if encoder in encoders]
+        streams = {modality.stream for modality in build_modalities(config).values()}
         self.main_input_name = "input_ids"  # what Trainer counts the elements of, if there is such a tensor
-        self.m3ae = M3AEEncoders(config, streams)
+        self.m3ae = M3AEEncoders(config, [name for name in STREAMS if name in streams])
         self.latent_head = LatentHead(config)
         count = config.latent.prior_components
         self.fitted_prior = FittedPrior(count, config.latent.size) if count else None
@@ -386,23 +382,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
 
     def _encode(self, inputs: LatentInputs) -> dict[str, Stream | Tensor]:
         """Return what the expert of each given modality reads."""
-        found: dict[str, Stream | Tensor] = {}
-        for name in self.latent.experts:
-            if name not in inputs.targets:
-                continue
-            modality, tensors, present = self.latent_head.modalities[name], inputs.targets[name], inputs.present[name]
-            if modality.encoder == "roberta":
-                found[name] = self.m3ae.encode_text(tensors["input_ids"], tensors["attention_mask"], present)
-                continue
-            values = tensors[TENSOR_NAMES[modality.kind]]
-            if modality.encoder == "vit":
-                image = self.config.image_config
-                assert isinstance(image, M3AEImageConfig) and image.image_mean and image.image_std
-                values = values.expand(-1, image.num_channels, -1, -1)  # of grayscale images, the one repeated
-                values = normalize_images(values, image.image_mean, image.image_std)
-                found[name] = self.m3ae.encode_image(values, None, present)
-            elif modality.mean is not None and modality.std is not None:
-                found[name] = normalize_images(values, modality.mean, modality.std)
-            else:
-                found[name] = values
-        return found
+        return {
+            name: self.latent_head.modalities[name].encode(self.m3ae, inputs.targets[name], inputs.present[name])
+            for name in self.latent.experts
+            if name in inputs.targets
+        }

@@ -6,12 +6,14 @@ Shapes: R rows, S tokens, T latent tokens, W width, Z dimensions of z and of the
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m3ae.models.latent_configuration import ModalityConfig
+if TYPE_CHECKING:
+    from m3ae.models.modalities.base import TransformerModalityConfig
 
 
 class Attention(nn.MultiheadAttention):
@@ -65,7 +67,7 @@ class LatentAttention(nn.Module):
     `conditioning` says which.
     """
 
-    def __init__(self, input_size: int, modality: ModalityConfig, num_tokens: int) -> None:
+    def __init__(self, input_size: int, modality: TransformerModalityConfig, num_tokens: int) -> None:
         super().__init__()
         width, count = modality.hidden_size, modality.num_layers
         self.num_tokens, self.prefix = num_tokens, modality.conditioning == "prefix"

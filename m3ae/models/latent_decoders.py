@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.decoders import sincos_positions
 from m3ae.models.latent_attention import LatentAttention
-from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
 from m3ae.models.losses import unpatchify
-from m3ae.models.text_decoders import AutoregressiveTextDecoder, MaskedTextDecoder
+
+if TYPE_CHECKING:
+    from m3ae.models.modalities.base import ModalityConfig, TransformerModalityConfig
 
 
 def mlp(
@@ -91,7 +92,12 @@ class PatchDecoder(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, input_size: int, modality: ModalityConfig, shape: Sequence[int], patch_size: int, num_tokens: int
+        self,
+        input_size: int,
+        modality: TransformerModalityConfig,
+        shape: Sequence[int],
+        patch_size: int,
+        num_tokens: int,
     ) -> None:
         super().__init__()
         self.channels, size, _ = shape
@@ -114,30 +120,3 @@ class PatchDecoder(nn.Module):
         """Decode latents (R, Z)."""
         tokens = self.attention(self.queries.expand(len(latents), -1, -1), latents)
         return unpatchify(self.predict(tokens), self.patch_size, self.channels)
-
-
-def build_decoder(config: M3AEConfig, latent: LatentConfig, modality: ModalityConfig) -> nn.Module:
-    """Build the decoder of a modality from the shared and its private latent."""
-    size = latent.size + modality.private_size
-    if modality.kind == "text":
-        kind = AutoregressiveTextDecoder if modality.decoder == "autoregressive" else MaskedTextDecoder
-        return kind(config, size, modality, latent.num_tokens)
-    shape = shape_of(config, modality)
-    if modality.decoder in ("mlp", "cnn"):
-        build = MLPDecoder if modality.decoder == "mlp" else ConvolutionalDecoder
-        return build(size, modality, shape)
-    assert isinstance(config.image_config, M3AEImageConfig)
-    return PatchDecoder(
-        size, modality, shape, modality.patch_size or config.image_config.patch_size, latent.num_tokens
-    )
-
-
-def shape_of(config: M3AEConfig, modality: ModalityConfig) -> list[int]:
-    """Return the shape that a decoder predicts: of an element, or (A,) logits of classes."""
-    if modality.kind in ("label", "labels"):
-        return [len(modality.labels or [])]
-    if modality.shape and modality.encoder != "vit":
-        return modality.shape
-    image = config.image_config
-    assert isinstance(image, M3AEImageConfig)
-    return [*(modality.shape or [image.num_channels]), image.image_size, image.image_size]

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent import Gaussian, dtype_of
 from m3ae.models.latent_attention import Attention
-from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
-from m3ae.models.latent_decoders import mlp, shape_of
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_decoders import mlp
+
+if TYPE_CHECKING:
+    from m3ae.models.modalities.base import Modality, ModalityConfig
 
 
 class AttentionPool(nn.Module):
@@ -72,17 +74,17 @@ def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential
 class Expert(nn.Module):
     """Tokens of the trunk, or the values of a small modality → the Gaussians of z and of the private latent."""
 
-    def __init__(self, config: M3AEConfig, latent: LatentConfig, modality: ModalityConfig) -> None:
+    def __init__(self, modality: Modality, latent: LatentConfig) -> None:
         super().__init__()
-        self.modality, self.size = modality, latent.size
-        if modality.encoder in ("mlp", "cnn"):
-            build = mlp_encoder if modality.encoder == "mlp" else cnn_encoder
-            self.features = build(shape_of(config, modality), modality)
-            width = modality.hidden_size
+        self.size, model = latent.size, modality.model
+        features = modality.build_encoder()
+        if features is None:
+            self.pool = AttentionPool(model.hidden_size, model.num_attention_heads, latent.num_tokens)
+            width = model.hidden_size * latent.num_tokens
         else:
-            self.pool = AttentionPool(config.hidden_size, config.num_attention_heads, latent.num_tokens)
-            width = config.hidden_size * latent.num_tokens
-        self.output = nn.Linear(width, 2 * (latent.size + modality.private_size))
+            self.features = features
+            width = modality.config.hidden_size
+        self.output = nn.Linear(width, 2 * (latent.size + modality.config.private_size))
 
     def forward(self, inputs: Stream | Tensor) -> tuple[Gaussian, Gaussian]:
         """Return the expert over z (B, D) and over the private latent (B, P)."""
@@ -93,18 +95,4 @@ class Expert(nn.Module):
         )
 
     def _values(self, values: Tensor) -> Tensor:
-        if self.modality.kind == "label":
-            values = F.one_hot(values, len(self.modality.labels or []))
         return values.to(dtype_of(self))
-
-
-def check_channels(config: M3AEConfig, latent: LatentConfig) -> None:
-    """Raise ValueError if the trunk's image encoder cannot take images of a modality."""
-    assert isinstance(config.image_config, M3AEImageConfig)
-    channels = config.image_config.num_channels
-    for name, modality in latent.typed_modalities.items():
-        if modality.encoder == "vit" and modality.shape not in (None, [1], [channels]):
-            raise ValueError(
-                f"latent.modalities.{name}.shape is {modality.shape}; the encoder vit takes images of {channels} "
-                "channels, which need no shape, or those of [1], whose channel is repeated."
-            )

@@ -20,12 +20,11 @@ from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent import Gaussian, Mixture
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_decoders import DoublingConvolution, PatchDecoder, build_decoder
+from m3ae.models.latent_decoders import DoublingConvolution, PatchDecoder
 from m3ae.models.latent_encoders import AttentionPool, Expert, HalvingConvolution
-from m3ae.models.latent_inputs import TENSOR_NAMES, Modalities
-from m3ae.models.learned_prior import ConditionalPrior, HierarchicalPrior, LearnedPrior, ZeroLinear
 from m3ae.models.likelihoods import Likelihood
-from m3ae.models.text_decoders import TextDecoder
+from m3ae.models.modalities import Modalities, build_modalities
+from m3ae.models.priors import ConditionalPrior, HierarchicalPrior, LearnedPrior, ZeroLinear
 
 
 class LatentPosterior(NamedTuple):
@@ -79,27 +78,30 @@ class LatentHead(nn.Module):
         super().__init__()
         assert isinstance(config.latent, LatentConfig)
         self.config = config.latent
-        self.modalities = config.latent.typed_modalities
+        self.modalities = build_modalities(config)
+        options = {name: modality.config for name, modality in self.modalities.items()}
         self.experts = nn.ModuleDict(
-            {name: Expert(config, self.config, self.modalities[name]) for name in self.config.experts}
+            {name: Expert(self.modalities[name], self.config) for name in self.config.experts}
         )
         self.decoders = nn.ModuleDict(
-            {name: build_decoder(config, self.config, modality) for name, modality in self.modalities.items()}
+            {
+                name: modality.build_decoder(self.config.size + modality.config.private_size)
+                for name, modality in self.modalities.items()
+            }
         )
-        self.likelihoods = nn.ModuleDict(
-            {name: Likelihood(modality) for name, modality in self.modalities.items() if modality.kind != "text"}
-        )
+        likelihoods = {name: modality.build_likelihood() for name, modality in self.modalities.items()}
+        self.likelihoods = nn.ModuleDict({name: own for name, own in likelihoods.items() if own is not None})
         count = self.config.learned_prior
         self.shared_prior = LearnedPrior(count, self.config.size) if count else None  # of z; None is N(0, I)
         self.private_priors = nn.ModuleDict(
             {
                 name: ConditionalPrior(self.config.size, modality.private_size, modality.hidden_size // 2)
-                for name, modality in self.modalities.items()
+                for name, modality in options.items()
                 if modality.private_size
             }
         )
         bounds = [self.config.size]
-        for modality in self.modalities.values():
+        for modality in options.values():
             bounds.append(bounds[-1] + modality.private_size)
         self.private_dimensions = {
             name: slice(start, end) for name, start, end in zip(self.modalities, bounds, bounds[1:], strict=False)
@@ -123,7 +125,7 @@ class LatentHead(nn.Module):
         }
         parts = [mixture.components]
         for name in own:
-            nothing = experts.mu.new_zeros(1, self.modalities[name].private_size)
+            nothing = experts.mu.new_zeros(1, self.modalities[name].config.private_size)
             expert = private.get(name, Gaussian(nothing, nothing))
             filled = (torch.where(own[name][..., None], algebra.upcast(part), 0) for part in expert)
             parts.append(Gaussian(*(part.expand(len(members), len(experts.mu[0]), -1) for part in filled)))
@@ -215,7 +217,7 @@ class LatentHead(nn.Module):
         It is 0 for samples that lack the modality, and for all samples if `targets` does.
 
         Args:
-            targets: Name → tensors as `MultimodalCollator` returns them, finite.
+            targets: Name → tensors of a batch, finite.
             present: Name → (B,) bool.
             own: Name → (…, B) bool, see `complete`; everywhere if None.
             text_noise: Name → uniform noise (…, B, 1 + L), see `m3ae.models.text_decoders`.
@@ -244,18 +246,9 @@ class LatentHead(nn.Module):
         z: Tensor,
     ) -> Tensor:
         latents = self.decoder_input(name, z, own)
-        decoder, lead = self.decoders[name], latents.shape[:-1]
-        if isinstance(decoder, TextDecoder):
-            ids = target["input_ids"].expand(*lead, -1)
-            shape = (*lead, 1 + ids.shape[-1])
-            if noise is None:
-                noise = torch.rand(shape, generator=generator, device=z.device)
-            mask = target["attention_mask"].expand(*lead, -1)
-            rows = (part.flatten(0, -2) for part in (latents, ids, mask, noise.expand(shape)))
-            value: Tensor = decoder.log_likelihood(*rows).unflatten(0, lead)
-        else:
-            predicted = decoder(latents.flatten(0, -2)).unflatten(0, lead)
-            value = self.likelihoods[name](predicted, target[TENSOR_NAMES[self.modalities[name].kind]])
+        value = self.modalities[name].log_likelihood(
+            self.decoders[name], self._likelihood(name), latents, target, noise, generator
+        )
         return torch.where(present, value, 0)
 
     @torch.no_grad()
@@ -271,14 +264,13 @@ class LatentHead(nn.Module):
             (…, *shape) values, (…, A) probabilities of classes, or (…, L) token ids.
         """
         latents = self.decoder_input(name, z)
-        rows, decoder = latents.flatten(0, -2), self.decoders[name]
-        if isinstance(decoder, TextDecoder):
-            ids: Tensor = decoder.generate(rows, **text_options or {}).unflatten(0, latents.shape[:-1])
-            return ids
-        likelihood = self.likelihoods[name]
-        assert isinstance(likelihood, Likelihood)
-        mean: Tensor = likelihood.mean(decoder(rows)).unflatten(0, latents.shape[:-1])
-        return mean
+        rows = latents.flatten(0, -2)
+        values = self.modalities[name].decode(self.decoders[name], self._likelihood(name), rows, text_options or {})
+        decoded: Tensor = values.unflatten(0, latents.shape[:-1])
+        return decoded
+
+    def _likelihood(self, name: str) -> nn.Module | None:
+        return dict(self.likelihoods.items()).get(name)
 
 
 def _nothing(z: Tensor) -> Tensor:

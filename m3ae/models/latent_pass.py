@@ -19,8 +19,9 @@ from m3ae.models import objectives
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import LatentHead, LatentPosterior
-from m3ae.models.latent_inputs import LatentInputs
+from m3ae.models.modalities import LatentInputs
 from m3ae.models.objectives import Elbo
+from m3ae.models.option_checks import register_entry
 
 
 @dataclass
@@ -66,29 +67,104 @@ def latent_pass(
         text_noise: Name → uniform noise of the masked tokens, see `LatentHead.log_likelihoods`.
         generator: Draws the noise that is not given.
     """
-    latent = head.config
-    of_subsets = latent.objective == "subset_elbos"
-    members = _subsets(latent, generator) if of_subsets else posterior_members(latent, generator)
-    inferred = head.infer_experts(encoded, inputs.present)
-    q = head.posterior(inferred, members, each_explains_itself=of_subsets)
-    likelihoods = _weighted(
-        head, head.log_likelihoods(inputs.targets, inputs.present, text_noise=text_noise, generator=generator)
+    step = LatentStep(head, encoded, inputs, beta, eps, component_noise, text_noise, generator)
+    return OBJECTIVES[head.config.objective](step)
+
+
+@dataclass(frozen=True)
+class LatentStep:
+    """What an objective is computed from; the attributes are the arguments of `latent_pass`."""
+
+    head: LatentHead
+    encoded: Mapping[str, Stream | Tensor]
+    inputs: LatentInputs
+    beta: float | Tensor | None = None
+    eps: Tensor | None = None
+    component_noise: Tensor | None = None
+    text_noise: Mapping[str, Tensor] | None = None
+    generator: torch.Generator | None = None
+
+    def posterior(self, members: Tensor, *, each_explains_itself: bool = False) -> LatentPosterior:
+        """Return the posterior with components (C, M), see `LatentHead.posterior`."""
+        inferred = self.head.infer_experts(self.encoded, self.inputs.present)
+        return self.head.posterior(inferred, members, each_explains_itself=each_explains_itself)
+
+    def likelihoods(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return the weighted log p(x_m|z) of each modality as a function of z."""
+        exact = self.head.log_likelihoods(
+            self.inputs.targets, self.inputs.present, text_noise=self.text_noise, generator=self.generator
+        )
+        return {name: partial(_scaled, self.head.modalities[name].config.weight, own) for name, own in exact.items()}
+
+    def options(self, q: LatentPosterior) -> dict[str, Any]:
+        """Return the keyword arguments that the bounds of `m3ae.models.objectives` share."""
+        beta = self.head.config.beta if self.beta is None else self.beta
+        return {"beta": beta, "eps": self.eps, "generator": self.generator, "prior": self.head.prior(q.own)}
+
+    def output(self, elbo: Elbo) -> M3AEForGenerationOutput:
+        """Return the loss and its terms, each without its weight."""
+        unweighted = {
+            name: elbo.log_likelihood[name] / modality.config.weight
+            for name, modality in self.head.modalities.items()
+            if name in self.inputs.present
+        }
+        losses = {"kl": elbo.kl.sum(-1).mean()}
+        for name, value in unweighted.items():
+            losses[f"nll_{name}"] = -value.sum() / self.inputs.present[name].sum().clamp(min=1)
+        return M3AEForGenerationOutput(elbo.loss, losses, elbo.kl, unweighted)
+
+
+def _elbo(step: LatentStep) -> M3AEForGenerationOutput:
+    latent, choice = step.head.config, None
+    members = posterior_members(latent, step.generator)
+    q = step.posterior(members)
+    likelihoods, options = step.likelihoods(), step.options(q)
+    if latent.num_samples is not None and len(members) > 1:
+        choice = _draw_components(q.mixture.weights, latent.num_samples, step.component_noise, step.generator)
+    return step.output(objectives.elbo(q.mixture, likelihoods, choice, free_nats=latent.free_bits, **options))
+
+
+def _subset_elbos(step: LatentStep) -> M3AEForGenerationOutput:
+    latent = step.head.config
+    members = _subsets(latent, step.generator)
+    q = step.posterior(members, each_explains_itself=True)
+    likelihoods, options = step.likelihoods(), step.options(q)
+    return step.output(
+        objectives.sum_of_subset_elbos(q.mixture, members, likelihoods, free_nats=latent.free_bits, **options)
     )
-    options: dict[str, Any] = {"eps": eps, "generator": generator, "prior": head.prior(q.own)}
-    options["beta"] = latent.beta if beta is None else beta
-    if latent.objective == "elbo":
-        choice = None
-        if latent.num_samples is not None and len(members) > 1:
-            choice = _draw_components(q.mixture.weights, latent.num_samples, component_noise, generator)
-        elbo = objectives.elbo(q.mixture, likelihoods, choice, free_nats=latent.free_bits, **options)
-    elif of_subsets:
-        elbo = objectives.sum_of_subset_elbos(q.mixture, members, likelihoods, free_nats=latent.free_bits, **options)
-    else:
-        assert latent.num_samples is not None
-        bound = getattr(objectives, latent.objective)(q.mixture, likelihoods, latent.num_samples, **options)
-        kl, loss = _kl(head, q, generator), -bound.mean()
-        return M3AEForGenerationOutput(loss, {latent.objective: loss, "kl": kl.sum(-1).mean()}, kl)
-    return _output(head, elbo, inputs.present)
+
+
+def _importance_weighted(name: str, bound: Callable[..., Tensor], step: LatentStep) -> M3AEForGenerationOutput:
+    latent = step.head.config
+    q = step.posterior(posterior_members(latent, step.generator))
+    likelihoods, options = step.likelihoods(), step.options(q)
+    assert latent.num_samples is not None
+    loss = -bound(q.mixture, likelihoods, latent.num_samples, **options).mean()
+    kl = _kl(step.head, q, step.generator)
+    return M3AEForGenerationOutput(loss, {name: loss, "kl": kl.sum(-1).mean()}, kl)
+
+
+Objective = Callable[[LatentStep], M3AEForGenerationOutput]
+OBJECTIVES: dict[str, Objective] = {
+    "elbo": _elbo,
+    "subset_elbos": _subset_elbos,
+    "iwae": partial(_importance_weighted, "iwae", objectives.iwae),
+    "dreg": partial(_importance_weighted, "dreg", objectives.dreg),
+}
+
+
+def register_objective(name: str) -> Callable[[Objective], Objective]:
+    """Return a decorator that adds an objective of a user's own: `LatentStep` → loss and terms.
+
+    Raises:
+        ValueError: There is another objective of this name.
+    """
+
+    def register(objective: Objective) -> Objective:
+        register_entry(OBJECTIVES, "objective", name, objective)
+        return objective
+
+    return register
 
 
 def posterior_members(latent: LatentConfig, generator: torch.Generator | None = None) -> Tensor:
@@ -115,26 +191,8 @@ def _kl(head: LatentHead, q: LatentPosterior, generator: torch.Generator | None)
     return algebra.mixture_kl_bound(q.mixture, z, prior)
 
 
-def _weighted(
-    head: LatentHead, likelihoods: Mapping[str, Callable[[Tensor], Tensor]]
-) -> dict[str, Callable[[Tensor], Tensor]]:
-    return {name: partial(_scaled, head.modalities[name].weight, own) for name, own in likelihoods.items()}
-
-
 def _scaled(weight: float, likelihood: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     return weight * likelihood(z)
-
-
-def _output(head: LatentHead, elbo: Elbo, present: Mapping[str, Tensor]) -> M3AEForGenerationOutput:
-    unweighted = {
-        name: elbo.log_likelihood[name] / modality.weight
-        for name, modality in head.modalities.items()
-        if name in present
-    }
-    losses = {"kl": elbo.kl.sum(-1).mean()}
-    for name, value in unweighted.items():
-        losses[f"nll_{name}"] = -value.sum() / present[name].sum().clamp(min=1)
-    return M3AEForGenerationOutput(elbo.loss, losses, elbo.kl, unweighted)
 
 
 def _draw_components(weights: Tensor, count: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:

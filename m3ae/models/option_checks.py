@@ -166,3 +166,16 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> None:
     """Raise unless the value is a number that is not negative, or is positive."""
     if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} must be a {'positive' if positive else 'non-negative'} number, got {value!r}.")
+
+
+def register_entry(table: dict[str, Any], what: str, name: str, value: Any) -> None:
+    """Add an entry of a user's own to a table of the package; once more where its file is imported again.
+
+    Raises:
+        ValueError: Another entry has this name.
+    """
+    present = table.get(name)
+    same = (getattr(present, "__module__", None), getattr(present, "__qualname__", None))
+    if present is not None and same != (value.__module__, value.__qualname__):
+        raise ValueError(f"the {what} {name!r} is registered already; choose another name")
+    table[name] = value

@@ -22,8 +22,8 @@ from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_pairs
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import LatentHead, init_latent_weights
-from m3ae.models.latent_inputs import read_inputs
 from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass
+from m3ae.models.modalities import read_inputs
 from m3ae.models.modeling import (
     STREAMS,
     M3AEModel,

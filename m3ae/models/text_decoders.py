@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from transformers import DynamicCache, EncoderDecoderCache, GPT2Config, GPT2LMHe
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.latent import upcast
 from m3ae.models.latent_attention import LatentAttention
-from m3ae.models.latent_configuration import ModalityConfig
+
+if TYPE_CHECKING:
+    from m3ae.models.modalities.text import TextModalityConfig
 
 # What transformers calls the cache of a model, by version.
 CACHE = "cache" if "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters else "past_key_values"
@@ -32,7 +34,7 @@ class TextDecoder(nn.Module, ABC):
         ValueError: The configuration of the texts does not name their special tokens.
     """
 
-    def __init__(self, config: M3AEConfig, modality: ModalityConfig) -> None:
+    def __init__(self, config: M3AEConfig, modality: TextModalityConfig) -> None:
         super().__init__()
         text = config.text_config
         assert text is not None and not isinstance(text, dict)
@@ -84,7 +86,7 @@ class MaskedTextDecoder(TextDecoder):
     is added. The special tokens at both ends are certain.
     """
 
-    def __init__(self, config: M3AEConfig, input_size: int, modality: ModalityConfig, num_tokens: int) -> None:
+    def __init__(self, config: M3AEConfig, input_size: int, modality: TextModalityConfig, num_tokens: int) -> None:
         super().__init__(config, modality)
         width = modality.hidden_size
         self.embed = nn.Embedding(self.vocab_size, width)
@@ -149,7 +151,7 @@ class AutoregressiveTextDecoder(TextDecoder):
     words before it has to read from z (word dropout, Bowman et al. 2016).
     """
 
-    def __init__(self, config: M3AEConfig, input_size: int, modality: ModalityConfig, num_tokens: int) -> None:
+    def __init__(self, config: M3AEConfig, input_size: int, modality: TextModalityConfig, num_tokens: int) -> None:
         super().__init__(config, modality)
         self.num_tokens, self.word_dropout = num_tokens, modality.dropout
         self.prefix = modality.conditioning == "prefix"

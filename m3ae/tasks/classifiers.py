@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from m3ae.metrics.classification import UNKNOWN
-from m3ae.models.latent_configuration import ModalityConfig
 from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
 from m3ae.models.losses import class_loss
+from m3ae.models.modalities import ModalityConfig
 
 EPOCHS, MIN_STEPS, MAX_STEPS = 30, 200, 1200
 BATCH_SIZE, LEARNING_RATE, AT_ONCE = 128, 1e-3, 1000

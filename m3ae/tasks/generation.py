@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +14,17 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from m3ae.data.augment import Augmentation
-from m3ae.data.multimodal import Batch, Kind, MultimodalCollator, MultimodalDataset, MultimodalSample
-from m3ae.data.prepared import load_manifest
+from m3ae.data.collate import Batch, Collator
+from m3ae.data.prepared import load_manifest, load_split
+from m3ae.data.samples import ColumnDataset, Columns, Sample, evenly, read_texts
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_decoders import shape_of
+from m3ae.models.modalities import KINDS, BatchOptions
 from m3ae.models.modeling import M3AEModel
 from m3ae.tasks.finetuning import in_main_process
-from m3ae.tasks.latent_passes import evenly
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import build_tokenizer, check_model, merged_config, new_config, saved_config, start_encoders
 from m3ae.tasks.pretraining_data import check_splits, is_filled, prepare_sets, refuse_test_rows
@@ -55,13 +55,14 @@ class Generation:
         self, config: GenerationRun, model: M3AEForGeneration, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.kinds: dict[str, Kind] = {name: modality.kind for name, modality in model.latent.typed_modalities.items()}
+        self.modalities = model.latent_head.modalities
         self.train_dataset = self.dataset("train")
         self.manifest = load_manifest(config.data.path)
-        _check_labels(model.latent, self.train_dataset)
         self.problem_reader = _open_problems(config)
-        self._training_collator = self._collator(config.generation.missing_rate, config.data.augmentation)
-        self._evaluation_collator = self._collator()
+        options = BatchOptions(tokenizer, config.data.max_text_length)
+        self._evaluation_collator = Collator(self.modalities, options)
+        options = replace(options, augmentation=config.data.augmentation)
+        self._training_collator = Collator(self.modalities, options, missing_rate=config.generation.missing_rate)
 
     @classmethod
     def from_config(cls, config: GenerationRun, *, for_training: bool = True) -> Generation:
@@ -101,9 +102,9 @@ class Generation:
             ValueError: No training row has some modality, no row has one that z is inferred from, a label is unknown
                 in training, or texts are to be written with options that no decoder has.
         """
-        path, modalities = self.config.data.path, self.model.latent.typed_modalities
+        path = self.config.data.path
         if split == "train":
-            for name in modalities:
+            for name in self.modalities:
                 if not is_filled(path, split, [name]):
                     raise ValueError(
                         f"latent.modalities.{name}: no training row of {path} has it, so that nothing of it can be "
@@ -112,16 +113,17 @@ class Generation:
         elif not is_filled(path, split, self.model.latent.experts):
             experts = ", ".join(self.model.latent.experts)
             raise ValueError(f"no row of {path}, {split}, has a modality that z is inferred from: {experts}")
-        else:
-            self.dataset(split)
+        rows = load_split(path, split)
+        for name, modality in self.modalities.items():
+            modality.check_column(partial(rows.__getitem__, name), training=split == "train")
         options = self.config.generation.text_options
-        if options and not any(modality.decoder == "autoregressive" for modality in modalities.values()):
+        if options and not any(own.config.decoder == "autoregressive" for own in self.modalities.values()):
             raise ValueError(
                 f"generation.text_options: got {', '.join(options)}, which only the decoder autoregressive has, and "
                 "no text of the model has this decoder; leave them out"
             )
 
-    def collate(self, samples: Sequence[MultimodalSample]) -> dict[str, Any]:
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Join training samples into the keyword arguments of the model."""
         return {"modalities": self._training_collator(samples)}
 
@@ -131,27 +133,12 @@ class Generation:
         beta = beta_schedule(step, self.config.training.max_steps, latent.beta_warmup, latent.beta)
         return {"beta": torch.tensor(beta)}
 
-    def dataset(self, split: str) -> MultimodalDataset:
+    def dataset(self, split: str) -> ColumnDataset:
         """Open a split with the model's modalities."""
-        shapes = [
-            shape_of(self.model.config, modality)
-            for modality in self.model.latent.typed_modalities.values()
-            if modality.kind == "image"
-        ]
-        if any(shape != shapes[0] for shape in shapes):
-            raise ValueError(f"latent.modalities: images of one run have one shape, got {shapes}.")
-        channels, size = shapes[0][:2] if shapes else (1, 1)
-        return MultimodalDataset(
-            self.config.data.path,
-            split,
-            self.kinds,
-            image_size=size,
-            grayscale=channels == 1,
-            limit=self.config.data.max_validation_samples if split == "validation" else None,
-            classes={name: modality.labels or [] for name, modality in self.model.latent.typed_modalities.items()},
-        )
+        limit = self.config.data.max_validation_samples if split == "validation" else None
+        return ColumnDataset(self.config.data.path, split, Columns.of(self.modalities), limit=limit)
 
-    def batches(self, dataset: MultimodalDataset, indices: Sequence[int]) -> Iterator[Batch]:
+    def batches(self, dataset: ColumnDataset, indices: Sequence[int]) -> Iterator[Batch]:
         """Yield samples of a split, complete, in batches."""
         size = self.config.evaluation.batch_size or self.config.training.batch_size
         for start in range(0, len(indices), size):
@@ -221,18 +208,16 @@ class Generation:
         return main_metrics(report)
 
     def _write_texts(
-        self, evaluator: GenerationEvaluator, dataset: MultimodalDataset, learnt: Sequence[int]
+        self, evaluator: GenerationEvaluator, dataset: ColumnDataset, learnt: Sequence[int]
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return `TextEvaluator.evaluate` of a model with texts, and nothing of others."""
         from m3ae.tasks.latent_texts import TextEvaluator, Texts
 
-        decode, training = self._decode_text(), self.train_dataset.texts_of_rows()
+        decode, names = self._decode_text(), _texts(self.model.latent)
         if decode is None or not self.config.generation.text_rows:
             return {}, []
-        texts = {
-            name: Texts([training[name][row] for row in learnt], real)
-            for name, real in dataset.texts_of_rows().items()
-        }
+        training = {name: self.train_dataset.texts_of(name) for name in names}
+        texts = {name: Texts([training[name][row] for row in learnt], dataset.texts_of(name)) for name in names}
         writer = TextEvaluator(evaluator, decode, self.config.generation.text_rows, self.config.training.seed)
         return writer.evaluate(texts, dataset.ids)
 
@@ -264,7 +249,7 @@ class Generation:
         split = "validation" if self.has("validation") else "train"
         return self._draw(model, self.dataset(split), folder)
 
-    def _draw(self, model: M3AEForGeneration, dataset: MultimodalDataset, folder: Path) -> list[Path]:
+    def _draw(self, model: M3AEForGeneration, dataset: ColumnDataset, folder: Path) -> list[Path]:
         """Draw the figures of the first rows that have all modalities; none if there is no such row."""
         from m3ae.tasks.latent_figures import LatentFigures
 
@@ -275,21 +260,12 @@ class Generation:
         if not complete:
             return []
         batch = send_to_device(next(self.batches(dataset, complete)), model.device)
-        return LatentFigures(model, batch, self.config.training.seed, self._decode_text()).draw_all(folder)
+        return LatentFigures(model, batch, self.config.training.seed, self.tokenizer).draw_all(folder)
 
     def _decode_text(self) -> Callable[[Tensor], list[str]] | None:
         if self.tokenizer is None:
             return None
         return partial(self.tokenizer.batch_decode, skip_special_tokens=True)
-
-    def _collator(self, missing_rate: float = 0.0, augmentation: Augmentation = "crop") -> MultimodalCollator:
-        return MultimodalCollator(
-            self.kinds,
-            tokenizer=self.tokenizer,
-            max_text_length=self.config.data.max_text_length,
-            missing_rate=missing_rate,
-            augmentation=augmentation,
-        )
 
 
 def _open_problems(config: GenerationRun) -> ProblemReader | None:
@@ -300,22 +276,18 @@ def _open_problems(config: GenerationRun) -> ProblemReader | None:
     return ProblemReader(config.data.path, config.generation.problems)
 
 
-def _modalities(latent: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the modalities of options of `LatentConfig`, checked."""
-    return LatentConfig(**latent).modalities or {}
+def _texts(latent: LatentConfig) -> list[str]:
+    """Return the names of the modalities that are texts."""
+    return [name for name, options in latent.typed_modalities.items() if KINDS[options.kind].is_text]
 
 
 def _build(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
     """Build a new model, and the tokenizer of its texts."""
     given = dict(config.model.overrides)
     latent = given.pop("latent")
-    kinds = {name: options.get("kind") for name, options in _modalities(latent).items()}
-    tokenizer = None
-    if "text" in kinds.values():
-        texts = {name: kind for name, kind in kinds.items() if kind == "text"}
-        tokenizer = build_tokenizer(
-            config, lambda: MultimodalDataset(config.data.path, "train", texts, image_size=1).texts()
-        )
+    tokenizer, texts = None, _texts(LatentConfig(**latent))
+    if texts:
+        tokenizer = build_tokenizer(config, lambda: read_texts(config.data.path, "train", texts))
         model_config = new_config(config, tokenizer, given | {"latent": latent})
     else:
         model_config = M3AEConfig.named(config.model.size, **given, latent=latent)
@@ -352,8 +324,7 @@ def _load(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenizer
         model = M3AEForGeneration.from_pretrained(path, config=wanted)
     else:
         model = _resized(path, wanted, image_size)
-    has_texts = any(modality.kind == "text" for modality in wanted.latent.typed_modalities.values())
-    return model, load_tokenizer(path) if has_texts else None
+    return model, load_tokenizer(path) if _texts(wanted.latent) else None
 
 
 def _resized(path: str, config: M3AEConfig, image_size: int) -> M3AEForGeneration:
@@ -366,14 +337,3 @@ def _resized(path: str, config: M3AEConfig, image_size: int) -> M3AEForGeneratio
     used = model.base_model.state_dict().keys()
     model.base_model.load_state_dict({name: value for name, value in trunk.state_dict().items() if name in used})
     return model
-
-
-def _check_labels(latent: LatentConfig, dataset: MultimodalDataset) -> None:
-    """Raise ValueError if a label has other classes in the data than in the model."""
-    for name, found in dataset.label_names.items():
-        expected = latent.typed_modalities[name].labels
-        if found != expected:
-            raise ValueError(
-                f"latent.modalities.{name}.labels: got {expected}, but the training split has {found}; name them in "
-                "this order."
-            )

@@ -13,7 +13,8 @@ import torch
 from sklearn.metrics import r2_score
 from sklearn.pipeline import Pipeline
 
-from m3ae.data.multimodal import Batch
+from m3ae.data.collate import Batch
+from m3ae.data.samples import evenly
 from m3ae.metrics.generation import (
     WINDOW,
     joint_coherence,
@@ -29,7 +30,6 @@ from m3ae.tasks.latent_passes import (
     Array,
     Pass,
     Rows,
-    evenly,
     evidence,
     permutation_test,
     posterior_means,
@@ -72,8 +72,8 @@ class GenerationEvaluator:
             [name for name, chosen in zip(experts, members, strict=True) if chosen]
             for members in self.members.tolist()
         ]
-        kinds = model.latent_head.modalities
-        self._images = [name for name in self.rows.values if kinds[name].kind == "image"]
+        modalities = model.latent_head.modalities
+        self._images = [name for name in self.rows.values if modalities[name].is_image]
         learnt = Rows.of(model, training())
         latents = posterior_means(model, learnt.batches, self.subsets)
         self.probes: list[dict[str, Pipeline]] = [

@@ -5,7 +5,7 @@ Shapes: N samples, D shared latent dimensions, Z all of them, H and W a picture'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from m3ae.data.multimodal import Batch
+from m3ae.data.collate import Batch
 from m3ae.figures import STYLES, draw_value, new_figure, save_figure
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.models.latent_inputs import TENSOR_NAMES
 from m3ae.tasks.latent_passes import select
 
 EXAMPLES, DRAWS = 3, 3  # of the grid of generated samples
@@ -35,7 +36,7 @@ class LatentFigures:
         model: In evaluation mode.
         batch: N samples, on the model's device.
         seed: Of all that is drawn.
-        decode_text: Token ids (N, L) → texts; needed for texts.
+        tokenizer: Tokenizer of the model; needed for texts.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class LatentFigures:
         model: M3AEForGeneration,
         batch: Batch,
         seed: int = 0,
-        decode_text: Callable[[Tensor], list[str]] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        self.model, self.batch, self.decode_text = model, batch, decode_text
+        self.model, self.batch, self.tokenizer = model, batch, tokenizer
         self.generator = torch.Generator(model.device).manual_seed(seed)
-        self.kinds = {name: modality.kind for name, modality in model.latent_head.modalities.items()}
-        self.pictured = [name for name, kind in self.kinds.items() if kind in ("image", "sequence")]
+        self.modalities = model.latent_head.modalities
+        self.pictured = [name for name, modality in self.modalities.items() if modality.is_pictured]
 
     def draw_all(self, folder: Path) -> list[Path]:
         """Draw `cross_generation.png`, `traversal.png` and `prior_samples.png`; return those that there are.
@@ -62,8 +63,8 @@ class LatentFigures:
 
     def cross_generation(self, path: Path) -> Path:
         """Draw a block of examples for each modality that is given: it, and samples of every modality from it."""
-        experts, draws = self.model.latent.experts, dict.fromkeys(self.kinds, DRAWS)
-        draws |= {name: 1 for name, kind in self.kinds.items() if kind in ("text", "label", "labels")}
+        experts = self.model.latent.experts
+        draws = {name: DRAWS if own.value_type in (np.ndarray, Image) else 1 for name, own in self.modalities.items()}
         examples = select(self.batch, torch.arange(min(EXAMPLES, self._size())))
         count = len(next(iter(examples.values()))["present"])
         columns = 1 + sum(draws.values())
@@ -73,7 +74,7 @@ class LatentFigures:
             made = self.model.generate_modalities(
                 {given: examples[given]}, num_samples=DRAWS, generator=self.generator
             )
-            real = self._shown(given, examples[given][TENSOR_NAMES[self.kinds[given]]])
+            real = self._shown(given, self.modalities[given].elements(examples[given]))
             shown = {
                 name: [self._shown(name, value[draw]) for draw in range(draws[name])] for name, value in made.items()
             }
@@ -131,7 +132,7 @@ class LatentFigures:
         densities += ["fitted"] if self.model.fitted_prior is not None else []
         figure = new_figure(0.8 * PRIOR_SAMPLES, 0.95 * len(self.pictured) * len(densities) + 0.4)
         axes = figure.subplots(len(self.pictured) * len(densities), 1, squeeze=False)[:, 0]
-        labels = [name for name, kind in self.kinds.items() if kind == "label"]
+        labels = [name for name, modality in self.modalities.items() if modality.is_class]
         for number, density in enumerate(densities):
             names = [*self.pictured, *labels]
             made = self.model.sample_prior(PRIOR_SAMPLES, density, names, generator=self.generator)
@@ -151,31 +152,13 @@ class LatentFigures:
     def _size(self) -> int:
         return len(next(iter(self.batch.values()))["present"])
 
-    def _shown(self, name: str, values: Tensor) -> Any:
-        """Return what is drawn of values (N, …): pictures (N, H, W[, 3]), curves, names of classes, or texts."""
-        kind, values = self.kinds[name], values.detach().cpu()
-        if kind == "image":
-            pixels = values.clamp(0, 1).permute(0, 2, 3, 1)
-            return (pixels[..., 0] if pixels.shape[-1] == 1 else pixels).numpy()
-        if kind == "sequence":
-            return values.mT.numpy()
-        if kind == "label":
-            names = self.model.latent_head.modalities[name].labels or []
-            numbers = values.argmax(-1) if values.is_floating_point() else values
-            return [names[number] for number in numbers.tolist()]
-        if kind == "labels":
-            names = self.model.latent_head.modalities[name].labels or []
-            return [
-                ", ".join(own for own, share in zip(names, row, strict=True) if share >= 0.5) or "none"
-                for row in values.tolist()
-            ]
-        if kind == "text":
-            assert self.decode_text is not None
-            return self.decode_text(values)
-        return values.numpy()
+    def _shown(self, name: str, values: Tensor) -> list[Any]:
+        """Return what is drawn of values (N, …): pictures (H, W[, 3]), curves, names of classes, or texts."""
+        modality = self.modalities[name]
+        return [modality.drawable(value) for value in modality.values(values, self.tokenizer)]
 
     def _draw(self, axes: Axes, name: str, value: Any) -> None:
-        draw_value(axes, self.kinds[name], value)
+        draw_value(axes, self.modalities[name], value)
 
 
 def plot_missing_rates(path: Path, curve: Mapping[str, Sequence[float]]) -> Path:
@@ -197,10 +180,10 @@ def plot_missing_rates(path: Path, curve: Mapping[str, Sequence[float]]) -> Path
     return save_figure(figure, path)
 
 
-def _mosaic(pictures: Picture, columns: int) -> Picture:
-    """Lay out pictures (N, H, W[, 3]) row by row, with a line of NaN between them."""
-    count, height, width = pictures.shape[:3]
-    padded = np.full((count, height + 1, width + 1, *pictures.shape[3:]), np.nan, np.float32)
+def _mosaic(pictures: Sequence[Picture], columns: int) -> Picture:
+    """Lay out N pictures (H, W[, 3]) row by row, with a line of NaN between them."""
+    count, (height, width) = len(pictures), pictures[0].shape[:2]
+    padded = np.full((count, height + 1, width + 1, *pictures[0].shape[2:]), np.nan, np.float32)
     padded[:, :height, :width] = pictures
     rows = padded.reshape(count // columns, columns, *padded.shape[1:])
     return np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)

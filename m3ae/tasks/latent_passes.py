@@ -15,9 +15,8 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m3ae.data.multimodal import Batch
+from m3ae.data.collate import Batch
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.models.latent_inputs import TENSOR_NAMES
 
 Array = NDArray[Any]
 
@@ -29,7 +28,7 @@ class Rows:
     Attributes:
         batches: Their tensors, on the CPU.
         present: Modality → (N,) bool.
-        values: Modality → (N, …) of images, sequences and vectors.
+        values: Modality → (N, …) of all that is neither a text nor a label.
         classes: Label → (N,) numbers of classes, −1 where a row has none.
     """
 
@@ -42,14 +41,14 @@ class Rows:
     def of(cls, model: M3AEForGeneration, batches: Iterable[Batch]) -> Rows:
         """Keep batches of complete or incomplete rows."""
         kept = list(batches)
-        kinds = {name: modality.kind for name, modality in model.latent_head.modalities.items()}
+        modalities = model.latent_head.modalities
 
         def joined(name: str, key: str) -> Array:
             return torch.cat([batch[name][key] for batch in kept]).numpy()
 
-        present = {name: joined(name, "present") for name in kinds}
-        values = {name: joined(name, TENSOR_NAMES[kind]) for name, kind in kinds.items() if kind not in _NO_VALUES}
-        classes = {name: joined(name, "labels") for name, kind in kinds.items() if kind == "label"}
+        present = {name: joined(name, "present") for name in modalities}
+        values = {name: joined(name, own.tensor) for name, own in modalities.items() if not own.is_text | own.is_class}
+        classes = {name: joined(name, own.tensor) for name, own in modalities.items() if own.is_class}
         return cls(kept, present, values, {name: np.where(present[name], own, -1) for name, own in classes.items()})
 
     @property
@@ -76,9 +75,6 @@ class Rows:
         ]
 
 
-_NO_VALUES = ("text", "label")
-
-
 @dataclass(frozen=True)
 class Pass:
     """What follows from some modalities, for the n rows that have all of them.
@@ -102,12 +98,6 @@ class Pass:
     log_likelihood: dict[str, Array]
     expected: dict[str, Array]
     drawn: dict[str, Array]
-
-
-def evenly(size: int, limit: int) -> list[int]:
-    """Return the numbers of at most `limit` of so many rows, evenly spaced."""
-    numbers: list[int] = np.linspace(0, size - 1, min(size, limit)).round().astype(int).tolist()
-    return numbers
 
 
 @torch.no_grad()
@@ -136,7 +126,7 @@ def run_pass(
         generator: Draws all noise, on the model's device.
         temperature: Of `Pass.drawn`, see `M3AEForGeneration.generate_modalities`.
     """
-    targets = [name for name, modality in model.latent_head.modalities.items() if modality.kind != "text"]
+    targets = [name for name, modality in model.latent_head.modalities.items() if not modality.is_text]
     parts: list[dict[str, Any]] = []
     for batch in rows.batches:
         complete = torch.stack([batch[name]["present"] for name in given]).all(0)

@@ -6,20 +6,22 @@ Shapes: N rows, A problems, Z all latent dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from m3ae.data.multimodal import Batch
+from m3ae.data.collate import Batch
+from m3ae.data.samples import evenly
 from m3ae.metrics.classification import multi_label_f1
 from m3ae.metrics.generation import all_right
 from m3ae.metrics.text import text_metrics, told_class
+from m3ae.models.modalities import Label
 from m3ae.tasks.controls import bag_of_words_scores
 from m3ae.tasks.generation_evaluation import Density, GenerationEvaluator
-from m3ae.tasks.latent_passes import Array, evenly
+from m3ae.tasks.latent_passes import Array
 
 TOLD = 0.5  # share of the real texts that name their class of a label, from which on texts are judged by it
 
@@ -167,7 +169,7 @@ class TextEvaluator:
 
     def _labels_told(self, texts: Sequence[str], rows: Array) -> dict[str, list[str]]:
         """Return the names of the classes of those labels that real texts of rows tell."""
-        names = {label: self.model.latent_head.modalities[label].labels or [] for label in self.rows.classes}
+        names = {label: cast(Label, self.model.latent_head.modalities[label]).names for label in self.rows.classes}
         return {
             label: own
             for label, own in names.items()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from m3ae.data.multimodal import drop_modalities
+from m3ae.data.collate import drop_modalities
 from m3ae.metrics.generation import (
     all_right,
     frechet_distance,

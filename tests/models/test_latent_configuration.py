@@ -69,7 +69,7 @@ def label(**options: Any) -> dict[str, Any]:
             {"modalities": {"x": label(encoder="none"), "y": label()}, "objective": "subset_elbos"},
             "each subset explains itself, so every modality needs an encoder; x has none",
         ),
-        ({"modalities": {"x": {"kind": "image", "encoder": "mlp", "shape": [1, 6, 8]}}}, "images are square, got 6×8"),
+        ({"modalities": {"x": label(mean=[0.5])}}, "latent.modalities.x has no option 'mean'"),
         ({"modalities": {"x": label(weight=0)}}, "x.weight must be a positive number, got 0"),
     ],
 )

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from m3ae.models.latent_configuration import ModalityConfig
 from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
+from m3ae.models.modalities import configure
 from tests.models.tiny_latent import DIGITS, IMAGE, digits_batch, latent_model
 
 OPTIONS = {"kind": "image", "shape": [2, 7, 7], "hidden_size": 32, "num_layers": 2, "dropout": 0.5}
@@ -10,14 +10,14 @@ OPTIONS = {"kind": "image", "shape": [2, 7, 7], "hidden_size": 32, "num_layers":
 
 @pytest.mark.parametrize(("build", "encoder"), [(mlp_encoder, "mlp"), (cnn_encoder, "cnn")])
 def test_encoders_drop_in_training_alone(build, encoder: str) -> None:
-    network = build([2, 7, 7], ModalityConfig.of("x", {**OPTIONS, "encoder": encoder}))
+    network = build([2, 7, 7], configure("x", {**OPTIONS, "encoder": encoder}))
     images = torch.randn(3, 2, 7, 7)
     assert network(images).shape == (3, 32) and not torch.equal(network(images), network(images))
     assert torch.equal(network.eval()(images), network(images))
 
 
 def test_convolutions_halve_the_side_and_double_the_width() -> None:
-    network = cnn_encoder([2, 7, 7], ModalityConfig.of("x", {**OPTIONS, "encoder": "cnn"}))
+    network = cnn_encoder([2, 7, 7], configure("x", {**OPTIONS, "encoder": "cnn"}))
     shapes = [tuple(layer.weight.shape) for layer in network if isinstance(layer, torch.nn.Conv2d)]
     assert shapes == [(2, 2, 3, 3), (4, 2, 3, 3)]
     assert network[-1][1].in_features == 4 * 2 * 2

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import distributions
 
-from m3ae.models.latent_configuration import ModalityConfig
+from m3ae import M3AEConfig
 from m3ae.models.likelihoods import Likelihood
+from m3ae.models.modalities import KINDS, configure
 
 PREDICTED, TARGET = torch.randn(2, 5, 4, 3), torch.rand(5, 4, 3)
 REFERENCE = {
@@ -13,11 +14,17 @@ REFERENCE = {
 }
 
 
+def likelihood_of(options: dict) -> Likelihood:
+    likelihood = KINDS[options["kind"]]("x", configure("x", options), M3AEConfig.named("tiny")).build_likelihood()
+    assert likelihood is not None
+    return likelihood
+
+
 @pytest.mark.parametrize("kind", REFERENCE)
 @pytest.mark.parametrize("learn_scale", [False, True])
 def test_densities_are_torchs(kind: str, learn_scale: bool) -> None:
     options = {"kind": "sequence", "shape": [4, 3], "likelihood": kind, "scale": 0.3, "learn_scale": learn_scale}
-    likelihood = Likelihood(ModalityConfig.of("x", options))
+    likelihood = likelihood_of(options)
     assert len(list(likelihood.parameters())) == learn_scale
     reference = REFERENCE[kind](PREDICTED)
     torch.testing.assert_close(likelihood(PREDICTED, TARGET), reference.log_prob(TARGET).sum((-1, -2)))
@@ -25,7 +32,7 @@ def test_densities_are_torchs(kind: str, learn_scale: bool) -> None:
 
 
 def test_categorical() -> None:
-    likelihood = Likelihood(ModalityConfig.of("x", {"kind": "label", "labels": ["a", "b", "c"]}))
+    likelihood = likelihood_of({"kind": "label", "labels": ["a", "b", "c"]})
     logits, classes = torch.randn(2, 5, 3), torch.tensor([0, 2, 1, 1, 0])
     expected = distributions.Categorical(logits=logits).log_prob(classes)
     torch.testing.assert_close(likelihood(logits, classes), expected)
@@ -34,7 +41,7 @@ def test_categorical() -> None:
 
 def test_the_best_learned_scale_is_the_root_mean_square_error() -> None:
     options = {"kind": "sequence", "shape": [4, 3], "learn_scale": True}
-    likelihood = Likelihood(ModalityConfig.of("x", options))
+    likelihood = likelihood_of(options)
     error = (PREDICTED - TARGET).square().mean().sqrt()
     likelihood.log_scale.data.fill_(error.log())
     likelihood(PREDICTED, TARGET).sum().backward()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from m3ae import M3AEForGeneration
-from m3ae.models.latent_configuration import ModalityConfig
+from m3ae.models.modalities import configure
 from m3ae.models.text_decoders import AutoregressiveTextDecoder, MaskedTextDecoder
 from tests.models.tiny import tiny_config
 from tests.models.tiny_latent import STUDY, TRANSFORMER, latent_model, study_batch
@@ -17,7 +17,7 @@ from tests.models.tiny_latent import STUDY, TRANSFORMER, latent_model, study_bat
 def decoder(request: pytest.FixtureRequest) -> MaskedTextDecoder:
     torch.manual_seed(0)
     options = {"conditioning": request.param, "max_length": 14, **TRANSFORMER}
-    modality = ModalityConfig.of("text", {"kind": "text", **options})
+    modality = configure("text", {"kind": "text", **options})
     return MaskedTextDecoder(tiny_config(), 5, modality, 2).eval()
 
 
@@ -105,9 +105,7 @@ def test_long_texts_are_explained(decoder: MaskedTextDecoder) -> None:
 @pytest.fixture
 def writer() -> AutoregressiveTextDecoder:
     torch.manual_seed(0)
-    modality = ModalityConfig.of(
-        "text", {"kind": "text", "decoder": "autoregressive", "max_length": 14, **TRANSFORMER}
-    )
+    modality = configure("text", {"kind": "text", "decoder": "autoregressive", "max_length": 14, **TRANSFORMER})
     decoder = AutoregressiveTextDecoder(tiny_config(), 5, modality, 2).eval()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.5)  # fresh weights say the same of everything

@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from m3ae import M3AEForGeneration
 from m3ae.models import latent, objectives
 from m3ae.models.latent import Gaussian
-from m3ae.models.learned_prior import ConditionalPrior, LearnedPrior
+from m3ae.models.priors import ConditionalPrior, LearnedPrior
 from tests.models.tiny_latent import digits_batch, latent_model
 
 

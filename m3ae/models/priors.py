@@ -1,4 +1,4 @@
-"""Priors that are learned with the model: of the shared latent, and of the private ones given it.
+"""Priors: of the shared latent and of the private ones given it, learned with the model, and one fitted afterwards.
 
 Shapes: G Gaussians, D shared latent dimensions, P private ones of a modality, Z all of them, B batch.
 """
@@ -190,3 +190,41 @@ class _Given:
 
     def log_prob(self, w: Tensor) -> Tensor:
         return self.conditional.log_prob(w, self.z)
+
+
+class FittedPrior(nn.Module):
+    """A mixture of Gaussians over all latent dimensions, fitted on the aggregated posterior."""
+
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, num_components: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(num_components))
+        self.register_buffer("means", torch.zeros(num_components, size))
+        self.register_buffer("factors", torch.zeros(num_components, size, size))  # Cholesky, lower
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw points (count, Z)."""
+        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        eps = torch.randn(count, self.means.shape[1], generator=generator, device=self.means.device)
+        return self.means[chosen] + (self.factors[chosen] @ eps[..., None])[..., 0]
+
+    @classmethod
+    def fit(cls, points: Tensor, num_components: int, seed: int = 0) -> FittedPrior:
+        """Fit a mixture with full covariances to points (N, Z), as scikit-learn does.
+
+        Raises:
+            ValueError: There are fewer points than Gaussians.
+        """
+        from sklearn.mixture import GaussianMixture
+
+        if len(points) < num_components:
+            raise ValueError(f"A prior of {num_components} Gaussians needs as many points, got {len(points)}.")
+        fitted = GaussianMixture(num_components, random_state=seed).fit(points.double().numpy())
+        prior = cls(num_components, points.shape[1])
+        prior.weights.copy_(torch.from_numpy(fitted.weights_))
+        prior.means.copy_(torch.from_numpy(fitted.means_))
+        prior.factors.copy_(torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)))
+        return prior

@@ -6,15 +6,35 @@ import pytest
 import torch
 from PIL import Image
 
-from m3ae.data.augment import centre_crop
-from m3ae.data.multimodal import Kind, MultimodalCollator, MultimodalDataset, drop_modalities
+from m3ae.data.collate import Collator, drop_modalities
 from m3ae.data.prepare import prepare
+from m3ae.data.prepared import load_split
+from m3ae.data.samples import ColumnDataset, Columns, read_texts
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.modalities import KINDS, BatchOptions, Modality, configure
+from m3ae.models.modalities.augment import centre_crop
 from m3ae.training.sampler import Visit
 from tests.data.small_folder import picture, stored, write_splits
 
-DIGITS: dict[str, Kind] = {"image": "image", "speech": "sequence", "vector": "vector", "label": "label"}
-STUDY: dict[str, Kind] = {"frontal": "image", "lateral": "image", "text": "text"}
+
+def modalities(**options: dict[str, Any]) -> dict[str, Modality]:
+    model = M3AEConfig.named("tiny")
+    return {name: KINDS[own["kind"]](name, configure(name, own), model) for name, own in options.items()}
+
+
+def image(channels: int, size: int) -> dict[str, Any]:
+    return {"kind": "image", "encoder": "mlp", "shape": [channels, size, size]}
+
+
+LABEL = {"kind": "label", "labels": ["a", "c"]}
+DIGITS = modalities(
+    image=image(1, 28),
+    speech={"kind": "sequence", "shape": [4, 3]},
+    vector={"kind": "vector", "shape": [2]},
+    label=LABEL,
+)
+STUDY = modalities(frontal=image(1, 64), lateral=image(1, 64), text={"kind": "text"})
 REPORTS = ["Small effusion on the left side.", "The lungs are clear."]
 
 
@@ -46,25 +66,28 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_labels_are_any_number_of_classes(tmp_path: Path) -> None:
     rows = [["opacity", "rare"], [], None, ["large heart", "opacity"]]
     folder = write_splits(tmp_path / "set", train=[{"id": f"r{n}", "labels": own} for n, own in enumerate(rows)])
-    kinds: dict[str, Kind] = {"labels": "labels"}
-    classes = {"labels": ["large heart", "opacity"]}
-    batch = MultimodalCollator(kinds)(
-        samples(MultimodalDataset(folder, "train", kinds, image_size=1, classes=classes), [0, 1, 2, 3])
-    )
+    kinds = modalities(labels={"kind": "labels", "labels": ["large heart", "opacity"]})
+    batch = Collator(kinds)(samples(dataset(folder, kinds), [0, 1, 2, 3]))
     assert batch["labels"]["values"].tolist() == [[0, 1], [0, 0], [0, 0], [1, 1]]
     assert batch["labels"]["present"].tolist() == [True, True, False, True]
+    kinds["labels"].check_column(lambda: rows)
+    wrong = modalities(labels={"kind": "labels", "labels": ["opacty"]})["labels"]
     with pytest.raises(ValueError, match=r"no training row has the label 'opacty'; did you mean opacity\?"):
-        MultimodalDataset(folder, "train", kinds, image_size=1, classes={"labels": ["opacty"]})
+        wrong.check_column(lambda: rows)
 
 
-def samples(dataset: MultimodalDataset, rows: list[int], seed: int = 0) -> list[Any]:
+def dataset(folder: Path, kinds: dict[str, Modality], split: str = "train", **options: Any) -> ColumnDataset:
+    return ColumnDataset(folder, split, Columns.of(kinds), **options)
+
+
+def samples(dataset: ColumnDataset, rows: list[int], seed: int = 0) -> list[Any]:
     return [dataset[Visit(row, seed)] for row in rows]
 
 
 def test_digits(digits: Path) -> None:
-    dataset = MultimodalDataset(digits, "train", DIGITS, image_size=28)
-    assert dataset.ids == ["d0", "d1", "d2", "d3", "d4"] and dataset.label_names == {"label": ["a", "c"]}
-    batch = MultimodalCollator(DIGITS)(samples(dataset, [0, 1, 2, 3, 4]))
+    rows = dataset(digits, DIGITS)
+    assert rows.ids == ["d0", "d1", "d2", "d3", "d4"]
+    batch = Collator(DIGITS)(samples(rows, [0, 1, 2, 3, 4]))
     assert {name: list(part) for name, part in batch.items()} == {
         "image": ["pixel_values", "present"],
         "speech": ["values", "present"],
@@ -90,10 +113,10 @@ def test_digits(digits: Path) -> None:
 
 
 def test_studies_with_what_they_have(studies: Path) -> None:
-    dataset = MultimodalDataset(studies, "train", STUDY, image_size=64)
-    tokenizer = train_tokenizer(dataset.texts(), 290)
-    assert dataset.texts() == [*REPORTS, REPORTS[1], REPORTS[0]]
-    batch = MultimodalCollator(STUDY, tokenizer=tokenizer)(samples(dataset, [0, 1, 2, 3]))
+    texts = read_texts(studies, "train", ["text"])
+    tokenizer = train_tokenizer(texts, 290)
+    assert texts == [*REPORTS, REPORTS[1], REPORTS[0]] == dataset(studies, STUDY).texts()
+    batch = Collator(STUDY, BatchOptions(tokenizer))(samples(dataset(studies, STUDY), [0, 1, 2, 3]))
     assert {name: part["present"].tolist() for name, part in batch.items()} == {
         "frontal": [True, True, True, False],
         "lateral": [True, False, True, False],
@@ -116,22 +139,21 @@ def crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def test_colour(studies: Path) -> None:
-    modalities: dict[str, Kind] = {"frontal": "image"}
-    dataset = MultimodalDataset(studies, "train", modalities, image_size=32, grayscale=False)
-    pixels = MultimodalCollator(modalities)(samples(dataset, [0, 1]))["frontal"]["pixel_values"]
+    kinds = modalities(frontal=image(3, 32))
+    pixels = Collator(kinds)(samples(dataset(studies, kinds), [0, 1]))["frontal"]["pixel_values"]
     assert pixels.shape == (2, 3, 32, 32)
     np.testing.assert_array_equal(pixels[1, 2].numpy(), crop(picture(2), 32))
 
 
 def test_a_visit_draws_one_of_several_texts(studies: Path) -> None:
-    dataset = MultimodalDataset(studies, "train", {"text": "text"}, image_size=32)
-    assert [dataset[Visit(0, seed << 32)].cells["text"] for seed in range(4)] == [*REPORTS, *REPORTS]
+    rows = dataset(studies, {"text": STUDY["text"]})
+    assert [rows[Visit(0, seed << 32)].cells["text"] for seed in range(4)] == [*REPORTS, *REPORTS]
 
 
 def test_a_sample_does_not_depend_on_its_batch(studies: Path) -> None:
-    dataset = MultimodalDataset(studies, "train", STUDY, image_size=32)
-    collator = MultimodalCollator(STUDY, tokenizer=train_tokenizer(REPORTS, 290), missing_rate=0.5)
-    visits = [dataset[Visit(row % 4, seed)] for row, seed in enumerate(range(40, 60))]
+    rows = dataset(studies, STUDY)
+    collator = Collator(STUDY, BatchOptions(train_tokenizer(REPORTS, 290)), missing_rate=0.5)
+    visits = [rows[Visit(row % 4, seed)] for row, seed in enumerate(range(40, 60))]
     together = collator(visits)
     for place, visit in enumerate(visits):
         for name, part in collator([visit]).items():
@@ -140,32 +162,44 @@ def test_a_sample_does_not_depend_on_its_batch(studies: Path) -> None:
                 assert torch.equal(value[0], other[: value.shape[1]] if name == "text" and value.ndim > 1 else other)
 
 
-def test_images_are_decoded_once(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = MultimodalDataset(studies, "train", STUDY, image_size=32)
-    first = dataset[Visit(0, 0)]
-    monkeypatch.delattr("m3ae.data.multimodal.centre_crop")
-    np.testing.assert_array_equal(dataset[Visit(0, 1)].cells["frontal"], first.cells["frontal"])
+def test_images_stay_encoded_until_they_are_batched(studies: Path) -> None:
+    cell = dataset(studies, STUDY)[Visit(0, 0)].cells["frontal"]
+    assert cell.content == stored(picture(0)) and cell.decode().tobytes() == picture(0).tobytes()
+
+
+def test_a_visit_draws_one_of_several_views_and_joins_columns_of_texts(tmp_path: Path) -> None:
+    row = {"id": "r", "frontal": stored(picture(0)), "lateral": stored(picture(1)), "asked": "why?", "answer": "so"}
+    folder = write_splits(tmp_path / "set", train=[row, {**row, "id": "s", "frontal": None, "answer": None}])
+    kinds = {"image": STUDY["frontal"], "text": STUDY["text"]}
+    columns = Columns.of(kinds, {"image": ["frontal", "lateral"], "text": ["asked", "answer"]})
+    rows = ColumnDataset(folder, "train", columns)
+    views = [rows[Visit(0, seed)].cells["image"].content for seed in range(3)]
+    assert views == [stored(picture(0)), stored(picture(1)), stored(picture(0))]
+    assert [rows[Visit(number, 0)].cells["text"] for number in range(2)] == ["why? so", "why?"]
+    assert rows[Visit(1, 0)].cells["image"].content == stored(picture(1))
+    assert rows.first(0, 1).cells["image"].content == stored(picture(0)) and rows.first(0, 1).seed == 1
 
 
 def test_a_damaged_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = write_splits(tmp_path / "set", train=[{"id": "x7", "image": stored(picture(1))[:60]}])
-    dataset = MultimodalDataset(folder, "train", {"image": "image"}, image_size=32)
+    kinds = {"image": DIGITS["image"]}
     with pytest.raises(ValueError, match=r"row 'x7': its image is damaged \(.*\); prepare the folder again"):
-        dataset[Visit(0, 0)]
+        Collator(kinds)(samples(dataset(folder, kinds), [0]))
 
 
 def test_phantoms_with_their_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     prepare("phantom", tmp_path / "out", num_studies=30, image_size=32, num_workers=1)
-    modalities: dict[str, Kind] = {"frontal": "image", "text": "text", "finding": "label", "side": "label"}
-    dataset = MultimodalDataset(tmp_path / "out", "train", modalities, image_size=32)
-    batch = MultimodalCollator(modalities, tokenizer=train_tokenizer(dataset.texts(), 300))(
-        samples(dataset, [*range(24)])
-    )
-    assert dataset.label_names["side"] == ["left", "right"]
-    sides = dict(enumerate(dataset.label_names["side"]))
-    for place, text in enumerate(dataset.texts()):
+    table = load_split(tmp_path / "out", "train")
+    names = {column: sorted({*table[column]} - {None}) for column in ("finding", "side")}
+    labels = {column: {"kind": "label", "labels": own} for column, own in names.items()}
+    kinds = modalities(frontal=image(1, 32), text={"kind": "text"}, **labels)
+    rows = dataset(tmp_path / "out", kinds)
+    batch = Collator(kinds, BatchOptions(train_tokenizer(rows.texts(), 300)))(samples(rows, [*range(24)]))
+    sides = dict(enumerate(names["side"]))
+    assert sides == {0: "left", 1: "right"}
+    for place, text in enumerate(rows.texts()):
         number, there = batch["side"]["labels"][place].item(), batch["side"]["present"][place].item()
         assert {side for side in sides.values() if f"{side} " in text.replace(".", " ")} == (
             {sides[number]} if there else set()
@@ -193,8 +227,7 @@ def test_the_share_that_is_dropped(rate: float, count: int) -> None:
 
 
 def test_dropped_modalities_look_like_missing_ones(digits: Path) -> None:
-    dataset = MultimodalDataset(digits, "train", DIGITS, image_size=28)
-    collator, visits = MultimodalCollator(DIGITS, missing_rate=0.6), samples(dataset, [0] * 8)
+    collator, visits = Collator(DIGITS, missing_rate=0.6), samples(dataset(digits, DIGITS), [0] * 8)
     batch = collator([visit._replace(seed=seed) for seed, visit in enumerate(visits)])
     again = collator([visit._replace(seed=seed) for seed, visit in enumerate(visits)])
     present = torch.stack([part["present"] for part in batch.values()], 1)
@@ -203,47 +236,54 @@ def test_dropped_modalities_look_like_missing_ones(digits: Path) -> None:
         part = batch[name]
         assert (part[key][~part["present"]] == 0).all()
         assert torch.equal(part[key], again[name][key])
-    assert visits[0].cells["image"].any(), "the dataset keeps what the batch does not show"
+    assert visits[0].present.all(), "the sample keeps what the batch does not show"
 
 
 def test_augmentation_changes_images_and_depends_on_the_visit_alone(digits: Path) -> None:
-    dataset, plain = MultimodalDataset(digits, "train", DIGITS, image_size=28), MultimodalCollator(DIGITS)
-    collator = MultimodalCollator(DIGITS, augmentation="affine")
-    rows = [*samples(dataset, [0, 0, 1], seed=1), *samples(dataset, [0], seed=2)]
+    own, plain = dataset(digits, DIGITS), Collator(DIGITS)
+    collator = Collator(DIGITS, BatchOptions(augmentation="affine"))
+    rows = [*samples(own, [0, 0, 1], seed=1), *samples(own, [0], seed=2)]
     batch, alone, before = collator(rows), collator(rows[:1]), plain(rows)
     images = batch["image"]["pixel_values"]
     assert torch.equal(images[0], images[1]) and torch.equal(images[0], alone["image"]["pixel_values"][0])
     assert not torch.equal(images[0], images[3]) and not torch.equal(images[0], before["image"]["pixel_values"][0])
     assert not images[2].any(), "what is missing stays so"
     assert torch.equal(batch["speech"]["values"], before["speech"]["values"])
-    assert rows[0].cells["image"].tobytes() == samples(dataset, [0])[0].cells["image"].tobytes()
 
 
 def test_labels_are_numbered_as_in_training(digits: Path) -> None:
-    dataset = MultimodalDataset(digits, "test", {"label": "label"}, image_size=28)
-    assert dataset.label_names == {"label": ["a", "c"]} and dataset[Visit(0, 0)].cells["label"] == 1
-    limited = MultimodalDataset(digits, "train", {"label": "label"}, image_size=28, limit=2)
-    assert limited.ids == ["d0", "d4"] and limited.label_names == {"label": ["a", "c"]}
+    kinds = {"label": DIGITS["label"]}
+    assert dataset(digits, kinds, "test")[Visit(0, 0)].cells["label"] == 1
+    assert dataset(digits, kinds, limit=2).ids == ["d0", "d4"]
+    kinds["label"].check_column(lambda: ["c", None, "a", "c"])
+    with pytest.raises(ValueError, match=r"got \['a', 'c'\], but the training split has \['a', 'b'\]; name them"):
+        kinds["label"].check_column(lambda: ["b", "a"])
     with pytest.raises(ValueError, match=r"'label' has the label 'z', which no training row has; these have a, c"):
-        MultimodalDataset(digits, "odd", {"label": "label"}, image_size=28)
+        kinds["label"].check_column(lambda: ["a", "z"], training=False)
+    with pytest.raises(ValueError, match=r"row 'd0': label: got 'z', expected one of a, c"):
+        dataset(digits, kinds, "odd")[Visit(0, 0)]
 
 
 @pytest.mark.parametrize(
-    ("modalities", "message"),
+    ("kinds", "message"),
     [
-        ({"lateral": "image"}, "no column 'lateral'; it has id, image, speech, vector, label"),
-        ({"image": "text"}, r"'image' of .* holds Image.*, expected text; it can be image\."),
-        ({"label": "image"}, r"'label' of .* expected image; it can be text or label\."),
-        ({"speech": "label"}, r"'speech' of .* expected label; it can be vector or sequence\."),
+        ({"lateral": STUDY["lateral"]}, "no column 'lateral'; it has id, image, speech, vector, label"),
+        ({"image": STUDY["text"]}, r"'image' of .* holds Image.*, expected text; it can be image\."),
+        ({"label": DIGITS["image"]}, r"'label' of .* expected image; it can be text or label\."),
+        ({"speech": DIGITS["label"]}, r"'speech' of .* expected label; it can be vector or sequence\."),
     ],
 )
-def test_columns_of_another_kind_are_refused(digits: Path, modalities: dict[str, Kind], message: str) -> None:
+def test_columns_of_another_kind_are_refused(digits: Path, kinds: dict[str, Modality], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MultimodalDataset(digits, "train", modalities, image_size=28)
+        dataset(digits, kinds)
 
 
-def test_wrong_options_are_refused() -> None:
+def test_wrong_options_are_refused(digits: Path) -> None:
     with pytest.raises(ValueError, match=r"Texts need a tokenizer, got none for text, report\."):
-        MultimodalCollator({"image": "image", "text": "text", "report": "text"})
+        Collator({"image": DIGITS["image"], "text": STUDY["text"], "report": STUDY["text"]})
     with pytest.raises(ValueError, match=r"missing_rate is 1.5, expected 0 to 1"):
-        MultimodalCollator(DIGITS, missing_rate=1.5)
+        Collator(DIGITS, missing_rate=1.5)
+    with pytest.raises(ValueError, match=r"row 'd0': vector: got an array of shape \(2,\), expected \(3,\)"):
+        dataset(digits, modalities(vector={"kind": "vector", "shape": [3]}))[Visit(0, 0)]
+    with pytest.raises(ValueError, match=r"no column of texts 'speech'; it has id, label"):
+        read_texts(digits, "train", ["speech"])

@@ -1,0 +1,196 @@
+"""The kinds of modalities, by name, and what a batch of modalities is.
+
+A kind of a user's own is a subclass of `Modality` that `register_modality` names; further encoders, decoders and
+likelihoods join a kind's table. A saved model that has them loads once the file that registers them is imported.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.modalities.base import BatchOptions, Modality, ModalityConfig
+from m3ae.models.modalities.image import Image
+from m3ae.models.modalities.label import Label
+from m3ae.models.modalities.labels import Labels
+from m3ae.models.modalities.sequence import Sequence
+from m3ae.models.modalities.text import Text
+from m3ae.models.modalities.vector import Vector
+from m3ae.models.option_checks import TRANSFORMERS_ARGUMENTS, check_choice, nearest_keys, register_entry
+
+__all__ = [
+    "KINDS",
+    "BatchOptions",
+    "Image",
+    "Label",
+    "Labels",
+    "LatentInputs",
+    "Modalities",
+    "Modality",
+    "ModalityConfig",
+    "Sequence",
+    "Text",
+    "Vector",
+    "build_modalities",
+    "check_names",
+    "configure",
+    "only",
+    "read_inputs",
+    "register_decoder",
+    "register_encoder",
+    "register_likelihood",
+    "register_modality",
+]
+
+KINDS: dict[str, type[Modality]] = {
+    "image": Image,
+    "text": Text,
+    "vector": Vector,
+    "sequence": Sequence,
+    "label": Label,
+    "labels": Labels,
+}
+
+Modalities = Mapping[str, Mapping[str, Tensor]]
+Registered = TypeVar("Registered", bound=Callable[..., Any])
+
+
+def register_modality(kind: type[Modality]) -> type[Modality]:
+    """Add a kind of modality, a subclass of `Modality` with a name in `kind`; usable as a decorator.
+
+    Raises:
+        ValueError: Another class has this name.
+    """
+    register_entry(KINDS, "kind", kind.kind, kind)
+    return kind
+
+
+def register_encoder(kind: str, name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that adds an encoder to a kind: modality → module from (B, *shape) to (B, hidden_size).
+
+    Raises:
+        ValueError: There is no such kind, or it has another encoder of this name.
+    """
+    return _decorator("encoders", kind, name)
+
+
+def register_decoder(kind: str, name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that adds a decoder to a kind: (modality, input size Z) → module from (R, Z) to (R, *shape).
+
+    Raises:
+        ValueError: There is no such kind, or it has another decoder of this name.
+    """
+    return _decorator("decoders", kind, name)
+
+
+def register_likelihood(kind: str, name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that adds a likelihood to a kind: `ModalityConfig` → `m3ae.models.likelihoods.Likelihood`.
+
+    Raises:
+        ValueError: There is no such kind, or it has another likelihood of this name.
+    """
+    return _decorator("likelihoods", kind, name)
+
+
+def _decorator(table: str, kind: str, name: str) -> Callable[[Registered], Registered]:
+    check_choice("kind", kind, KINDS)
+
+    def register(build: Registered) -> Registered:
+        own = KINDS[kind]
+        if table not in vars(own):  # an inherited table, which other kinds share
+            setattr(own, table, dict(getattr(own, table)))
+        register_entry(getattr(own, table), f"{table[:-1]} of the kind {kind}", name, build)
+        return build
+
+    return register
+
+
+def configure(name: str, options: Mapping[str, Any]) -> ModalityConfig:
+    """Fill in the defaults and check the options of the modality called `name`.
+
+    An option that only other kinds have says nothing at its default, and is left out: earlier versions saved all.
+
+    Raises:
+        ValueError: An option is unknown, missing, out of range, or does not go with the kind.
+    """
+    owner, number = f"latent.modalities.{name}", options.get("kind")
+    if number not in KINDS:
+        known = ", ".join(map(repr, KINDS))
+        raise ValueError(
+            f"{owner}.kind is {number!r}; expected one of {known}. Import the file that registers a kind of your own."
+        )
+    kind = KINDS[number]
+    known_options = {field.name for field in fields(kind.config_class)}
+    defaults = {
+        field.name: field.default
+        for other in KINDS.values()
+        for field in fields(other.config_class)
+        if field.default is not MISSING
+    }
+    kept = {
+        option: value
+        for option, value in options.items()
+        if option in known_options or option not in defaults or value != defaults[option]
+    }
+    return kind.configure(owner, kept)
+
+
+def build_modalities(model: M3AEConfig) -> dict[str, Modality]:
+    """Return the modalities of a model's latent head, by name and in order."""
+    return {
+        name: KINDS[config.kind](name, config, model)
+        for name, config in cast(LatentConfig, model.latent).typed_modalities.items()
+    }
+
+
+class LatentInputs(NamedTuple):
+    """Tensors of the given modalities, finite, and which samples (B,) have them."""
+
+    targets: dict[str, dict[str, Tensor]]
+    present: dict[str, Tensor]
+
+
+def read_inputs(modalities: Modalities, known: Mapping[str, Modality]) -> LatentInputs:
+    """Check the given modalities; absent rows become zeros.
+
+    Raises:
+        ValueError: A modality or a tensor is unknown, a modality lacks its tensor, or none is given.
+    """
+    check_names(modalities, known)
+    if not modalities:
+        raise ValueError(f"No modality given; expected some of {', '.join(known)}.")
+    targets, presence = {}, {}
+    for name, tensors in modalities.items():
+        modality, present = known[name], tensors.get("present")
+        if modality.tensor not in tensors:
+            raise ValueError(
+                f"Modality {name!r} of kind {modality.kind} needs {modality.tensor}; got {list(tensors)}."
+            )
+        tensor_names = (modality.tensor, "present", *modality.further_tensors)
+        if unknown := [key for key in tensors if key not in tensor_names and key not in TRANSFORMERS_ARGUMENTS]:
+            nearest = nearest_keys(unknown[0], tensor_names)
+            raise ValueError(f"Modality {name!r} of kind {modality.kind} has no tensor {unknown[0]!r}.{nearest}")
+        values = tensors[modality.tensor]
+        if present is None:
+            present = torch.ones(len(values), dtype=torch.bool, device=values.device)
+        targets[name], presence[name] = modality.targets(tensors, present), present
+    return LatentInputs(targets, presence)
+
+
+def check_names(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError if one of the names is not that of a modality."""
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"The model has no modality {', '.join(map(repr, unknown))}; it has {', '.join(known)}.")
+
+
+def only(modalities: Modalities, names: Iterable[str] | None) -> Modalities:
+    """Return the modalities with these names, all if None."""
+    return modalities if names is None else {name: modalities[name] for name in names}

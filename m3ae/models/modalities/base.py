@@ -1,0 +1,362 @@
+"""What a kind of modality is: from the cell of a row to tensors, through encoder and decoder, and back to a person.
+
+Shapes: B batch, E the shape of an element, R rows of latents, Z dimensions of z and of the private latent together, W
+width, L text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.fusion import Stream
+from m3ae.models.likelihoods import Bernoulli, Laplace, Likelihood, Normal
+from m3ae.models.modalities.augment import Augmentation
+from m3ae.models.option_checks import check_choice, check_count, check_fraction, check_heads, check_keys, check_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from transformers import PreTrainedTokenizerBase
+
+    from m3ae.models.modeling import M3AEEncoders
+
+Tensors = Mapping[str, Tensor]
+Conditioning = Literal["cross_attention", "prefix"]
+
+
+@dataclass(frozen=True)
+class ModalityConfig:
+    """The options that every kind of modality has.
+
+    Attributes:
+        kind: Name of the kind, such as `image`.
+        encoder: Name of an encoder of the kind; `none` leaves the modality without an expert: it is decoded from z and
+            says nothing about it. The kind's first one by default.
+        decoder: Name of a decoder of the kind.
+        shape: Shape of an element, for kinds whose elements have one.
+        likelihood: Name of a likelihood of the kind, the kind's first one by default.
+        scale: Standard deviation of the normal likelihood, b of the Laplace one.
+        learn_scale: Whether `scale` is only where it starts from (one for all elements; Rybkin et al. 2021).
+        weight: Weight of the modality's log-likelihood in training; not in what is reported.
+        private_size: Dimensions of a private latent, whose prior given z is learned
+            (`m3ae.models.priors.ConditionalPrior`); 0 for none.
+        hidden_size: Width of the MLPs, from which the channels of convolutions follow, or of the transformer decoder.
+        num_layers: Hidden layers of each MLP, convolutions of stride 2 of encoder and decoder `cnn`, or blocks of the
+            transformer decoder.
+        dropout: Dropout of what enters the layers of the encoder `mlp` or `cnn`; share of the words that an
+            autoregressive decoder does not read in training.
+    """
+
+    kind: str
+    encoder: str | None = None
+    decoder: str | None = None
+    shape: list[int] | None = None
+    likelihood: str | None = None
+    scale: float = 1.0
+    learn_scale: bool = False
+    weight: float = 1.0
+    private_size: int = 0
+    hidden_size: int = 512
+    num_layers: int = 2
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class TransformerModalityConfig(ModalityConfig):
+    """The options of kinds that a transformer may decode.
+
+    Attributes:
+        conditioning: How a transformer or autoregressive decoder reads the latent tokens: `cross_attention`, or as a
+            `prefix` of its own tokens.
+        num_attention_heads: Attention heads of that decoder.
+    """
+
+    conditioning: Conditioning = "cross_attention"
+    num_attention_heads: int = 4
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What turns cells into tensors beside the modality itself.
+
+    Attributes:
+        tokenizer: Tokenizer of the texts; None without texts.
+        max_text_length: Longest text in tokens, special ones included; longer ones are cut. That of each modality if
+            None.
+        augmentation: What training changes about images, see `m3ae.models.modalities.augment.augment`.
+        crop_scale: Range of the share of an image's area that is cropped at random; (1, 1) is the centre crop.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    max_text_length: int | None = None
+    augmentation: Augmentation = "crop"
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+
+
+class Modality:
+    """A modality of a model: its name, its options, and all that depends on its kind.
+
+    This class serves kinds whose elements are arrays of one shape. Another kind overrides what differs: how a cell
+    is read and batched (`read`, `batch`), what enters encoder and likelihood (`targets`, `features`, `encode`,
+    `log_likelihood`, `decode`), what a person gives and gets (`cell`, `value`, `values`), and how that is drawn
+    (`drawable`, `draw`). Networks and likelihoods come from the tables `encoders`, `decoders` and `likelihoods`.
+
+    Args:
+        name: Name of the modality.
+        config: The modality's options, from `configure`.
+        model: The model's configuration, `latent` included.
+
+    Attributes:
+        shape: Shape of what a decoder predicts for one element: (F,), (C, H, W), or (A,) for the logits of classes.
+    """
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type[ModalityConfig]] = ModalityConfig
+    columns: ClassVar[tuple[str, ...]] = ("array",)  # types of the prepared columns that hold it
+    tensor: ClassVar[str] = "values"  # what a batch calls its values
+    further_tensors: ClassVar[tuple[str, ...]] = ()  # what else a batch may have of it
+    dimensions: ClassVar[tuple[str, ...]] = ()  # names of those of `config.shape`
+    encoders: ClassVar[dict[str, Callable[..., nn.Module] | None]]  # None is an encoder of the trunk
+    decoders: ClassVar[dict[str, Callable[..., nn.Module]]]
+    likelihoods: ClassVar[dict[str, Callable[[ModalityConfig], Likelihood] | None]] = {
+        "normal": Normal,
+        "laplace": Laplace,
+        "bernoulli": Bernoulli,
+    }
+    is_text: ClassVar[bool] = False  # a decoder writes token ids
+    is_class: ClassVar[bool] = False  # every element is one of some classes
+    is_image: ClassVar[bool] = False  # elements are pixels (C, H, W)
+    is_pictured: ClassVar[bool] = False  # elements are drawn as rectangles that can be laid side by side
+
+    def __init__(self, name: str, config: ModalityConfig, model: M3AEConfig) -> None:
+        self.name, self.config, self.model = name, config, model
+        self.shape: tuple[int, ...] = self._shape()
+
+    # Options
+
+    @classmethod
+    def configure(cls, owner: str, options: Mapping[str, Any]) -> ModalityConfig:
+        """Fill in the defaults and check the options.
+
+        Args:
+            owner: Where the options stand, for messages.
+            options: Options of `config_class`.
+
+        Raises:
+            ValueError: An option is unknown, missing, out of range, or does not go with the kind.
+        """
+        check_keys(owner, [field.name for field in fields(cls.config_class)], options, accepted=())
+        filled = cls._filled({**options, "kind": cls.kind})
+        config = cls.config_class(**filled)
+        check_choice(f"{owner}.encoder", config.encoder, (*cls.encoders, "none"))
+        check_choice(f"{owner}.decoder", config.decoder, tuple(cls.decoders))
+        check_choice(f"{owner}.likelihood", config.likelihood, tuple(cls.likelihoods))
+        cls.check(owner, config)
+        return config
+
+    @classmethod
+    def _filled(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with the defaults of encoder, decoder and likelihood."""
+        for option, table in (("encoder", cls.encoders), ("decoder", cls.decoders), ("likelihood", cls.likelihoods)):
+            if options.get(option) is None:
+                options[option] = next(iter(table))
+        return options
+
+    @classmethod
+    def check(cls, owner: str, config: Any) -> None:
+        """Raise ValueError if a size, a shape or a weight is out of range.
+
+        Args:
+            owner: Where the options stand.
+            config: The options, of the kind's `config_class`.
+        """
+        for option in ("hidden_size", "num_layers"):
+            check_count(f"{owner}.{option}", getattr(config, option), 1)
+        check_count(f"{owner}.private_size", config.private_size, 0)
+        check_number(f"{owner}.scale", config.scale, positive=True)
+        check_number(f"{owner}.weight", config.weight, positive=True)
+        check_fraction(f"{owner}.dropout", config.dropout, 0.0, 0.9)
+        if config.encoder == "none" and config.private_size:
+            raise ValueError(
+                f"{owner}.private_size: a modality without encoder has no private posterior, set it to 0."
+            )
+        cls.check_shape(owner, config)
+
+    @classmethod
+    def check_shape(cls, owner: str, config: Any) -> None:
+        """Raise ValueError if `shape` has other dimensions than the kind."""
+        expected = f"[{', '.join(cls.dimensions)}]" if cls.dimensions else "none"
+        check_dimensions(owner, config, len(cls.dimensions), expected)
+
+    # Networks
+
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(self.config.shape or ())
+
+    @property
+    def stream(self) -> str | None:
+        """Name of the stream of the trunk that the modality's expert reads; None for an encoder of its own."""
+        return None
+
+    def build_encoder(self) -> nn.Module | None:
+        """Build the network from `features` (B, *E) to (B, W), W = `hidden_size`; None if the trunk encodes it."""
+        build = self.encoders[str(self.config.encoder)]
+        return None if build is None else build(self)
+
+    def build_decoder(self, input_size: int) -> nn.Module:
+        """Build the network from latents (R, Z), Z = `input_size`, to means or logits (R, *shape)."""
+        return self.decoders[str(self.config.decoder)](self, input_size)
+
+    def build_likelihood(self) -> Likelihood | None:
+        """Build p(x|z) around what the decoder predicts; None if the decoder has a likelihood of its own."""
+        build = self.likelihoods[str(self.config.likelihood)]
+        return None if build is None else build(self.config)
+
+    def targets(self, tensors: Tensors, present: Tensor) -> dict[str, Tensor]:
+        """Return the tensors of a batch that a likelihood reads, finite: what absent samples (B,) have is 0."""
+        values = tensors[self.tensor]
+        rows = present.reshape(-1, *[1] * (values.dim() - 1))
+        return {self.tensor: torch.where(rows, values, 0)}
+
+    def features(self, targets: Tensors) -> Tensor:
+        """Return what the modality's own encoder reads, (B, *E)."""
+        return self.elements(targets)
+
+    def elements(self, tensors: Tensors) -> Tensor:
+        """Return the elements of a batch as `decode` gives them, (B, *shape) or token ids (B, L)."""
+        return tensors[self.tensor]
+
+    def encode(self, trunk: M3AEEncoders, targets: Tensors, present: Tensor) -> Stream | Tensor:
+        """Return what the modality's expert reads: tokens of the trunk, or `features`."""
+        return self.features(targets)
+
+    def log_likelihood(
+        self,
+        decoder: nn.Module,
+        likelihood: nn.Module | None,
+        latents: Tensor,
+        targets: Tensors,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return log p(x|z) (…, B) in nats at latents (…, B, Z).
+
+        Args:
+            decoder: From `build_decoder`.
+            likelihood: From `build_likelihood`.
+            latents: Shared and private latents.
+            targets: From `targets`.
+            noise: Uniform noise (…, B, 1 + L) of decoders of texts.
+            generator: Draws the noise if it is not given.
+        """
+        assert likelihood is not None
+        predicted = decoder(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
+        value: Tensor = likelihood(predicted, targets[self.tensor])
+        return value
+
+    def decode(
+        self, decoder: nn.Module, likelihood: nn.Module | None, latents: Tensor, text_options: Mapping[str, Any]
+    ) -> Tensor:
+        """Return what is expected of the modality at latents (R, Z): (R, *shape), or token ids (R, L)."""
+        assert isinstance(likelihood, Likelihood)
+        return likelihood.mean(decoder(latents))
+
+    # Data
+
+    def read(self, cells: Sequence[Any], seed: int) -> Any | None:
+        """Return the cell of one visit of a row; None if the row lacks the modality.
+
+        Args:
+            cells: What the row has in the modality's columns: arrays, texts, lists of texts, stored images, or None.
+            seed: Seed of the visit, which draws one of several views or texts; 0 takes the first.
+        """
+        return None if cells[0] is None else self.cell(np.asarray(cells[0], dtype=np.float32))
+
+    def check_column(self, column: Callable[[], Iterable[Any]], *, training: bool = True) -> None:
+        """Raise ValueError if the rows of a split do not fit the options; by default any do.
+
+        Args:
+            column: Returns the modality's column of the split.
+            training: Whether the split is the one that is learnt from.
+        """
+
+    def batch(
+        self, cells: Sequence[Any | None], options: BatchOptions, draws: Sequence[np.random.Generator]
+    ) -> dict[str, Tensor]:
+        """Return the tensors of some cells, 0 where a sample has none.
+
+        Args:
+            cells: B of them, as `read` or `cell` returns them.
+            options: Tokenizer and augmentation.
+            draws: The randomness of each sample's visit.
+        """
+        blank = self.blank()
+        stacked = np.stack([blank if cell is None else cell for cell in cells])
+        return {self.tensor: torch.from_numpy(stacked)}
+
+    def blank(self) -> NDArray[Any]:
+        """Return what stands in a batch for an absent element."""
+        return np.zeros(self.shape, np.float32)
+
+    # People
+
+    @property
+    def value_type(self) -> type:
+        """Type of the values that people give: an array, an image, a text, or a list of names."""
+        return np.ndarray
+
+    def cell(self, value: Any) -> Any:
+        """Turn a person's value into a cell.
+
+        Raises:
+            ValueError: The value is of another type or shape.
+        """
+        self._expect(value)
+        array = np.asarray(value, dtype=np.float32)
+        if array.shape != self.shape:
+            raise ValueError(f"{self.name}: got an array of shape {array.shape}, expected {self.shape}")
+        return array
+
+    def value(self, cell: Any) -> Any:
+        """Turn a cell into a person's value: the inverse of `cell`."""
+        return cell
+
+    def values(self, decoded: Tensor, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Any]:
+        """Turn what `decode` returns, a row a sample, into people's values."""
+        return list(decoded.detach().cpu().float().numpy())
+
+    def drawable(self, value: Any) -> Any:
+        """Turn a person's value into what `draw` takes."""
+        return value
+
+    def draw(self, axes: Axes, drawable: Any) -> None:
+        """Draw a value into a panel without ticks."""
+        axes.plot(np.ravel(drawable), linewidth=1)
+
+    def _expect(self, value: Any) -> None:
+        if not isinstance(value, self.value_type):
+            raise ValueError(
+                f"{self.name} is of kind {self.kind}: expected {self.value_type.__name__}, got {type(value).__name__}"
+            )
+
+
+def check_dimensions(owner: str, config: ModalityConfig, dimensions: int, expected: str) -> None:
+    """Raise ValueError unless the shape has so many dimensions, each of a positive size."""
+    shape = config.shape or []
+    if len(shape) != dimensions or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(f"{owner}.shape is {config.shape}; expected {expected} for a modality of kind {config.kind}.")
+
+
+def check_transformer(owner: str, config: TransformerModalityConfig) -> None:
+    """Raise ValueError if the options of a transformer decoder do not fit together."""
+    check_choice(f"{owner}.conditioning", config.conditioning, ("cross_attention", "prefix"))
+    check_count(f"{owner}.num_attention_heads", config.num_attention_heads, 1)
+    if config.decoder in ("transformer", "autoregressive"):
+        check_heads(owner, config.hidden_size, config.num_attention_heads)

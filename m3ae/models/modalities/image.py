@@ -1,0 +1,205 @@
+"""The kind `image`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from torch import Tensor, nn
+
+from m3ae.models.configuration import M3AEImageConfig
+from m3ae.models.encoders import normalize_images
+from m3ae.models.fusion import Stream
+from m3ae.models.latent_decoders import ConvolutionalDecoder, MLPDecoder, PatchDecoder
+from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
+from m3ae.models.modalities.augment import augment, plain
+from m3ae.models.modalities.base import (
+    BatchOptions,
+    Modality,
+    Tensors,
+    TransformerModalityConfig,
+    check_dimensions,
+    check_transformer,
+)
+from m3ae.pixels import to_8bit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from transformers import PreTrainedTokenizerBase
+
+    from m3ae.models.modeling import M3AEEncoders
+
+
+@dataclass(frozen=True)
+class ImageModalityConfig(TransformerModalityConfig):
+    """The options of an image.
+
+    The encoder `vit` is the trunk's, shared by all images that have it; `mlp` and `cnn` are the image's own. The
+    decoder is by default `transformer` (queries that attend to the latent tokens) with the encoder `vit`, otherwise
+    `mlp`; `cnn`, transposed convolutions, has sharper edges than an `mlp`.
+
+    With the encoder `vit` images have the trunk's size and channels, and need no shape; [1] makes them grayscale for a
+    trunk of several channels.
+
+    Attributes:
+        patch_size: Side of the patches that a transformer decoder predicts; those of the trunk if None.
+        mean: Subtracted from each channel before the image is encoded. Images of the encoder `vit` are normalised by
+            `image_config`.
+        std: What the difference is divided by.
+    """
+
+    patch_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+def _patch_decoder(modality: Image, input_size: int) -> nn.Module:
+    trunk, latent = cast(M3AEImageConfig, modality.model.image_config), cast(Any, modality.model.latent)
+    patch_size = modality.config.patch_size or trunk.patch_size
+    return PatchDecoder(input_size, modality.config, modality.shape, patch_size, latent.num_tokens)
+
+
+class Image(Modality):
+    """Pixels (C, H, W) in [0, 1]. A cell is an image of Pillow, one to be decoded when it is batched, or an array."""
+
+    kind = "image"
+    config_class = ImageModalityConfig
+    config: ImageModalityConfig
+    columns = ("image",)
+    tensor = "pixel_values"
+    dimensions = ("C", "H", "W")
+    encoders: ClassVar = {
+        "vit": None,
+        "mlp": lambda modality: mlp_encoder(modality.shape, modality.config),
+        "cnn": lambda modality: cnn_encoder(modality.shape, modality.config),
+    }
+    decoders: ClassVar = {
+        "transformer": _patch_decoder,
+        "mlp": lambda modality, input_size: MLPDecoder(input_size, modality.config, modality.shape),
+        "cnn": lambda modality, input_size: ConvolutionalDecoder(input_size, modality.config, modality.shape),
+    }
+    is_image = is_pictured = True
+
+    @classmethod
+    def _filled(cls, options: dict[str, Any]) -> dict[str, Any]:
+        encoder = options.get("encoder") or "vit"
+        if options.get("decoder") is None:
+            options["decoder"] = "transformer" if encoder in ("vit", "none") else "mlp"
+        return super()._filled(options)
+
+    @classmethod
+    def check(cls, owner: str, config: ImageModalityConfig) -> None:
+        """Raise ValueError if the options do not fit together."""
+        super().check(owner, config)
+        check_transformer(owner, config)
+        if (config.mean is None) != (config.std is None):
+            raise ValueError(f"{owner}: mean and std go together, got mean {config.mean} and std {config.std}.")
+
+    @classmethod
+    def check_shape(cls, owner: str, config: ImageModalityConfig) -> None:
+        """Raise ValueError if there is a shape beside the trunk's, or none without the trunk."""
+        if config.encoder == "vit":
+            check_dimensions(owner, config, len((config.shape or [])[:1]), "none, or [1] for grayscale images,")
+        else:
+            super().check_shape(owner, config)
+
+    def _shape(self) -> tuple[int, ...]:
+        shape = tuple(self.config.shape or ())
+        if self.config.encoder != "vit":
+            return shape
+        trunk = cast(M3AEImageConfig, self.model.image_config)
+        if shape not in ((), (1,), (trunk.num_channels,)):
+            raise ValueError(
+                f"latent.modalities.{self.name}.shape is {self.config.shape}; the encoder vit takes images of "
+                f"{trunk.num_channels} channels, which need no shape, or those of [1], whose channel is repeated."
+            )
+        return (*(shape or (trunk.num_channels,)), trunk.image_size, trunk.image_size)
+
+    @property
+    def stream(self) -> str | None:
+        """The trunk's `image`, for the encoder `vit`."""
+        return "image" if self.config.encoder == "vit" else None
+
+    def features(self, targets: Tensors) -> Tensor:
+        """Return the normalised pixels; of grayscale images for the trunk, the channel repeated."""
+        values = self.elements(targets)
+        mean, std = self.config.mean, self.config.std
+        if self.stream is not None:
+            trunk = cast(M3AEImageConfig, self.model.image_config)
+            values, mean, std = values.expand(-1, trunk.num_channels, -1, -1), trunk.image_mean, trunk.image_std
+        return values if mean is None or std is None else normalize_images(values, mean, std)
+
+    def encode(self, trunk: M3AEEncoders, targets: Tensors, present: Tensor) -> Stream | Tensor:
+        """Return the trunk's tokens, or the normalised pixels."""
+        values = self.features(targets)
+        return values if self.stream is None else trunk.encode_image(values, None, present)
+
+    def read(self, cells: Sequence[Any], seed: int) -> Any | None:
+        """Return one of the row's views, still encoded; the seed draws which."""
+        views = [cell for cell in cells if cell is not None]
+        return views[(seed & 0xFFFFFFFF) % len(views)] if views else None
+
+    def batch(
+        self, cells: Sequence[Any | None], options: BatchOptions, draws: Sequence[np.random.Generator]
+    ) -> dict[str, Tensor]:
+        """Return `pixel_values` (B, C, H, W) float32 in [0, 1]."""
+        pixels = torch.zeros(len(cells), *self.shape)
+        for own, cell, draw in zip(pixels, cells, draws, strict=True):
+            if isinstance(cell, np.ndarray):
+                own[:] = torch.from_numpy(cell)
+            elif cell is not None:
+                own[:] = self.pixels(cell, options, draw).float() / 255
+        return {self.tensor: pixels}
+
+    def pixels(self, cell: Any, options: BatchOptions, draw: np.random.Generator) -> Tensor:
+        """Return an image as the model's size has it, cropped and augmented: (C, H, W), or (1, H, W), uint8."""
+        image = self.value(cell)
+        image = to_8bit(image).convert("L") if self.shape[0] == 1 else plain(image)
+        square = np.array(augment(image, self.shape[-1], draw, options.augmentation, options.crop_scale))
+        return torch.from_numpy(square[None] if square.ndim == 2 else square.transpose(2, 0, 1))
+
+    @property
+    def value_type(self) -> type:
+        """An image of Pillow."""
+        return Pillow.Image
+
+    def cell(self, value: Any) -> Any:
+        """Return the image, or an array (C, H, W) in [0, 1], as it is."""
+        if not isinstance(value, np.ndarray):
+            self._expect(value)
+            return value
+        return super().cell(value)
+
+    def _expect(self, value: Any) -> None:
+        if not isinstance(value, np.ndarray):
+            super()._expect(value)
+
+    def value(self, cell: Any) -> Pillow.Image:
+        """Decode a cell."""
+        if isinstance(cell, np.ndarray):
+            return _picture(cell)
+        image: Pillow.Image = cell if isinstance(cell, Pillow.Image) else cell.decode()
+        return image
+
+    def values(self, decoded: Tensor, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Any]:
+        """Return images of 8 bits."""
+        return [_picture(pixels) for pixels in decoded.detach().cpu().float().numpy()]
+
+    def drawable(self, value: Any) -> NDArray[np.float32]:
+        """Return pixels (H, W[, 3]) in [0, 1]."""
+        image = value.convert("RGB" if value.mode not in ("L", "1") else "L")
+        return np.asarray(image, dtype=np.float32) / np.float32(255)
+
+    def draw(self, axes: Axes, drawable: Any) -> None:
+        """Draw pixels."""
+        axes.imshow(drawable, cmap="gray", vmin=0, vmax=1)
+
+
+def _picture(pixels: NDArray[np.float32]) -> Pillow.Image:
+    values = (pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    return Pillow.fromarray(values[..., 0] if values.shape[-1] == 1 else values)

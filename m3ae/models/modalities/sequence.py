@@ -1,0 +1,32 @@
+"""The kind `sequence`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3ae.models.modalities.vector import Vector
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Sequence(Vector):
+    """Vectors (T, F) of F features at T times."""
+
+    kind = "sequence"
+    dimensions = ("T", "F")
+    encoders: ClassVar = dict(Vector.encoders)
+    decoders: ClassVar = dict(Vector.decoders)
+    is_pictured = True
+
+    def drawable(self, value: Any) -> NDArray[np.float32]:
+        """Return the features over time, (F, T)."""
+        curves: NDArray[np.float32] = value.T
+        return curves
+
+    def draw(self, axes: Axes, drawable: Any) -> None:
+        """Draw the features over time as colours."""
+        axes.imshow(drawable, cmap="viridis", vmin=-2, vmax=2, aspect="auto", origin="lower")
