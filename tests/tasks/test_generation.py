@@ -138,7 +138,6 @@ def _visits(count: int) -> list[Any]:
             r"label.labels: got \['a', 'c'\], but the training",
         ),
         ({"other": {"kind": "vector", "shape": [2]}}, "no column 'other'"),
-        ({"second": {**MODALITIES["image"], "shape": [1, 9, 9]}}, "images of one run have one shape"),
     ],
 )
 def test_bad_modalities_are_explained(data: Path, tmp_path: Path, changes: dict, message: str) -> None:
