@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 from m3ae.options import OptionsError, check_options, class_options
 
@@ -24,7 +24,9 @@ def check_overrides(overrides: Mapping[str, Any], text_encoder: str | None) -> N
         OptionsError: A key is no option, or a value has another type.
     """
     with named("overrides."):
-        check_options(_overrides_model(), overrides)
+        from m3ae.models.modalities import KINDS
+
+        check_options(_overrides_model(tuple(KINDS)), overrides)
     if text_encoder is not None and overrides.get("text_config"):
         from m3ae.models.text_encoder import check_text_encoder, check_text_options
 
@@ -56,17 +58,20 @@ def named(prefix: str) -> Iterator[None]:
 
 
 @cache
-def _overrides_model() -> type[BaseModel]:
+def _overrides_model(kinds: tuple[str, ...]) -> type[BaseModel]:
     import torch
 
     from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-    from m3ae.models.latent_configuration import LatentConfig, ModalityConfig
+    from m3ae.models.latent_configuration import LatentConfig
+    from m3ae.models.modalities import KINDS
     from m3ae.models.option_checks import TRANSFORMERS_KEYS
 
     def options(config: type[Any], **nested: Any) -> Any:
         return class_options(config, nested, TRANSFORMERS_KEYS - {"model_type"}, {"torch": torch})
 
-    modality: Any = class_options(ModalityConfig, {})
+    of_kinds = [class_options(kind.config_class, {}) for kind in map(KINDS.__getitem__, kinds)]
+    known = {name: (field.annotation, None) for kind in of_kinds for name, field in kind.model_fields.items()}
+    modality: Any = create_model("ModalityConfig", __config__=of_kinds[0].model_config, **known)  # type: ignore[call-overload]
     model: type[BaseModel] = options(
         M3AEConfig,
         image_config=options(M3AEImageConfig) | None,
