@@ -139,8 +139,9 @@ def _decode(dataset: Dataset, name: str) -> NDArray[Any]:
         for line in decoder.missing_dependencies
         if line.startswith("pylibjpeg ")  # which has a plugin for each compressed transfer syntax, as no other has
     )
+    extra = "dicom-gpl" if "pylibjpeg-libjpeg" in needs else "dicom"
     missing = UnreadableImageError(
-        "image decoder missing", f"{name}: {syntax.name} needs {needs}: pip install 'm3ae[dicom]'"
+        "image decoder missing", f"{name}: {syntax.name} needs {needs}: pip install 'm3ae[{extra}]'"
     )
     if not decoder.is_available:
         raise missing

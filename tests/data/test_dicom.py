@@ -353,7 +353,7 @@ def test_what_no_installed_package_decodes_is_refused_with_the_name_of_one(
     hide_pylibjpeg(JPEGBaseline8Bit, monkeypatch)
     assert load_dicom(tmp_path / "a.dcm").size == (64, 64)  # Pillow can do it
     monkeypatch.setattr(get_decoder(JPEGBaseline8Bit), "_available", {})
-    needs = r"needs pylibjpeg>=2\.0 and pylibjpeg-libjpeg>=2\.1: pip install 'm3ae\[dicom\]'$"
+    needs = r"needs pylibjpeg>=2\.0 and pylibjpeg-libjpeg>=2\.1: pip install 'm3ae\[dicom-gpl\]'$"
     with pytest.raises(UnreadableImageError, match=rf"^image decoder missing: a\.dcm: JPEG Baseline.* {needs}"):
         load_dicom(tmp_path / "a.dcm")
     dataset.file_meta.TransferSyntaxUID = MPEG4HP41
