@@ -96,12 +96,15 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str] | B
 def _decode_windows(path: Path, lines: list[str]) -> list[str]:
     """Return lines whose bytes are not UTF-8 as Windows-1252, if they look like it, and say so on standard error.
 
-    They do if no character beyond ASCII is UTF-8 and most of those bytes stand alone, as in no Asian or Cyrillic text.
+    They do if no character beyond ASCII is UTF-8, and such bytes are few among letters and hardly ever three on end,
+    as they are in no Asian or Cyrillic text.
     """
     text = "".join(line for line in lines if not line.isascii())
     runs = re.findall("[\udc80-\udcff]+", text)
-    alone = sum(len(run) == 1 for run in runs)
-    if not runs or len("".join(runs)) < len(re.findall("[^\0-\x7f]", text)) or alone * 10 < len(runs) * 9:
+    count = len("".join(runs))
+    is_utf8 = count < len(re.findall("[^\0-\x7f]", text))
+    are_few = 3 * count <= len(re.findall("[a-zA-Z\udc80-\udcff]", text))
+    if not runs or is_utf8 or not are_few or 10 * sum(len(run) > 2 for run in runs) > len(runs):
         return lines
     with suppress(UnicodeDecodeError):
         lines = [line.encode("utf-8", "surrogateescape").decode("cp1252") for line in lines]
