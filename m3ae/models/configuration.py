@@ -211,6 +211,10 @@ class M3AEConfig(StrictConfig):
         """Number of images V that a study may have."""
         return len(self.views or ["image"])
 
+    def view_number(self, name: str) -> int:
+        """Return which of the views a modality's image is: the first if no view has the modality's name."""
+        return self.views.index(name) if self.views and name in self.views else 0
+
     @property
     def longest_text(self) -> int:
         """Number of tokens, special ones included, of the longest text that the text encoder takes."""

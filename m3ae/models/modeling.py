@@ -180,7 +180,7 @@ class M3AEEncoders(M3AEPreTrainedModel):
             self.view_types = nn.Embedding(config.num_views, config.hidden_size)
 
     def encode_image(
-        self, pixel_values: Tensor, ids_keep: Tensor | None = None, present: Tensor | None = None
+        self, pixel_values: Tensor, ids_keep: Tensor | None = None, present: Tensor | None = None, view: int = 0
     ) -> Stream:
         """Encode images alone, ready to be fused.
 
@@ -189,6 +189,7 @@ class M3AEEncoders(M3AEPreTrainedModel):
                 rows of absent images is ignored.
             ids_keep: (B, K) visible patches, or (B·V, K); all of them if None.
             present: (B,) bool, or (B, V); all present if None.
+            view: Number of the view that images (B, C, H, W) are, see `M3AEConfig.view_number`.
 
         Returns:
             Tokens (B, V·(1 + K), D), the class token of each view first.
@@ -208,7 +209,7 @@ class M3AEEncoders(M3AEPreTrainedModel):
         stream = self._stream("image", self.image_encoder(pixel_values.flatten(0, -4), ids_keep), None, present)
         if self.config.num_views == 1:
             return stream
-        views = self.view_types(torch.arange(num_views, device=stream.tokens.device))
+        views = self.view_types(torch.arange(view, view + num_views, device=stream.tokens.device))
         tokens = stream.tokens.unflatten(0, (-1, num_views)) + views[:, None]
         return Stream(tokens.flatten(1, 2), None, present, num_views)
 

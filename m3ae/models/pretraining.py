@@ -6,6 +6,7 @@ D fusion width, P patch side, W vocabulary. Masks: 1 = masked. Presence: True = 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,7 +24,7 @@ from m3ae.models.gathering import gather_pairs
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import LatentHead, init_latent_weights
 from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass
-from m3ae.models.modalities import read_inputs
+from m3ae.models.modalities import Modality, read_inputs
 from m3ae.models.modeling import (
     STREAMS,
     M3AEModel,
@@ -73,7 +74,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
     `M3AEForGeneration` loads what it has learnt.
 
     Raises:
-        ValueError: The latent head has other modalities than the trunk's `image` and `text`.
+        ValueError: The latent head has other modalities than the trunk's images and text.
     """
 
     def __init__(self, config: M3AEConfig) -> None:
@@ -86,8 +87,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         self.itc_head = ContrastiveHead(config) if config.itc_weight else None
         self.latent_head = None
         if isinstance(config.latent, LatentConfig):
-            _check_modalities(config.latent)
             self.latent_head = LatentHead(config)
+            _check_modalities(config, self.latent_head.modalities)
         self.post_init()
 
     @torch.no_grad()
@@ -331,23 +332,21 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
     ) -> M3AEForGenerationOutput:
         """Infer z from the unmasked inputs, encoded already or not, and explain them from it."""
         given: dict[str, dict[str, Tensor]] = {}
-        presence = {"image": inputs.image_present, "text": inputs.text_present}
-        for name in head.modalities:
-            if name == "text":
-                mask = inputs.attention_mask
-                given[name] = {"input_ids": inputs.input_ids}
-                given[name] |= {} if mask is None else {"attention_mask": mask}
-                encode = partial(self.m3ae.encode_text, inputs.input_ids, mask)
-            else:
-                given[name] = {"pixel_values": denormalize_images(inputs.pixel_values, self._image)}
-                encode = partial(self.m3ae.encode_image, inputs.pixel_values, None)
-            there = presence[name]
-            given[name] |= {} if there is None else {"present": there}
-            if name not in whole:
-                whole[name] = encode(there)
+        streams: dict[str, Stream] = {}
+        for name, modality in head.modalities.items():
+            if modality.stream == "text":
+                given[name] = inputs.text()
+                if "text" not in whole:
+                    whole["text"] = self.m3ae.encode_text(inputs.input_ids, inputs.attention_mask, inputs.text_present)
+                streams[name] = whole["text"]
+            elif (view := self.config.view_number(name)) < inputs.num_views:
+                given[name] = inputs.view(view, self._image)
+                if "image" not in whole:
+                    whole["image"] = self.m3ae.encode_image(inputs.pixel_values, None, inputs.image_present)
+                streams[name] = whole["image"].views()[view]
         targets = read_inputs(given, head.modalities)
-        streams = {name: whole[name] for name in head.experts}
-        return latent_pass(head, streams, targets, beta=beta, generator=generator)
+        experts = {name: stream for name, stream in streams.items() if name in head.experts}
+        return latent_pass(head, experts, targets, beta=beta, generator=generator)
 
     def _add_latent(self, output: M3AEForPreTrainingOutput, latent: M3AEForGenerationOutput) -> None:
         assert self.latent_head is not None and latent.loss is not None and latent.losses is not None
@@ -391,6 +390,19 @@ class _Inputs:
         """Number of images V of a sample."""
         return 1 if self.pixel_values.dim() == 4 else self.pixel_values.shape[1]
 
+    def text(self) -> dict[str, Tensor]:
+        """Return the text as a batch of modalities has it."""
+        tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "present": self.text_present}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def view(self, number: int, config: M3AEImageConfig) -> dict[str, Tensor]:
+        """Return an image in [0, 1] as a batch of modalities has it."""
+        pixels, present = self.pixel_values, self.image_present
+        if pixels.dim() == 5:
+            pixels, present = pixels[:, number], None if present is None else present[:, number]
+        tensors = {"pixel_values": denormalize_images(pixels, config)}
+        return tensors if present is None else tensors | {"present": present}
+
     def complete(self) -> Tensor:
         """Return which samples (B,) have both modalities."""
         return all_present(self.input_ids, self.image_present, self.text_present)
@@ -409,12 +421,16 @@ class _Fused:
     whole: dict[str, Stream] = field(default_factory=dict)
 
 
-def _check_modalities(latent: LatentConfig) -> None:
-    encoders = {name: modality.encoder for name, modality in latent.typed_modalities.items()}
-    if not encoders.items() <= {("image", "vit"), ("text", "roberta")}:
+def _check_modalities(config: M3AEConfig, modalities: Mapping[str, Modality]) -> None:
+    """Raise ValueError unless each modality of the latent head is the trunk's text or one of its images."""
+    texts = [name for name, modality in modalities.items() if modality.stream == "text"]
+    images = [name for name, modality in modalities.items() if modality.stream == "image"]
+    views = config.views or images[:1]
+    if len(texts) > 1 or len(texts) + len(images) < len(modalities) or not set(images) <= set(views):
+        kinds = {name: f"{modality.kind}, encoder {modality.config.encoder}" for name, modality in modalities.items()}
         raise ValueError(
-            f"latent.modalities: M3AEForPreTraining has an image (encoder vit) and a text (roberta), got {encoders}; "
-            f"M3AEForGeneration trains any modalities"
+            f"latent.modalities: M3AEForPreTraining has a text (encoder roberta) and the images "
+            f"{config.views or 'of one view'} (encoder vit), got {kinds}; M3AEForGeneration trains any modalities"
         )
 
 

@@ -59,7 +59,7 @@ def test_every_parameter_learns_and_what_is_absent_is_not_read() -> None:
 def test_other_modalities_are_refused() -> None:
     speech = {"speech": {"kind": "sequence", "shape": [4, 3]}}
     with pytest.raises(
-        ValueError, match=r"M3AEForPreTraining has an image \(encoder vit\) and a text \(roberta\), got"
+        ValueError, match=r"M3AEForPreTraining has a text \(encoder roberta\) and the images of one view"
     ):
         tiny_model(latent={"size": 5, "modalities": speech})
     assert isinstance(tiny_model(latent=LATENT), M3AEForPreTraining)

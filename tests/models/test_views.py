@@ -9,11 +9,13 @@ from torch import Tensor
 
 from m3ae import (
     M3AEForClassification,
+    M3AEForGeneration,
     M3AEForImageTextRetrieval,
     M3AEForPreTraining,
     M3AEForQuestionAnswering,
     M3AEModel,
 )
+from m3ae.models.encoders import denormalize_images
 from tests.models.tiny import tiny_batch, tiny_of
 
 VIEWS = ["frontal", "lateral"]
@@ -79,6 +81,7 @@ def test_a_view_that_is_absent_is_as_one_that_is_not_given() -> None:
 
 def test_every_view_is_read() -> None:
     trunk, batch = tiny_of(M3AEModel, views=VIEWS), inputs(studies(None))
+    torch.nn.init.normal_(trunk.view_types.weight)
     expected = trunk(**batch).pooler_output
     for view in range(2):
         changed = batch["pixel_values"].clone()
@@ -103,6 +106,33 @@ def test_tasks_learn_from_views_any_of_them_missing(model_class: Any, labels: di
     loss.backward()
     gradient = model.base_model.view_types.weight.grad
     assert loss.isfinite() and gradient.isfinite().all() and (gradient.abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("schedule", ["separate", "joint"])
+def test_a_latent_head_joins_the_views_and_the_text(schedule: str, tmp_path: Path) -> None:
+    modalities = {"frontal": {"kind": "image"}, "lateral": {"kind": "image"}, "report": {"kind": "text"}}
+    latent = {"size": 5, "modalities": modalities}
+    model = tiny_of(M3AEForPreTraining, views=VIEWS, schedule=schedule, latent=latent)
+    output = model(**studies(), beta=0.5, generator=torch.Generator().manual_seed(3))
+    assert {"latent", "kl", "nll_frontal", "nll_lateral", "nll_report"} <= output.losses.keys()
+    model.save_pretrained(tmp_path)
+    generator = M3AEForGeneration.from_pretrained(tmp_path).eval()
+    batch, image = studies(), model.config.image_config
+    given = {
+        name: {"pixel_values": denormalize_images(batch["pixel_values"][:, view], image), "present": PRESENT[:, view]}
+        for view, name in enumerate(VIEWS)
+    }
+    given["report"] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = generator(given, beta=0.5, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(output.losses["latent"], expected.loss, rtol=1e-4, atol=1e-2)
+    frontal = model(**studies(None) | {"pixel_values": batch["pixel_values"][:, 0], "image_noise": None})
+    assert "nll_lateral" not in frontal.losses and frontal.losses["nll_frontal"].isfinite()
+
+
+def test_a_latent_head_has_no_other_view_than_the_model() -> None:
+    latent = {"size": 5, "modalities": {"oblique": {"kind": "image"}, "report": {"kind": "text"}}}
+    with pytest.raises(ValueError, match=r"has a text .* and the images \['frontal', 'lateral'\]"):
+        tiny_of(M3AEForPreTraining, views=VIEWS, latent=latent)
 
 
 def test_a_model_of_one_image_becomes_one_of_several_views(tmp_path: Path) -> None:

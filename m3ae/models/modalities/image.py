@@ -137,7 +137,9 @@ class Image(Modality):
     def encode(self, trunk: M3AEEncoders, targets: Tensors, present: Tensor) -> Stream | Tensor:
         """Return the trunk's tokens, or the normalised pixels."""
         values = self.features(targets)
-        return values if self.stream is None else trunk.encode_image(values, None, present)
+        if self.stream is None:
+            return values
+        return trunk.encode_image(values, None, present, self.model.view_number(self.name))
 
     def read(self, cells: Sequence[Any], seed: int) -> Any | None:
         """Return one of the row's views, still encoded; the seed draws which."""
