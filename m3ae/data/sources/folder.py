@@ -226,22 +226,22 @@ def _read(path: Path, split: str | None) -> list[Table]:
 
 
 def _json_tables(path: Path, split: str | None) -> list[Table]:
-    """Return a list of records, or one for each split, as tables; records may have their id as key instead."""
+    """Return a list of records, one for each split, or the only one in an object; records may have ids as keys."""
     content = read_json(path)
-    parts = (
-        [(key, find_split(key), part) for key, part in content.items() if part] if isinstance(content, dict) else []
-    )
-    if not parts or not all(part_split for _, part_split, _ in parts):
-        parts = [("", split, content)]
+    parts: list[tuple[str, Any]] = [("", content)]
+    if isinstance(content, dict):
+        by_split = [(key, part) for key, part in content.items() if find_split(key) and part]
+        lists = [("", part) for part in content.values() if isinstance(part, list)]
+        parts = by_split or (lists if len(lists) == 1 else parts)
     tables = []
-    for key, part_split, part in parts:
+    for key, part in parts:
         records = part
         if isinstance(part, dict) and all(isinstance(record, dict) for record in part.values()):
             records = [{"id": name} | record for name, record in part.items()]
         if not isinstance(records, list) or not any(isinstance(record, dict) for record in records):
             return []
         records = [record if isinstance(record, dict) else Broken("not a JSON object", None, {}) for record in records]
-        tables.append(Table(path, f"{path.name} {key}".strip(), part_split, records))
+        tables.append(Table(path, f"{path.name} {key}".strip(), find_split(key) or split, records))
     return tables
 
 

@@ -226,7 +226,10 @@ RECORD = {"image": "x.png", "text": "a"}
         ([RECORD, 3], ["x.png", "t.json, row 2"]),
         ({"train": [RECORD], "val": [RECORD], "test": []}, ["x.png", "x.png-2"]),
         ({"x.png": {"text": "a"}, "y.png": {"text": "b"}}, ["x.png", "y.png"]),
-        ({"name": "no table"}, ["t.json", "x.png"]),
+        ({"info": {"year": 9}, "data": [RECORD]}, ["x.png"]),
+        ({"info": {"year": 9}, "train": [RECORD]}, ["x.png"]),
+        ({"images": [RECORD], "annotations": [RECORD]}, ["t.json", "x.png"]),
+        ({"name": "no table", "tags": ["a"]}, ["t.json", "x.png"]),
     ],
 )
 def test_a_json_table(tmp_path: Path, content: Any, ids: list[str]) -> None:
