@@ -12,8 +12,9 @@ import hashlib
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -177,6 +178,17 @@ def only_process(folder: Path) -> Iterator[None]:
         finally:
             path.unlink(missing_ok=True)
             _locked.remove(path)
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Yield a temporary folder that is removed at the end; what killed processes have left of its kind goes first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        if (left / LOCK).is_file():
+            with suppress(OSError), only_process(left):  # not while its process lives
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=prefix) as name, only_process(Path(name)):
+        yield Path(name)
 
 
 def _lock(file: TextIO) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from m3ae.files import (
+    LOCK,
     check_replaceable,
     complete_folder,
     find_damage,
@@ -17,6 +18,7 @@ from m3ae.files import (
     remove_folder,
     replacing,
     restore,
+    temporary_folder,
     write_checksums,
     write_text,
 )
@@ -146,3 +148,17 @@ def test_one_process_writes_a_folder_and_a_killed_one_leaves_it_free(tmp_path: P
     with only_process(tmp_path):
         pass
     assert tree(tmp_path) == {}
+
+
+def test_a_temporary_folder_is_removed_at_the_latest_by_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    fill(tmp_path / "kind-killed", upload="private", **{LOCK: "process 1"})
+    fill(tmp_path / "kind-of-mine", notes="mine")
+    with temporary_folder("kind-") as other:
+        fill(other, upload="private")
+        assert not (tmp_path / "kind-killed").exists()
+        with temporary_folder("kind-"):
+            assert (other / "upload").exists(), "that of a process that lives stays"
+    assert tree(tmp_path) == {"kind-of-mine/notes": "mine"}

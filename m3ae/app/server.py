@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+from m3ae.files import temporary_folder
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -68,7 +71,7 @@ def serve(
     """Serve the app until it is interrupted.
 
     Uploads are at most 20 MB; they lie in a temporary folder, from which they are deleted after ten minutes, and which
-    is removed at the end.
+    is removed at the end, by SIGTERM and SIGHUP, too; what a killed app has left is removed when the next one starts.
 
     Args:
         models: Folders or hub names, at most one for each task.
@@ -88,8 +91,9 @@ def serve(
         OSError: The port is taken.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(TemporaryDirectory(prefix="m3ae-app-"))
-        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_TEMP_DIR"] = str(stack.enter_context(temporary_folder("m3ae-app-uploads-")))
+        for number in (signal.SIGTERM, signal.SIGHUP) if block else ():
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))  # the folder is removed on the way out
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         import gradio as gr
 

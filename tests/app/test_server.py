@@ -1,6 +1,10 @@
 """How the app is served: to this machine alone, and with a limit on what may be sent to it."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,30 @@ def address(folder: Path) -> str:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return serve([str(folder / "vqa")], [folder / "data"], port=port, block=False).rstrip("/")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_upload(tmp_path: Path, number: signal.Signals) -> None:
+    code = """
+import os, pathlib, time
+from types import SimpleNamespace
+from m3ae.app import server, session
+session.open_session = lambda *given: None
+def launch(**options):
+    (pathlib.Path(os.environ["GRADIO_TEMP_DIR"]) / "upload.png").touch()
+    print("ready", flush=True)
+    time.sleep(600)
+server.build = lambda session: SimpleNamespace(launch=launch)
+server.serve([])
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as app:
+        assert app.stdout is not None and app.stdout.readline() == "ready\n"
+        assert len(list(tmp_path.glob("m3ae-app-*/upload.png"))) == 1
+        app.send_signal(number)
+        assert app.wait(30) == 128 + number
+    assert not list(tmp_path.glob("m3ae-app-*"))
 
 
 def test_it_listens_to_this_machine_alone(address: str) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEImageProcessor, M3AEProcessor
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.files import LOCK
 from m3ae.inference import SearchIndex, index_folder, open_collection, open_index, search
 from m3ae.models.encoded import encode_texts
 from m3ae.models.modeling import M3AEPreTrainedModel
@@ -215,6 +216,17 @@ def test_a_damaged_index_is_built_again(folder, processor, tmp_path, capsys, nam
             open_index(model, processor, collection, tmp_path / "index")
     else:
         assert open_index(model, processor, collection, tmp_path / "index").find_images(TEXTS[0]) == expected
+
+
+def test_a_build_that_was_killed_leaves_nothing(folder, processor, tmp_path, capsys):
+    model, collection, place = build(processor, M3AEForPreTraining), open_collection(folder), tmp_path / "index"
+    place.mkdir()
+    (place / "index.json").write_text(json.dumps({"kind": search.KIND}))
+    for name in ("texts.npy", "images.npy.tmp", LOCK):
+        (place / name).write_bytes(b"half of it")
+    first = open_index(model, processor, collection, place).find_images(TEXTS[0])
+    assert sorted(path.name for path in place.iterdir()) == ["images.npy", "index.json", "lengths.npy", "texts.npy"]
+    assert open_index(model, processor, collection, tmp_path / "other").find_images(TEXTS[0]) == first
 
 
 @pytest.mark.parametrize("table", [True, False])
