@@ -16,6 +16,7 @@ from m3ae import (
     M3AEModel,
 )
 from m3ae.models.encoders import denormalize_images
+from tests.models.published import shake
 from tests.models.tiny import tiny_batch, tiny_of
 
 VIEWS = ["frontal", "lateral"]
@@ -80,14 +81,13 @@ def test_a_view_that_is_absent_is_as_one_that_is_not_given() -> None:
 
 
 def test_every_view_is_read() -> None:
-    trunk, batch = tiny_of(M3AEModel, views=VIEWS), inputs(studies(None))
-    torch.nn.init.normal_(trunk.view_types.weight)
+    trunk, batch = shake(tiny_of(M3AEModel, views=VIEWS)), inputs(studies(None))
     expected = trunk(**batch).pooler_output
     for view in range(2):
         changed = batch["pixel_values"].clone()
         changed[:, view] *= -3
         pooled = trunk(**batch | {"pixel_values": changed}).pooler_output
-        assert ((pooled - expected).abs().amax(1) > 1e-5).all()
+        assert ((pooled - expected).abs().amax(1) > 1e-3).all()
     swapped = trunk(**batch | {"pixel_values": batch["pixel_values"].flip(1)}).pooler_output
     assert not torch.allclose(swapped, expected, atol=1e-4)  # each view has a type of its own
 
