@@ -28,6 +28,8 @@ from m3ae.models.encoded import (
 )
 from m3ae.models.modeling import M3AEModel
 
+IMAGES_AT_ONCE = 256  # that are scored against all texts, in all processes together
+
 
 class Gallery:
     """T texts and I images under one model; equal ones are computed once.
@@ -73,8 +75,10 @@ class Gallery:
 
     def match_all(self, score: Score) -> BothWays:
         """Score every text and image with the matching head."""
-        pairs = torch.cartesian_prod(torch.arange(len(self.texts)), torch.arange(len(self.images)))
-        scores = self._score(score, pairs).view(len(self.texts), len(self.images))
+        texts, blocks = torch.arange(len(self.texts)), torch.arange(len(self.images)).split(IMAGES_AT_ONCE)
+        scores = torch.cat(
+            [self._score(score, torch.cartesian_prod(texts, block)).view(len(texts), -1) for block in blocks], dim=1
+        )
         return self._both_ways(scores.__getitem__, scores.T.__getitem__)
 
     def compare_all(self, head: ContrastiveHead) -> BothWays:
