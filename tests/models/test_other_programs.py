@@ -1,5 +1,6 @@
 """Models in other people's programs: accelerate, peft, quantisation."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,42 @@ def test_a_model_in_half_precision_takes_what_its_processor_gives(
     if loss is not None:
         loss.backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def loss_of(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    output = model(**inputs)
+    return output.pooler_output.sum() if output.get("loss") is None else output.loss
+
+
+@every_class
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:fan_in_fan_out:UserWarning")
+@pytest.mark.parametrize("layers", ["all-linear", ["qkv", "proj", "query", "value", "out_proj", "c_attn"]])
+def test_adapters_learn_and_are_merged(
+    model_class: type[M3AEPreTrainedModel], options: dict[str, Any], layers: Any
+) -> None:
+    peft = pytest.importorskip("peft")
+    model, inputs = build(model_class, **options)
+    if model_class in (M3AEForQuestionAnswering, M3AEForClassification):
+        inputs = {**inputs, "labels": torch.tensor([0, 1, 1, 0])}
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False)
+    adapted = peft.get_peft_model(model, settings)
+    loss_of(adapted.train(), inputs).backward()
+    unread = {name for name, p in adapted.named_parameters() if p.requires_grad and p.grad is None}
+    assert not {name for name in unread if "pooler" not in name}, unread
+    adapted.eval()
+    with torch.no_grad():
+        before = loss_of(adapted, inputs)
+        torch.testing.assert_close(loss_of(adapted.merge_and_unload(), inputs), before, rtol=1e-4, atol=1e-4)
+
+
+@every_class
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_dynamically_quantised_layers_run(model_class: type[M3AEPreTrainedModel], options: dict[str, Any]) -> None:
+    model, inputs = build(model_class, **options)
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    layer = quantised.latent_head.experts["image"].output if model_class is M3AEForGeneration else quantised
+    assert any("quantized" in type(module).__module__ for module in layer.modules())
+    with torch.no_grad():
+        for expected, got in zip(results(model, inputs), results(quantised, inputs), strict=True):
+            assert got.shape == expected.shape and got.isfinite().all()
