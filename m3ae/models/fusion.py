@@ -66,7 +66,9 @@ class FusionAttention(nn.Module):
         self.output = nn.Linear(size, size)
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
 
-    def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None, gate: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, context: Tensor, mask: Tensor | None, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend from tokens (B, T, D) to context (B, S, D).
 
         Args:
@@ -74,17 +76,19 @@ class FusionAttention(nn.Module):
             context: Keys and values.
             mask: (B, 1, 1, S) bool, True = may be attended to.
             gate: (B, 1, 1), 0 where a sample has no context at all.
+
+        Returns:
+            The updated tokens (B, T, D), and the weights (B, H, T, S) if the implementation has them.
         """
         query, key, value = (
             self._heads(projected) for projected in (self.query(tokens), self.key(context), self.value(context))
         )
         dropout = self.config.attention_probs_dropout_prob
-        attended, _ = attend(self, self.config, query, key, value, mask, dropout)
+        attended, weights = attend(self, self.config, query, key, value, mask, dropout)
         update = F.dropout(self.output(attended.flatten(-2)), self.config.hidden_dropout_prob, self.training)
         if gate is not None:
             update = update * gate
-        normed: Tensor = self.norm(tokens + update)
-        return normed
+        return self.norm(tokens + update), weights
 
     def weights(self, tokens: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Return with which weights (B, H, T, S) `forward` attends from tokens (B, T, D) to context (B, S, D)."""
@@ -118,11 +122,11 @@ class FusionLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         """Update the tokens (B, S, D), or only those (B, R, D) at the positions `read` (B, R)."""
         queries = tokens if read is None else gather_tokens(tokens, read)
-        queries = self.self_attention(queries, tokens, mask)
+        queries, _ = self.self_attention(queries, tokens, mask)
         if context is None:
             queries = self.cross_attention.norm(queries)  # as where all context is absent
         else:
-            queries = self.cross_attention(queries, context, context_mask, gate)
+            queries, _ = self.cross_attention(queries, context, context_mask, gate)
         update = self.output(F.gelu(self.intermediate(queries)))
         normed: Tensor = self.norm(queries + F.dropout(update, self.config.hidden_dropout_prob, self.training))
         return normed
@@ -206,7 +210,7 @@ class Fusion(nn.Module):
         if context is None:
             raise ValueError(f"Cross-attention of {name!r} needs another stream; got only {list(streams)}.")
         layer: FusionLayer = self.layers[-1][name]  # type: ignore[index]
-        queries = layer.self_attention(states[name], states[name], _key_mask([streams[name]]))
+        queries, _ = layer.self_attention(states[name], states[name], _key_mask([streams[name]]))
         return layer.cross_attention.weights(queries, context, _key_mask(others))
 
 

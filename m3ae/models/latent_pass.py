@@ -35,12 +35,16 @@ class M3AEForGenerationOutput(ModelOutput):
         kl: (B, *) bound on the KL in nats, for each shared dimension, or for all together if their prior is learned;
             then for each private latent.
         log_likelihood: Name → (B,) log p(x_m|z) of the given modalities, 0 where absent; None for `iwae` and `dreg`.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.recording.recording`.
+        attentions: With `output_attentions`, see there.
     """
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     kl: Tensor | None = None
     log_likelihood: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 def latent_pass(

@@ -41,11 +41,15 @@ class M3AEModelOutput(ModelOutput):
         image_hidden_state: (B, 1 + N, D), the class token first, or None without images; (B, V·(1 + N), D) of several
             views, one after the other.
         pooler_output: (B, 2·D) pooled text then pooled image; zeros for an absent modality.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.recording.recording`.
+        attentions: With `output_attentions`, see there.
     """
 
     text_hidden_state: Tensor | None = None
     image_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 def first_token(rows: Tensor) -> Tensor:
@@ -243,6 +247,7 @@ class M3AEModel(M3AEEncoders):
     """The trunk: image and text encoders, their projections, and the fusion."""
 
     _keys_to_ignore_on_load_unexpected = OTHER_HEADS
+    fuses_every_token = False  # in the last layer, even for what reads the class tokens alone
 
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__(config)
@@ -327,7 +332,7 @@ class M3AEModel(M3AEEncoders):
             (B, 2·D) pooled text then pooled image; zeros for an absent modality.
         """
         any_stream = next(iter(streams.values()))
-        first = first_token(any_stream.tokens)
+        first = None if self.fuses_every_token else first_token(any_stream.tokens)
         fused = self.fuse(streams, dict.fromkeys(streams, first))[-1]
         return self._pooled(fused, streams)
 

@@ -12,6 +12,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from transformers import PreTrainedConfig
 
+from m3ae.models.recording import RECORDED, recording
+
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
 
@@ -34,9 +36,6 @@ TRANSFORMERS_KEYS = frozenset(
 TRANSFORMERS_ARGUMENTS = frozenset(
     {
         "num_items_in_batch",
-        "output_attentions",
-        "output_hidden_states",
-        "return_dict",
         "return_loss",
         "token_type_ids",
         "use_cache",
@@ -45,9 +44,11 @@ TRANSFORMERS_ARGUMENTS = frozenset(
 
 
 def checked_arguments(forward: Callable[Arguments, Output]) -> Callable[Arguments, Output]:
-    """Make a model's `forward` refuse keywords that it does not know, with the nearest ones that it does.
+    """Make a model's `forward` take keywords as transformers' models do, and refuse those that it does not know.
 
-    Keywords of `TRANSFORMERS_ARGUMENTS` that `forward` does not take are dropped, and so are keywords that are None.
+    `output_hidden_states`, `output_attentions` and `return_dict`, or the options of these names of the model's
+    configuration, add what `m3ae.models.recording.recording` finds, and turn the output into a tuple. Keywords of
+    `TRANSFORMERS_ARGUMENTS` that `forward` does not take are dropped, and so are keywords that are None.
 
     Raises:
         TypeError: A keyword is unknown.
@@ -56,12 +57,29 @@ def checked_arguments(forward: Callable[Arguments, Output]) -> Callable[Argument
 
     @wraps(forward)
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
+        model: Any = args[0]
+        as_dict = _option(model, kwargs, "return_dict")
+        wanted = {name: _option(model, kwargs, f"output_{name}") for name in RECORDED}
         for name in [name for name in kwargs if name not in known]:
             if kwargs.pop(name) is not None and name not in TRANSFORMERS_ARGUMENTS:
                 raise TypeError(f"{forward.__qualname__} has no argument {name!r}.{nearest_keys(name, known)}")
-        return forward(*args, **kwargs)
+        output: Any
+        if any(wanted.values()):
+            with recording(model, wanted) as recorded:
+                output = forward(*args, **kwargs)
+            for name, values in recorded.items():
+                output[name] = values
+        else:
+            output = forward(*args, **kwargs)
+        return output if as_dict else output.to_tuple()  # type: ignore[no-any-return]
 
     return checked
+
+
+def _option(model: Any, keywords: dict[str, Any], name: str) -> Any:
+    """Take an option of a call from its keywords, or else from the model's configuration."""
+    value = keywords.pop(name, None)
+    return getattr(model.config, name) if value is None else value
 
 
 def without_labels(forward: Callable[Arguments, Output]) -> Callable[Arguments, Output]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,8 @@ class M3AEForPreTrainingOutput(ModelOutput):
         mlm_labels: (B, M) the tokens there, −100 in spare slots.
         itm_logits: (B, 2), row 1 = matched.
         itm_labels: (B,) 1 = matched, −100 where the sample lacks a modality.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.recording.recording`.
+        attentions: With `output_attentions`, see there.
     """
 
     loss: Tensor | None = None
@@ -65,6 +68,8 @@ class M3AEForPreTrainingOutput(ModelOutput):
     mlm_labels: Tensor | None = None
     itm_logits: Tensor | None = None
     itm_labels: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class M3AEForPreTraining(M3AEPreTrainedModel):
@@ -182,10 +187,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         if fused.similarity is not None:
             contrast = gather_pairs(*ids, pairs.valid) if self.training else (pairs.same, pairs.valid)
             fused.contrast = losses.contrastive_loss(fused.similarity, *contrast)
-        output = self._decode(inputs, patches, words, pairs, fused)
+        latent = None
         if self.latent_head is not None:
-            self._add_latent(output, self._latent_pass(self.latent_head, inputs, fused.whole, beta, generator))
-        return output
+            latent = self._latent_pass(self.latent_head, inputs, fused.whole, beta, generator)
+        return self._decode(inputs, patches, words, pairs, fused, latent)
 
     @property
     def patch_size(self) -> int:
@@ -292,8 +297,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         words: masking.TokenMask,
         pairs: masking.MatchingPairs,
         fused: _Fused,
+        latent: M3AEForGenerationOutput | None,
     ) -> M3AEForPreTrainingOutput:
-        config, output = self.config, M3AEForPreTrainingOutput()
+        config = self.config
+        predicted: dict[str, Any] = {}
         computed: dict[str, Tensor] = {}
         if config.mim_weight and fused.image is not None:
             mask, present = patches.mask, inputs.image_present
@@ -303,24 +310,26 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             target = self.mim_target(inputs.pixels().flatten(0, -4))
             computed["mim"] = losses.masked_image_loss(prediction, target, mask)
             lead = inputs.pixel_values.shape[:-3]
-            output.mim_logits, output.mim_mask = prediction.unflatten(0, lead), mask.unflatten(0, lead)
+            predicted |= {"mim_logits": prediction.unflatten(0, lead), "mim_mask": mask.unflatten(0, lead)}
         if config.mlm_weight and fused.text is not None:
             logits = self.mlm_head(fused.text)
             computed["mlm"] = losses.masked_language_loss(logits, words.labels)
-            output.mlm_logits, output.mlm_positions, output.mlm_labels = logits, words.positions, words.labels
+            predicted |= {"mlm_logits": logits, "mlm_positions": words.positions, "mlm_labels": words.labels}
         if config.itm_weight and fused.pair is not None:
             pair_present = {"image": fused.pair_present} if inputs.num_views > 1 else None
             logits = self.itm_head(self.m3ae.pool(fused.pair, pair_present, inputs.num_views))
             computed["itm"] = losses.matching_loss(logits, pairs.labels, pairs.valid)
-            output.itm_logits, output.itm_labels = logits, pairs.labels.masked_fill(~pairs.valid, -100)
+            predicted |= {"itm_logits": logits, "itm_labels": pairs.labels.masked_fill(~pairs.valid, -100)}
         if fused.contrast is not None:
             computed["itc"] = fused.contrast
-        output.losses = computed
-        if computed:
-            output.loss = torch.stack(
-                [getattr(config, f"{name}_weight") * loss for name, loss in computed.items()]
-            ).sum()
-        return output
+        weighted = [getattr(config, f"{name}_weight") * loss for name, loss in computed.items()]
+        loss = torch.stack(weighted).sum() if weighted else None
+        if latent is not None and self.latent_head is not None:
+            assert latent.loss is not None and latent.losses is not None
+            of_latent = self.latent_head.config.weight * latent.loss
+            loss = of_latent if loss is None else loss + of_latent
+            computed |= {"latent": latent.loss, **latent.losses}
+        return M3AEForPreTrainingOutput(loss, computed, **predicted)
 
     def _latent_pass(
         self,
@@ -347,12 +356,6 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         targets = read_inputs(given, head.modalities)
         experts = {name: stream for name, stream in streams.items() if name in head.experts}
         return latent_pass(head, experts, targets, beta=beta, generator=generator)
-
-    def _add_latent(self, output: M3AEForPreTrainingOutput, latent: M3AEForGenerationOutput) -> None:
-        assert self.latent_head is not None and latent.loss is not None and latent.losses is not None
-        weighted = self.latent_head.config.weight * latent.loss
-        output.loss = weighted if output.loss is None else output.loss + weighted
-        output.losses = {**(output.losses or {}), "latent": latent.loss, **latent.losses}
 
     def mim_target(self, pixel_values: Tensor) -> Tensor:
         """Patches (B, N, P·P·C) that masked-image modelling predicts, normalised if the config says so."""

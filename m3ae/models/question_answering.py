@@ -25,11 +25,15 @@ class M3AEForQuestionAnsweringOutput(ModelOutput):
         loss: () if labels were given.
         losses: {"vqa": loss}.
         logits: (B, A); `config.id2label[a]` is the answer that column a stands for.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.recording.recording`.
+        attentions: With `output_attentions`, see there.
     """
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class M3AEForQuestionAnswering(M3AEPreTrainedModel):

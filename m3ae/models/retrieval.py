@@ -31,12 +31,16 @@ class M3AEForImageTextRetrievalOutput(ModelOutput):
         logits: (B, 1 + K) scores, the own text in column 0; −∞ where a candidate does not count. None if
             `config.num_negatives` is 0.
         candidates: (B, 1 + K) the rows of the batch that the texts come from.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.recording.recording`.
+        attentions: With `output_attentions`, see there.
     """
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     candidates: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
