@@ -24,7 +24,6 @@ from needed_flops import step_flops
 from pretrain_step import DTYPES, Setting, fastest_dtype, matrix_peak, running, timed
 
 from m3ae import M3AEConfig, M3AEForGeneration
-from m3ae.training.cpu import fast_kernels, keep_freed_memory
 
 SCHEDULES = ("separate", "joint")
 VALUES, ROWS = 784, 128  # of a vector, and of a batch of them
@@ -100,8 +99,6 @@ def latent_seconds(count: int, num_samples: int | None, arguments: argparse.Name
     """Return the seconds of a step of a latent model of so many vectors, each missing in a fifth of the samples."""
     torch.manual_seed(0)
     device = torch.device(arguments.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     names = [f"vector_{number}" for number in range(count)]
     options = {"kind": "vector", "shape": [VALUES]}
     latent = {"num_samples": num_samples, "modalities": dict.fromkeys(names, options)}
@@ -111,11 +108,10 @@ def latent_seconds(count: int, num_samples: int | None, arguments: argparse.Name
     batch = {name: {key: value.to(device) for key, value in tensors.items()} for name, tensors in batch.items()}
 
     def step() -> None:
-        with fast_kernels(device):
-            with torch.autocast(device.type, torch.bfloat16, enabled=arguments.dtype == "bf16"):
-                loss = model(batch).loss
-            assert loss is not None
-            loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.dtype == "bf16"):
+            loss = model(batch).loss
+        assert loss is not None
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

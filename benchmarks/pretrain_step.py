@@ -39,7 +39,7 @@ from torch import Tensor
 from m3ae import M3AEConfig, M3AEForPreTraining
 from m3ae.models.masking import mask_tokens, match_pairs
 from m3ae.precision import choose_precision
-from m3ae.training.cpu import fast_kernels, keep_freed_memory, recompute_with
+from m3ae.training.engine import choose_attention
 from m3ae.training.memory import enable_gradient_checkpointing
 
 PHANTOM = Path(__file__).parents[1] / "configs/pretrain/phantom.yaml"
@@ -267,11 +267,10 @@ def package_step(setting: Setting, variant: str = "package") -> Step:
     """Return what takes a step of the package, texts cut to a multiple of 8 tokens as its collator does."""
     torch.manual_seed(0)
     device, compiled = torch.device(setting.device), setting.compiled and variant != "eager"
-    if device.type == "cpu":
-        keep_freed_memory()
     model = M3AEForPreTraining(setting.config(latent=variant == "latent")).train().to(device)
+    choose_attention(model, device, setting.dtype)
     if variant == "checkpointing":
-        enable_gradient_checkpointing(model, recompute_with(device, compiled))
+        enable_gradient_checkpointing(model)
     if compiled:
         model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -279,10 +278,9 @@ def package_step(setting: Setting, variant: str = "package") -> Step:
     def step(batch: Batch) -> None:
         length = -(-int(batch["attention_mask"].sum(1).max()) // 8) * 8
         cut = {name: batch[name][:, :length] for name in ("input_ids", "attention_mask", "text_noise")}
-        with fast_kernels(device):
-            with setting.autocast():
-                loss = model(**batch | cut).loss
-            loss.backward()
+        with setting.autocast():
+            loss = model(**batch | cut).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from m3ae.files import check_replaceable
 from m3ae.tasks import task_class
 from m3ae.training.config import FineTuningRun, PreTrainingRun, QuestionAnsweringRun, RunConfig
-from m3ae.training.cpu import prepare_cpu
-from m3ae.training.engine import settle_precision
+from m3ae.training.engine import prepare_cpu, settle_precision
 from m3ae.training.metrics_log import format_metrics
 from m3ae.training.randomness import fixed_randomness
 

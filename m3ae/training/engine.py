@@ -27,7 +27,9 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
+from m3ae.data.parallel import available_cores
 from m3ae.precision import Precision, choose_precision
 from m3ae.training.checkpoint import recorded_precision
 from m3ae.training.config import RunConfig
@@ -108,6 +110,19 @@ def _timeout(config: RunConfig) -> dict[str, timedelta]:
         return {}
     # Never before the watchdog, which knows which process is late.
     return {"timeout": timedelta(minutes=max(30.0, 2 * config.training.max_step_minutes))}
+
+
+def prepare_cpu(accelerator: Accelerator) -> None:
+    """Give a process on a CPU its share of the cores; `accelerate launch` leaves one to each process by default."""
+    if accelerator.device.type == "cpu":
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, available_cores() // local_processes))
+
+
+def choose_attention(model: torch.nn.Module, device: torch.device, precision: str) -> None:
+    """Have a model attend by plain products in bf16 on a CPU, where the fused kernel's backward pass is slower."""
+    if device.type == "cpu" and precision == "bf16" and isinstance(model, PreTrainedModel):
+        model.set_attn_implementation("eager")
 
 
 def takes_apart(accelerator: Accelerator) -> bool:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,62 +15,31 @@ from tqdm import tqdm
 from m3ae.files import complete_folder, is_full_disk, only_process, restore
 from m3ae.training.checkpoint import TrainingState, choose_checkpoint, load_moments, load_weights, save_checkpoint
 from m3ae.training.config import RunConfig
-from m3ae.training.cpu import fast_kernels, prepare_cpu, recompute_with
 from m3ae.training.engine import (
     build_accelerator,
+    choose_attention,
     clip_gradient,
     device_name,
     make_divisible,
+    prepare_cpu,
     settle_precision,
     takes_apart,
 )
 from m3ae.training.engine_state import EngineState
 from m3ae.training.interruption import StopRequest, TrainingStopped, stop_request
-from m3ae.training.loader import TrainingSamples, TrainingStream, dead_workers_explained, micro_batches
+from m3ae.training.loader import dead_workers_explained, micro_batches
 from m3ae.training.memory import enable_gradient_checkpointing, out_of_memory_explained, with_smaller_batches
 from m3ae.training.metrics_log import LossMeter, MetricsLog, format_metrics, mean_losses, read_metrics
 from m3ae.training.optim import build_optimizer, learning_rate_factor, warmup_steps
 from m3ae.training.progress import Progress
 from m3ae.training.randomness import fixed_randomness
 from m3ae.training.run_folder import RunFolder
+from m3ae.training.task import Task
 from m3ae.training.watchdog import Watchdog
-
-ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or the gradient was not finite for `training.max_skipped_steps` steps in a row."""
-
-
-class Task(Protocol[ModelT]):
-    """What the loop needs of a task.
-
-    If it has `step_inputs(step)`, that returns further keyword arguments of the model in training: a pure function of
-    the optimiser step, counted from 0.
-    """
-
-    @property
-    def model(self) -> ModelT:
-        """The model: `model(**batch)` has a scalar `.loss` and `.losses`, its named scalar parts."""
-
-    @property
-    def train_dataset(self) -> TrainingSamples | TrainingStream:
-        """The training samples."""
-
-    def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """Join samples into the keyword arguments of the model."""
-
-    def evaluate(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
-        """Return the metrics on a split, the same in every process; the model is in evaluation mode, without grad."""
-
-    def report(self, model: ModelT, accelerator: Accelerator) -> dict[str, float]:
-        """Return the final metrics, named `<split>/<metric>`; called like `evaluate`, once at the end."""
-
-    def save(self, model: ModelT, folder: Path, metrics: dict[str, float]) -> None:
-        """Write the model in hub format into an existing folder, with what it needs to be used, and a model card."""
-
-    def illustrate(self, model: ModelT, folder: Path) -> list[Path]:
-        """Write pictures of what the model does into an existing folder; return their paths."""
 
 
 def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) -> dict[str, Any]:
@@ -126,8 +95,9 @@ class _TrainingLoop:
         self.request, self.stopping = request, False
         self.step_inputs: Callable[[int], dict[str, Any]] = getattr(task, "step_inputs", lambda step: {})
         set_seed(config.training.seed, device_specific=True)
+        choose_attention(task.model, accelerator.device, config.training.mixed_precision)
         if config.training.gradient_checkpointing:
-            enable_gradient_checkpointing(task.model, recompute_with(accelerator.device, config.training.compile))
+            enable_gradient_checkpointing(task.model)
         if config.training.compile:
             task.model.compile()  # in place: parameter names, and so checkpoints, stay as they are
         self.state = TrainingState()
@@ -251,12 +221,12 @@ class _TrainingLoop:
     def accumulate_gradients(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Leave the clipped gradient of one optimiser step; return its mean losses and the norm before clipping."""
         self.set_learning_rate()  # before the gradients: DeepSpeed updates the parameters as soon as it has them
-        losses, kernels = [], fast_kernels(self.accelerator.device)
+        losses = []
         for _ in range(self.config.training.gradient_accumulation_steps):
             self.watchdog.note("loads a batch")
             batch = {**next(batches), **self.step_inputs(self.state.step)}
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
-            with self.accelerator.accumulate(self.model), kernels:
+            with self.accelerator.accumulate(self.model):
                 self.watchdog.note("computes the loss")
                 with self.accelerator.autocast():
                     output = self.model(**batch)

@@ -1,8 +1,7 @@
 """What to do about too little memory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -12,28 +11,18 @@ from m3ae.training.config import RunConfig
 from m3ae.training.sections import TrainingConfig
 
 
-def enable_gradient_checkpointing(
-    model: torch.nn.Module, recomputing: Callable[[], AbstractContextManager[Any]] | None = None
-) -> None:
+def enable_gradient_checkpointing(model: torch.nn.Module) -> None:
     """Have a model recompute activations in the backward pass.
-
-    Args:
-        model: A model of transformers.
-        recomputing: Makes the context in which it does so, where what was entered around both passes does not hold:
-            autograd runs without the modes of the thread that calls it.
 
     Raises:
         ValueError: It cannot.
     """
-    options: dict[str, Any] = {"use_reentrant": False}
-    if recomputing is not None:
-        options["context_fn"] = lambda: (nullcontext(), recomputing())
     for name in (
         "activation_checkpointing_enable",
         "gradient_checkpointing_enable",
     ):  # of newer and older transformers
         if callable(enable := getattr(model, name, None)):
-            enable(options)
+            enable({"use_reentrant": False})
             return
     raise ValueError(f"training.gradient_checkpointing: got true, but {type(model).__name__} does not support it")
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.interruption import STOPPED_STATUS, TrainingStopped
-from m3ae.training.loop import Task, train
+from m3ae.training.loop import train
 from m3ae.training.metrics_log import read_metrics
+from m3ae.training.task import Task
 from tests.training.toy import ToyTask, toy_config
 
 Event = Callable[[], object]

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands import launch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
@@ -15,6 +16,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from m3ae.training import engine
 from m3ae.training.run_folder import RunFolder
 
+from ..models.tiny import tiny_batch, tiny_model
 from .toy import toy_config
 
 ROOT = Path(__file__).parents[2]
@@ -136,3 +138,17 @@ def test_deepspeed_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"it is not installed; pip install 'm3ae\[deepspeed\]'"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "implementation"),
+    [("cpu", "bf16", "eager"), ("cpu", "no", "sdpa"), ("cuda", "bf16", "sdpa")],
+)
+def test_attention_is_plain_in_bf16_on_a_cpu(device: str, precision: str, implementation: str) -> None:
+    model, batch = tiny_model().eval(), tiny_batch()
+    expected = model(**batch).loss
+    engine.choose_attention(model, torch.device(device), precision)
+    chosen = {part.config._attn_implementation for part in model.modules() if hasattr(part, "config")}
+    assert chosen == {implementation}
+    torch.testing.assert_close(model(**batch).loss, expected, atol=1e-5, rtol=1e-5)
+    engine.choose_attention(torch.nn.Linear(1, 1), torch.device(device), precision)
