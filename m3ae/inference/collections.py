@@ -126,14 +126,17 @@ def read_folder(folder: Path) -> tuple[list[FolderRow], str]:
     """Return the rows of a plain folder, and a digest that differs whenever its tables or images do.
 
     Raises:
-        ValueError: It holds neither a table nor an image.
+        ValueError: It holds neither a table nor an image, or it is a prepared set that is not finished.
     """
     tables = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(TABLE_SUFFIXES))
     tables += sorted(folder.glob("*.json"))  # a list of records is a table, too
     if tables:
         from m3ae.data.prepared import Rejected
+        from m3ae.data.shards import is_progress
         from m3ae.data.sources.folder import rows
 
+        if any(table.parent == folder and is_progress(table) for table in tables):
+            raise ValueError(f"{folder} is a prepared set that is not finished: run the same m3ae prepare again")
         records = (row for row in rows(folder) if not isinstance(row, Rejected))
         found = [FolderRow(row["id"], row["image"], row["text"] or []) for row in records]
     else:

@@ -101,6 +101,8 @@ def embed_set(
     """
     saved_class(model)  # there is one
     if data.is_dir() and not (data / MANIFEST).exists():
+        if image_columns is not None or text_column != "text":
+            raise ValueError(f"image_columns and text_column name columns of a prepared set, and {data} is none")
         shards, source = _folder_shards(data)
         splits = ["all"]
     else:

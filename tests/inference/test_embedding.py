@@ -157,6 +157,16 @@ def test_rows_of_a_table_keep_their_text_without_their_image(place: Path, images
     assert [(row["id"], row.get("column")) for row in rejected] == [("y", "image"), ("w", None), ("v", "image")]
 
 
+def test_what_belongs_to_prepared_sets_is_not_ignored(place: Path, images: Path, tmp_path: Path) -> None:
+    common = (images, "--model", place / "plain", "--output", tmp_path / "out")
+    for option in ("--image-columns", "--text-column"):
+        shown = run(*common, option, "frontal", status=2).output
+        assert f"image_columns and text_column name columns of a prepared set, and {images} is none" in shown
+    (images / "manifest.unfinished.jsonl").write_text("{}\n")
+    assert "is a prepared set that is not finished: run the same m3ae prepare again" in run(*common, status=2).output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_damaged_shard_is_written_again(place: Path, tmp_path: Path) -> None:
     common = (place / "data", "--model", place / "plain", "--output", tmp_path / "out")
     run(*common)
