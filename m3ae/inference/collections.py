@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,8 @@ from m3ae.data.tables import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
     import datasets
+
+    from m3ae.data.prepared import Rejected
 
 MANIFEST = "manifest.json"
 
@@ -110,7 +113,7 @@ def open_collection(folder: Path, split: str = "test") -> Collection:
         raise FileNotFoundError(f"folder {folder} does not exist: expected images, or a set made by m3ae prepare")
     if (folder / MANIFEST).is_file():
         return _open_prepared(folder, split)
-    rows, digest = read_folder(folder)
+    rows, _, digest = read_folder(folder)
     names, sources = [row.id for row in rows if row.image], [row.image for row in rows if row.image]
     if not names:
         raise ValueError(f"{folder} has a table, but no image")
@@ -122,14 +125,15 @@ def open_collection(folder: Path, split: str = "test") -> Collection:
     return Collection(names, [*sources], texts, owners, digest, folder)
 
 
-def read_folder(folder: Path) -> tuple[list[FolderRow], str]:
-    """Return the rows of a plain folder, and a digest that differs whenever its tables or images do.
+def read_folder(folder: Path) -> tuple[list[FolderRow], list[Rejected], str]:
+    """Return the rows of a plain folder, what of its tables cannot be used, and a digest of its tables and images.
 
     Raises:
         ValueError: It holds neither a table nor an image, or it is a prepared set that is not finished.
     """
     tables = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(TABLE_SUFFIXES))
     tables += sorted(folder.glob("*.json"))  # a list of records is a table, too
+    rejected: list[Rejected] = []
     if tables:
         from m3ae.data.prepared import Rejected
         from m3ae.data.shards import is_progress
@@ -137,18 +141,24 @@ def read_folder(folder: Path) -> tuple[list[FolderRow], str]:
 
         if any(table.parent == folder and is_progress(table) for table in tables):
             raise ValueError(f"{folder} is a prepared set that is not finished: run the same m3ae prepare again")
-        records = (row for row in rows(folder) if not isinstance(row, Rejected))
-        found = [FolderRow(row["id"], row["image"], row["text"] or []) for row in records]
+        records = [*rows(folder)]
+        rejected = [row for row in records if isinstance(row, Rejected)]
+        found = [
+            FolderRow(row["id"], row["image"], row["text"] or []) for row in records if not isinstance(row, Rejected)
+        ]
+        for reason, number in Counter(row.reason for row in rejected).items():
+            first = next(row.id for row in rejected if row.reason == reason)
+            report(f"{number} of the rows: {reason}, such as {first}")
     else:
         found = [FolderRow(path.relative_to(folder).as_posix(), path, []) for path in sorted(_images_below(folder))]
         if not found:
             raise ValueError(f"{folder} holds no image (.jpg, .png, .tif, .dcm, …)")
-    return found, _digest([*tables, *(row.image for row in found if row.image and row.image.is_file())])
+    return found, rejected, _digest([*tables, *(row.image for row in found if row.image and row.image.is_file())])
 
 
-def report(error: UnreadableImageError) -> None:
-    """Say on the standard error, without disturbing a progress bar, which image is left out."""
-    tqdm.write(f"left out: {error}", file=sys.stderr)
+def report(problem: UnreadableImageError | str) -> None:
+    """Say on the standard error, without disturbing a progress bar, what is left out."""
+    tqdm.write(f"left out: {problem}", file=sys.stderr)
 
 
 def _open_prepared(folder: Path, split: str) -> Collection:

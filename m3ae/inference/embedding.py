@@ -103,12 +103,12 @@ def embed_set(
     if data.is_dir() and not (data / MANIFEST).exists():
         if image_columns is not None or text_column != "text":
             raise ValueError(f"image_columns and text_column name columns of a prepared set, and {data} is none")
-        shards, source = _folder_shards(data)
+        shards, rejected, source = _folder_shards(data)
         splits = ["all"]
     else:
         manifest = load_manifest(data)
         shards, source = _prepared_shards(data, manifest, image_columns, text_column)
-        splits = [*manifest.splits]
+        splits, rejected = [*manifest.splits], []
     todo = [*shards][shards_in(shard_range)]
     plan = {"model_sha256": _model_digest(find_model(model)), **source}
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
@@ -120,15 +120,17 @@ def embed_set(
             for name in tqdm(left, desc="embed", unit="shard"):
                 _write(output / name, digest, loaded, processor, partial(shards[name].read, batch_size))
         if shard_range is None:
-            return _complete(output, plan, splits, shards)
+            return _complete(output, plan, splits, shards, rejected)
     print(f"{output}: {len(todo)} of {len(shards)} shards; once all are written, the same without a range ends it")
     return None
 
 
-def _complete(output: Path, plan: dict[str, Any], splits: list[str], shards: dict[str, _Shard]) -> dict[str, Any]:
+def _complete(
+    output: Path, plan: dict[str, Any], splits: list[str], shards: dict[str, _Shard], rejected: list[Rejection]
+) -> dict[str, Any]:
     """Write and return what `embeddings.json` holds."""
     rows: dict[str, int] = dict.fromkeys(splits, 0)
-    files, rejected = {}, []
+    files = {}
     for name, shard in shards.items():
         metadata = pq.read_metadata(output / name)
         lost: list[Rejection] = json.loads(metadata.metadata.get(_REJECTED, b"[]"))
@@ -136,7 +138,7 @@ def _complete(output: Path, plan: dict[str, Any], splits: list[str], shards: dic
             raise ValueError(f"{output / name} holds {metadata.num_rows} rows of {shard.rows}: choose another folder")
         files[name] = {"rows": metadata.num_rows, "sha256": file_sha256(output / name)}
         rows[shard.split] += metadata.num_rows
-        rejected += lost
+        rejected = rejected + lost
     description = {**plan, "splits": rows, "shards": files, "rejected": rejected}
     write_text(output / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return description
@@ -163,9 +165,9 @@ def _prepared_shards(
     return shards, source
 
 
-def _folder_shards(data: Path) -> tuple[dict[str, _Shard], dict[str, Any]]:
-    """Return the shards of a folder of images by name, and what decides their contents."""
-    rows, digest = read_folder(data)
+def _folder_shards(data: Path) -> tuple[dict[str, _Shard], list[Rejection], dict[str, Any]]:
+    """Return the shards of a folder of images by name, what is in none of them, and what decides their contents."""
+    rows, lost, digest = read_folder(data)
     if not rows:
         raise ValueError(f"{data} has no rows")
     parts = [rows[start : start + ROWS_PER_SHARD] for start in range(0, len(rows), ROWS_PER_SHARD)]
@@ -174,7 +176,8 @@ def _folder_shards(data: Path) -> tuple[dict[str, _Shard], dict[str, Any]]:
         name: _Shard("all", len(part), partial(_folder_rows, data, part))
         for name, part in zip(names, parts, strict=True)
     }
-    return shards, {"data_sha256": digest}
+    rejected = [{"id": row.id, "reason": row.reason, "detail": row.detail or ""} for row in lost]
+    return shards, rejected, {"data_sha256": digest}
 
 
 def _columns(data: Path, manifest: Manifest, images: str | None, text: str) -> PairColumns:

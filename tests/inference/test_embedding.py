@@ -147,6 +147,7 @@ def test_a_folder_of_images_is_embedded_without_those_that_cannot_be_read(
 def test_rows_of_a_table_keep_their_text_without_their_image(place: Path, images: Path, tmp_path: Path) -> None:
     (images / "reports.csv").write_text(
         "id,image,text\nx,a.png,small nodule\ny,c.png,no finding\nz,,nothing\nw,c.png,\nv,gone.png,normal\n"
+        "u,a.png,two,cells\n"
     )
     run(images, "--model", place / "contrastive", "--output", tmp_path / "out")
     found = read(tmp_path / "out")
@@ -154,7 +155,12 @@ def test_rows_of_a_table_keep_their_text_without_their_image(place: Path, images
     assert [value is None for value in found["image"]] == [False, True, True, True]
     assert not any(value is None for value in found["text"])
     rejected = json.loads((tmp_path / "out" / "embeddings.json").read_text())["rejected"]
-    assert [(row["id"], row.get("column")) for row in rejected] == [("y", "image"), ("w", None), ("v", "image")]
+    assert [(row["id"], row.get("column")) for row in rejected] == [
+        ("reports.csv, row 6", None),
+        ("y", "image"),
+        ("w", None),
+        ("v", "image"),
+    ]
 
 
 def test_what_belongs_to_prepared_sets_is_not_ignored(place: Path, images: Path, tmp_path: Path) -> None:
