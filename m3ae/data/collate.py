@@ -22,7 +22,7 @@ from m3ae.models.processing import M3AEProcessor
 
 if TYPE_CHECKING:
     # These need datasets, which inference does without.
-    from m3ae.data.pairs import Pair
+    from m3ae.data.pairs import Pair, Views
     from m3ae.data.samples import Sample
 
 Batch = dict[str, dict[str, Tensor]]
@@ -89,6 +89,8 @@ def drop_modalities(present: Tensor, noise: Tensor, rate: float) -> Tensor:
 class PairCollator:
     """Batches pairs and draws the noise of their visits: a sample's masks do not depend on its batch.
 
+    With several views V images are (B, V, 3, S, S), and their presence and noise (B, V) and (B, V, N).
+
     Args:
         processor: Gives size and normalisation of images, and tokenizes texts.
         num_patches: Patches N of an image.
@@ -96,6 +98,7 @@ class PairCollator:
         augmentation: What is changed about an image beside its crop.
         crop_scale: Range of the share of the image's area that is cropped at random; (1, 1) is the centre crop.
         whole_words: Whether batches say which word each token belongs to.
+        num_views: Images V of a pair.
 
     Raises:
         ValueError: The tokenizer does not know where in the text its tokens lie, and `whole_words` needs that.
@@ -110,6 +113,7 @@ class PairCollator:
         augmentation: Augmentation = "crop",
         crop_scale: tuple[float, float] = (1.0, 1.0),
         whole_words: bool = False,
+        num_views: int = 1,
     ) -> None:
         if whole_words and not processor.tokenizer.is_fast:
             raise ValueError(
@@ -120,6 +124,7 @@ class PairCollator:
         self.processor, self.num_patches = processor, num_patches
         self.max_text_length, self.whole_words = max_text_length, whole_words
         self.augmentation, self.crop_scale = augmentation, crop_scale
+        self.views = (num_views,) if num_views > 1 else ()  # a dimension of the batch
         images = processor.image_processor
         self.image_size = images.crop_size["height"]
         deviation = torch.tensor(images.image_std)
@@ -130,25 +135,35 @@ class PairCollator:
         """Return keyword arguments of `M3AEForPreTraining`; presence masks only where something is missing."""
         draws = [np.random.default_rng([pair.seed, 1]) for pair in pairs]
         batch = {"pixel_values": self._pixels(pairs, draws)} | self._tokens(pairs)
-        for modality in ("image", "text"):
-            there = torch.tensor([getattr(pair, modality) is not None for pair in pairs])
-            if not there.all():
-                batch[f"{modality}_present"] = there
+        images = torch.tensor([[view is not None for view in self._views(pair)] for pair in pairs])
+        present = {
+            "image": images.view(-1, *self.views),
+            "text": torch.tensor([pair.text is not None for pair in pairs]),
+        }
+        for modality, mask in present.items():
+            if not mask.all():
+                batch[f"{modality}_present"] = mask
             batch[f"{modality}_ids"] = torch.tensor([getattr(pair, f"{modality}_id") for pair in pairs])
         length = batch["input_ids"].shape[1]
         batch["match_noise"] = draw_noise(draws, 2)
-        batch["image_noise"] = draw_noise(draws, self.num_patches)
+        batch["image_noise"] = draw_noise(draws, *self.views, self.num_patches)
         batch["text_noise"] = draw_noise(draws, length, 2)  # last: the length depends on the batch
         return batch
 
     def _pixels(self, pairs: Sequence[Pair], draws: Sequence[np.random.Generator]) -> Tensor:
-        """Return (B, 3, S, S) as the processor normalises them, 0 where there is no image."""
-        values = torch.zeros(len(pairs), 3, self.image_size, self.image_size)
-        for value, pair, draw in zip(values, pairs, draws, strict=True):
-            if pair.image is not None:
-                square = augment(_decode(pair), self.image_size, draw, self.augmentation, self.crop_scale)
-                torch.addcmul(self._offset, _channels_first(square), self._scale, out=value)
+        """Return (B[, V], 3, S, S) as the processor normalises them, 0 where there is no image."""
+        values = torch.zeros(len(pairs), *self.views, 3, self.image_size, self.image_size)
+        for row, pair, draw in zip(values.unflatten(0, (len(pairs), 1)).flatten(1, -4), pairs, draws, strict=True):
+            for value, view in zip(row, self._views(pair), strict=True):
+                if view is not None:
+                    image = _decode(view, pair.id)
+                    square = augment(image, self.image_size, draw, self.augmentation, self.crop_scale)
+                    torch.addcmul(self._offset, _channels_first(square), self._scale, out=value)
         return values
+
+    def _views(self, pair: Pair) -> Views:
+        """Return a pair's images, as many as the model has views."""
+        return (None,) * self.views[0] if self.views and pair.image is None else pair.views
 
     def _tokens(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         texts = [pair.text or "" for pair in pairs]
@@ -166,11 +181,10 @@ class PairCollator:
         return batch
 
 
-def _decode(pair: Pair) -> Image.Image:
-    assert pair.image is not None
-    with damage_named(pair.id):
-        pair.image.load()
-        return plain(pair.image)
+def _decode(image: Image.Image, row: str) -> Image.Image:
+    with damage_named(row):
+        image.load()
+        return plain(image)
 
 
 def word_ids(text: str, token_starts: np.ndarray) -> Tensor:

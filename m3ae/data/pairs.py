@@ -32,24 +32,42 @@ class Visit(Protocol):
     def epoch(self) -> int: ...  # noqa: D102
 
 
+Views = tuple[Image.Image | None, ...]
+
+
 class Pair(NamedTuple):
     """An image and a text that belong together; None is missing.
 
     Attributes:
         id: Name of the row in the prepared data.
-        image: As stored: neither decoded nor resized yet.
+        image: As stored: neither decoded nor resized yet. For a model of several views all of the row's views, each of
+            which may be None.
         text: One of the row's texts.
-        image_id: Digest of the encoded image, 0 without one.
+        image_id: Digest of the encoded image or images, 0 without one.
         text_id: Digest of the text, 0 without one.
         seed: Decides crop and masks of this visit.
     """
 
     id: str
-    image: Image.Image | None
+    image: Image.Image | Views | None
     text: str | None
     image_id: int
     text_id: int
     seed: int
+
+    @property
+    def views(self) -> Views:
+        """The image, or all of the row's views."""
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+    @property
+    def picture(self) -> Image.Image:
+        """The first view that is present.
+
+        Raises:
+            StopIteration: There is none.
+        """
+        return next(view for view in self.views if view is not None)
 
 
 @dataclass(frozen=True)
@@ -60,15 +78,31 @@ class PairColumns:
         images: Columns that hold the row's views.
         texts: Column with a list of texts or one text, or columns with one text each, which are joined by a blank
             (a question and its answer); without any, pairs have no text.
+        views: Names of the model's views: a pair has all images whose columns have these names, in this order. Of a
+            model of one image a pair has one of the images.
+
+    Raises:
+        ValueError: A column of images is none of the views.
     """
 
     images: tuple[str, ...]
     texts: tuple[str, ...]
+    views: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.views and not set(self.images) <= set(self.views):
+            raise ValueError(
+                f"image_columns: got {list(self.images)} with data.views=all, expected some of the views of the main "
+                f"set, {list(self.views)}"
+            )
 
     @classmethod
-    def of(cls, image_columns: Sequence[str], text_column: str | Sequence[str] | None) -> PairColumns:
+    def of(
+        cls, image_columns: Sequence[str], text_column: str | Sequence[str] | None, views: Sequence[str] = ()
+    ) -> PairColumns:
         """Read the columns as a configuration names them."""
-        return cls(tuple(image_columns), (text_column,) if isinstance(text_column, str) else tuple(text_column or ()))
+        texts = (text_column,) if isinstance(text_column, str) else tuple(text_column or ())
+        return cls(tuple(image_columns), texts, tuple(views))
 
     @property
     def names(self) -> list[str]:
@@ -99,15 +133,22 @@ class PairColumns:
 
     def pair(self, row: Mapping[str, Any], seed: int, view: int, text: int) -> Pair:
         """Make a pair of a row with undecoded images; `view` and `text` choose modulo the number there is."""
-        views = [cell["bytes"] for column in self.images if (cell := row[column]) and cell["bytes"]]
+        stored = {column: cell["bytes"] for column in self.images if (cell := row[column]) and cell["bytes"]}
         texts = self.texts_of(row)
-        chosen_view = views[view % len(views)] if views else None
         chosen_text = texts[text % len(texts)] if texts else None
+        images = list(stored.values())
+        if images and not self.views:
+            images = [images[view % len(images)]]
+        opened: Image.Image | Views | None = None
+        if images and self.views:
+            opened = tuple(open_image(stored[name], row["id"]) if name in stored else None for name in self.views)
+        elif images:
+            opened = open_image(images[0], row["id"])
         return Pair(
             id=row["id"],
-            image=open_image(chosen_view, row["id"]) if chosen_view else None,
+            image=opened,
             text=chosen_text,
-            image_id=digest(chosen_view) if chosen_view else 0,
+            image_id=digest(b"".join(images)) if images else 0,
             text_id=digest(chosen_text.encode()) if chosen_text else 0,
             seed=seed,
         )
@@ -128,6 +169,7 @@ class PairDataset:
         text_column: Column with a list of texts or one text, or several columns to be joined; None leaves texts out.
         limit: Keep this many rows, evenly spaced over the split; all if None.
         texts: Whether a row is a sample of which a visit draws `one` text, or `all` its texts are samples.
+        views: Names of the model's views, see `PairColumns`.
 
     Raises:
         FileNotFoundError: There is no such prepared folder.
@@ -142,9 +184,10 @@ class PairDataset:
         text_column: str | Sequence[str] | None,
         limit: int | None = None,
         texts: Texts = "one",
+        views: Sequence[str] = (),
     ) -> None:
         rows = load_split(folder, split)
-        self.columns = PairColumns.of(image_columns, text_column)
+        self.columns = PairColumns.of(image_columns, text_column, views)
         self.columns.check(folder, rows.features)
         if limit is not None and limit < len(rows):
             rows = rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))

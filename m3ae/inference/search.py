@@ -157,8 +157,7 @@ class SearchIndex:
             return EncodedImages(Stream(self._stored("images")))
         model, processor, load = self.model, self.processor, self.collection.load
         return ImagesOnDemand(
-            model.m3ae,
-            lambda places: encode_pixels(model, processor, [*map(load, places)]),
+            lambda places: model.m3ae.encode_image(encode_pixels(model, processor, [*map(load, places)])),
             len(self.collection),
             BATCH_SIZE,
         )

@@ -85,14 +85,12 @@ class ImagesOnDemand:
     """Images encoded whenever they are selected, for more of them than memory holds.
 
     Attributes:
-        trunk: Encodes them.
-        load: Returns the pixel values (B, 3, H, W) of the images that a list of B numbers names.
+        encode: Returns the stream of the images that a list of B numbers names.
         count: Number of images.
         batch_size: Images encoded at once.
     """
 
-    trunk: M3AEModel
-    load: Callable[[list[int]], Tensor]
+    encode: Callable[[list[int]], Stream]
     count: int
     batch_size: int = 64
 
@@ -101,14 +99,28 @@ class ImagesOnDemand:
 
     def select(self, index: Tensor) -> Stream:
         """Load and encode the images that `index` (B,) names."""
-        return encode_images(self.trunk, (self.load(part.tolist()) for part in index.split(self.batch_size))).stream
+        return _join([self.encode(part.tolist()) for part in index.split(self.batch_size)])
 
 
 @torch.no_grad()
 def encode_images(trunk: M3AEModel, batches: Iterable[Tensor]) -> EncodedImages:
     """Encode images, given as batches of pixel values (B, 3, H, W), and keep them in memory."""
-    streams = [trunk.encode_image(pixels.to(trunk.device)) for pixels in batches]
-    return EncodedImages(streams[0]._replace(tokens=torch.cat([stream.tokens for stream in streams])))
+    return EncodedImages(_join([trunk.encode_image(pixels.to(trunk.device)) for pixels in batches]))
+
+
+def _join(streams: Sequence[Stream]) -> Stream:
+    """Return images as one stream; a batch in which all are present does not say so."""
+    present = None
+    if any(stream.present is not None for stream in streams):
+        shape = (-1, streams[0].num_views) if streams[0].num_views > 1 else (-1,)
+        masks = [
+            stream.tokens.new_ones(len(stream.tokens) * stream.num_views, dtype=torch.bool).view(shape)
+            if stream.present is None
+            else stream.present
+            for stream in streams
+        ]
+        present = torch.cat(masks)
+    return Stream(torch.cat([stream.tokens for stream in streams]), None, present, streams[0].num_views)
 
 
 @torch.no_grad()

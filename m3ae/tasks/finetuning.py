@@ -293,7 +293,8 @@ def open_data(config: FineTuningRun, *, for_training: bool = True) -> None:
 def open_split(config: FineTuningRun, split: str, *, texts: bool = True) -> SplitRows:
     """Open a split of the prepared data with the columns that the config names; without its texts if they are made."""
     text_column = config.data.text_column if texts else None
-    return SplitRows(config.data.path, split, PairColumns.of(config.data.image_columns, text_column))
+    columns = PairColumns.of(config.data.image_columns, text_column, config.data.view_names)
+    return SplitRows(config.data.path, split, columns)
 
 
 def validation_limit(config: FineTuningRun, split: str) -> int | None:

@@ -26,6 +26,7 @@ from m3ae.models.encoded import (
     score_both_ways,
     score_pairs,
 )
+from m3ae.models.fusion import Stream
 from m3ae.models.modeling import M3AEModel
 
 IMAGES_AT_ONCE = 256  # that are scored against all texts, in all processes together
@@ -68,10 +69,14 @@ class Gallery:
         with accelerator.autocast():
             self.texts = encode_texts(trunk, tokens["input_ids"], batch_size)
 
-        def pixels(numbers: list[int]) -> Tensor:
-            return collator([load(first_images[number]) for number in numbers])["pixel_values"]
+        def encode(numbers: list[int]) -> Stream:
+            batch = collator([load(first_images[number]) for number in numbers])
+            present = batch.get("image_present")
+            return trunk.encode_image(
+                batch["pixel_values"].to(trunk.device), None, None if present is None else present.to(trunk.device)
+            )
 
-        self.images = ImagesOnDemand(trunk, pixels, len(first_images), batch_size)
+        self.images = ImagesOnDemand(encode, len(first_images), batch_size)
 
     def match_all(self, score: Score) -> BothWays:
         """Score every text and image with the matching head."""

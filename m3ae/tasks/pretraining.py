@@ -144,7 +144,7 @@ class PreTraining:
             return []
         fast = self.processor.tokenizer.is_fast  # others do not know which tokens make a word
         texts = [pair.text if fast else None for pair in pairs]
-        samples = reconstruct(model, self.processor, [pair.image for pair in pairs], texts)
+        samples = reconstruct(model, self.processor, [pair.picture for pair in pairs], texts)
         return [save_figure(draw_samples(model, samples, texts), folder / "reconstructions.png")]
 
     def _evaluator(self, accelerator: Accelerator, split: str) -> PreTrainingEvaluator:

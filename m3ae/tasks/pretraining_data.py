@@ -101,11 +101,12 @@ def training_pairs(config: PreTrainingRun) -> MixedPairs | PairStream:
     data, seed = config.data, config.training.seed
     parts = data.sets
     if data.streaming:
-        columns = [PairColumns.of(part.image_columns, part.text_column) for part in parts]
+        columns = [PairColumns.of(part.image_columns, part.text_column, data.view_names) for part in parts]
         sets = [StreamedSet(part.path, read, part.weight) for part, read in zip(parts, columns, strict=True)]
         return PairStream(sets, seed, data.texts, data.max_unreadable_shards)
     datasets = [
-        PairDataset(part.path, "train", part.image_columns, part.text_column, texts=data.texts) for part in parts
+        PairDataset(part.path, "train", part.image_columns, part.text_column, texts=data.texts, views=data.view_names)
+        for part in parts
     ]
     return MixedPairs(datasets, [part.weight for part in parts], seed)
 
@@ -114,7 +115,7 @@ def evaluation_pairs(config: PreTrainingRun, split: str) -> PairDataset:
     """Open a split of the main set."""
     data = config.data
     limit = data.max_validation_samples if split == "validation" else None
-    return PairDataset(data.path, split, data.image_columns, data.text_column, limit)
+    return PairDataset(data.path, split, data.image_columns, data.text_column, limit, views=data.view_names)
 
 
 def collator(
@@ -129,4 +130,5 @@ def collator(
         augmentation=data.augmentation if training else "crop",
         crop_scale=data.crop_scale if training else (1.0, 1.0),
         whole_words=model_config.whole_word_masking,
+        num_views=len(data.view_names) or 1,
     )

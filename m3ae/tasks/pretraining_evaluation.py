@@ -62,7 +62,7 @@ class PreTrainingEvaluator:
             batch = self._to_device(self.collator(pairs))
             output = model(**batch, schedule="separate", generator=generator)
             _add_masked_metrics(sums, model, batch, output, image_std)
-            _add_latent_metrics(sums, batch, output)
+            _add_latent_metrics(sums, model, batch, output)
         metrics = sums.compute()
         weights = {name: getattr(model.config, f"{name}_weight") for name in ("mim", "mlm", "itm", "itc")}
         weights |= {"latent": model.latent_head.config.weight} if model.latent_head is not None else {}
@@ -196,15 +196,12 @@ def _add_masked_metrics(
     image_std: Tensor,
 ) -> None:
     if output.mim_logits is not None and output.mim_mask is not None:
-        target = model.mim_target(batch["pixel_values"])
-        error = (output.mim_logits.float() - target).square().mean(-1)
-        sums.add("mim_loss", error, output.mim_mask)
-        predicted = predicted_patches(model, batch["pixel_values"], output.mim_logits)
-        difference = predicted - patchify(batch["pixel_values"], model.patch_size)
-        mse = ((difference * image_std).square().mean(-1) * output.mim_mask).sum(1) / output.mim_mask.sum(1).clamp(
-            min=1
-        )
-        sums.add("mim_psnr", -10 * mse.clamp(min=1e-10).log10(), output.mim_mask.any(1))
+        pixels = batch["pixel_values"].flatten(0, -4)  # of several views, each by itself
+        logits, mask = output.mim_logits.float().flatten(0, -3), output.mim_mask.flatten(0, -2)
+        sums.add("mim_loss", (logits - model.mim_target(pixels)).square().mean(-1), mask)
+        difference = predicted_patches(model, pixels, logits) - patchify(pixels, model.patch_size)
+        mse = ((difference * image_std).square().mean(-1) * mask).sum(1) / mask.sum(1).clamp(min=1)
+        sums.add("mim_psnr", -10 * mse.clamp(min=1e-10).log10(), mask.any(1))
     if output.mlm_logits is not None and output.mlm_labels is not None:
         labels, valid = output.mlm_labels, output.mlm_labels != -100
         loss = torch.nn.functional.cross_entropy(
@@ -223,12 +220,17 @@ def _add_masked_metrics(
         sums.add("itc_loss", output.losses["itc"].expand(len(batch["input_ids"])))
 
 
-def _add_latent_metrics(sums: MeanMetrics, batch: Mapping[str, Tensor], output: M3AEForPreTrainingOutput) -> None:
+def _add_latent_metrics(
+    sums: MeanMetrics, model: M3AEForPreTraining, batch: Mapping[str, Tensor], output: M3AEForPreTrainingOutput
+) -> None:
     """Add the means of a batch, each as often as there are samples that it is a mean of."""
     losses, size = output.losses or {}, len(batch["input_ids"])
     for name, metric in (("latent", "latent_loss"), ("kl", "kl")):
         if name in losses:
             sums.add(metric, losses[name].expand(size))
-    for modality in ("image", "text"):
-        if f"nll_{modality}" in losses:
-            sums.add(f"nll_{modality}", losses[f"nll_{modality}"].expand(size), batch.get(f"{modality}_present"))
+    for modality in [] if model.latent_head is None else model.latent_head.modalities.values():
+        if f"nll_{modality.name}" in losses:
+            present = batch.get(f"{modality.stream}_present")
+            if present is not None and present.dim() > 1:
+                present = present[:, model.config.view_number(modality.name)]
+            sums.add(f"nll_{modality.name}", losses[f"nll_{modality.name}"].expand(size), present)

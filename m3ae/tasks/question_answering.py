@@ -200,7 +200,7 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
             pair, said = dataset[Visit(index, seed=0)].pair, predictions[index]
             if pair.image is not None and pair.text is not None:
                 note = f"answer: {said['prediction']}; right: {' or '.join(said['truth'])}"
-                figure = draw_word_attention(model, self.processor, pair.image, pair.text, note)
+                figure = draw_word_attention(model, self.processor, pair.picture, pair.text, note)
                 paths.append(save_figure(figure, folder / f"attention_{len(paths) + 1}.png"))
         return paths
 

@@ -217,7 +217,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         strips = []
         for line in lines[:: math.ceil(len(lines) / STRIPS)]:
             pairs = [dataset.rows.pair(rows[found["label"]], seed=0) for found in line["top"]]
-            images = pictures(self.processor, [pair.image for pair in pairs if pair.image is not None])
+            images = pictures(self.processor, [pair.picture for pair in pairs])
             captions = [f"{number}. {found['score']:.2f}" for number, found in enumerate(line["top"], start=1)]
             right = [place for place, found in enumerate(line["top"]) if found["label"] in line["truth"]]
             strips.append(Strip(texts[line["query"]], list(images), captions, right))

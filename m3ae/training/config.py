@@ -56,7 +56,8 @@ class RunConfig(Section):
     @property
     def overrides(self) -> dict[str, Any]:
         """Options of the model's configuration that the run replaces."""
-        return dict(self.model.overrides)
+        views = self.data.view_names if isinstance(self.data, PairDataConfig) else []
+        return dict(self.model.overrides) | ({"views": views} if views else {})
 
     @model_validator(mode="after")
     def _warmup_fits_into_the_run(self) -> Self:

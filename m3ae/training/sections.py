@@ -121,8 +121,11 @@ class PairDataConfig(DataConfig, PairSetConfig):
         crop_scale: Range of the area of the random resized crop in training, published as [0.9, 1]; `[1, 1]` is the
             published centre crop.
         bucket_batches: Form this many batches at a time among their samples sorted by length; 0 for never.
+        views: Whether the model reads `one` of the image columns at a time, or `all` of them as its views, each of
+            which a sample may lack.
     """
 
+    views: Literal["one", "all"] = "one"
     crop_scale: tuple[float, float] = (1.0, 1.0)
     bucket_batches: NonNegativeInt = 0
 
@@ -132,6 +135,11 @@ class PairDataConfig(DataConfig, PairSetConfig):
         if not 0 < smallest <= largest <= 1:
             raise ValueError(f"crop_scale: got {list(self.crop_scale)}, expected 0 < smallest <= largest <= 1")
         return self
+
+    @property
+    def view_names(self) -> list[str]:
+        """Names of the model's views; none if it reads one image at a time."""
+        return self.image_columns if self.views == "all" else []
 
     @property
     def batches_formed_together(self) -> int:

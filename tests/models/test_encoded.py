@@ -14,6 +14,7 @@ from m3ae.models.encoded import (
     score_both_ways,
     score_pairs,
 )
+from m3ae.models.fusion import Stream
 from tests.models.tiny import tiny_of, tiny_pairs
 
 
@@ -88,11 +89,12 @@ def test_each_image_is_selected_once_and_no_padding_is_fused(model, texts, image
 def test_images_on_demand_give_the_same(model, texts, images) -> None:
     loaded = []
 
-    def load(rows: list[int]) -> Tensor:
+    def encode(rows: list[int]) -> Stream:
         loaded.append(rows)
-        return PIXELS[rows]
+        with torch.no_grad():
+            return model.m3ae.encode_image(PIXELS[rows])
 
-    lazy = ImagesOnDemand(model.m3ae, load, len(PIXELS), batch_size=2)
+    lazy = ImagesOnDemand(encode, len(PIXELS), batch_size=2)
     expected = score_all(model.score, texts, images)
     torch.testing.assert_close(score_all(model.score, texts, lazy, block_size=3), expected, atol=1e-5, rtol=1e-5)
     assert loaded == [[0, 1], [2], [3, 4]]
