@@ -215,7 +215,6 @@ def test_commands_on_data_import_no_model(tmp_path: Path) -> None:
         ("prepare", "folder", "--source", tmp_path, "--output", tmp_path / "data"),
         ("data", "check", tmp_path / "data"),
         ("data", "show", tmp_path / "data"),
-        ("pretrain", "quickstart", "--print-config"),
     ):
         assert not {"m3ae.models", "timm", "torch", "transformers"} & imported(*arguments), arguments
 
