@@ -210,6 +210,7 @@ class _TrainingLoop:
                 with fixed_randomness(self.config.training.seed), torch.no_grad():
                     self.task.illustrate(self.whole_model.eval(), folder)
             self.announce(format_metrics(f"step {self.state.step}", metrics))
+            self.announce(f"model: {self.folder.model}; pictures: {self.folder.figures}")
         self.accelerator.wait_for_everyone()
         return {
             "step": self.state.step,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Self
 
 from tqdm import tqdm
+from transformers.utils import logging
 
 from m3ae.training.sections import TrainingConfig
 
@@ -26,6 +27,7 @@ class Progress:
 
     def __init__(self, settings: TrainingConfig, step: int, shown: bool) -> None:
         self.settings, self.announce = settings, tqdm.write if shown else _be_silent
+        logging.disable_progress_bar()  # transformers' own, for what takes no time: loading and writing a model
         self._bar = tqdm(
             total=settings.max_steps,
             initial=step,
