@@ -46,7 +46,8 @@ class Relevance:
     """
 
     def __init__(self, pairs: Tensor, queries: Tensor, candidates: Tensor, rule: RelevanceRule = "every") -> None:
-        self._pairs, self._candidates, self._rule = pairs, candidates, rule
+        self._pairs, self._rule = pairs, rule
+        self._members = candidates.argsort(stable=True).split(candidates.bincount().tolist())
         self._queries = torch.arange(len(queries)) if rule == "published" else queries
         self._size = int(candidates.max()) + 1
         keys = self._queries[pairs[:, 0]] * self._size + candidates[pairs[:, 1]]
@@ -77,10 +78,10 @@ class Relevance:
 
     def right_for(self, query: int) -> list[int]:
         """Return the numbers of all candidates that are right for a query."""
-        right = self._pairs[self._queries[self._pairs[:, 0]] == self._queries[query], 1]
-        if self._rule == "every":
-            right = torch.isin(self._candidates, self._candidates[right]).nonzero()[:, 0]
-        return [*right.tolist()]
+        if self._rule == "published":
+            return [*self._pairs[self._pairs[:, 0] == query, 1].tolist()]
+        _, kinds, _ = self.of(torch.tensor([query]))
+        return sorted(candidate for kind in kinds.tolist() for candidate in self._members[kind].tolist())
 
 
 @dataclass(frozen=True)
