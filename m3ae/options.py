@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -36,7 +37,10 @@ def check_options(
         OptionsError: A key is unknown or missing, or a value has the wrong type or range.
     """
     try:
-        return model.model_validate_json(json.dumps(values, default=str), strict=True)
+        text = json.dumps(values, default=str, ensure_ascii=False)
+        if re.search("[\ud800-\udfff]", text):
+            return model.model_validate(values)  # the name of a file that is not UTF-8, which JSON cannot hold
+        return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         problems = [line for problem in error.errors() for line in _explain(problem, model, elsewhere)]
         raise OptionsError(problems) from None
