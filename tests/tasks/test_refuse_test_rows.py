@@ -12,14 +12,14 @@ from tests.tasks.tiny import tiny_run
 def leaky(tmp_path: Path) -> Path:
     """A prepared folder of which one image is in train and in test."""
     rows = [{"id": str(i), "image": stored(picture(i)), "text": ["Clear lungs."]} for i in range(4)]
-    return write_splits(tmp_path / "leaky", train=rows, validation=rows[:0], test=rows[3:])
+    return write_splits(tmp_path / "leaky", train=rows, test=rows[3:])
 
 
 def test_a_run_on_test_images_is_refused_unless_it_is_allowed(leaky: Path, tmp_path: Path) -> None:
-    data = {"prepare": None, "path": leaky, "image_columns": ["image"]}
+    data, training = {"prepare": None, "path": leaky, "image_columns": ["image"]}, {"validate_every": None}
     with pytest.raises(ValueError, match="1 of the 1 images of leaky/test are in leaky/train: 1 of 1 rows"):
-        PreTraining.from_config(tiny_run(leaky, tmp_path / "run", data=data))
-    allowed = tiny_run(leaky, tmp_path / "run", data=data | {"allow_test_rows": True})
+        PreTraining.from_config(tiny_run(leaky, tmp_path / "run", data=data, training=training))
+    allowed = tiny_run(leaky, tmp_path / "run", data=data | {"allow_test_rows": True}, training=training)
     assert len(PreTraining.from_config(allowed).train_dataset) == 4
 
 
