@@ -128,6 +128,7 @@ class M3AEConfig(StrictConfig):
             training; 0 trains the contrastive head alone.
         mask_token_id: Index of the mask token. None becomes the last index of the vocabulary, as RoBERTa has it.
         latent: Options of `LatentConfig`, or one: the latent head. None, as published, leaves it out.
+        tie_word_embeddings: Whether masked-language modelling predicts words by the weights of the word embeddings.
 
     Raises:
         ValueError: An option out of range, or one that does not exist.
@@ -170,6 +171,7 @@ class M3AEConfig(StrictConfig):
     num_negatives: int = 15
     mask_token_id: int | None = None
     latent: dict[str, Any] | LatentConfig | None = None
+    tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, PreTrainedConfig):

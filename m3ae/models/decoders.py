@@ -44,7 +44,7 @@ class PixelDecoder(nn.Module):
         self.register_buffer("positions", sincos_positions(self.side, width), persistent=False)
         self.blocks = nn.Sequential(
             *(
-                Block(config, width, config.decoder_num_attention_heads)
+                Block(config, config, width, config.decoder_num_attention_heads)
                 for _ in range(config.decoder_num_hidden_layers)
             )
         )

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -72,7 +73,7 @@ def activation(name: str) -> nn.Module:
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one projection of queries, keys and values."""
 
-    def __init__(self, config: M3AEConfig, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, config: PreTrainedConfig, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.config, self.num_heads, self.dropout, self.is_causal = config, num_heads, dropout, False
         self.qkv = nn.Linear(width, 3 * width)
@@ -103,7 +104,8 @@ class Block(GradientCheckpointingLayer):
     """Self-attention and MLP, each after a normalisation: timm's block of a vision transformer, by its names.
 
     Args:
-        config: The model's configuration, which names the implementation of attention, the activation and epsilon.
+        config: The model's configuration, which names the activation and epsilon.
+        attention: The configuration that names the implementation of attention.
         width: Width D.
         num_heads: Attention heads.
         mlp_ratio: Width of the MLP over D.
@@ -113,6 +115,7 @@ class Block(GradientCheckpointingLayer):
     def __init__(
         self,
         config: M3AEConfig,
+        attention: PreTrainedConfig,
         width: int,
         num_heads: int,
         mlp_ratio: float = 4.0,
@@ -122,7 +125,7 @@ class Block(GradientCheckpointingLayer):
         image = config.image_config
         assert isinstance(image, M3AEImageConfig)
         self.norm1 = nn.LayerNorm(width, eps=image.layer_norm_eps)
-        self.attn = SelfAttention(config, width, num_heads, dropout)
+        self.attn = SelfAttention(attention, width, num_heads, dropout)
         self.norm2 = nn.LayerNorm(width, eps=image.layer_norm_eps)
         self.mlp = MLP(width, int(width * mlp_ratio), image.hidden_act, dropout)
 
@@ -147,7 +150,7 @@ class PatchTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + image.num_patches, width))
         self.norm_pre = nn.LayerNorm(width, eps=image.layer_norm_eps) if image.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(config, width, image.num_attention_heads, image.mlp_ratio, image.dropout)
+            Block(config, image, width, image.num_attention_heads, image.mlp_ratio, image.dropout)
             for _ in range(image.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(width, eps=image.layer_norm_eps)

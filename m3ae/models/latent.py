@@ -182,7 +182,7 @@ def component_weights(available: Tensor) -> Tensor:
     Returns:
         (C, B), summing to 1 over the components.
     """
-    number = torch.arange(len(available), device=available.device)
+    number = torch.arange(available.shape[0], device=available.device)
     bits = 2 ** torch.arange(available.shape[1], device=available.device)
     code = (available * bits[:, None]).sum(1)  # (C, B), equal for equal sets
     repeats = ((code[:, None] == code) & (number[:, None] > number)[..., None]).any(1)
@@ -204,7 +204,7 @@ def balanced_components(weights: Tensor, noise: Tensor) -> Tensor:
     Returns:
         (B,) indices of components.
     """
-    points = (noise.argsort().argsort() + noise.sum() % 1) / len(noise)
+    points = (noise.argsort().argsort() + noise.sum() % 1) / noise.shape[0]
     return _inverse_distribution(weights, points[None])[0]
 
 

@@ -118,5 +118,5 @@ class PatchDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents (R, Z)."""
-        tokens = self.attention(self.queries.expand(len(latents), -1, -1), latents)
+        tokens = self.attention(self.queries.expand(latents.shape[0], -1, -1), latents)
         return unpatchify(self.predict(tokens), self.patch_size, self.channels)

@@ -128,7 +128,7 @@ class LatentHead(nn.Module):
             nothing = experts.mu.new_zeros(1, self.modalities[name].config.private_size)
             expert = private.get(name, Gaussian(nothing, nothing))
             filled = (torch.where(own[name][..., None], algebra.upcast(part), 0) for part in expert)
-            parts.append(Gaussian(*(part.expand(len(members), len(experts.mu[0]), -1) for part in filled)))
+            parts.append(Gaussian(*(part.expand(members.shape[0], experts.mu.shape[1], -1) for part in filled)))
         joined = Gaussian(*(torch.cat(values, -1) for values in zip(*parts, strict=True)))
         return LatentPosterior(Mixture(joined, mixture.weights), own, self.config.size)
 
@@ -151,7 +151,7 @@ class LatentHead(nn.Module):
         for name in self.experts:
             if name in inputs:
                 shared[name], private[name] = self.experts[name](inputs[name])
-        zeros = torch.zeros(len(like), self.config.size, device=like.device)
+        zeros = torch.zeros(like.shape[0], self.config.size, device=like.device)
         filled = [shared.get(name, Gaussian(zeros, zeros)) for name in self.experts]
         experts = Gaussian(
             torch.stack([e.mu.to(zeros) for e in filled]), torch.stack([e.logvar.to(zeros) for e in filled])

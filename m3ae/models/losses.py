@@ -72,7 +72,7 @@ def contrastive_loss(logits: Tensor, same: Tensor, valid: Tensor) -> Tensor:
         same: (B, B) bool: i and j share the image or the text; such a pair is no negative.
         valid: (B,) bool: the sample has both modalities.
     """
-    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    own = torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device)
     masked = logits.float().masked_fill((same & ~own) | ~(valid[:, None] & valid[None]) & ~own, -torch.inf)
     log_odds = masked.log_softmax(1).diagonal() + masked.log_softmax(0).diagonal()
     return -(log_odds * valid).sum() / (2 * valid.sum().clamp(min=1))

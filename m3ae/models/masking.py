@@ -117,7 +117,7 @@ def _order_words(
 
     word = first.gather(1, order)
     last = torch.cat([word[:, 1:] != word[:, :-1], torch.ones_like(word[:, :1], dtype=torch.bool)], dim=1)
-    off = (place + 1 - share[:, None]).abs().masked_fill(~(last & maskable.gather(1, order)), len(place) + 1)
+    off = (place + 1 - share[:, None]).abs().masked_fill(~(last & maskable.gather(1, order)), place.shape[0] + 1)
     nearest = off.argmin(1) + 1
     limited = torch.where(nearest > 2 * wanted, wanted, nearest)
     return order, torch.where(wanted > 0, limited, 0), fate.gather(1, first)
@@ -166,7 +166,7 @@ def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Ten
         present: (B,) bool: the sample has both modalities.
         noise: (B, 2) uniform in [0, 1): the first channel decides who gets a negative, the second one which.
     """
-    size = len(noise)
+    size = noise.shape[0]
     same = same_samples(image_ids, text_ids)
     allowed = ~same & present[:, None] & present[None, :]
     ahead = (noise[None, :, 1] - noise[:, None, 1]) % 1.0
@@ -184,5 +184,5 @@ def same_samples(image_ids: Tensor, text_ids: Tensor) -> Tensor:
 
 
 def _equal(ids: Tensor) -> Tensor:
-    ids = ids.reshape(len(ids), -1)
+    ids = ids.reshape(ids.shape[0], -1)
     return (ids[:, None] == ids[None]).all(-1)

@@ -7,8 +7,11 @@ Presence: True = the sample has this modality.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from m3ae.models.encoders import ImageEncoder, PatchTransformer
 from m3ae.models.fusion import Fusion, Stream
 from m3ae.models.model_card import publish_card
 from m3ae.models.option_checks import checked_arguments
+from m3ae.models.text_decoders import TextDecoder
 from m3ae.models.text_encoder import build_text_encoder
 
 TRUNK = ("encoder", "fusion")  # its learning-rate groups
@@ -73,7 +77,7 @@ def all_present(rows: Tensor, *masks: Tensor | None) -> Tensor:
     """
     present = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
     for mask in masks:
-        present = present if mask is None else present & mask.view(len(mask), -1).any(1)
+        present = present if mask is None else present & mask.view(mask.shape[0], -1).any(1)
     return present
 
 
@@ -129,12 +133,35 @@ class M3AEPreTrainedModel(PreTrainedModel):
     def set_attn_implementation(
         self, attn_implementation: str | dict[str, Any], allow_all_kernels: bool = False
     ) -> None:
-        """Choose the implementation of attention; the image encoder has that of the fusion."""
-        if isinstance(attn_implementation, str):
-            for part in (self.config.image_config, self.config.latent):  # of which transformers looks for a model
-                if isinstance(part, PreTrainedConfig):
-                    part._attn_implementation = attn_implementation
+        """Choose the implementation of attention, of all parts or by their names in the configuration."""
+        for name in ("image_config", "latent"):  # transformers looks for models of these, and warns
+            part = getattr(self.config, name)
+            if isinstance(part, PreTrainedConfig) and isinstance(attn_implementation, str):
+                part._attn_implementation = attn_implementation
+            elif isinstance(part, PreTrainedConfig) and isinstance(attn_implementation, dict):
+                part._attn_implementation = attn_implementation.get(name, part._attn_implementation)
         super().set_attn_implementation(attn_implementation, allow_all_kernels)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Take another number of words, in the decoders of texts, too; see `transformers.PreTrainedModel`."""
+        embeddings: nn.Embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        for module in self.modules():
+            if isinstance(module, TextDecoder) and module.vocab_size != embeddings.num_embeddings:
+                module.resize(
+                    embeddings.num_embeddings,
+                    partial(self._get_resized_embeddings, mean_resizing=mean_resizing),
+                    partial(self._get_resized_lm_head, mean_resizing=mean_resizing),
+                )
+        return embeddings
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        """Save the model; `push_to_hub` uploads it with its card, as the method of this name does."""
+        if options.get("push_to_hub"):
+            repo_id = options.get("repo_id", Path(save_directory).name)
+            publish_card(self, repo_id, **{name: options[name] for name in ("token", "private") if name in options})
+        super().save_pretrained(save_directory, *args, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]  # wrapped in the base class
         """Upload model and card; the options are those of `transformers.PreTrainedModel.push_to_hub`.
@@ -170,6 +197,8 @@ class M3AEEncoders(M3AEPreTrainedModel):
     def __init__(self, config: M3AEConfig, streams: Collection[str] = STREAMS) -> None:
         super().__init__(config)
         assert isinstance(config.image_config, M3AEImageConfig) and isinstance(config.text_config, PreTrainedConfig)
+        if config.image_config._attn_implementation is None:
+            config.image_config._attn_implementation = config._attn_implementation
         widths = {"text": config.text_config.hidden_size, "image": config.image_config.hidden_size}
         if "image" in streams:
             self.image_encoder = ImageEncoder(config)
@@ -182,6 +211,21 @@ class M3AEEncoders(M3AEPreTrainedModel):
             self.modality_types = nn.Embedding(len(STREAMS), config.hidden_size)
         if "image" in streams and config.num_views > 1:
             self.view_types = nn.Embedding(config.num_views, config.hidden_size)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embeddings.
+
+        Raises:
+            NotImplementedError: The model has no text encoder.
+        """
+        if not hasattr(self, "text_encoder"):
+            raise NotImplementedError("the model has no text encoder, and so no word embeddings")
+        embeddings: nn.Module = self.text_encoder.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.text_encoder.set_input_embeddings(value)
 
     def encode_image(
         self, pixel_values: Tensor, ids_keep: Tensor | None = None, present: Tensor | None = None, view: int = 0
@@ -250,19 +294,12 @@ class M3AEModel(M3AEEncoders):
     fuses_every_token = False  # in the last layer, even for what reads the class tokens alone
 
     def __init__(self, config: M3AEConfig) -> None:
+        if config.architectures == ["M3AEForGeneration"]:
+            raise ValueError("The saved model is M3AEForGeneration, which has no fusion; load it as that class.")
         super().__init__(config)
         self.fusion = Fusion(config, STREAMS)
         self.poolers = nn.ModuleDict({name: Pooler(config.hidden_size) for name in STREAMS})
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embeddings."""
-        embeddings: nn.Module = self.text_encoder.get_input_embeddings()
-        return embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.text_encoder.set_input_embeddings(value)
 
     def encode(
         self,
@@ -313,7 +350,7 @@ class M3AEModel(M3AEEncoders):
         pooled = []
         for name in STREAMS:
             if name not in fused:
-                pooled.append(like.new_zeros(len(like), self.config.hidden_size))
+                pooled.append(like.new_zeros(like.shape[0], self.config.hidden_size))
                 continue
             mask = None if present is None else present.get(name)
             views = num_views if name == "image" else 1
@@ -321,7 +358,7 @@ class M3AEModel(M3AEEncoders):
             if mask is None:
                 pooled.append(vectors.mean(1))
             else:
-                mask = mask.view(len(mask), -1)
+                mask = mask.view(mask.shape[0], -1)
                 pooled.append((vectors * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
         return torch.cat(pooled, dim=-1)
 

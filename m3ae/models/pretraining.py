@@ -91,6 +91,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         self.itm_head = Float32Linear(2 * config.hidden_size, 2)
         self.itc_head = ContrastiveHead(config) if config.itc_weight else None
         self.latent_head = None
+        if config.tie_word_embeddings:
+            self._tied_weights_keys = {"mlm_head.decoder.weight": self._word_embeddings()}
         if isinstance(config.latent, LatentConfig):
             self.latent_head = LatentHead(config)
             _check_modalities(config, self.latent_head.modalities)
@@ -101,8 +103,23 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         super()._init_weights(module)
         init_latent_weights(module, self.config.initializer_range)
 
+    def _word_embeddings(self) -> str:
+        """Return the name of the weight of the word embeddings.
+
+        Raises:
+            ValueError: They have another width than the fusion, whose tokens the head maps to words.
+        """
+        embeddings = self.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        if embeddings.embedding_dim != self.config.hidden_size:
+            raise ValueError(
+                f"tie_word_embeddings: word embeddings of width {embeddings.embedding_dim} cannot be the weights of a "
+                f"head that reads tokens of width {self.config.hidden_size}; set it to false, or give both one width."
+            )
+        return next(f"{name}.weight" for name, module in self.named_modules() if module is embeddings)
+
     def get_output_embeddings(self) -> nn.Module:
-        """Return the layer that maps to the vocabulary; not tied to the word embeddings, as published."""
+        """Return the layer that maps to the vocabulary; as published, it is not tied to the word embeddings."""
         return self.mlm_head.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -167,7 +184,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             input_ids = torch.where(labels == -100, input_ids, labels)
         inputs = _Inputs(pixel_values, input_ids, attention_mask, image_present, text_present)
         draw = partial(_draw, generator=generator, device=pixel_values.device)
-        size = len(pixel_values)
+        size = pixel_values.shape[0]
         image_noise = draw(image_noise, size * inputs.num_views, self._image.num_patches)
         patches = masking.mask_patches(image_noise.flatten(0, -2), self.config.mask_ratio)
         if mlm_input_ids is None:
@@ -210,7 +227,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         if config.whole_word_masking and word_ids is None:
             raise ValueError("whole_word_masking needs word_ids, the word of each token; got none.")
         if special is None:
-            special = torch.isin(inputs.input_ids, torch.tensor(special_ids(text), device=inputs.input_ids.device))
+            tokens = inputs.input_ids.new_tensor(special_ids(text))
+            special = (inputs.input_ids[..., None] == tokens).any(-1)
         maskable = ~special.bool()
         for mask in (inputs.attention_mask, None if inputs.text_present is None else inputs.text_present[:, None]):
             maskable = maskable if mask is None else maskable & mask.bool()
@@ -264,7 +282,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             fused.similarity = self.itc_head(text, image)
         if not (config.mim_weight or config.mlm_weight or config.itm_weight):
             return fused
-        size = len(inputs.input_ids)
+        size = inputs.input_ids.shape[0]
         own = torch.arange(size, device=inputs.input_ids.device)
         mismatched = (1 - pairs.labels).argsort(descending=True)[: (size + 1) // 2]  # all of them, and perhaps others
         if not config.itm_weight:
@@ -282,7 +300,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         fused.image = states[config.mim_layer]["image"][:size]
         if config.itm_weight:
             extra_row = torch.zeros_like(own).scatter(
-                0, mismatched, size + torch.arange(len(mismatched), device=own.device)
+                0, mismatched, size + torch.arange(mismatched.shape[0], device=own.device)
             )
             row = torch.where(pairs.labels == 1, own, extra_row)
             image_tokens = class_tokens(states[-1]["image"], image.num_views)

@@ -140,7 +140,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         self, allowed: Tensor, similarity: Tensor | None, noise: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
         """Return rows (B, K) of the batch, those that are not allowed last."""
-        size = len(allowed)
+        size = allowed.shape[0]
         if noise is None:
             noise = torch.rand(size, size, generator=generator, device=allowed.device)
         order = _draw_order(noise, None if similarity is None else similarity[:size, :size].T)
@@ -148,7 +148,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
 
     def _match(self, text: Stream, image: Stream, negatives: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores (B, 1 + K) of each image with its own and with other texts, and the rows of these."""
-        own = torch.arange(len(negatives), device=negatives.device)[:, None]
+        own = torch.arange(negatives.shape[0], device=negatives.device)[:, None]
         candidates = torch.cat([own, negatives], dim=1)
         valid = torch.cat([torch.ones_like(own, dtype=torch.bool), allowed.gather(1, negatives)], dim=1)
         scores = self.score(text.select(candidates.flatten()), image.select(own.expand_as(candidates).flatten()))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, GPT2Config, GPT2LMHeadModel
 
 from m3ae.models.configuration import M3AEConfig
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # What transformers calls the cache of a model, by version.
 CACHE = "cache" if "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters else "past_key_values"
+Resize = Callable[[Any, int], Any]  # a layer and the number of words → the layer of that size
 FULLY_MASKED_SHARE = 0.25  # of the rows in training: what generation starts from
 
 
@@ -69,6 +70,10 @@ class TextDecoder(nn.Module, ABC):
             ValueError: An option that the decoder does not have.
         """
 
+    def resize(self, vocab_size: int, embedding: Resize, linear: Resize) -> None:
+        """Take another number of words; `embedding` and `linear` resize layers, as `PreTrainedModel` does."""
+        self.vocab_size = vocab_size
+
     def _check_length(self, input_ids: Tensor) -> None:
         if input_ids.shape[1] > self.max_length:
             raise ValueError(
@@ -98,14 +103,20 @@ class MaskedTextDecoder(TextDecoder):
     def log_likelihood(self, latents: Tensor, input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
         """Return a sample of the bound on log p(text|z), see the class."""
         self._check_length(input_ids)
-        content = attention_mask.bool() & ~torch.isin(input_ids, input_ids.new_tensor([self.bos, self.eos, self.pad]))
+        ends = input_ids.new_tensor([self.bos, self.eos, self.pad])
+        content = attention_mask.bool() & (input_ids[..., None] != ends).all(-1)
         count = content.sum(1)  # n
         masked = noise[:, 1:].masked_fill(~content, 2).argsort(1).argsort(1) < self._num_masked(noise[:, :1], count)
         logits = self._logits(input_ids.masked_fill(masked, self.mask), latents, attention_mask.bool(), masked)
-        found = -F.cross_entropy(upcast(logits), input_ids[masked], reduction="none")
+        found = upcast(logits).log_softmax(-1).gather(1, input_ids[masked][:, None])[:, 0]
         sums = found.new_zeros(masked.shape).masked_scatter(masked, found).sum(1)
         length = upcast(self.length(latents)).log_softmax(-1).gather(1, count[:, None])[:, 0]
         return sums * count / masked.sum(1).clamp(min=1) + length
+
+    def resize(self, vocab_size: int, embedding: Resize, linear: Resize) -> None:
+        """Resize what reads and what predicts words."""
+        super().resize(vocab_size, embedding, linear)
+        self.embed, self.predict = embedding(self.embed, vocab_size), linear(self.predict, vocab_size)
 
     def _num_masked(self, noise: Tensor, count: Tensor) -> Tensor:
         if self.training:
@@ -184,7 +195,7 @@ class AutoregressiveTextDecoder(TextDecoder):
         states = self.model.transformer(**inputs, use_cache=False).last_hidden_state
         wanted = content[:, 1:]
         logits = upcast(self.model.lm_head(states[:, -input_ids.shape[1] : -1][wanted]))
-        found = -F.cross_entropy(logits, input_ids[:, 1:][wanted], reduction="none")
+        found = logits.log_softmax(-1).gather(1, input_ids[:, 1:][wanted][:, None])[:, 0]
         return found.new_zeros(wanted.shape).masked_scatter(wanted, found).sum(1)
 
     @torch.no_grad()
@@ -205,6 +216,11 @@ class AutoregressiveTextDecoder(TextDecoder):
         assert isinstance(written, Tensor)
         # given embeddings, it returns the rest alone
         return torch.cat([start, written], 1) if self.prefix else written
+
+    def resize(self, vocab_size: int, embedding: Resize, linear: Resize) -> None:
+        """Resize what reads and what predicts words."""
+        super().resize(vocab_size, embedding, linear)
+        self.model.resize_token_embeddings(vocab_size, mean_resizing=False)
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor, latents: Tensor) -> dict[str, Any]:
         """Return what the GPT-2 reads: tokens (R, L), which of them are no padding, and latents (R, Z)."""

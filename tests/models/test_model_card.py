@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from transformers import PreTrainedModel
 
 import m3ae
 from m3ae.models import model_card as module
@@ -89,3 +90,17 @@ def test_a_new_head_does_not_inherit_the_card(monkeypatch, tmp_path) -> None:
 def test_push_to_hub_keeps_the_card_of_the_repository(monkeypatch) -> None:
     hub = push(monkeypatch, tiny_model(), exists=True)
     assert hub.files == {} and hub.made == []
+
+
+@pytest.mark.parametrize("repo_id", ["group/model", None])
+def test_saving_uploads_the_card_too(monkeypatch, tmp_path, repo_id: str | None) -> None:
+    hub, saved = FakeHub(False), []
+    monkeypatch.setattr(module, "HfApi", hub)
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda self, folder, **options: saved.append(options))
+    options = {"push_to_hub": True, "token": "secret", "private": True} | ({"repo_id": repo_id} if repo_id else {})
+    tiny_model().save_pretrained(tmp_path / "named", **options)
+    name = repo_id or "named"
+    assert saved == [options] and hub.token == "secret" and hub.made == [(name, {"private": True, "exist_ok": True})]
+    assert hub.files == {(name, "README.md"): model_card(tiny_model(), name)}
+    tiny_model().save_pretrained(tmp_path)
+    assert len(hub.files) == 1

@@ -83,10 +83,10 @@ def results(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
     return found
 
 
-def same(model: Any, other: Any, inputs: dict[str, Any]) -> None:
+def same(model: Any, other: Any, inputs: dict[str, Any], tolerance: float = 1e-5) -> None:
     with torch.no_grad():
         for expected, got in zip(results(model, inputs), results(other, inputs), strict=True):
-            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
 @every_class

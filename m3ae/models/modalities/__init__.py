@@ -180,7 +180,7 @@ def read_inputs(modalities: Modalities, known: Mapping[str, Modality]) -> Latent
             raise ValueError(f"Modality {name!r} of kind {modality.kind} has no tensor {unknown[0]!r}.{nearest}")
         values = tensors[modality.tensor]
         if present is None:
-            present = torch.ones(len(values), dtype=torch.bool, device=values.device)
+            present = torch.ones(values.shape[0], dtype=torch.bool, device=values.device)
         targets[name], presence[name] = modality.targets(tensors, present), present
     return LatentInputs(targets, presence)
 
