@@ -104,15 +104,19 @@ class Found:
 
         Ties count against the model, and so does NaN: a candidate that is not right is placed first.
         """
-        copies, ranks = self.candidates.bincount().float(), []
+        copies = self.candidates.bincount().float()
+        # What outlives a block is allocated before: between the blocks' large buffers it would keep them from reuse.
+        ranks = torch.empty(len(self.queries), dtype=torch.float64)
         for queries in self._blocks(len(self.queries)):
             scores = self.scores(self.queries[queries])
             rows, right, counts = relevance.of(queries)
             best = torch.full((len(queries),), -torch.inf).scatter_reduce_(0, rows, scores[rows, right], "amax")
             ahead = ~(scores < best[:, None])
             right_ahead = torch.zeros(len(queries)).index_add_(0, rows, ahead[rows, right] * counts.float())
-            ranks.append((ahead.float() @ copies - right_ahead + 1).masked_fill(best.isneginf(), torch.inf))
-        return torch.cat(ranks).double()
+            ranks[queries] = (
+                (ahead.float() @ copies - right_ahead + 1).masked_fill(best.isneginf(), torch.inf).double()
+            )
+        return ranks
 
     def best(self, number: int) -> list[list[tuple[int, float]]]:
         """Return at most `number` candidates of each query, the best first, with their scores."""

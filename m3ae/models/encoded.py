@@ -161,9 +161,11 @@ def nearest(queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor
         candidates: (C, E) unit vectors; K is C if there are fewer than k.
         k: How many to find.
     """
-    blocks = queries.split(max(1, SCORES_AT_ONCE // len(candidates)))
-    best = [(block @ candidates.T).topk(min(k, len(candidates)), dim=1) for block in blocks]
-    return torch.cat([block.values for block in best]), torch.cat([block.indices for block in best])
+    k = min(k, len(candidates))
+    cosines, numbers = queries.new_empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
+    for rows in torch.arange(len(queries)).split(max(1, SCORES_AT_ONCE // len(candidates))):
+        cosines[rows], numbers[rows] = (queries[rows] @ candidates.T).topk(k, dim=1)
+    return cosines, numbers
 
 
 @torch.no_grad()
