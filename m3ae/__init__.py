@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 # The command starts in the module `m3ae_command`, or as `python -m m3ae`: then argv[0] is "-m" during this import.
 _IS_COMMAND = "m3ae_command" in sys.modules or (sys.argv[:1] == ["-m"] and "m3ae" in sys.orig_argv)
 
+_OF_TRAINING = {"ArrayDataset": "m3ae.data.arrays", "train_generation": "m3ae.tasks.arrays"}  # need the extra `train`
+
+if TYPE_CHECKING:
+    from m3ae.data.arrays import ArrayDataset as ArrayDataset
+    from m3ae.tasks.arrays import train_generation as train_generation
+
 if TYPE_CHECKING or not _IS_COMMAND:
     from m3ae.models import *  # noqa: F403
     from m3ae.models import __all__ as __all__
-else:
+
+if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if not name[0].isupper():  # a module, not a class
+        if name in _OF_TRAINING:
+            return getattr(import_module(_OF_TRAINING[name]), name)
+        if not _IS_COMMAND or not (name[0].isupper() or name.startswith("register_")):  # a module, not a public name
             raise AttributeError(f"module 'm3ae' has no attribute {name!r}")
         return getattr(import_module("m3ae.models"), name)
 

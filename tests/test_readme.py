@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import m3ae
 from m3ae.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -77,3 +79,19 @@ def test_the_second_command_finds_the_tests() -> None:
 def test_every_mentioned_file_exists() -> None:
     for name in re.findall(r"\b(?:scripts|configs|tests|docs)/[\w./]+\.\w+", README):
         assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.timeout(900)
+def test_arrays_are_trained_on_in_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(block("arrays example"), found)
+    records = read_metrics(Path("runs/arrays/metrics.jsonl"))
+    losses = [record["training/loss"] for record in records if "training/loss" in record]
+    assert losses[-1] < losses[0] - 100
+    model = m3ae.M3AEForGeneration.from_pretrained("runs/arrays/model")
+    blood = torch.from_numpy(found["blood"][[1, 2]]).float()
+    drawn = model.generate_modalities({"blood": {"values": blood}}, temperature=0.0)["front"][0]
+    assert drawn.shape == (2, 1, 12, 16)
+    slopes = drawn[:, 0, -1, -1] - drawn[:, 0, 0, 0]
+    assert torch.equal(slopes.argsort(), blood[:, 0].argsort())

@@ -14,7 +14,16 @@ from m3ae.models.classification import M3AEForClassification, M3AEForClassificat
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_pass import M3AEForGenerationOutput
+from m3ae.models.latent_pass import LatentStep, M3AEForGenerationOutput, register_objective
+from m3ae.models.likelihoods import Likelihood
+from m3ae.models.modalities import (
+    Modality,
+    ModalityConfig,
+    register_decoder,
+    register_encoder,
+    register_likelihood,
+    register_modality,
+)
 from m3ae.models.modeling import M3AEModel, M3AEModelOutput
 from m3ae.models.pipeline import register_pipeline
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
@@ -35,6 +44,8 @@ register_pipeline()
 
 __all__ = [
     "LatentConfig",
+    "LatentStep",
+    "Likelihood",
     "M3AEConfig",
     "M3AEForClassification",
     "M3AEForClassificationOutput",
@@ -51,4 +62,11 @@ __all__ = [
     "M3AEModel",
     "M3AEModelOutput",
     "M3AEProcessor",
+    "Modality",
+    "ModalityConfig",
+    "register_decoder",
+    "register_encoder",
+    "register_likelihood",
+    "register_modality",
+    "register_objective",
 ]

@@ -17,14 +17,18 @@ from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_rows
 
 
-def sincos_positions(side: int, width: int) -> Tensor:
-    """Two-dimensional sine-cosine positions (1, 1 + side², width), zero for the class token (He et al. 2022)."""
+def sincos_positions(rows: int, width: int, columns: int | None = None) -> Tensor:
+    """Two-dimensional sine-cosine positions (1, 1 + N, width), zero for the class token (He et al. 2022).
+
+    N patches are in `rows` rows of `columns`, by default a square.
+    """
+    columns = columns or rows
     frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency  # (side, width / 4)
+    angle = torch.arange(max(rows, columns), dtype=torch.float64)[:, None] * frequency  # (side, width / 4)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, width / 2)
-    columns = axis[None].expand(side, -1, -1)
-    rows = axis[:, None].expand(-1, side, -1)
-    grid = torch.cat([columns, rows], dim=-1).reshape(1, side * side, width)
+    across = axis[None, :columns].expand(rows, -1, -1)
+    down = axis[:rows, None].expand(-1, columns, -1)
+    grid = torch.cat([across, down], dim=-1).reshape(1, rows * columns, width)
     return torch.cat([torch.zeros(1, 1, width, dtype=grid.dtype), grid], dim=1).float()
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -66,15 +65,15 @@ class ConvolutionalDecoder(nn.Module):
 
     def __init__(self, input_size: int, modality: ModalityConfig, shape: Sequence[int]) -> None:
         super().__init__()
-        channels, size, _ = shape
+        channels, *size = shape
         count, width = modality.num_layers, modality.hidden_size
-        if size % 2**count:
+        if any(side % 2**count for side in size):
             raise ValueError(
-                f"a convolutional decoder of {size} px images with {count} layers, each of which doubles the side: "
-                f"expected a size that is a multiple of {2**count}, or fewer layers."
+                f"a convolutional decoder of {_pixels(size)} px images with {count} layers, each of which doubles the "
+                f"side: expected sides that are multiples of {2**count}, or fewer layers."
             )
         widths = [max(1, width // 2 ** (number + 3)) for number in range(count)]
-        first = (widths[0], size // 2**count, size // 2**count)
+        first = (widths[0], *(side // 2**count for side in size))
         layers: list[nn.Module] = [mlp(input_size, width, 1, math.prod(first)), nn.Unflatten(1, first)]
         for before, after in pairwise([*widths, channels]):
             layers += [nn.GELU(), DoublingConvolution(before, after)]
@@ -100,23 +99,30 @@ class PatchDecoder(nn.Module):
         num_tokens: int,
     ) -> None:
         super().__init__()
-        self.channels, size, _ = shape
-        if size % patch_size or modality.hidden_size % 4:
+        self.channels, *size = shape
+        if any(side % patch_size for side in size) or modality.hidden_size % 4:
             raise ValueError(
-                f"a transformer decoder of {size} px images in patches of {patch_size} px with width "
-                f"{modality.hidden_size}: expected a size that is a multiple of patch_size, and a width of 4."
+                f"a transformer decoder of {_pixels(size)} px images in patches of {patch_size} px with width "
+                f"{modality.hidden_size}: expected sides that are multiples of patch_size, and a width of 4."
             )
-        self.patch_size, self.side = patch_size, size // patch_size
-        self.queries = nn.Parameter(torch.empty(1, self.side**2, modality.hidden_size))  # (1, N, W)
-        self.reset_queries()
+        self.patch_size, (self.rows, self.columns) = patch_size, (side // patch_size for side in size)
+        self.queries = nn.Parameter(self._positions(modality.hidden_size))  # (1, N, W)
         self.attention = LatentAttention(input_size, modality, num_tokens)
         self.predict = nn.Linear(modality.hidden_size, patch_size**2 * self.channels)
 
     def reset_queries(self) -> None:
         """Put the queries back to sine-cosine positions."""
-        init.copy_(self.queries, sincos_positions(self.side, self.queries.shape[-1])[:, 1:])
+        init.copy_(self.queries, self._positions(self.queries.shape[-1]))
+
+    def _positions(self, width: int) -> Tensor:
+        return sincos_positions(self.rows, width, self.columns)[:, 1:].clone()
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents (R, Z)."""
         tokens = self.attention(self.queries.expand(latents.shape[0], -1, -1), latents)
-        return unpatchify(self.predict(tokens), self.patch_size, self.channels)
+        return unpatchify(self.predict(tokens), self.patch_size, self.channels, self.rows)
+
+
+def _pixels(size: Sequence[int]) -> str:
+    """Return the size of an image in words, a square's as one number."""
+    return "×".join(map(str, dict.fromkeys(size)))

@@ -60,14 +60,14 @@ def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential
 
     The last convolution has W / 8 channels, each one before it half as many as the next.
     """
-    channels, side, _ = shape
+    channels, height, width = shape
     layers: list[nn.Module] = []
     for number in range(modality.num_layers):
-        width = max(1, modality.hidden_size // 2 ** (modality.num_layers + 2 - number))
-        layers += [HalvingConvolution(channels, width), nn.GELU()]
-        channels, side = width, (side + 1) // 2
+        out_channels = max(1, modality.hidden_size // 2 ** (modality.num_layers + 2 - number))
+        layers += [HalvingConvolution(channels, out_channels), nn.GELU()]
+        channels, height, width = out_channels, (height + 1) // 2, (width + 1) // 2
     return nn.Sequential(
-        *layers, nn.Flatten(), mlp(channels * side**2, modality.hidden_size, 1, dropout=modality.dropout)
+        *layers, nn.Flatten(), mlp(channels * height * width, modality.hidden_size, 1, dropout=modality.dropout)
     )
 
 

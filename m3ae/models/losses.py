@@ -15,12 +15,16 @@ def patchify(pixel_values: Tensor, patch_size: int) -> Tensor:
     return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
 
 
-def unpatchify(patches: Tensor, patch_size: int, num_channels: int) -> Tensor:
-    """Put square images (B, C, H, W) together from patches (B, N, P·P·C): the inverse of `patchify`."""
+def unpatchify(patches: Tensor, patch_size: int, num_channels: int, rows: int | None = None) -> Tensor:
+    """Put images (B, C, H, W) together from patches (B, N, P·P·C) in some rows: the inverse of `patchify`.
+
+    Without a number of rows, images are square.
+    """
     batch, count, _ = patches.shape
-    side = round(count**0.5)
-    grid = patches.reshape(batch, side, side, patch_size, patch_size, num_channels)
-    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, num_channels, side * patch_size, side * patch_size)
+    rows = rows or round(count**0.5)
+    columns = count // rows
+    grid = patches.reshape(batch, rows, columns, patch_size, patch_size, num_channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, num_channels, rows * patch_size, columns * patch_size)
 
 
 def normalize_patches(patches: Tensor) -> Tensor:

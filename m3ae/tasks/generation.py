@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from m3ae.data.collate import Batch, Collator
-from m3ae.data.prepared import load_manifest, load_split
+from m3ae.data.prepared import Manifest, load_manifest, load_split
 from m3ae.data.samples import ColumnDataset, Columns, Sample, evenly, read_texts
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
@@ -57,7 +57,7 @@ class Generation:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.modalities = model.latent_head.modalities
         self.train_dataset = self.dataset("train")
-        self.manifest = load_manifest(config.data.path)
+        self.manifest = self.read_manifest()
         self.problem_reader = _open_problems(config)
         options = BatchOptions(tokenizer, config.data.max_text_length)
         self._evaluation_collator = Collator(self.modalities, options)
@@ -137,6 +137,10 @@ class Generation:
         """Open a split with the model's modalities."""
         limit = self.config.data.max_validation_samples if split == "validation" else None
         return ColumnDataset(self.config.data.path, split, Columns.of(self.modalities), limit=limit)
+
+    def read_manifest(self) -> Manifest:
+        """Return the description of the prepared folder."""
+        return load_manifest(self.config.data.path)
 
     def batches(self, dataset: ColumnDataset, indices: Sequence[int]) -> Iterator[Batch]:
         """Yield samples of a split, complete, in batches."""

@@ -52,8 +52,13 @@ def augment(
         crop_scale: Range of the area that is cut out; (1, 1) is the centre crop.
     """
     square = centre_crop(image, size) if crop_scale == (1.0, 1.0) else random_crop(image, size, draw, crop_scale)
+    return change(square, draw, augmentation)
+
+
+def change(image: Image.Image, draw: np.random.Generator, augmentation: Augmentation) -> Image.Image:
+    """Return an image of the model's size as training sees it, see `augment`."""
     changes = {"radiograph": jitter, "affine": affine}
-    return changes[augmentation](square, draw) if augmentation in changes else square
+    return changes[augmentation](image, draw) if augmentation in changes else image
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:

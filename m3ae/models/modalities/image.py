@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from PIL import ImageOps
 from torch import Tensor, nn
 
 from m3ae.models.configuration import M3AEImageConfig
@@ -17,7 +18,7 @@ from m3ae.models.encoders import normalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_decoders import ConvolutionalDecoder, MLPDecoder, PatchDecoder
 from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
-from m3ae.models.modalities.augment import augment, plain
+from m3ae.models.modalities.augment import augment, change, plain
 from m3ae.models.modalities.base import (
     BatchOptions,
     Modality,
@@ -162,8 +163,14 @@ class Image(Modality):
         """Return an image as the model's size has it, cropped and augmented: (C, H, W), or (1, H, W), uint8."""
         image = self.value(cell)
         image = to_8bit(image).convert("L") if self.shape[0] == 1 else plain(image)
-        square = np.array(augment(image, self.shape[-1], draw, options.augmentation, options.crop_scale))
-        return torch.from_numpy(square[None] if square.ndim == 2 else square.transpose(2, 0, 1))
+        height, width = self.shape[1:]
+        if height == width:
+            image = augment(image, width, draw, options.augmentation, options.crop_scale)
+        else:
+            image = ImageOps.fit(image, (width, height), Pillow.Resampling.BICUBIC)
+            image = change(image, draw, options.augmentation)
+        pixels = np.array(image)
+        return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
     @property
     def value_type(self) -> type:
