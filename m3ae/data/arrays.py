@@ -107,8 +107,8 @@ def _options(name: str, rows: Sequence[Any], given: Mapping[str, Any]) -> dict[s
         raise ValueError(f"{name}: no row has this modality; leave it out")
     if isinstance(present[0], str | list):
         kind = "label" if isinstance(present[0], str) else "labels"
-        names = present if kind == "label" else [label for row in present for label in row]
-        return {"kind": kind, "labels": sorted(set(names)), "hidden_size": 128, "num_layers": 1, **given}
+        names = {label for row in present for label in ([row] if isinstance(row, str) else row)}
+        return {"kind": kind, "labels": sorted(names), "hidden_size": 128, "num_layers": 1, **given}
     shape = list(present[0].shape)
     inferred = given.get("kind") or KINDS_BY_DIMENSIONS.get(len(shape))
     if inferred is None:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from m3ae.data.collate import Collator, drop_modalities
+from m3ae.data.images import StoredImage
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_split
 from m3ae.data.samples import ColumnDataset, Columns, read_texts
@@ -165,6 +166,25 @@ def test_a_sample_does_not_depend_on_its_batch(studies: Path) -> None:
 def test_images_stay_encoded_until_they_are_batched(studies: Path) -> None:
     cell = dataset(studies, STUDY)[Visit(0, 0)].cells["frontal"]
     assert cell.content == stored(picture(0)) and cell.decode().tobytes() == picture(0).tobytes()
+
+
+def test_small_images_are_decoded_once_and_large_ones_at_every_visit(
+    digits: Path, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    decode = StoredImage.decode
+
+    def count(image: StoredImage) -> Image.Image:
+        decoded.append(image.row)
+        return decode(image)
+
+    monkeypatch.setattr(StoredImage, "decode", count)
+    for folder, kinds in ((digits, {"image": image(1, 28)}), (studies, {"frontal": image(3, 96)})):
+        collator = Collator(built := modalities(**kinds))
+        first, again = (collator(samples(dataset(folder, built), [0, 2])) for _ in range(2))
+        (name,) = kinds
+        assert torch.equal(first[name]["pixel_values"], again[name]["pixel_values"])
+    assert decoded == ["d0", "d2", *["both", "no report"] * 2]
 
 
 def test_a_visit_draws_one_of_several_views_and_joins_columns_of_texts(tmp_path: Path) -> None:

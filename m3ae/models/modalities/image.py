@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -13,15 +14,16 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from torch import Tensor, nn
 
-from m3ae.models.configuration import M3AEImageConfig
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import normalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_decoders import ConvolutionalDecoder, MLPDecoder, PatchDecoder
 from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
-from m3ae.models.modalities.augment import augment, change, plain
+from m3ae.models.modalities.augment import augment, centre_crop, change, plain
 from m3ae.models.modalities.base import (
     BatchOptions,
     Modality,
+    ModalityConfig,
     Tensors,
     TransformerModalityConfig,
     check_dimensions,
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from m3ae.models.modeling import M3AEEncoders
+
+SMALL_BYTES = 2**14  # of an image, encoded and decoded: decoding it takes longer than all else
+KEPT_BYTES = 64 * 2**20  # of all such images of a modality
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,10 @@ class Image(Modality):
         "cnn": lambda modality, input_size: ConvolutionalDecoder(input_size, modality.config, modality.shape),
     }
     is_image = is_pictured = True
+
+    def __init__(self, name: str, config: ModalityConfig, model: M3AEConfig) -> None:
+        super().__init__(name, config, model)
+        self._kept: dict[bytes, Pillow.Image] = {}
 
     @classmethod
     def _filled(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -161,16 +170,31 @@ class Image(Modality):
 
     def pixels(self, cell: Any, options: BatchOptions, draw: np.random.Generator) -> Tensor:
         """Return an image as the model's size has it, cropped and augmented: (C, H, W), or (1, H, W), uint8."""
-        image = self.value(cell)
-        image = to_8bit(image).convert("L") if self.shape[0] == 1 else plain(image)
-        height, width = self.shape[1:]
-        if height == width:
-            image = augment(image, width, draw, options.augmentation, options.crop_scale)
+        if options.crop_scale == (1.0, 1.0):
+            image = change(self._fitted(cell), draw, options.augmentation)
         else:
-            image = ImageOps.fit(image, (width, height), Pillow.Resampling.BICUBIC)
-            image = change(image, draw, options.augmentation)
+            image = augment(self._toned(cell), self.shape[-1], draw, options.augmentation, options.crop_scale)
         pixels = np.array(image)
         return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+    def _toned(self, cell: Any) -> Pillow.Image:
+        image = self.value(cell)
+        return plain(image) if self.shape[0] != 1 else image.convert("L")
+
+    def _fitted(self, cell: Any) -> Pillow.Image:
+        """Return the middle of an image at the model's size; small stored images are kept as long as there is room."""
+        content: bytes = getattr(cell, "content", b"")
+        if len(content) <= SMALL_BYTES and content in self._kept:
+            return self._kept[content]
+        image, (height, width) = self._toned(cell), self.shape[1:]
+        if height == width:
+            image = centre_crop(image, width)
+        else:
+            image = ImageOps.fit(image, (width, height), Pillow.Resampling.BICUBIC)
+        size = math.prod(self.shape) + len(content)
+        if content and size <= SMALL_BYTES and size * len(self._kept) < KEPT_BYTES:
+            self._kept[content] = image
+        return image
 
     @property
     def value_type(self) -> type:
@@ -178,10 +202,10 @@ class Image(Modality):
         return Pillow.Image
 
     def cell(self, value: Any) -> Any:
-        """Return the image, or an array (C, H, W) in [0, 1], as it is."""
+        """Return the image in 8 bits, or an array (C, H, W) in [0, 1] as it is."""
         if not isinstance(value, np.ndarray):
             self._expect(value)
-            return value
+            return to_8bit(value)
         return super().cell(value)
 
     def _expect(self, value: Any) -> None:
