@@ -23,7 +23,8 @@ class ArrayDataset:
             images in [0, 1] or of 8 bits; or a list of names of classes, of which a row has one, or of lists of them.
             None, and an element that is NaN throughout, is missing.
         modalities: Name → options of the modality, such as `{"encoder": "cnn", "likelihood": "bernoulli"}`. What is
-            left out follows from the array: the kind, the shape, the names of the classes.
+            left out follows from the array: the kind, the shape, the names of the classes, and the scale of the
+            likelihood, which starts at half the standard deviation of the values and is learned.
 
     Attributes:
         modalities: Name → options for `LatentConfig.modalities`.
@@ -115,7 +116,9 @@ def _options(name: str, rows: Sequence[Any], given: Mapping[str, Any]) -> dict[s
         raise ValueError(
             f"{name}: elements have the shape {shape}, expected [F], [T, F], [C, H, W], or options with a kind"
         )
-    options = {"kind": inferred, "encoder": "mlp", "shape": shape, "learn_scale": True, "hidden_size": 256, **given}
+    scale = round(float(np.std(np.stack(present))) / 2, 3) or 1.0  # where training starts from: it learns it slowly
+    defaults = {"encoder": "mlp", "shape": shape, "scale": scale, "learn_scale": True, "hidden_size": 256}
+    options = {"kind": inferred, **defaults, **given}
     in_unit_range = options.get("likelihood") == "bernoulli" or (inferred in KINDS and KINDS[inferred].is_image)
     low, high = min(row.min() for row in present), max(row.max() for row in present)
     if in_unit_range and (low < 0 or high > 1):

@@ -24,5 +24,5 @@ def test_transposed_convolutions_double_the_side_and_halve_the_width() -> None:
     assert [layer.weight.shape[:2] for layer in convolutions] == [(4, 2), (2, 2)]
     assert decoder.layers[1].unflattened_size == (4, 4, 4)
     assert decoder(torch.randn(3, 5)).shape == (3, 2, 16, 16)
-    with pytest.raises(ValueError, match=r"18 px images with 2 layers, .* a multiple of 4, or fewer layers"):
+    with pytest.raises(ValueError, match=r"18 px images with 2 layers, .* multiples of 4, or fewer layers"):
         ConvolutionalDecoder(5, configure("image", options), [2, 18, 18])
