@@ -81,7 +81,7 @@ def mask_tokens(
         word_ids: (B, L) equal numbers are tokens of one word; each token is a word of its own if None.
     """
     length = input_ids.shape[1]
-    slots = max(1, round(probability * length))
+    slots = torch.sym_max(1, _rounded(probability, length))
     rank_noise, fate = noise.unbind(-1)
     random_ids = (fate * 10 % 1 * vocab_size).long().clamp(0, vocab_size - 1)
     counts = maskable.sum(1)
@@ -89,7 +89,7 @@ def mask_tokens(
     if word_ids is None:
         order = rank_noise.masked_fill(~maskable, 2.0).argsort(dim=1)
     else:
-        slots = min(2 * slots, length)
+        slots = torch.sym_min(2 * slots, length)
         order, wanted, fate = _order_words(word_ids, maskable, rank_noise, fate, wanted, counts * probability)
     positions = order[:, :slots]  # (B, M)
     chosen = torch.arange(positions.shape[1], device=input_ids.device) < wanted[:, None]  # (B, M)
@@ -98,6 +98,13 @@ def mask_tokens(
     corrupted = torch.where(fate < 0.8, mask_token_id, torch.where(fate < 0.9, random_ids, original))
     corrupted = torch.where(chosen, corrupted, original)
     return TokenMask(input_ids.scatter(1, positions, corrupted), positions, original.masked_fill(~chosen, -100))
+
+
+def _rounded(probability: float, length: int) -> int:
+    """Return round(probability·length); of a length that an exported program leaves open, by integers alone."""
+    if isinstance(length, int):
+        return round(probability * length)
+    return (round(probability * 1_000_000) * length + 500_000) // 1_000_000
 
 
 def _order_words(

@@ -134,13 +134,20 @@ class M3AEPreTrainedModel(PreTrainedModel):
         self, attn_implementation: str | dict[str, Any], allow_all_kernels: bool = False
     ) -> None:
         """Choose the implementation of attention, of all parts or by their names in the configuration."""
+        named = attn_implementation if isinstance(attn_implementation, dict) else {}
+        before = []
         for name in ("image_config", "latent"):  # transformers looks for models of these, and warns
             part = getattr(self.config, name)
-            if isinstance(part, PreTrainedConfig) and isinstance(attn_implementation, str):
-                part._attn_implementation = attn_implementation
-            elif isinstance(part, PreTrainedConfig) and isinstance(attn_implementation, dict):
-                part._attn_implementation = attn_implementation.get(name, part._attn_implementation)
-        super().set_attn_implementation(attn_implementation, allow_all_kernels)
+            if isinstance(part, PreTrainedConfig):
+                before.append((part, part._attn_implementation))
+                unnamed = part._attn_implementation if named is attn_implementation else attn_implementation
+                part._attn_implementation = named.get(name, unnamed)
+        try:
+            super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        except (ImportError, ValueError):
+            for part, implementation in before:
+                part._attn_implementation = implementation
+            raise
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True

@@ -33,6 +33,7 @@ def test_the_implementation_of_attention_reaches_every_part(
     assert attention(tokens)[1] is None and other.config._attn_implementation == "eager"
     with pytest.raises(ValueError, match="flex"):
         other.set_attn_implementation("flex_attention")
+    assert other.config.image_config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("options", GENERATORS.values(), ids=GENERATORS)
