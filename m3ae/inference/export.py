@@ -1,11 +1,13 @@
-"""Encoders as programs of `torch.export`, which run without this package: in C++, or compiled ahead of time.
+"""Models as programs of `torch.export` or ONNX, which run without this package: in C++, or compiled ahead of time.
 
 Shapes: B batch, C channels, H×W pixels, N patches, L text tokens, D fusion width, E width of the contrastive space.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,11 @@ from m3ae.files import new_folder
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead
 from m3ae.models.fusion import Stream
-from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
+from m3ae.models.generation import M3AEForGeneration
+from m3ae.models.modalities import Modality
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
+from m3ae.models.pretraining import M3AEForPreTraining
+from m3ae.models.retrieval import M3AEForImageTextRetrieval
 
 
 class _Encoder(nn.Module):
@@ -34,44 +40,114 @@ class _Encoder(nn.Module):
         return tokens if self.head is None else tokens | {"embedding": self.head.embed(self.name, stream)}
 
 
-def export_encoders(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
-    """Export the encoders of a model, for batches of any size and texts of any length that the model takes.
+class _Whole(nn.Module):
+    """Images and texts together: what the model's class computes of them, or how well they match."""
 
-    `image` takes pixel values (B, C, H, W), `text` token ids and attention mask (B, L). Each gives `tokens`, which the
-    fusion would take, (B, 1 + N, D) or (B, L, D); and, of a model with a contrastive head, `embedding`, the unit
-    vectors (B, E) whose products are cosines between images and texts.
+    def __init__(self, model: M3AEPreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        if isinstance(self.model, M3AEForPreTraining | M3AEForImageTextRetrieval):
+            trunk = self.model.m3ae
+            text = trunk.encode_text(input_ids, attention_mask)
+            return {"score": self.model.score(text, trunk.encode_image(pixel_values))}
+        return dict(self.model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask).items())
+
+
+class _LatentEncoder(nn.Module):
+    """All modalities: the mean of z."""
+
+    def __init__(self, model: M3AEForGeneration) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, modalities: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {"mean": self.model.infer_latent(modalities).mean}
+
+
+class _LatentDecoder(nn.Module):
+    """z and all private latents: what is expected of a modality."""
+
+    def __init__(self, model: M3AEForGeneration, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, z: Tensor) -> dict[str, Tensor]:
+        return self.model.decode(z, [self.name])
+
+
+def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
+    """Export a model as programs for batches of any size and texts of any length that the model takes.
+
+    Of images and texts: `image_encoder` takes pixel values (B, C, H, W), `text_encoder` token ids and attention mask
+    (B, L). Each gives `tokens`, which the fusion would take, (B, 1 + N, D) or (B, L, D); and, of a model with a
+    contrastive head, `embedding`, the unit vectors (B, E) whose products are cosines between images and texts. `model`
+    takes all three, and gives `logits` (B, A), or the `score` (B,) of how well image and text match, or the features
+    of a model without a head.
+
+    Of a latent model: `encoder` takes all modalities, in order, and gives the `mean` (B, D) of z; `decoder_<name>`
+    takes z and the private latents (B, Z), and gives what is expected of a modality. A text is written by a loop,
+    which is no program.
 
     Args:
         model: On the CPU, in evaluation mode.
-
-    Raises:
-        ValueError: The model has not both encoders.
     """
-    trunk = model.base_model
-    if not isinstance(trunk, M3AEModel):
-        raise ValueError(f"expected a model with an encoder of images and one of texts, got {type(model).__name__}")
-    assert isinstance(trunk.config.image_config, M3AEImageConfig)
-    side, channels = trunk.config.image_config.image_size, trunk.config.image_config.num_channels
-    batch, length = Dim("batch", min=1), Dim("length", min=2, max=trunk.config.longest_text)
-    ids = torch.zeros(2, min(8, trunk.config.longest_text), dtype=torch.long)
-    examples = {"image": (torch.zeros(2, channels, side, side),), "text": (ids, torch.ones_like(ids))}
-    shapes = {"image": ({0: batch},), "text": ({0: batch, 1: length},) * 2}
-    head = getattr(model, "itc_head", None)
-    programs = {}
-    for name in STREAMS:
-        encoder = _Encoder(name, trunk, head).eval()
-        with torch.no_grad():
-            programs[name] = torch.export.export(encoder, examples[name], dynamic_shapes=shapes[name])
-    return programs
+    batch, length = Dim("batch", min=1), Dim("length", min=2, max=model.config.longest_text)
+    ids = torch.zeros(2, min(8, model.config.longest_text), dtype=torch.long)
+    texts, of_texts = (ids, torch.ones_like(ids)), ({0: batch, 1: length},) * 2
+    programs: dict[str, tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = {}
+    if isinstance(model, M3AEForGeneration):
+        modalities = model.latent_head.modalities
+        given = {name: _example(modalities[name], ids) for name in model.latent.experts}
+        shapes = {
+            name: {key: of_texts[0] if modalities[name].kind == "text" else {0: batch} for key in tensors}
+            for name, tensors in given.items()
+        }
+        programs["encoder"] = (_LatentEncoder(model), (given,), (shapes,))
+        z = torch.zeros(2, model.latent.total_size)
+        for name, modality in modalities.items():
+            if modality.kind != "text":
+                programs[f"decoder_{name}"] = (_LatentDecoder(model, name), (z,), ({0: batch},))
+    else:
+        trunk, head = model.base_model, getattr(model, "itc_head", None)
+        assert isinstance(trunk, M3AEModel) and isinstance(model.config.image_config, M3AEImageConfig)
+        side, channels = model.config.image_config.image_size, model.config.image_config.num_channels
+        images = (torch.zeros(2, channels, side, side),)
+        programs["image_encoder"] = (_Encoder("image", trunk, head), images, ({0: batch},))
+        programs["text_encoder"] = (_Encoder("text", trunk, head), texts, of_texts)
+        programs["model"] = (_Whole(model), (*images, *texts), ({0: batch}, *of_texts))
+    with torch.no_grad():
+        return {
+            name: torch.export.export(module.eval(), example, dynamic_shapes=shapes)
+            for name, (module, example, shapes) in programs.items()
+        }
 
 
-def save_encoders(model: M3AEPreTrainedModel, folder: Path) -> list[Path]:
-    """Write `image_encoder.pt2` and `text_encoder.pt2`, which `torch.export.load` reads; see `export_encoders`.
+def _example(modality: Modality, ids: Tensor) -> dict[str, Tensor]:
+    if modality.kind == "text":
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    shape, dtype = ((), torch.long) if modality.kind == "label" else (modality.shape, torch.float32)
+    return {modality.tensor: torch.zeros(2, *shape, dtype=dtype)}
+
+
+def save_programs(model: M3AEPreTrainedModel, folder: Path, form: Literal["pt2", "onnx"] = "pt2") -> list[Path]:
+    """Write the programs of `export_programs`, for `torch.export.load` or for ONNX runtimes.
 
     Raises:
         FileExistsError: The folder holds something already.
+        ValueError: ONNX is asked for, and the packages that write it are missing.
     """
+    if form == "onnx" and (find_spec("onnx") is None or find_spec("onnxscript") is None):
+        raise ValueError("onnx: needs onnx and onnxscript, which are not installed; pip install 'm3ae[onnx]'")
+    programs = export_programs(model)
     with new_folder(folder) as unfinished:
-        for name, program in export_encoders(model).items():
-            torch.export.save(program, unfinished / f"{name}_encoder.pt2")
-    return [folder / f"{name}_encoder.pt2" for name in STREAMS]
+        for name, program in programs.items():
+            path = unfinished / f"{name}.{form}"
+            if form == "pt2":
+                torch.export.save(program, path)
+            else:
+                converted = torch.onnx.export(program, dynamo=True, verbose=False)
+                assert converted is not None
+                converted.save(path)
+    return [folder / f"{name}.{form}" for name in programs]

@@ -1,17 +1,27 @@
 """Exported encoders give what the model gives, whatever the batch and the length."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from m3ae import M3AEForPreTraining, M3AEImageProcessor, M3AEProcessor
+from m3ae import (
+    M3AEForClassification,
+    M3AEForImageTextRetrieval,
+    M3AEForPreTraining,
+    M3AEForQuestionAnswering,
+    M3AEImageProcessor,
+    M3AEModel,
+    M3AEProcessor,
+)
 from m3ae.cli import cli
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.inference.export import export_encoders
+from m3ae.inference.export import save_programs
+from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.tiny import tiny_of, tiny_pairs
-from tests.models.tiny_latent import latent_model
+from tests.models.tiny_latent import digits_batch, latent_model
 
 
 def test_saved_programs_give_what_the_model_gives(tmp_path: Path) -> None:
@@ -33,6 +43,56 @@ def test_saved_programs_give_what_the_model_gives(tmp_path: Path) -> None:
             torch.testing.assert_close(found["embedding"], embedded[name], atol=1e-5, rtol=0)
 
 
-def test_a_latent_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="got M3AEForGeneration"):
-        export_encoders(latent_model())
+CASES = [
+    (M3AEModel, "pooler_output"),
+    (M3AEForQuestionAnswering, "logits"),
+    (M3AEForClassification, "logits"),
+    (M3AEForImageTextRetrieval, "score"),
+    (M3AEForPreTraining, "score"),
+]
+
+
+@pytest.mark.parametrize(("model_class", "name"), CASES)
+def test_programs_of_onnx_give_what_the_model_gives(
+    model_class: type[M3AEPreTrainedModel], name: str, tmp_path: Path
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    model = tiny_of(model_class)
+    save_programs(model, tmp_path / "out", "onnx")
+    session = runtime.InferenceSession(tmp_path / "out" / "model.onnx")
+    outputs = [output.name for output in session.get_outputs()]
+    for size in (1, 3):
+        pairs = {key: value[:, : 12 - size] if value.dim() == 2 else value for key, value in tiny_pairs(size).items()}
+        found = session.run(None, {key: value.numpy() for key, value in pairs.items()})
+        with torch.no_grad():
+            if name == "score":
+                streams = model.m3ae.encode(**pairs)
+                expected = model.score(streams["text"], streams["image"])
+            else:
+                expected = model(**pairs)[name]
+        position = outputs.index(name) if name in outputs else -1
+        torch.testing.assert_close(torch.from_numpy(found[position]), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+def test_programs_of_a_latent_model(form: Literal["pt2", "onnx"], tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime") if form == "onnx" else None
+    model, batch = latent_model(), dict(sorted(digits_batch(5).items()))
+    paths = save_programs(model, tmp_path / "out", form)
+    assert [path.name for path in paths] == [
+        f"{name}.{form}" for name in ("encoder", "decoder_glyph", "decoder_label", "decoder_speech")
+    ]
+    z = torch.randn(5, model.latent.total_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = [model.infer_latent(batch).mean, *(model.decode(z, [n])[n] for n in ("glyph", "label", "speech"))]
+    for path, value in zip(paths, expected, strict=True):
+        given = batch if path is paths[0] else z
+        if runtime is None:
+            (found,) = torch.export.load(path).module()(given).values()
+        else:
+            session = runtime.InferenceSession(path)
+            names = [entry.name for entry in session.get_inputs()]
+            tensors = [next(iter(batch[name].values())) for name in batch] if given is batch else [z]
+            inputs = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+            found = torch.from_numpy(session.run(None, inputs)[0])
+        torch.testing.assert_close(found, value, atol=1e-4, rtol=1e-4)
