@@ -54,7 +54,6 @@ class QuestionAnsweringPipeline(Pipeline):
         return {name: encoded[name] for name in ("pixel_values", "input_ids", "attention_mask")}
 
     def _forward(self, input_tensors: dict[str, Any], **_: Any) -> ModelOutput:
-        input_tensors["pixel_values"] = input_tensors["pixel_values"].to(self.dtype)
         answered: ModelOutput = self.model(**input_tensors)
         return answered
 

@@ -233,6 +233,11 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         for mask in (inputs.attention_mask, None if inputs.text_present is None else inputs.text_present[:, None]):
             maskable = maskable if mask is None else maskable & mask.bool()
         assert config.mask_token_id is not None
+        if config.mask_token_id >= text.vocab_size:
+            raise ValueError(
+                f"mask_token_id is {config.mask_token_id}, outside of a vocabulary of {text.vocab_size} words; name "
+                "the mask token of the smaller vocabulary in config.mask_token_id."
+            )
         return masking.mask_tokens(
             inputs.input_ids,
             maskable,

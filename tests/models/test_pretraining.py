@@ -231,6 +231,9 @@ def test_further_words_leave_the_mask_token_alone() -> None:
         changed = read[-1][read[-1] != batch["input_ids"]]
         assert len(changed) > 4 and set(changed.tolist()) == {127}, vocab_size
     assert model.config.text_config.vocab_size == 140 and model.mlm_head.decoder.out_features == 140
+    model.resize_token_embeddings(127)
+    with pytest.raises(ValueError, match="mask_token_id is 127, outside of a vocabulary of 127 words"):
+        model(**batch | {"input_ids": batch["input_ids"].clamp(max=126)})
 
 
 def test_masked_text_needs_labels() -> None:
