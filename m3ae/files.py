@@ -273,3 +273,8 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest(content: bytes) -> int:
+    """Return a number below 2**56 that differs for different contents."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little")

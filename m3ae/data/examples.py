@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from m3ae.data.pairs import Pair, PairColumns, Visit, digest, drawn_text
+from m3ae.data.pairs import Pair, PairColumns, drawn_text
 from m3ae.data.prepared import image_columns, load_split
+from m3ae.data.samples import Visit, evenly
+from m3ae.files import digest
 
 
 class Example(NamedTuple):
@@ -82,7 +82,7 @@ class ExampleDataset:
 
     def __init__(self, rows: SplitRows, examples: Sequence[Example], limit: int | None = None) -> None:
         if limit is not None and limit < len(examples):
-            examples = [examples[i] for i in np.linspace(0, len(examples) - 1, limit).round().astype(int)]
+            examples = [examples[i] for i in evenly(len(examples), limit)]
         self.rows, self.examples = rows, list(examples)
 
     def __len__(self) -> int:

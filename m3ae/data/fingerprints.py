@@ -21,10 +21,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.data.pairs import digest
 from m3ae.data.parallel import map_in_order
 from m3ae.data.prepared import Manifest, image_columns, load_manifest
-from m3ae.files import replacing
+from m3ae.files import digest, replacing
 
 FINGERPRINTS = "fingerprints.npz"
 VERSION = 1

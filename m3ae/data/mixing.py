@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m3ae.data.pairs import Pair, PairDataset, Visit
+from m3ae.data.pairs import Pair, PairDataset
+from m3ae.data.samples import Visit
 
 
 class _OwnVisit(NamedTuple):

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import datasets
-import numpy as np
 from PIL import Image
 
 from m3ae.data.images import open_image
-from m3ae.data.prepared import load_split
-
-Texts = Literal["one", "all"]
-
-
-class Visit(Protocol):
-    """One use of a sample; every visit has a seed of its own, below 2**63."""
-
-    @property
-    def index(self) -> int: ...  # noqa: D102
-
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-
-    @property
-    def epoch(self) -> int: ...  # noqa: D102
-
+from m3ae.data.samples import RowDataset, Texts
+from m3ae.files import digest
+from m3ae.models.modalities.text import texts_of
 
 Views = tuple[Image.Image | None, ...]
 
@@ -123,13 +106,19 @@ class PairColumns:
                     f"one text each can be joined; got {list(self.texts)}. Name that column alone."
                 )
 
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns of texts."""
+        return list(self.texts)
+
     def texts_of(self, row: Mapping[str, Any]) -> list[str]:
         """Return the texts of a row."""
-        cells = [row[column] for column in self.texts]
-        if len(cells) == 1 and not isinstance(cells[0], str):
-            return [text for text in cells[0] or [] if text]
-        joined = " ".join(cell for cell in cells if cell)
-        return [joined] if joined else []
+        return texts_of([row[column] for column in self.texts])
+
+    def sample(self, row: Mapping[str, Any], seed: int, choice: int | None = None) -> Pair:
+        """Make the pair of one visit of a row, see `m3ae.data.samples.Columns.sample`."""
+        chosen = seed if choice is None else choice
+        return self.pair(row, seed, view=chosen & 0xFFFFFFFF, text=drawn_text(chosen))
 
     def pair(self, row: Mapping[str, Any], seed: int, view: int, text: int) -> Pair:
         """Make a pair of a row with undecoded images; `view` and `text` choose modulo the number there is."""
@@ -158,8 +147,8 @@ class PairColumns:
         return self.pair(row, seed, view=seed & 0xFFFFFFFF, text=drawn_text(seed) if text is None else text)
 
 
-class PairDataset:
-    """Rows of a prepared split as pairs.
+class PairDataset(RowDataset[Pair]):
+    """Rows of a prepared split as pairs; see `RowDataset`.
 
     Args:
         folder: The prepared folder.
@@ -170,10 +159,6 @@ class PairDataset:
         limit: Keep this many rows, evenly spaced over the split; all if None.
         texts: Whether a row is a sample of which a visit draws `one` text, or `all` its texts are samples.
         views: Names of the model's views, see `PairColumns`.
-
-    Raises:
-        FileNotFoundError: There is no such prepared folder.
-        ValueError: There is no such split or column, or it holds neither images nor texts.
     """
 
     def __init__(
@@ -186,67 +171,9 @@ class PairDataset:
         texts: Texts = "one",
         views: Sequence[str] = (),
     ) -> None:
-        rows = load_split(folder, split)
-        self.columns = PairColumns.of(image_columns, text_column, views)
-        self.columns.check(folder, rows.features)
-        if limit is not None and limit < len(rows):
-            rows = rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
-        self.rows = rows.select_columns(self.columns.names)
-        self.split = split
-        self._sample_rows: np.ndarray | None = None
-        if texts == "all":
-            self._sample_rows = np.repeat(np.arange(len(rows)), np.maximum(np.diff(self._text_starts), 1))
-
-    def __len__(self) -> int:
-        return len(self.rows) if self._sample_rows is None else len(self._sample_rows)
-
-    def __getitem__(self, visit: Visit) -> Pair:
-        """Load the sample `visit.index`, choosing its view, and its text where it is not chosen, with `visit.seed`."""
-        row, text = self._locate(visit.index)
-        return self.columns.draw(self.rows[row], visit.seed, text)
-
-    def first(self, index: int, seed: int) -> Pair:
-        """Load the first view and the first text of a row."""
-        return self.columns.pair(self.rows[index], seed, view=0, text=0)
-
-    def length(self, visit: Visit) -> int:
-        """Return the number of characters of the text that `self[visit]` has, without loading the row."""
-        row, text = self._locate(visit.index)
-        start, stop = self._text_starts[row : row + 2]
-        chosen = drawn_text(visit.seed) if text is None else text
-        return int(self._text_lengths[start + chosen % (stop - start)]) if stop > start else 0
-
-    def texts(self) -> list[str]:
-        """Return all texts."""
-        return [text for texts in self._texts_by_row() for text in texts]
-
-    def _locate(self, index: int) -> tuple[int, int | None]:
-        """Return the row of a sample, and which of its texts it is; None if the visit is to draw one."""
-        if self._sample_rows is None:
-            return index, None
-        row = int(self._sample_rows[index])
-        return row, index - int(np.searchsorted(self._sample_rows, row))
-
-    def _texts_by_row(self) -> Iterator[list[str]]:
-        if not self.columns.texts:
-            return iter([[]] * len(self.rows))
-        return map(self.columns.texts_of, self.rows.select_columns(list(self.columns.texts)))
-
-    @cached_property
-    def _text_starts(self) -> np.ndarray:
-        """Position of each row's first text among all texts, and their number: shape (rows + 1,)."""
-        return np.cumsum([0, *map(len, self._texts_by_row())])
-
-    @cached_property
-    def _text_lengths(self) -> np.ndarray:
-        return np.array([len(text) for texts in self._texts_by_row() for text in texts], dtype=np.int64)
+        super().__init__(folder, split, PairColumns.of(image_columns, text_column, views), limit=limit, texts=texts)
 
 
 def drawn_text(seed: int) -> int:
     """Return the number that chooses a visit's text, of other bits of its seed than those that choose the view."""
     return seed >> 32
-
-
-def digest(content: bytes) -> int:
-    """Return a number below 2**56 that differs for different contents."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little")

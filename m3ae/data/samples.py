@@ -6,13 +6,11 @@ texts, too; columns of one text each are joined. Images stay encoded until they 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import datasets
 import numpy as np
@@ -20,10 +18,12 @@ from numpy.typing import NDArray
 
 from m3ae.data.images import StoredImage
 from m3ae.data.prepared import array_shape, load_split
+from m3ae.files import digest
 from m3ae.models.modalities import KINDS, Modality
 from m3ae.models.modalities.text import texts_of
 
 Texts = Literal["one", "all"]
+SampleT = TypeVar("SampleT", covariant=True)
 
 
 class Visit(Protocol):
@@ -86,6 +86,17 @@ class Columns:
         """All columns that are read."""
         return ["id", *dict.fromkeys(column for columns in self.columns.values() for column in columns)]
 
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns of texts."""
+        names = [name for name, modality in self.modalities.items() if modality.is_text]
+        return list(dict.fromkeys(column for name in names for column in self.columns[name]))
+
+    def texts_of(self, row: Mapping[str, Any]) -> list[str]:
+        """Return all texts of a row."""
+        names = [name for name, modality in self.modalities.items() if modality.is_text]
+        return [text for name in names for text in texts_of([row[column] for column in self.columns[name]])]
+
     def check(self, folder: Path, features: Mapping[str, Any]) -> None:
         """Raise ValueError if a column is missing or of another kind, or lists of texts are to be joined."""
         for name, columns in self.columns.items():
@@ -146,13 +157,29 @@ def _stored(cell: Any, row: str) -> Any:
     return cell
 
 
-class ColumnDataset:
+class RowColumns(Protocol[SampleT]):
+    """What makes samples of rows."""
+
+    @property
+    def names(self) -> list[str]: ...  # noqa: D102
+
+    @property
+    def text_columns(self) -> list[str]: ...  # noqa: D102
+
+    def check(self, folder: Path, features: Mapping[str, Any]) -> None: ...  # noqa: D102
+
+    def sample(self, row: Mapping[str, Any], seed: int, choice: int | None = None) -> SampleT: ...  # noqa: D102
+
+    def texts_of(self, row: Mapping[str, Any]) -> list[str]: ...  # noqa: D102
+
+
+class RowDataset(Generic[SampleT]):
     """Rows of a prepared split as a map-style dataset of visits.
 
     Args:
         folder: The prepared folder.
         split: Name of the split.
-        columns: What is read.
+        columns: What is read, and made of a row.
         limit: Keep this many rows, evenly spaced over the split; all if None.
         texts: Whether a row is a sample of which a visit draws `one` text, or `all` its texts are samples.
 
@@ -162,14 +189,19 @@ class ColumnDataset:
     """
 
     def __init__(
-        self, folder: Path, split: str, columns: Columns, *, limit: int | None = None, texts: Texts = "one"
+        self,
+        folder: Path,
+        split: str,
+        columns: RowColumns[SampleT],
+        *,
+        limit: int | None = None,
+        texts: Texts = "one",
     ) -> None:
         rows = load_split(folder, split)
         columns.check(folder, rows.features)
         if limit is not None and limit < len(rows):
             rows = rows.select(evenly(len(rows), limit))
-        self.columns, self.split, self.features = columns, split, rows.features
-        self.ids: list[str] = rows["id"][:]
+        self.columns, self.split = columns, split
         arrays = [name for name in columns.names if "array" in column_types(rows.features[name])]
         self._arrays = {name: _read_arrays(rows, name) for name in arrays}
         self.rows = rows.select_columns([name for name in columns.names if name not in arrays])
@@ -180,13 +212,13 @@ class ColumnDataset:
     def __len__(self) -> int:
         return len(self.rows) if self._sample_rows is None else len(self._sample_rows)
 
-    def __getitem__(self, visit: Visit) -> Sample:
+    def __getitem__(self, visit: Visit) -> SampleT:
         """Load the sample `visit.index`; `visit.seed` draws view and text, and 0 takes the first."""
         row, text = self._locate(visit.index)
         choice = None if text is None else text << 32 | visit.seed & 0xFFFFFFFF
         return self.columns.sample(self._row(row), visit.seed, choice)
 
-    def first(self, index: int, seed: int) -> Sample:
+    def first(self, index: int, seed: int) -> SampleT:
         """Load the first view and the first text of a row, for a visit with this seed."""
         return self.columns.sample(self._row(index), seed, choice=0)
 
@@ -197,14 +229,9 @@ class ColumnDataset:
         chosen = visit.seed >> 32 if text is None else text
         return int(self._text_lengths[start + chosen % (stop - start)]) if stop > start else 0
 
-    def texts_of(self, name: str) -> list[list[str]]:
-        """Return the texts of each row, of a modality that is one."""
-        columns = self.columns.columns[name]
-        return [texts_of([row[column] for column in columns]) for row in self.rows.select_columns(list(columns))]
-
     def texts(self) -> list[str]:
         """Return all texts."""
-        return [text for texts in self._texts_by_row for text in texts]
+        return [text for texts in self._texts_by_row() for text in texts]
 
     def _row(self, row: int) -> dict[str, Any]:
         cells: dict[str, Any] = self.rows[row]
@@ -219,20 +246,37 @@ class ColumnDataset:
         row = int(self._sample_rows[index])
         return row, index - int(np.searchsorted(self._sample_rows, row))
 
-    @property
     def _texts_by_row(self) -> Iterator[list[str]]:
-        names = [name for name, modality in self.columns.modalities.items() if modality.is_text]
-        columns = [self.texts_of(name) for name in names]
-        return ([*chain(*texts)] for texts in zip(*columns, strict=True)) if columns else iter([[]] * len(self.rows))
+        columns = self.columns.text_columns
+        if not columns:
+            return iter([[]] * len(self.rows))
+        return map(self.columns.texts_of, self.rows.select_columns(columns))
 
     @cached_property
     def _text_starts(self) -> np.ndarray:
         """Position of each row's first text among all texts, and their number: shape (rows + 1,)."""
-        return np.cumsum([0, *map(len, self._texts_by_row)])
+        return np.cumsum([0, *map(len, self._texts_by_row())])
 
     @cached_property
     def _text_lengths(self) -> np.ndarray:
-        return np.array([len(text) for texts in self._texts_by_row for text in texts], dtype=np.int64)
+        return np.array([len(text) for texts in self._texts_by_row() for text in texts], dtype=np.int64)
+
+
+class ColumnDataset(RowDataset[Sample]):
+    """Rows of a prepared split as samples of some modalities; see `RowDataset`."""
+
+    columns: Columns
+
+    @property
+    def ids(self) -> list[str]:
+        """The rows' ids."""
+        ids: list[str] = self.rows["id"][:]
+        return ids
+
+    def texts_of(self, name: str) -> list[list[str]]:
+        """Return the texts of each row, of a modality that is one."""
+        columns = self.columns.columns[name]
+        return [texts_of([row[column] for column in columns]) for row in self.rows.select_columns(list(columns))]
 
 
 def read_texts(folder: Path, split: str, columns: Sequence[str]) -> list[str]:
@@ -267,11 +311,6 @@ def _read_arrays(rows: datasets.Dataset, name: str) -> tuple[NDArray[np.float32]
     arrays = np.zeros((len(rows), *shape), np.float32)
     arrays[present] = values.to_numpy().reshape(-1, *shape)
     return arrays, present
-
-
-def digest(content: bytes) -> int:
-    """Return a number below 2**56 that differs for different contents."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little")
 
 
 def identity(cell: Any | None) -> int:

@@ -25,8 +25,10 @@ import pyarrow.parquet as pq
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
-from m3ae.data.pairs import Pair, PairColumns, Texts, digest
+from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import load_manifest, shard_features
+from m3ae.data.samples import Texts
+from m3ae.files import digest
 
 SHUFFLE_BUFFER = 1000  # rows
 SLICES_PER_WORKER = 4  # at least, where the rows suffice: workers then differ little in how much they have to read
