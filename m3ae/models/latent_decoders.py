@@ -106,7 +106,8 @@ class PatchDecoder(nn.Module):
                 f"{modality.hidden_size}: expected sides that are multiples of patch_size, and a width of 4."
             )
         self.patch_size, (self.rows, self.columns) = patch_size, (side // patch_size for side in size)
-        self.queries = nn.Parameter(self._positions(modality.hidden_size))  # (1, N, W)
+        positions = self._positions(modality.hidden_size)  # (1, N, W)
+        self.queries = nn.Parameter(positions.to(torch.get_default_dtype()))
         self.attention = LatentAttention(input_size, modality, num_tokens)
         self.predict = nn.Linear(modality.hidden_size, patch_size**2 * self.channels)
 

@@ -183,7 +183,7 @@ def test_nothing_but_the_result_is_printed_with_json(
         (images / name).symlink_to(models / name)
     run_folder = RunFolder(images / "run")
     config = tiny_finetuning("retrieval", images, images / "run")
-    run_folder.describe_run(config, step=0, device="", num_processes=1, precision="no")
+    run_folder.describe_run(config, step=0, device="", num_processes=1)
 
     def talkative(function: Any) -> Any:
         def wrapped(*positional: Any, **named: Any) -> Any:
