@@ -37,13 +37,18 @@ def check_options(
         OptionsError: A key is unknown or missing, or a value has the wrong type or range.
     """
     try:
-        text = json.dumps(values, default=str, ensure_ascii=False)
+        text = json.dumps(values, default=_plain, ensure_ascii=False)
         if re.search("[\ud800-\udfff]", text):
             return model.model_validate(values)  # the name of a file that is not UTF-8, which JSON cannot hold
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         problems = [line for problem in error.errors() for line in _explain(problem, model, elsewhere)]
         raise OptionsError(problems) from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a section as its options, and what JSON has no type for, such as a path, as text."""
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
 def function_options(
