@@ -6,8 +6,7 @@ D fusion width, P patch side, W vocabulary. Masks: 1 = masked. Presence: True = 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,24 +16,17 @@ from transformers import PreTrainedConfig
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models import losses, masking
+from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead, Float32Linear, PixelDecoder, TokenHead, matching_score
-from m3ae.models.encoders import denormalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_pairs
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import LatentHead, init_latent_weights
 from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass
-from m3ae.models.modalities import Modality, read_inputs
-from m3ae.models.modeling import (
-    STREAMS,
-    M3AEModel,
-    M3AEPreTrainedModel,
-    all_present,
-    class_tokens,
-    first_token,
-    image_fingerprint,
-)
+from m3ae.models.masked_inputs import FusedTokens, MaskedInputs, check_modalities
+from m3ae.models.modalities import read_inputs
+from m3ae.models.modeling import STREAMS, M3AEModel, class_tokens, first_token, image_fingerprint
 from m3ae.models.option_checks import checked_arguments, without_labels
 from m3ae.models.text_encoder import special_ids
 
@@ -95,7 +87,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             self._tied_weights_keys = {"mlm_head.decoder.weight": self._word_embeddings()}
         if isinstance(config.latent, LatentConfig):
             self.latent_head = LatentHead(config)
-            _check_modalities(config, self.latent_head.modalities)
+            check_modalities(config, self.latent_head.modalities)
         self.post_init()
 
     @torch.no_grad()
@@ -182,7 +174,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         if labels is not None:
             mlm_input_ids, mlm_labels = input_ids, labels
             input_ids = torch.where(labels == -100, input_ids, labels)
-        inputs = _Inputs(pixel_values, input_ids, attention_mask, image_present, text_present)
+        inputs = MaskedInputs(pixel_values, input_ids, attention_mask, image_present, text_present)
         draw = partial(_draw, generator=generator, device=pixel_values.device)
         size = pixel_values.shape[0]
         image_noise = draw(image_noise, size * inputs.num_views, self._image.num_patches)
@@ -220,7 +212,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         return self.config.image_config
 
     def _mask_words(
-        self, inputs: _Inputs, special: Tensor | None, noise: Tensor, word_ids: Tensor | None
+        self, inputs: MaskedInputs, special: Tensor | None, noise: Tensor, word_ids: Tensor | None
     ) -> masking.TokenMask:
         config, text = self.config, self.config.text_config
         assert isinstance(text, PreTrainedConfig)
@@ -249,10 +241,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         )
 
     def _separate(
-        self, inputs: _Inputs, patches: masking.PatchMask, words: masking.TokenMask, pairs: masking.MatchingPairs
-    ) -> _Fused:
+        self, inputs: MaskedInputs, patches: masking.PatchMask, words: masking.TokenMask, pairs: masking.MatchingPairs
+    ) -> FusedTokens:
         """Mask one modality at a time and match on unmasked inputs (Chen et al. 2022)."""
-        config, trunk, fused = self.config, self.m3ae, _Fused()
+        config, trunk, fused = self.config, self.m3ae, FusedTokens()
         if config.mlm_weight or config.itm_weight or self.itc_head:
             full_image = trunk.encode_image(inputs.pixel_values, None, inputs.image_present)
             fused.whole["image"] = full_image
@@ -277,10 +269,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         return fused
 
     def _joint(
-        self, inputs: _Inputs, patches: masking.PatchMask, words: masking.TokenMask, pairs: masking.MatchingPairs
-    ) -> _Fused:
+        self, inputs: MaskedInputs, patches: masking.PatchMask, words: masking.TokenMask, pairs: masking.MatchingPairs
+    ) -> FusedTokens:
         """Mask both modalities at once and fuse once, the mismatched pairs as further rows of the batch."""
-        config, trunk, fused = self.config, self.m3ae, _Fused()
+        config, trunk, fused = self.config, self.m3ae, FusedTokens()
         text = trunk.encode_text(words.input_ids, inputs.attention_mask, inputs.text_present)
         image = trunk.encode_image(inputs.pixel_values, patches.ids_keep, inputs.image_present)
         if self.itc_head is not None:
@@ -315,11 +307,11 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
 
     def _decode(
         self,
-        inputs: _Inputs,
+        inputs: MaskedInputs,
         patches: masking.PatchMask,
         words: masking.TokenMask,
         pairs: masking.MatchingPairs,
-        fused: _Fused,
+        fused: FusedTokens,
         latent: M3AEForGenerationOutput | None,
     ) -> M3AEForPreTrainingOutput:
         config = self.config
@@ -357,7 +349,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
     def _latent_pass(
         self,
         head: LatentHead,
-        inputs: _Inputs,
+        inputs: MaskedInputs,
         whole: dict[str, Stream],
         beta: float | Tensor | None,
         generator: torch.Generator | None,
@@ -395,69 +387,6 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         return matching_score(self.itm_head, self.m3ae.fuse_and_pool({"text": text, "image": image}))
 
     match = score  # its earlier name
-
-
-@dataclass
-class _Inputs:
-    pixel_values: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    image_present: Tensor | None
-    text_present: Tensor | None
-
-    def pixels(self) -> Tensor:
-        """Return the images, zero where absent, so that no NaN of an absent one reaches a loss."""
-        if self.image_present is None:
-            return self.pixel_values
-        return torch.where(self.image_present[..., None, None, None], self.pixel_values, 0)
-
-    @property
-    def num_views(self) -> int:
-        """Number of images V of a sample."""
-        return 1 if self.pixel_values.dim() == 4 else self.pixel_values.shape[1]
-
-    def text(self) -> dict[str, Tensor]:
-        """Return the text as a batch of modalities has it."""
-        tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "present": self.text_present}
-        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-    def view(self, number: int, config: M3AEImageConfig) -> dict[str, Tensor]:
-        """Return an image in [0, 1] as a batch of modalities has it."""
-        pixels, present = self.pixel_values, self.image_present
-        if pixels.dim() == 5:
-            pixels, present = pixels[:, number], None if present is None else present[:, number]
-        tensors = {"pixel_values": denormalize_images(pixels, config)}
-        return tensors if present is None else tensors | {"present": present}
-
-    def complete(self) -> Tensor:
-        """Return which samples (B,) have both modalities."""
-        return all_present(self.input_ids, self.image_present, self.text_present)
-
-
-@dataclass
-class _Fused:
-    """What the heads read, and the streams of whole inputs that it has taken."""
-
-    text: Tensor | None = None
-    image: Tensor | None = None
-    pair: dict[str, Tensor] | None = None
-    pair_present: Tensor | None = None
-    similarity: Tensor | None = None
-    contrast: Tensor | None = None
-    whole: dict[str, Stream] = field(default_factory=dict)
-
-
-def _check_modalities(config: M3AEConfig, modalities: Mapping[str, Modality]) -> None:
-    """Raise ValueError unless each modality of the latent head is the trunk's text or one of its images."""
-    texts = [name for name, modality in modalities.items() if modality.stream == "text"]
-    images = [name for name, modality in modalities.items() if modality.stream == "image"]
-    views = config.views or images[:1]
-    if len(texts) > 1 or len(texts) + len(images) < len(modalities) or not set(images) <= set(views):
-        kinds = {name: f"{modality.kind}, encoder {modality.config.encoder}" for name, modality in modalities.items()}
-        raise ValueError(
-            f"latent.modalities: M3AEForPreTraining has a text (encoder roberta) and the images "
-            f"{config.views or 'of one view'} (encoder vit), got {kinds}; M3AEForGeneration trains any modalities"
-        )
 
 
 def _draw(given: Tensor | None, *shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

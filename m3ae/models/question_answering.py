@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.decoders import PooledHead
 from m3ae.models.losses import answer_loss
-from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEModel
 from m3ae.models.option_checks import checked_arguments
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from m3ae.models.modeling import M3AEPreTrainedModel
+    from m3ae.models.base import M3AEPreTrainedModel
 
 RECORDED = ("hidden_states", "attentions")
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.decoders import ContrastiveHead, Float32Linear, matching_score
 from m3ae.models.fusion import Stream
 from m3ae.models.gathering import gather_pairs
 from m3ae.models.losses import contrastive_loss, ranking_loss
 from m3ae.models.masking import same_samples
-from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel, all_present, image_fingerprint
+from m3ae.models.modeling import M3AEModel, all_present, image_fingerprint
 from m3ae.models.option_checks import checked_arguments
 
 

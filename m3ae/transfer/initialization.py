@@ -15,10 +15,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.decoders import PixelDecoder, sincos_positions
 from m3ae.models.encoders import activation, resample_positions
-from m3ae.models.modeling import M3AEEncoders, M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEEncoders
 from m3ae.transfer.encoders import (
     Normalization,
     PublishedViT,

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoProcessor, BertTokenizer
 
 from m3ae import M3AEConfig
-from m3ae.models.modeling import M3AEPreTrainedModel
+from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.text_encoder import special_ids
 from m3ae.transfer.convert import convert, read_answers, release
 from m3ae.transfer.names import convert_name, release_name, why_unused
