@@ -67,5 +67,5 @@ def test_a_tutorial_runs_as_it_is_written(path: Path, quickstart: Path, monkeypa
 def test_tutorials_are_short_and_all_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in TUTORIALS:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 110
         assert f"tutorials/{path.name}" in navigation

@@ -56,10 +56,10 @@ def test_only_documented_errors_come_out(name: str, tmp_path: Path) -> None:
         (b"task: " + b"9" * 5000, "not valid YAML: Exceeds the limit"),
         (b"task: " + b"[" * 500, "not valid YAML: maximum recursion"),
         (b"task: !!bool maybe", "not valid YAML"),
-        (b"task: &loop [*loop]", "an alias must not stand inside what it names"),
-        (b'task: "\\ud800"', "not valid text"),
+        (b"task: retrieval\ndata: &loop {path: *loop}", "an alias must not stand inside what it names"),
+        (b'task: "\\ud800"', "task: got .*, expected one of"),
         (b"task: !!set {a}", "could not determine a constructor"),
-        (b"optimizer: {lr: .nan}", "optimizer.lr"),
+        (b"task: retrieval\noptimizer: {lr: .nan}", "optimizer.lr"),
     ],
 )
 def test_configurations(tmp_path: Path, contents: bytes, message: str) -> None:
