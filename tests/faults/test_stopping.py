@@ -22,6 +22,14 @@ from ..training.toy import ToyTask, toy_config
 from .processes import losses
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_heeded():
+    """A shell's job in the background ignores Ctrl-C, which a run does, too, where it finds it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class SignalledTask(ToyTask):
     """Receives a signal during its micro-batch `number`."""
 
