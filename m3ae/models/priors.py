@@ -207,9 +207,10 @@ class FittedPrior(nn.Module):
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw points (count, Z)."""
-        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        eps = torch.randn(count, self.means.shape[1], generator=generator, device=self.means.device)
-        return self.means[chosen] + (self.factors[chosen] @ eps[..., None])[..., 0]
+        means, factors = algebra.upcast(self.means), algebra.upcast(self.factors)
+        chosen = torch.multinomial(algebra.upcast(self.weights), count, replacement=True, generator=generator)
+        eps = torch.randn(count, means.shape[1], generator=generator, device=means.device)
+        return means[chosen] + (factors[chosen] @ eps[..., None])[..., 0]
 
     @classmethod
     def fit(cls, points: Tensor, num_components: int, seed: int = 0) -> FittedPrior:

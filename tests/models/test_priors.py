@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from m3ae import M3AEForGeneration
 from m3ae.models import latent, objectives
 from m3ae.models.latent import Gaussian
-from m3ae.models.priors import ConditionalPrior, LearnedPrior
+from m3ae.models.priors import ConditionalPrior, FittedPrior, LearnedPrior
 from tests.models.tiny_latent import digits_batch, latent_model
 
 
@@ -145,3 +145,13 @@ def test_saved_it_gives_the_same_samples_and_clusters_the_latents(tmp_path) -> N
     )
     assert torch.equal(first["label"], second["label"])
     assert 1 < len({tuple(row) for row in first["label"].mul(1000).round().tolist()}) <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_fitted_prior_in_half_precision_draws_what_it_was_fitted_on(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = 3 + torch.randn(200, 2, generator=generator) * torch.tensor([0.5, 2.0])
+    prior = FittedPrior.fit(points, 1).to(dtype)
+    drawn = prior.sample(2000, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(drawn.mean(0), points.mean(0), atol=0.15, rtol=0)
+    torch.testing.assert_close(drawn.std(0), points.std(0), atol=0.15, rtol=0)
