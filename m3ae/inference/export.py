@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -19,7 +20,7 @@ from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.decoders import ContrastiveHead
 from m3ae.models.fusion import Stream
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.models.modalities import Modality
+from m3ae.models.modalities import BatchOptions, Modality
 from m3ae.models.modeling import M3AEModel
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
@@ -102,13 +103,13 @@ def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
         modalities = model.latent_head.modalities
         given = {name: _example(modalities[name], ids) for name in model.latent.experts}
         shapes = {
-            name: {key: of_texts[0] if modalities[name].kind == "text" else {0: batch} for key in tensors}
+            name: {key: of_texts[0] if modalities[name].is_text else {0: batch} for key in tensors}
             for name, tensors in given.items()
         }
         programs["encoder"] = (_LatentEncoder(model), (given,), (shapes,))
         z = torch.zeros(2, model.latent.total_size)
         for name, modality in modalities.items():
-            if modality.kind != "text":
+            if not modality.is_text:
                 programs[f"decoder_{name}"] = (_LatentDecoder(model, name), (z,), ({0: batch},))
     else:
         trunk, head = model.base_model, getattr(model, "itc_head", None)
@@ -126,10 +127,9 @@ def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
 
 
 def _example(modality: Modality, ids: Tensor) -> dict[str, Tensor]:
-    if modality.kind == "text":
+    if modality.is_text:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    shape, dtype = ((), torch.long) if modality.kind == "label" else (modality.shape, torch.float32)
-    return {modality.tensor: torch.zeros(2, *shape, dtype=dtype)}
+    return modality.batch([None, None], BatchOptions(), [np.random.default_rng(0)] * 2)
 
 
 def save_programs(model: M3AEPreTrainedModel, folder: Path, form: Literal["pt2", "onnx"] = "pt2") -> list[Path]:

@@ -9,11 +9,8 @@ from click.testing import CliRunner
 
 from m3ae import (
     M3AEForClassification,
-    M3AEForImageTextRetrieval,
     M3AEForPreTraining,
-    M3AEForQuestionAnswering,
     M3AEImageProcessor,
-    M3AEModel,
     M3AEProcessor,
 )
 from m3ae.cli import cli
@@ -43,16 +40,8 @@ def test_saved_programs_give_what_the_model_gives(tmp_path: Path) -> None:
             torch.testing.assert_close(found["embedding"], embedded[name], atol=1e-5, rtol=0)
 
 
-CASES = [
-    (M3AEModel, "pooler_output"),
-    (M3AEForQuestionAnswering, "logits"),
-    (M3AEForClassification, "logits"),
-    (M3AEForImageTextRetrieval, "score"),
-    (M3AEForPreTraining, "score"),
-]
-
-
-@pytest.mark.parametrize(("model_class", "name"), CASES)
+# Making a program takes a quarter of a minute; the other classes have the heads of these.
+@pytest.mark.parametrize(("model_class", "name"), [(M3AEForClassification, "logits"), (M3AEForPreTraining, "score")])
 def test_programs_of_onnx_give_what_the_model_gives(
     model_class: type[M3AEPreTrainedModel], name: str, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ def test_the_search_for_tests_of_kinds_finds_them() -> None:
 
 def test_nothing_but_the_kinds_asks_for_the_kind() -> None:
     files = [file for file in PACKAGE.rglob("*.py") if "modalities" not in file.parts]
-    found = {file.name: [*kind_tests(file.read_text(encoding="utf-8"))] for file in files}
+    found = {file.relative_to(PACKAGE).as_posix(): [*kind_tests(file.read_text(encoding="utf-8"))] for file in files}
     assert len(files) > 50 and not {name: tests for name, tests in found.items() if tests}
 
 
