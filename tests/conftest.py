@@ -25,7 +25,6 @@ LONGEST = (
     "test_tutorials.py",
     "training/test_engines.py",
     "scripts/test_pretrain.py",
-    "inference/test_export.py",
     "faults/test_fuzz.py",
 )
 

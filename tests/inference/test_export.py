@@ -40,7 +40,8 @@ def test_saved_programs_give_what_the_model_gives(tmp_path: Path) -> None:
             torch.testing.assert_close(found["embedding"], embedded[name], atol=1e-5, rtol=0)
 
 
-# Making a program takes a quarter of a minute; the other classes have the heads of these.
+# The other classes have the heads of these.
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_class", "name"), [(M3AEForClassification, "logits"), (M3AEForPreTraining, "score")])
 def test_programs_of_onnx_give_what_the_model_gives(
     model_class: type[M3AEPreTrainedModel], name: str, tmp_path: Path

@@ -5,6 +5,8 @@ import torch
 
 from tests.models.tiny import tiny_batch, tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("schedule", ["separate", "joint"])
 def test_the_compiled_step_gives_the_same_losses(schedule: str) -> None:
