@@ -386,8 +386,6 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         """
         return matching_score(self.itm_head, self.m3ae.fuse_and_pool({"text": text, "image": image}))
 
-    match = score  # its earlier name
-
 
 def _draw(given: Tensor | None, *shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     return torch.rand(shape, generator=generator, device=device) if given is None else given
