@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import m3ae
-from m3ae.models.latent_pass import OBJECTIVES
 from m3ae.models.modalities import KINDS
+from m3ae.models.objectives import OBJECTIVES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"<!-- (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))

@@ -17,10 +17,10 @@ from m3ae.data.pairs import PairColumns
 from m3ae.data.prepared import image_columns, load_manifest, load_split
 from m3ae.inference.inputs import find_model, load_generator, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
+from m3ae.models.finetuned import M3AEForQuestionAnswering
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
-from m3ae.models.question_answering import M3AEForQuestionAnswering
 
 NUM_EXAMPLES = 8
 

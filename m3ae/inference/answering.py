@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, encode_words
+from m3ae.models.finetuned import M3AEForQuestionAnswering
 from m3ae.models.processing import M3AEProcessor
-from m3ae.models.question_answering import M3AEForQuestionAnswering
 
 
 class Answer(NamedTuple):

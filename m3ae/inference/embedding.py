@@ -35,7 +35,7 @@ from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, repla
 from m3ae.inference.collections import FolderRow, read_folder, report
 from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
-from m3ae.models.decoders import ContrastiveHead
+from m3ae.models.heads import ContrastiveHead
 from m3ae.models.modeling import STREAMS, M3AEModel
 from m3ae.models.processing import M3AEProcessor
 

@@ -31,21 +31,21 @@ from m3ae.data.images import UnreadableImageError
 from m3ae.files import LOCK, file_sha256, only_process, remove_files, replacing, write_text
 from m3ae.inference.collections import Collection, report
 from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, find_model
-from m3ae.models.encoded import (
+from m3ae.models.fusion import Stream
+from m3ae.models.pretraining import M3AEForPreTraining
+from m3ae.models.processing import M3AEProcessor
+from m3ae.models.retrieval import (
     Encoded,
     EncodedImages,
     EncodedTexts,
     ImagesOnDemand,
+    M3AEForImageTextRetrieval,
     embed,
     encode_images,
     encode_texts,
     nearest,
     score_pairs,
 )
-from m3ae.models.fusion import Stream
-from m3ae.models.pretraining import M3AEForPreTraining
-from m3ae.models.processing import M3AEProcessor
-from m3ae.models.retrieval import M3AEForImageTextRetrieval
 
 DESCRIPTION = "index.json"
 ARRAYS = ("images.npy", "texts.npy", "lengths.npy")

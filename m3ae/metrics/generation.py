@@ -120,7 +120,7 @@ def subset_probabilities(members: Tensor, rate: float) -> Tensor:
     in its share of the cases in which all would be dropped, rate^M / M.
 
     Args:
-        members: (2^M − 1, M) bool, from `m3ae.models.latent.subsets`.
+        members: (2^M − 1, M) bool, from `m3ae.models.gaussians.subsets`.
         rate: Probability that a modality is dropped.
 
     Returns:

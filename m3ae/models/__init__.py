@@ -10,12 +10,17 @@ from transformers import (
     AutoProcessor,
 )
 
-from m3ae.models.classification import M3AEForClassification, M3AEForClassificationOutput
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.finetuned import (
+    M3AEForClassification,
+    M3AEForClassificationOutput,
+    M3AEForQuestionAnswering,
+    M3AEForQuestionAnsweringOutput,
+)
 from m3ae.models.generation import M3AEForGeneration
+from m3ae.models.hub import register_pipeline
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_pass import LatentStep, M3AEForGenerationOutput, register_objective
-from m3ae.models.likelihoods import Likelihood
+from m3ae.models.latent_networks import Likelihood
 from m3ae.models.modalities import (
     Modality,
     ModalityConfig,
@@ -25,10 +30,9 @@ from m3ae.models.modalities import (
     register_modality,
 )
 from m3ae.models.modeling import M3AEModel, M3AEModelOutput
-from m3ae.models.pipeline import register_pipeline
+from m3ae.models.objectives import LatentStep, M3AEForGenerationOutput, register_objective
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
-from m3ae.models.question_answering import M3AEForQuestionAnswering, M3AEForQuestionAnsweringOutput
 from m3ae.models.retrieval import M3AEForImageTextRetrieval, M3AEForImageTextRetrievalOutput
 
 AutoConfig.register("m3ae", M3AEConfig, exist_ok=True)

@@ -1,17 +1,22 @@
-"""Multi-head attention by the implementation that a configuration names, one of transformers' or with its weights.
+"""Multi-head attention by the implementation that a configuration names, and what a call records of it.
 
 Shapes: B batch, T query tokens, S key tokens, D width, H heads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+if TYPE_CHECKING:
+    from m3ae.models.base import M3AEPreTrainedModel
 
 
 def attend(
@@ -71,3 +76,104 @@ def attention_weights(query: Tensor, key: Tensor, attention_mask: Tensor | None,
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1)
+
+
+RECORDED = ("hidden_states", "attentions")
+
+
+class _Calls:
+    """The first call of each layer of a stack: tokens before and after, and the weights of its self-attention."""
+
+    def __init__(self, stack: ExitStack, layers: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+        self.tokens: dict[int, tuple[Tensor, Tensor]] = {}
+        self.weights: dict[int, Tensor] = {}
+        for depth, (layer, attention) in enumerate(layers):
+            for module, keep in ((layer, self._keep_tokens(depth)), (attention, self._keep_weights(depth))):
+                stack.callback(module.register_forward_hook(keep).remove)
+
+    def _keep_tokens(self, depth: int) -> Callable[..., None]:
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self.tokens.setdefault(depth, (inputs[0], output))
+
+        return keep
+
+    def _keep_weights(self, depth: int) -> Callable[..., None]:
+        def keep(_: nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
+            self.weights.setdefault(depth, output[1])
+
+        return keep
+
+    def results(self) -> dict[str, tuple[Tensor, ...]]:
+        states = [self.tokens[depth] for depth in sorted(self.tokens)]
+        weights = tuple(self.weights[depth] for depth in sorted(self.weights))
+        return {"hidden_states": (states[0][0], *(after for _, after in states)), "attentions": weights}
+
+
+class _TextCalls:
+    """The first call of a text encoder of transformers, asked for what it records itself."""
+
+    def __init__(self, stack: ExitStack, encoder: nn.Module, wanted: Mapping[str, Any]) -> None:
+        self.tokens: Any = None
+        asked = {f"output_{name}": bool(wanted[name]) for name in RECORDED}
+        before = encoder.register_forward_pre_hook(lambda _, args, options: (args, options | asked), with_kwargs=True)
+        stack.callback(before.remove)
+        stack.callback(encoder.register_forward_hook(self._keep).remove)
+
+    def _keep(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.tokens = output if self.tokens is None else self.tokens
+
+    def results(self) -> dict[str, tuple[Tensor, ...]]:
+        return {name: tuple(self.tokens.get(name) or ()) for name in RECORDED}
+
+
+class _Recorder(Protocol):
+    tokens: Any
+
+    def results(self) -> dict[str, tuple[Tensor, ...]]: ...
+
+
+@contextmanager
+def recording(model: M3AEPreTrainedModel, wanted: Mapping[str, Any]) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+    """Record the first pass of a call: of the text in the fusion, or of the images where there is no text.
+
+    A model without fusion records its text encoder, or else its image encoder; one without either nothing. Attention
+    weights exist in eager attention only, which is used meanwhile.
+
+    Args:
+        model: The model that is called.
+        wanted: Whether hidden states and attentions are asked for; numbers of hidden states leave None in the place
+            of the others.
+
+    Yields:
+        What is asked for, filled in afterwards: `hidden_states`, the tokens (B, S, D) before the first layer and after
+        each; `attentions`, the weights (B, H, S, S) of each layer's self-attention.
+    """
+    trunk, implementation = cast(Any, model.base_model), model.config._attn_implementation
+    results: dict[str, tuple[Tensor, ...]] = {}
+    with ExitStack() as stack:
+        calls: list[_Recorder] = []
+        if hasattr(trunk, "fusion"):
+            trunk.fuses_every_token = True
+            stack.callback(setattr, trunk, "fuses_every_token", False)
+            for name in trunk.fusion.layers[0]:
+                layers = [layer[name] for layer in trunk.fusion.layers]
+                calls.append(_Calls(stack, ((layer, layer.self_attention) for layer in layers)))
+        else:
+            if hasattr(trunk, "text_encoder"):
+                calls.append(_TextCalls(stack, trunk.text_encoder, wanted))
+            if hasattr(trunk, "image_encoder"):
+                calls.append(_Calls(stack, ((block, block.attn) for block in trunk.image_encoder.vit.blocks)))
+        if wanted["attentions"] and implementation != "eager":
+            model.set_attn_implementation("eager")
+            stack.callback(model.set_attn_implementation, implementation)
+        yield results
+    found = next((call.results() for call in calls if call.tokens), dict.fromkeys(RECORDED, ()))
+    results.update({name: _selected(found[name], wanted[name]) for name in RECORDED if wanted[name]})
+
+
+def _selected(values: tuple[Tensor, ...], wanted: Any) -> tuple[Tensor, ...]:
+    if isinstance(wanted, bool):
+        return values
+    numbers = [wanted] if isinstance(wanted, int) else wanted
+    kept = {number % len(values) for number in numbers if -len(values) <= number < len(values)}
+    return tuple(value if number in kept else None for number, value in enumerate(values))  # type: ignore[misc]

@@ -14,9 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.decoders import ContrastiveHead, PixelDecoder, sincos_positions
 from m3ae.models.encoders import PatchTransformer
-from m3ae.models.model_card import publish_card
+from m3ae.models.heads import ContrastiveHead, PixelDecoder, sincos_positions
+from m3ae.models.hub import publish_card
 from m3ae.models.text_decoders import TextDecoder
 
 TRUNK = ("encoder", "fusion")  # its learning-rate groups

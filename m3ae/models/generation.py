@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from m3ae.models import latent as algebra
-from m3ae.models import objectives
+from m3ae.models import bounds, gaussians
 from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
+from m3ae.models.bounds import Elbo
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
@@ -23,10 +23,9 @@ from m3ae.models.latent_head import (
     LatentPosterior,
     init_latent_weights,
 )
-from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass, posterior_members
 from m3ae.models.modalities import LatentInputs, Modalities, build_modalities, check_names, only, read_inputs
 from m3ae.models.modeling import STREAMS, M3AEEncoders
-from m3ae.models.objectives import Elbo
+from m3ae.models.objectives import M3AEForGenerationOutput, latent_pass, posterior_members
 from m3ae.models.option_checks import checked_arguments
 from m3ae.models.priors import FittedPrior
 
@@ -132,9 +131,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         q = self.infer_latent(only(modalities, given), joint=joint, generator=generator)
         likelihoods = self.log_likelihoods(modalities, q.own, text_noise=text_noise, generator=generator)
-        return objectives.elbo(
-            q.mixture, likelihoods, eps=eps, generator=generator, prior=self.latent_head.prior(q.own)
-        )
+        return bounds.elbo(q.mixture, likelihoods, eps=eps, generator=generator, prior=self.latent_head.prior(q.own))
 
     @torch.no_grad()
     def log_evidence(
@@ -156,7 +153,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             generator: Draws all noise.
         """
         q = self.infer_latent(only(modalities, given), generator=generator)
-        return objectives.importance_log_likelihood(
+        return bounds.importance_log_likelihood(
             q.mixture,
             self.log_likelihoods(modalities, q.own, generator=generator),
             num_samples,
@@ -238,9 +235,9 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         q, own, _ = self.infer_latent(available, joint=True, generator=generator)
         noise = torch.rand(q.weights.shape[1], generator=generator, device=q.weights.device)
-        chosen = algebra.choose(q.components, algebra.stratified_components(q.weights, num_samples, noise))
+        chosen = gaussians.choose(q.components, gaussians.stratified_components(q.weights, num_samples, noise))
         eps = torch.randn(chosen.mu.shape, generator=generator, device=noise.device)
-        return self.latent_head.complete(algebra.sample(chosen, eps=eps * temperature), own)
+        return self.latent_head.complete(gaussians.sample(chosen, eps=eps * temperature), own)
 
     def precision_shares(self, available: Modalities) -> dict[str, Tensor]:
         """Return the share of `prior` and of each expert in the precision of the product of all that is available.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
-from m3ae.models.latent import MAX_ENUMERATED
+from m3ae.models.gaussians import MAX_ENUMERATED
 from m3ae.models.option_checks import StrictConfig, check_choice, check_count, check_fraction, check_number
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class LatentConfig(StrictConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Kinds and objectives build networks of configurations, such as this one.
-        from m3ae.models.latent_pass import OBJECTIVES
         from m3ae.models.modalities import configure
+        from m3ae.models.objectives import OBJECTIVES
 
         check_choice("latent.kind", self.kind, ("poe", "moe", "mopoe"))
         check_choice("latent.prior_expert", self.prior_expert, ("always", "full_only", "never"))

@@ -15,14 +15,19 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from m3ae.models import latent as algebra
+from m3ae.models import gaussians
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
-from m3ae.models.latent import Gaussian, Mixture
+from m3ae.models.gaussians import Gaussian, Mixture
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_decoders import DoublingConvolution, PatchDecoder
-from m3ae.models.latent_encoders import AttentionPool, Expert, HalvingConvolution
-from m3ae.models.likelihoods import Likelihood
+from m3ae.models.latent_networks import (
+    AttentionPool,
+    DoublingConvolution,
+    Expert,
+    HalvingConvolution,
+    Likelihood,
+    PatchDecoder,
+)
 from m3ae.models.modalities import Modalities, build_modalities
 from m3ae.models.priors import ConditionalPrior, HierarchicalPrior, LearnedPrior, ZeroLinear
 
@@ -118,7 +123,7 @@ class LatentHead(nn.Module):
             each_explains_itself: Whether a component infers the private latents of its own members only.
         """
         experts, given, private = inferred
-        mixture = algebra.posterior(experts, given, members, self.config.prior_expert)
+        mixture = gaussians.posterior(experts, given, members, self.config.prior_expert)
         available = members.to(given.device)[..., None] & given if each_explains_itself else given  # (C, M, B), (M, B)
         own = {
             name: available[..., number, :] for number, name in enumerate(self.experts) if name in self.private_priors
@@ -127,14 +132,14 @@ class LatentHead(nn.Module):
         for name in own:
             nothing = experts.mu.new_zeros(1, self.modalities[name].config.private_size)
             expert = private.get(name, Gaussian(nothing, nothing))
-            filled = (torch.where(own[name][..., None], algebra.upcast(part), 0) for part in expert)
+            filled = (torch.where(own[name][..., None], gaussians.upcast(part), 0) for part in expert)
             parts.append(Gaussian(*(part.expand(members.shape[0], experts.mu.shape[1], -1) for part in filled)))
         joined = Gaussian(*(torch.cat(values, -1) for values in zip(*parts, strict=True)))
         return LatentPosterior(Mixture(joined, mixture.weights), own, self.config.size)
 
     def precision_shares(self, inferred: InferredExperts) -> dict[str, Tensor]:
         """Return the share (B, D) of `prior` and of each expert in the precision of z given all that is there."""
-        shares = algebra.precision_shares(inferred.shared, inferred.given, self.config.prior_expert)
+        shares = gaussians.precision_shares(inferred.shared, inferred.given, self.config.prior_expert)
         return dict(zip(["prior", *self.experts], shares, strict=True))
 
     def infer_experts(self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor]) -> InferredExperts:
@@ -202,7 +207,7 @@ class LatentHead(nn.Module):
             (…, B, D + P).
         """
         latents = torch.cat([z[..., : self.config.size], self._private(name, z, own)], -1)
-        return latents.to(algebra.dtype_of(self.decoders[name]))
+        return latents.to(gaussians.dtype_of(self.decoders[name]))
 
     def log_likelihoods(
         self,
@@ -212,7 +217,7 @@ class LatentHead(nn.Module):
         text_noise: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return log p(x_m|z) of each modality as a function of points z (…, B, Z), for `m3ae.models.objectives`.
+        """Return log p(x_m|z) of each modality as a function of points z (…, B, Z), for `m3ae.models.bounds`.
 
         It is 0 for samples that lack the modality, and for all samples if `targets` does.
 

@@ -16,9 +16,9 @@ from transformers.utils.generic import ModelOutput
 
 from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.decoders import Pooler
 from m3ae.models.encoders import ImageEncoder
 from m3ae.models.fusion import Fusion, Stream
+from m3ae.models.heads import Pooler
 from m3ae.models.option_checks import checked_arguments
 from m3ae.models.text_encoder import build_text_encoder
 
@@ -34,7 +34,7 @@ class M3AEModelOutput(ModelOutput):
         image_hidden_state: (B, 1 + N, D), the class token first, or None without images; (B, V·(1 + N), D) of several
             views, one after the other.
         pooler_output: (B, 2·D) pooled text then pooled image; zeros for an absent modality.
-        hidden_states: With `output_hidden_states`, see `m3ae.models.recording.recording`.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
         attentions: With `output_attentions`, see there.
     """
 

@@ -1,249 +1,206 @@
-"""Objectives and estimators of a multimodal VAE, as pure functions of q(z|x) and of the decoders.
+"""The latent pass: what the experts of a sample's modalities infer, the decoders have to explain from z alone.
 
-Shapes: C mixture components, K samples, B batch, D latent dimensions. A decoder is known here only as a function of
-points z (…, B, D) that returns log p(x_m|z) (…, B) in nats, summed over the observed elements of modality m: 0 for a
-sample that does not have it. A sample without any modality adds 0 to every objective.
+Shapes: B batch, K samples, C mixture components, Z shared and private latent dimensions together.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.generic import ModelOutput
 
-from m3ae.models.latent import (
-    Gaussian,
-    Mixture,
-    Prior,
-    choose,
-    free_bits,
-    log_prior,
-    mixture_kl_bound,
-    mixture_log_density,
-    sample,
-    stratified_components,
-    upcast,
-)
-
-LogLikelihoods = Mapping[str, Callable[[Tensor], Tensor]]
+from m3ae.models import bounds, gaussians
+from m3ae.models.bounds import Elbo
+from m3ae.models.fusion import Stream
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_head import LatentHead, LatentPosterior
+from m3ae.models.modalities import LatentInputs
+from m3ae.models.option_checks import register_entry
 
 
-class Elbo(NamedTuple):
-    """An evidence lower bound and its terms.
+@dataclass
+class M3AEForGenerationOutput(ModelOutput):
+    """The objective and its terms.
 
     Attributes:
-        loss: What to minimise: −mean_b Σ_m log p(x_m|z) + β·(the mean KL, with free bits).
-        log_likelihood: (B,) of each modality.
-        kl: (B, D), before β and free bits; for a prior that is not standard, in its columns.
+        loss: () what is minimised.
+        losses: Name → (): `kl`, the mean bound on KL(q‖p) in nats, and either `nll_<modality>`, −log p(x_m|z) in nats,
+            averaged over the samples that have the modality, or `iwae` or `dreg`, minus that bound, as weighted.
+        kl: (B, *) bound on the KL in nats, for each shared dimension, or for all together if their prior is learned;
+            then for each private latent.
+        log_likelihood: Name → (B,) log p(x_m|z) of the given modalities, 0 where absent; None for `iwae` and `dreg`.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
+        attentions: With `output_attentions`, see there.
     """
 
-    loss: Tensor
-    log_likelihood: dict[str, Tensor]
-    kl: Tensor
-
-    @property
-    def bound(self) -> Tensor:
-        """The bound itself (B,): β = 1, no free bits."""
-        return sum(self.log_likelihood.values(), -self.kl.sum(-1))
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    kl: Tensor | None = None
+    log_likelihood: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
-def elbo(
-    q: Mixture,
-    log_likelihoods: LogLikelihoods,
-    choice: Tensor | None = None,
+def latent_pass(
+    head: LatentHead,
+    encoded: Mapping[str, Stream | Tensor],
+    inputs: LatentInputs,
     *,
-    beta: float = 1.0,
-    free_nats: float = 0.0,
+    beta: float | Tensor | None = None,
     eps: Tensor | None = None,
+    component_noise: Tensor | None = None,
+    text_noise: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
-    prior: Prior | None = None,
-) -> Elbo:
-    """Return Σ_k π_k [Σ_m E_{q_k} log p(x_m|z) − β·KL(q_k‖p)]: every component explains every modality.
-
-    With one component it is the ELBO of a product of experts, with more the bound of Sutter et al. (2021).
+) -> M3AEForGenerationOutput:
+    """Compute the training objective of `head.config`, each modality with its weight.
 
     Args:
-        q: The posterior.
-        log_likelihoods: log p(x_m|z) of each modality.
-        choice: (B,) from `balanced_components`, or (K, B): decode these components only, for an unbiased estimate. The
-            KL to the standard prior is exact all the same. All components, each with its weight, if None.
-        beta: Weight of the KL.
-        free_nats: λ of `free_bits`, for each dimension.
-        eps: Standard normal noise, (C, B, D), or (B, D) or (K, B, D) for a choice.
+        head: Experts, priors and decoders.
+        encoded: Name → what the expert of each given modality reads, see `LatentHead.infer_experts`.
+        inputs: What the decoders have to explain.
+        beta: Weight of the KL; the config's, which holds after warm-up, if None.
+        eps: Standard normal noise of the latents, as the objective takes it (`m3ae.models.bounds`).
+        component_noise: (K·B,) uniform noise that draws the K components of each sample for the objective `elbo` with
+            `num_samples`.
+        text_noise: Name → uniform noise of the masked tokens, see `LatentHead.log_likelihoods`.
         generator: Draws the noise that is not given.
-        prior: p(z); N(0, I) if None.
     """
-    decoded = q
-    if choice is not None:
-        rows = (len(choice), -1) if choice.dim() == 2 else (1, -1)
-        chosen = choose(q.components, choice.view(rows))
-        decoded = Mixture(chosen, chosen.mu.new_full(chosen.mu.shape[:2], 1 / len(chosen.mu)))
-        eps = eps if eps is None else eps.view(chosen.mu.shape)
-    z, weights = sample(decoded.components, eps=eps, generator=generator), decoded.weights
-    terms = {name: (weights * upcast(likelihood(z))).sum(0) for name, likelihood in log_likelihoods.items()}
-    kl = mixture_kl_bound(q) if prior is None else mixture_kl_bound(decoded, z, prior)
-    return _elbo(terms, kl, beta, free_nats)
+    step = LatentStep(head, encoded, inputs, beta, eps, component_noise, text_noise, generator)
+    return OBJECTIVES[head.config.objective](step)
 
 
-def sum_of_subset_elbos(
-    q: Mixture,
-    members: Tensor,
-    log_likelihoods: LogLikelihoods,
-    *,
-    beta: float = 1.0,
-    free_nats: float = 0.0,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    prior: Prior | None = None,
-) -> Elbo:
-    """Return (1/n) Σ_S [Σ_{m∈S} E_{q_S} log p(x_m|z) − β·KL(q_S‖p)]: each subset explains itself.
+@dataclass(frozen=True)
+class LatentStep:
+    """What an objective is computed from; the attributes are the arguments of `latent_pass`."""
 
-    The MVAE's objective (Wu & Goodman 2018) over n, the number of subsets that differ given what a sample has: each of
-    these counts once.
+    head: LatentHead
+    encoded: Mapping[str, Stream | Tensor]
+    inputs: LatentInputs
+    beta: float | Tensor | None = None
+    eps: Tensor | None = None
+    component_noise: Tensor | None = None
+    text_noise: Mapping[str, Tensor] | None = None
+    generator: torch.Generator | None = None
 
-    Args:
-        q: `posterior` with the same members, from `subsets` or `sample_subsets` (joint, single, and some others).
-        members: (C, M) bool.
-        log_likelihoods: log p(x_m|z) of the M modalities, in the order of their experts.
-        beta: Weight of the KL.
-        free_nats: λ of `free_bits`, for each dimension.
-        eps: Standard normal noise (C, B, D).
-        generator: Draws the noise that is not given.
-        prior: p(z); N(0, I) if None.
+    def posterior(self, members: Tensor, *, each_explains_itself: bool = False) -> LatentPosterior:
+        """Return the posterior with components (C, M), see `LatentHead.posterior`."""
+        inferred = self.head.infer_experts(self.encoded, self.inputs.present)
+        return self.head.posterior(inferred, members, each_explains_itself=each_explains_itself)
+
+    def likelihoods(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return the weighted log p(x_m|z) of each modality as a function of z."""
+        exact = self.head.log_likelihoods(
+            self.inputs.targets, self.inputs.present, text_noise=self.text_noise, generator=self.generator
+        )
+        return {name: partial(_scaled, self.head.modalities[name].config.weight, own) for name, own in exact.items()}
+
+    def options(self, q: LatentPosterior) -> dict[str, Any]:
+        """Return the keyword arguments that the bounds of `m3ae.models.bounds` share."""
+        beta = self.head.config.beta if self.beta is None else self.beta
+        return {"beta": beta, "eps": self.eps, "generator": self.generator, "prior": self.head.prior(q.own)}
+
+    def output(self, elbo: Elbo) -> M3AEForGenerationOutput:
+        """Return the loss and its terms, each without its weight."""
+        unweighted = {
+            name: elbo.log_likelihood[name] / modality.config.weight
+            for name, modality in self.head.modalities.items()
+            if name in self.inputs.present
+        }
+        losses = {"kl": elbo.kl.sum(-1).mean()}
+        for name, value in unweighted.items():
+            losses[f"nll_{name}"] = -value.sum() / self.inputs.present[name].sum().clamp(min=1)
+        return M3AEForGenerationOutput(elbo.loss, losses, elbo.kl, unweighted)
+
+
+def _elbo(step: LatentStep) -> M3AEForGenerationOutput:
+    latent, choice = step.head.config, None
+    members = posterior_members(latent, step.generator)
+    q = step.posterior(members)
+    likelihoods, options = step.likelihoods(), step.options(q)
+    if latent.num_samples is not None and len(members) > 1:
+        choice = _draw_components(q.mixture.weights, latent.num_samples, step.component_noise, step.generator)
+    return step.output(bounds.elbo(q.mixture, likelihoods, choice, free_nats=latent.free_bits, **options))
+
+
+def _subset_elbos(step: LatentStep) -> M3AEForGenerationOutput:
+    latent = step.head.config
+    members = _subsets(latent, step.generator)
+    q = step.posterior(members, each_explains_itself=True)
+    likelihoods, options = step.likelihoods(), step.options(q)
+    return step.output(
+        bounds.sum_of_subset_elbos(q.mixture, members, likelihoods, free_nats=latent.free_bits, **options)
+    )
+
+
+def _importance_weighted(name: str, bound: Callable[..., Tensor], step: LatentStep) -> M3AEForGenerationOutput:
+    latent = step.head.config
+    q = step.posterior(posterior_members(latent, step.generator))
+    likelihoods, options = step.likelihoods(), step.options(q)
+    assert latent.num_samples is not None
+    loss = -bound(q.mixture, likelihoods, latent.num_samples, **options).mean()
+    kl = _kl(step.head, q, step.generator)
+    return M3AEForGenerationOutput(loss, {name: loss, "kl": kl.sum(-1).mean()}, kl)
+
+
+Objective = Callable[[LatentStep], M3AEForGenerationOutput]
+OBJECTIVES: dict[str, Objective] = {
+    "elbo": _elbo,
+    "subset_elbos": _subset_elbos,
+    "iwae": partial(_importance_weighted, "iwae", bounds.iwae),
+    "dreg": partial(_importance_weighted, "dreg", bounds.dreg),
+}
+
+
+def register_objective(name: str) -> Callable[[Objective], Objective]:
+    """Return a decorator that adds an objective of a user's own: `LatentStep` → loss and terms.
 
     Raises:
-        ValueError: If there are not as many likelihoods as experts.
+        ValueError: There is another objective of this name.
     """
-    if len(log_likelihoods) != members.shape[1]:
-        raise ValueError(
-            f"{len(log_likelihoods)} likelihoods ({', '.join(log_likelihoods)}) for {members.shape[1]} experts; a "
-            "subset explains its own modalities, so each expert needs one, in the same order"
-        )
-    z = sample(q.components, eps=eps, generator=generator)
-    terms = {
-        name: (q.weights[own] * upcast(likelihood(z[own]))).sum(0)
-        for own, (name, likelihood) in zip(members.T, log_likelihoods.items(), strict=True)
-    }
-    return _elbo(terms, mixture_kl_bound(q, z, prior), beta, free_nats)
+
+    def register(objective: Objective) -> Objective:
+        register_entry(OBJECTIVES, "objective", name, objective)
+        return objective
+
+    return register
 
 
-def _elbo(log_likelihood: dict[str, Tensor], kl: Tensor, beta: float, free_nats: float) -> Elbo:
-    loss = beta * free_bits(kl, free_nats) - sum(log_likelihood.values(), kl.new_zeros(())).mean()
-    return Elbo(loss, log_likelihood, kl)
+def posterior_members(latent: LatentConfig, generator: torch.Generator | None = None) -> Tensor:
+    """Return the components (C, M) of the posterior; the product of all experts, if it is one, is the last."""
+    if latent.kind == "mopoe":
+        return _subsets(latent, generator)
+    return gaussians.components(latent.kind, len(latent.experts))
 
 
-def log_weights(
-    q: Mixture, z: Tensor, log_likelihoods: LogLikelihoods, beta: float = 1.0, prior: Prior | None = None
-) -> Tensor:
-    """Return log w(z) = Σ_m log p(x_m|z) + β·[log p(z) − log Σ_k π_k q_k(z)], (…, B), of points (…, B, D)."""
-    log_ratio = beta * (log_prior(z, prior) - mixture_log_density(z, q))
-    return sum((upcast(likelihood(z)) for likelihood in log_likelihoods.values()), log_ratio)
+def _subsets(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
+    """Return all subsets of the experts, or some of them where there are too many."""
+    count = len(latent.experts)
+    if latent.enumerates_subsets:
+        return gaussians.subsets(count)
+    if generator is not None and generator.device.type != "cpu":  # subsets are drawn there
+        seed = torch.randint(2**31, (), generator=generator, device=generator.device)
+        generator = torch.Generator().manual_seed(int(seed))
+    return gaussians.sample_subsets(count, latent.num_subsets, generator)
 
 
-def iwae(
-    q: Mixture,
-    log_likelihoods: LogLikelihoods,
-    num_samples: int,
-    *,
-    beta: float = 1.0,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    prior: Prior | None = None,
-) -> Tensor:
-    """Return Σ_k π_k log (1/K) Σ_i w(z_ki), z_ki ~ q_k, with the mixture's density in w.
-
-    The importance-weighted bound (Burda et al. 2016) with K samples of every component (MMVAE, Shi et al. 2019). With
-    K = 1 it is the ELBO with a Monte Carlo estimate of the mixture's own KL.
-
-    Args:
-        q: The posterior.
-        log_likelihoods: log p(x_m|z) of each modality.
-        num_samples: K.
-        beta: Weight of log p(z) − log q(z).
-        eps: Standard normal noise (K, C, B, D).
-        generator: Draws the noise if it is not given.
-        prior: p(z); N(0, I) if None.
-
-    Returns:
-        The bound (B,); the loss is −mean_b.
-    """
-    z = sample(q.components, num_samples, eps, generator)
-    return _mean_of_bounds(q, log_weights(q, z, log_likelihoods, beta, prior))
+def _kl(head: LatentHead, q: LatentPosterior, generator: torch.Generator | None) -> Tensor:
+    prior = head.prior(q.own)
+    z = None if prior is None else gaussians.sample(q.mixture.components, generator=generator)
+    return gaussians.mixture_kl_bound(q.mixture, z, prior)
 
 
-def dreg(
-    q: Mixture,
-    log_likelihoods: LogLikelihoods,
-    num_samples: int,
-    *,
-    beta: float = 1.0,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    prior: Prior | None = None,
-) -> Tensor:
-    """Return the value of `iwae` with the doubly reparameterised gradient (DReG, Tucker et al. 2019).
-
-    The decoders' gradient is the same. The experts' is Σ_i [(1 − β)·w̃_i + β·w̃_i²]·∂log w_i/∂z_i·∂z_i/∂φ, where w̃ is
-    softmax_i(log w_i): of less variance, above all for large K. For one component, or K = 1, its mean is that of
-    `iwae`; for a mixture and K > 1 it is biased, as published (Shi et al. 2019). Works without gradients, too.
-
-    Args:
-        q: The posterior.
-        log_likelihoods: log p(x_m|z) of each modality.
-        num_samples: K.
-        beta: Weight of log p(z) − log q(z).
-        eps: Standard normal noise (K, C, B, D).
-        generator: Draws the noise if it is not given.
-        prior: p(z); N(0, I) if None.
-
-    Returns:
-        The bound (B,); the loss is −mean_b.
-    """
-    z = sample(q.components, num_samples, eps, generator)
-    frozen = Mixture(Gaussian(q.components.mu.detach(), q.components.logvar.detach()), q.weights)
-    log_w = log_weights(frozen, z, log_likelihoods, beta, prior)
-    if z.requires_grad:  # the bound's gradient brings w̃ once, this the second time
-        share = 1 - beta + beta * log_w.detach().softmax(0)[..., None]
-        z.register_hook(lambda gradient: share * gradient)
-    return _mean_of_bounds(q, log_w)
+def _scaled(weight: float, likelihood: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    return weight * likelihood(z)
 
 
-def _mean_of_bounds(q: Mixture, log_w: Tensor) -> Tensor:
-    return (q.weights * (log_w.logsumexp(0) - math.log(len(log_w)))).sum(0)
-
-
-@torch.no_grad()
-def importance_log_likelihood(
-    q: Mixture,
-    log_likelihoods: LogLikelihoods,
-    num_samples: int,
-    *,
-    chunk_size: int = 100,
-    generator: torch.Generator | None = None,
-    prior: Prior | None = None,
-) -> Tensor:
-    """Return log (1/K) Σ_i w(z_i), z_i ~ q stratified over the mixture: on average a bound that rises to log p(x).
-
-    The mean of w is unbiased, and each sample has its own, whatever else is in the batch.
-
-    Args:
-        q: The posterior.
-        log_likelihoods: log p(x_m|z) of each modality.
-        num_samples: K.
-        chunk_size: How many samples to decode at once.
-        generator: Draws the noise.
-        prior: p(z); N(0, I) if None.
-
-    Returns:
-        (B,) in nats.
-    """
-    weights = q.weights
-    noise = torch.rand(weights.shape[1], generator=generator, device=weights.device)
-    total = weights.new_full(noise.shape, -torch.inf)
-    for choice in stratified_components(weights, num_samples, noise).split(chunk_size):
-        z = sample(choose(q.components, choice), generator=generator)
-        total = total.logaddexp(log_weights(q, z, log_likelihoods, prior=prior).logsumexp(0))
-    return total - math.log(num_samples)
+def _draw_components(weights: Tensor, count: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Draw components (K, B) of weights (C, B), in balance over all K·B."""
+    size = weights.shape[1]
+    if noise is None:
+        noise = torch.rand(count * size, generator=generator, device=weights.device)
+    return gaussians.balanced_components(weights.repeat(1, count), noise).view(count, size)

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from transformers import PreTrainedConfig
 
-from m3ae.models.recording import RECORDED, recording
+from m3ae.models.attention import RECORDED, recording
 
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
@@ -47,7 +47,7 @@ def checked_arguments(forward: Callable[Arguments, Output]) -> Callable[Argument
     """Make a model's `forward` take keywords as transformers' models do, and refuse those that it does not know.
 
     `output_hidden_states`, `output_attentions` and `return_dict`, or the options of these names of the model's
-    configuration, add what `m3ae.models.recording.recording` finds, and turn the output into a tuple. Keywords of
+    configuration, add what `m3ae.models.attention.recording` finds, and turn the output into a tuple. Keywords of
     `TRANSFORMERS_ARGUMENTS` that `forward` does not take are dropped, and so are keywords that are None.
 
     Raises:

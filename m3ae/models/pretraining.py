@@ -18,15 +18,15 @@ from transformers.utils.generic import ModelOutput
 from m3ae.models import losses, masking
 from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.decoders import ContrastiveHead, Float32Linear, PixelDecoder, TokenHead, matching_score
 from m3ae.models.fusion import Stream
-from m3ae.models.gathering import gather_pairs
+from m3ae.models.heads import ContrastiveHead, Float32Linear, PixelDecoder, TokenHead, matching_score
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import LatentHead, init_latent_weights
-from m3ae.models.latent_pass import M3AEForGenerationOutput, latent_pass
+from m3ae.models.losses import gather_pairs
 from m3ae.models.masked_inputs import FusedTokens, MaskedInputs, check_modalities
 from m3ae.models.modalities import read_inputs
 from m3ae.models.modeling import STREAMS, M3AEModel, class_tokens, first_token, image_fingerprint
+from m3ae.models.objectives import M3AEForGenerationOutput, latent_pass
 from m3ae.models.option_checks import checked_arguments, without_labels
 from m3ae.models.text_encoder import special_ids
 
@@ -47,7 +47,7 @@ class M3AEForPreTrainingOutput(ModelOutput):
         mlm_labels: (B, M) the tokens there, −100 in spare slots.
         itm_logits: (B, 2), row 1 = matched.
         itm_labels: (B,) 1 = matched, −100 where the sample lacks a modality.
-        hidden_states: With `output_hidden_states`, see `m3ae.models.recording.recording`.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
         attentions: With `output_attentions`, see there.
     """
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from m3ae.models import latent as algebra
-from m3ae.models.latent import Gaussian
-from m3ae.models.latent_decoders import mlp
+from m3ae.models import gaussians
+from m3ae.models.gaussians import Gaussian
+from m3ae.models.latent_networks import mlp
 
 COUPLINGS = 6
 
@@ -42,16 +42,16 @@ class LearnedPrior(nn.Module):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log p(z) (…) of points (…, D)."""
-        logits, gaussians = self()
-        densities = algebra.log_density(algebra.upcast(z)[..., None, :], gaussians)  # (…, G)
-        return (algebra.upcast(logits).log_softmax(-1) + densities).logsumexp(-1)
+        logits, components = self()
+        densities = gaussians.log_density(gaussians.upcast(z)[..., None, :], components)  # (…, G)
+        return (gaussians.upcast(logits).log_softmax(-1) + densities).logsumexp(-1)
 
     def sample(self, count: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """Draw points (count, D); `temperature` is a factor on the standard deviations within the Gaussians."""
-        logits, gaussians = self()
+        logits, components = self()
         chosen = torch.multinomial(logits.softmax(-1), count, replacement=True, generator=generator)
         eps = torch.randn(count, self.size, generator=generator, device=logits.device)
-        return algebra.sample(Gaussian(*(values[chosen] for values in gaussians)), eps=eps * temperature)
+        return gaussians.sample(Gaussian(*(values[chosen] for values in components)), eps=eps * temperature)
 
 
 class ZeroLinear(nn.Linear):
@@ -86,7 +86,7 @@ class Coupling(nn.Module):
         return torch.cat([kept, changed * (-log_scale).exp() - shift], -1)
 
     def _scale_and_shift(self, kept: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = torch.cat([kept, z], -1).to(algebra.dtype_of(self))
+        inputs = torch.cat([kept, z], -1).to(gaussians.dtype_of(self))
         log_scale, shift = self.output(self.hidden(inputs)).to(kept).chunk(2, -1)
         return 2 * torch.tanh(log_scale / 2), shift  # a factor of 1/e² to e² for each coupling
 
@@ -111,17 +111,17 @@ class ConditionalPrior(nn.Module):
     def log_prob(self, w: Tensor, z: Tensor) -> Tensor:
         """Return log p(w|z) (…) of points (…, P) given (…, D)."""
         with torch.autocast(z.device.type, enabled=False):
-            points, z = algebra.upcast(w), algebra.upcast(z)
+            points, z = gaussians.upcast(w), gaussians.upcast(z)
             total = torch.zeros_like(points[..., 0])
             for coupling in self.couplings:
                 points, log_determinant = coupling(points, z)
                 total = total + log_determinant
-            return total + algebra.log_prior(points)
+            return total + gaussians.log_prior(points)
 
     def transform(self, noise: Tensor, z: Tensor) -> Tensor:
         """Return points (…, P) given z (…, D), which follow p(w|z) if the noise (…, P) is standard normal."""
         with torch.autocast(z.device.type, enabled=False):
-            points, z = algebra.upcast(noise), algebra.upcast(z)
+            points, z = gaussians.upcast(noise), gaussians.upcast(z)
             for coupling in reversed(self.couplings):
                 assert isinstance(coupling, Coupling)
                 points = coupling.inverse(points, z)
@@ -130,7 +130,7 @@ class ConditionalPrior(nn.Module):
 
 @dataclass(frozen=True)
 class HierarchicalPrior:
-    """p(z) Π_m p(w_m | z) of points (…, Z), z first: a `m3ae.models.latent.Prior`.
+    """p(z) Π_m p(w_m | z) of points (…, Z), z first: a `m3ae.models.gaussians.Prior`.
 
     Attributes:
         size: D.
@@ -150,11 +150,11 @@ class HierarchicalPrior:
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log-density (…) of points (…, Z)."""
         shared = z[..., : self.size]
-        total = algebra.log_prior(shared) if self.shared is None else self.shared.log_prob(shared)
+        total = gaussians.log_prior(shared) if self.shared is None else self.shared.log_prob(shared)
         for name, own in self.own.items():
             private = z[..., self.private[name]]
             total = total + torch.where(
-                own, self.conditional[name].log_prob(private, shared), algebra.log_prior(private)
+                own, self.conditional[name].log_prob(private, shared), gaussians.log_prior(private)
             )
         return total
 
@@ -165,18 +165,18 @@ class HierarchicalPrior:
             A column for each shared dimension, exact, or one for all with a learned p(z); then one for each private
             latent.
         """
-        mu, logvar = map(algebra.upcast, gaussian)
+        mu, logvar = map(gaussians.upcast, gaussian)
         shared, size = z[..., : self.size], self.size
         outer = Gaussian(mu[..., :size], logvar[..., :size])
         if self.shared is None:
-            columns = [algebra.kl_divergence(outer)]
+            columns = [gaussians.kl_divergence(outer)]
         else:
-            columns = [algebra.sampled_kl_divergence(outer, shared, self.shared)[..., None]]
+            columns = [gaussians.sampled_kl_divergence(outer, shared, self.shared)[..., None]]
         for name, own in self.own.items():
             part = self.private[name]
             inferred = Gaussian(mu[..., part], logvar[..., part])
             density = _Given(self.conditional[name], shared)
-            kl = algebra.sampled_kl_divergence(inferred, z[..., part], density)
+            kl = gaussians.sampled_kl_divergence(inferred, z[..., part], density)
             columns.append(torch.where(own, kl, 0)[..., None])
         return torch.cat(columns, -1)
 
@@ -207,8 +207,8 @@ class FittedPrior(nn.Module):
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw points (count, Z)."""
-        means, factors = algebra.upcast(self.means), algebra.upcast(self.factors)
-        chosen = torch.multinomial(algebra.upcast(self.weights), count, replacement=True, generator=generator)
+        means, factors = gaussians.upcast(self.means), gaussians.upcast(self.factors)
+        chosen = torch.multinomial(gaussians.upcast(self.weights), count, replacement=True, generator=generator)
         eps = torch.randn(count, means.shape[1], generator=generator, device=means.device)
         return means[chosen] + (factors[chosen] @ eps[..., None])[..., 0]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, GPT2Config, GPT2LMHeadModel
 
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.latent import upcast
-from m3ae.models.latent_attention import LatentAttention
+from m3ae.models.gaussians import upcast
+from m3ae.models.latent_networks import LatentAttention
 
 if TYPE_CHECKING:
     from m3ae.models.modalities.text import TextModalityConfig

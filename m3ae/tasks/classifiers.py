@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from m3ae.metrics.classification import UNKNOWN
-from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
+from m3ae.models.latent_networks import cnn_encoder, mlp_encoder
 from m3ae.models.losses import class_loss
 from m3ae.models.modalities import ModalityConfig
 

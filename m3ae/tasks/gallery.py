@@ -15,8 +15,10 @@ from torch import Tensor
 from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import Pair
 from m3ae.metrics.retrieval import BothWays, Found
-from m3ae.models.decoders import ContrastiveHead
-from m3ae.models.encoded import (
+from m3ae.models.fusion import Stream
+from m3ae.models.heads import ContrastiveHead
+from m3ae.models.modeling import M3AEModel
+from m3ae.models.retrieval import (
     Encoded,
     ImagesOnDemand,
     Score,
@@ -26,8 +28,6 @@ from m3ae.models.encoded import (
     score_both_ways,
     score_pairs,
 )
-from m3ae.models.fusion import Stream
-from m3ae.models.modeling import M3AEModel
 
 IMAGES_AT_ONCE = 256  # that are scored against all texts, in all processes together
 

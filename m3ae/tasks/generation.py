@@ -19,8 +19,8 @@ from m3ae.data.prepared import Manifest, load_manifest, load_split
 from m3ae.data.samples import ColumnDataset, Columns, Sample, evenly, read_texts
 from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.gaussians import beta_schedule
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.models.latent import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.modalities import KINDS, BatchOptions
 from m3ae.models.modeling import M3AEModel

@@ -22,7 +22,7 @@ from m3ae.metrics.generation import (
     subset_probabilities,
     within_class_diversity,
 )
-from m3ae.models import latent as algebra
+from m3ae.models import gaussians
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.tasks.classifiers import linear_probe
 from m3ae.tasks.latent_judge import Judge
@@ -67,7 +67,7 @@ class GenerationEvaluator:
         self.generator = torch.Generator(model.device).manual_seed(seed)
         self.rows = Rows.of(model, batches)
         experts = model.latent.experts
-        self.members = algebra.subsets(len(experts))
+        self.members = gaussians.subsets(len(experts))
         self.subsets = [
             [name for name, chosen in zip(experts, members, strict=True) if chosen]
             for members in self.members.tolist()
@@ -188,7 +188,7 @@ class GenerationEvaluator:
             available = {name: batch[name] for name in self.model.latent.experts}
             q = self.model.infer_latent(_moved(available, self.model), joint=True).mixture
             means.append((q.weights[..., None] * q.components.mu).sum(0).cpu())
-        active = algebra.active_units(torch.cat(means))
+        active = gaussians.active_units(torch.cat(means))
         own = self.model.latent_head.private_dimensions
         parts = {"shared": slice(0, self.model.latent.size)}
         parts |= {name: part for name, part in own.items() if part.stop > part.start}

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from m3ae.data.prepared import Manifest
-from m3ae.models.model_card import model_card
+from m3ae.models.hub import model_card
 from m3ae.training.config import RunConfig
 
 # Notes on the licences of data sets; of a source that is not here, the publishers are to be asked.

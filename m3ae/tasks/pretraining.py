@@ -13,7 +13,7 @@ from m3ae.data.prepared import load_manifest
 from m3ae.figures import save_figure
 from m3ae.inference.drawing import draw_samples
 from m3ae.inference.reconstruction import reconstruct
-from m3ae.models.latent import beta_schedule
+from m3ae.models.gaussians import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor

@@ -26,8 +26,8 @@ from m3ae.data.tables import read_json
 from m3ae.figures import save_figure
 from m3ae.inference.drawing import draw_word_attention
 from m3ae.metrics.question_answering import VQAAccuracy, is_right
+from m3ae.models.finetuned import M3AEForQuestionAnswering
 from m3ae.models.processing import M3AEProcessor
-from m3ae.models.question_answering import M3AEForQuestionAnswering
 from m3ae.tasks.controls import bag_of_words, majority_by_type
 from m3ae.tasks.finetuning import (
     IMAGE_CONTROLS,

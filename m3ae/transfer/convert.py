@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from m3ae.files import new_folder, replacing
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.model_card import model_card
+from m3ae.models.hub import model_card
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.transfer.reading import Released, read_released
 from m3ae.transfer.settings import departures

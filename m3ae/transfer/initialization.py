@@ -17,8 +17,8 @@ from transformers import PreTrainedConfig
 
 from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEImageConfig
-from m3ae.models.decoders import PixelDecoder, sincos_positions
 from m3ae.models.encoders import activation, resample_positions
+from m3ae.models.heads import PixelDecoder, sincos_positions
 from m3ae.models.modeling import M3AEEncoders
 from m3ae.transfer.encoders import (
     Normalization,

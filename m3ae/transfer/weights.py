@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from m3ae.models.base import M3AEPreTrainedModel
-from m3ae.models.classification import M3AEForClassification
 from m3ae.models.configuration import M3AEConfig
+from m3ae.models.finetuned import M3AEForClassification, M3AEForQuestionAnswering
 from m3ae.models.pretraining import M3AEForPreTraining
-from m3ae.models.question_answering import M3AEForQuestionAnswering
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
 from m3ae.transfer.names import convert_name, release_name, why_unused
 from m3ae.transfer.reading import CheckpointError, Released, some

@@ -14,7 +14,7 @@ from m3ae.metrics.generation import (
     subset_probabilities,
     within_class_diversity,
 )
-from m3ae.models.latent import subsets
+from m3ae.models.gaussians import subsets
 
 
 def test_ssim_of_one_window_is_its_formula() -> None:

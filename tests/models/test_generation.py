@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from m3ae import M3AEForGeneration, M3AEForPreTraining
-from m3ae.models import objectives
-from m3ae.models.latent import log_prior, subsets
+from m3ae.models import bounds
+from m3ae.models.gaussians import log_prior, subsets
 from tests.models.tiny import tiny_model
 from tests.models.tiny_latent import (
     DIGITS,
@@ -30,7 +30,7 @@ def ordered(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in sorted(batch)}
 
 
-def elbo(model: M3AEForGeneration, batch: dict, eps: Tensor) -> objectives.Elbo:
+def elbo(model: M3AEForGeneration, batch: dict, eps: Tensor) -> bounds.Elbo:
     return model.elbo(batch, eps=eps)
 
 

@@ -6,8 +6,8 @@ import yaml
 from transformers import PreTrainedModel
 
 import m3ae
-from m3ae.models import model_card as module
-from m3ae.models.model_card import model_card
+from m3ae.models import hub as module
+from m3ae.models.hub import model_card
 from tests.models.tiny import tiny_model, tiny_of
 
 CLASSES = [name for name in dir(m3ae) if re.fullmatch(r"M3AE(Model|For\w+)", name) and not name.endswith("Output")]

@@ -1,412 +1,65 @@
-import math
+"""The latent pass beside the masked ones."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from m3ae.models import latent, objectives
-from m3ae.models.latent import Gaussian, Mixture
-from tests.models.variational import (
-    LinearGaussian,
-    Reference,
-    fitting_experts,
-    grid,
-    log_likelihood,
-    orthogonal_model,
-    quadrature,
-    read_reference,
-    toy,
-)
-
-KINDS = ("poe", "moe", "mopoe")
-
-
-def close(actual: Tensor, expected: Tensor | float, atol: float = 1e-5, rtol: float = 0.0) -> None:
-    expected = torch.as_tensor(expected)
-    torch.testing.assert_close(actual.double(), expected.double(), atol=atol, rtol=rtol)
-
-
-def everything(batch: int) -> Tensor:
-    return torch.ones(3, batch, dtype=torch.bool)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-# --- An independent library's numbers: means and sums of up to 220 nats in float32, hence to 1e-5 or 1e-6 of them ---
-
-
-@pytest.fixture(scope="module")
-def reference(shared) -> Reference:
-    return read_reference(shared)
-
-
-def subset_elbos(reference: Reference, present: Tensor) -> objectives.Elbo:
-    q = latent.posterior(reference.experts, present, latent.subsets(3))
-    eps = reference.eps.expand(7, *reference.eps.shape)
-    return objectives.sum_of_subset_elbos(q, latent.subsets(3), reference.model.log_likelihoods, eps=eps)
-
-
-@pytest.mark.real_data
-def test_the_mvae_of_the_reference(reference) -> None:
-    present = torch.ones_like(reference.present)
-    result = subset_elbos(reference, present)
-    close(7 * result.loss, reference.value("mvae/loss_sum_of_7_neg_elbos(k=3)"), rtol=1e-6)
-    close(-7 * result.bound.mean(), reference.value("mvae/loss_sum_of_7_neg_elbos(k=3)"), rtol=1e-6)
-    joint = latent.posterior(reference.experts, present, latent.components("poe", 3))
-    result = objectives.elbo(joint, reference.model.log_likelihoods, eps=reference.eps[None])
-    close(result.loss, reference.value("mvae/joint_neg_elbo"), rtol=1e-6)
-    close(result.kl.sum(-1).mean(), reference.value("mvae/joint_kl"))
-
-
-@pytest.mark.real_data
-def test_the_mvae_with_missing_modalities_of_the_reference(reference) -> None:
-    """It sums over subsets the mean over the samples that have any of its modalities, n of them, with the first n eps.
-
-    A sample with one modality thus counts four times, in equal terms; `sum_of_subset_elbos` counts it once.
-    """
-    total = torch.zeros(())
-    for members in latent.subsets(3):
-        rows = (members[:, None] & reference.present).any(0)
-        q = latent.posterior(
-            Gaussian(*(value[:, rows] for value in reference.experts)), reference.present[:, rows], members[None]
-        )
-        there = reference.present[:, rows]
-        likelihoods = {
-            f"m{m}": lambda z, m=m, there=there, rows=rows: (
-                log_likelihood(z, reference.model.weights[m], reference.model.data[m][rows]) * there[m]
-            )
-            for m in range(3)
-        }
-        eps = reference.eps[None, : int(rows.sum())]
-        total = total + objectives.sum_of_subset_elbos(q, members[None], likelihoods, eps=eps).loss
-    close(total, reference.value("mvae/masked_loss"), rtol=1e-6)
-
-
-@pytest.mark.real_data
-def test_the_mopoe_of_the_reference(reference) -> None:
-    present = torch.ones_like(reference.present)
-    q = latent.posterior(reference.experts, present, latent.components("mopoe", 3), "full_only")
-    by_position = torch.arange(7)  # its choice, to get its number; never ours
-    chosen = latent.choose(q.components, by_position)
-    close(chosen.mu, reference.value("mopoe/selected_mu"))
-    close(chosen.logvar, reference.value("mopoe/selected_logvar"))
-    result = objectives.elbo(q, reference.model.log_likelihoods, by_position, eps=reference.eps)
-    close(result.loss, reference.value("mopoe/neg_elbo"), rtol=1e-6)
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("bound", ["iwae", "dreg"])
-def test_the_mmvae_of_the_reference(reference, bound: str) -> None:
-    """Its DReG loss is Σ_i w̃_i log w_i, whose gradient `dreg` has, and not the value of a bound."""
-    q = latent.posterior(reference.experts, torch.ones_like(reference.present), latent.components("moe", 3), "never")
-    z = torch.tensor(list(reference.values[f"mmvae/{bound}_looser/z"].values())).transpose(0, 1)  # (K, C, B, D)
-    expected = reference.value(f"mmvae/{bound}_looser/loss(sum over batch)")
-    if bound == "iwae":
-        eps = (z - q.components.mu) * (-q.components.logvar / 2).exp()
-        close(-objectives.iwae(q, reference.model.log_likelihoods, 5, eps=eps).sum(), expected, rtol=1e-6)
-    else:
-        log_w = objectives.log_weights(q, z, reference.model.log_likelihoods)
-        close(-(log_w.softmax(0) * log_w).sum(0).mean(0).sum(), expected, rtol=1e-6)
-
-
-@pytest.mark.real_data
-def test_the_evidence_of_the_reference(reference) -> None:
-    """Not matched: the four `*/nll_K2000`, seeds of a library's estimators; `mopoe/nll_K2000` is biased besides."""
-    close(-reference.model.evidence().sum(), reference.value("exact_nll"))
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_estimator_converges_to_the_evidence_of_the_reference(reference, kind: latent.Kind) -> None:
-    """The sum over the batch, at K = 5,000, has a standard error below 0.035 nat."""
-    q = latent.posterior(fitting_experts(reference.model), everything(7), latent.components(kind, 3))
-    estimate = objectives.importance_log_likelihood(
-        q, reference.model.log_likelihoods, 5000, chunk_size=1000, generator=seeded()
-    )
-    close(-estimate.sum(), reference.value("exact_nll"), atol=0.05)
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("kind", ["moe", "mopoe"])
-def test_the_estimator_converges_from_the_experts_of_the_reference_too(reference, kind: latent.Kind) -> None:
-    """These are noise, so that it takes K = 50,000 for a standard error of 0.015 nat in the mean of the samples.
-
-    Not from their product: it is narrower than the posterior so that the weights have no variance, whatever K.
-    """
-    present = torch.ones_like(reference.present)
-    q = latent.posterior(reference.experts, present, latent.components(kind, 3))
-    estimate = objectives.importance_log_likelihood(
-        q, reference.model.log_likelihoods, 50_000, chunk_size=5000, generator=seeded()
-    )
-    close(-estimate.mean(), reference.value("exact_nll") / 7, atol=0.05)
-
-    product = latent.posterior(reference.experts, present, latent.components("poe", 3)).components.logvar[0]
-    _, precision = reference.model.posterior()
-    excess = 2 * precision - torch.diag_embed((-product.double()).exp())  # p²/q is integrable where it is positive
-    assert (torch.linalg.eigvalsh(excess)[:, 0] < 0).any()
-
-
-# --- Closed forms ---
-
-
-def test_elbo_is_the_evidence_less_the_divergence_from_the_posterior() -> None:
-    """Of one Gaussian component, with the noise integrated by Gauss-Hermite quadrature."""
-    model = LinearGaussian(
-        [torch.tensor([[0.7]]).double(), torch.tensor([[-1.2]]).double()],
-        [torch.tensor([[0.4]]).double(), torch.tensor([[1.5]]).double()],
-    )
-    nodes, shares = quadrature(20)
-    model = LinearGaussian(model.weights, [x.expand(20, 1) for x in model.data])
-    q = Mixture(Gaussian(torch.full((1, 20, 1), 0.3), torch.full((1, 20, 1), -0.5)), torch.ones(1, 20))
-    result = objectives.elbo(q, model.log_likelihoods, eps=nodes[None, :, None])
-    mean, precision = model.posterior()
-    exact = torch.distributions.Normal(mean[0, 0], precision[0, 0] ** -0.5)
-    gap = torch.distributions.kl_divergence(torch.distributions.Normal(0.3, math.exp(-0.25)), exact)
-    close((result.bound * shares).sum(), model.evidence()[0] - gap)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_bounds_are_the_evidence_when_q_is_the_posterior(kind: latent.Kind) -> None:
-    """Orthogonal columns make the posterior diagonal, and it is the product of the prior and one expert."""
-    model = orthogonal_model()
-    mean, precision = model.posterior()
-    own = precision.diagonal() - 1
-    values = (mean * precision.diagonal() / own, -own.log())
-    experts = Gaussian(*(value.float().expand(3, 6, 4) for value in values))
-    one_present = torch.tensor([[False], [True], [False]]).expand(3, 6)
-    q = latent.posterior(experts, one_present, latent.components(kind, 3))
-    likelihoods, evidence = model.log_likelihoods, model.evidence()
-    close(objectives.iwae(q, likelihoods, 2, generator=seeded()), evidence)
-    close(objectives.dreg(q, likelihoods, 2, generator=seeded()), evidence)
-    close(objectives.importance_log_likelihood(q, likelihoods, 3, generator=seeded()), evidence)
-
-
-def mean_gradient(bound, experts: list[tuple[float, float]], samples: int, beta: float = 1.0) -> Tensor:
-    """The exact mean gradient of a bound in μ_k and log σ²_k, for p(x|z) = N(z, 1), x = 1."""
-    nodes, shares = grid(samples)
-    leaves = torch.tensor(experts, dtype=torch.float64).T[..., None, None].requires_grad_()  # (2, C, 1, 1)
-    components = Gaussian(*leaves.expand(-1, -1, len(shares), -1))
-    q = Mixture(components, torch.full((len(experts), len(shares)), 1 / len(experts), dtype=torch.float64))
-    model = LinearGaussian([torch.ones(1, 1).double()], [torch.ones(1, 1).double()])
-    eps = nodes[:, None, :, None].expand(-1, len(experts), -1, -1)
-    (bound(q, model.log_likelihoods, samples, beta=beta, eps=eps) * shares).sum().backward()
-    return leaves.grad[:, :, 0, 0].T
-
-
-def test_gradient_of_one_sample_is_the_elbo_s() -> None:
-    """∂/∂μ [−½(x − μ)² − ½μ²] = x − 2μ, and ∂/∂log σ² [½ log σ² − σ²] = ½ − σ²."""
-    mu, logvar = 0.3, -0.4
-    for bound in (objectives.iwae, objectives.dreg):
-        gradient = mean_gradient(bound, [(mu, logvar)], 1)
-        close(gradient[0], torch.tensor([1 - 2 * mu, 0.5 - math.exp(logvar)]))
-
-
-@pytest.mark.parametrize(("samples", "beta"), [(1, 1.0), (2, 1.0), (3, 1.0), (2, 0.3)])
-def test_dreg_has_the_mean_gradient_of_iwae_for_a_product(samples: int, beta: float) -> None:
-    expected = mean_gradient(objectives.iwae, [(0.3, -0.4)], samples, beta)
-    close(mean_gradient(objectives.dreg, [(0.3, -0.4)], samples, beta), expected, atol=1e-7)
-    assert expected.abs().min() > 0.01
-
-
-def test_dreg_has_the_mean_gradient_of_iwae_for_one_sample_of_each_expert() -> None:
-    experts = [(-1.0, 0.2), (1.5, -0.5)]
-    expected = mean_gradient(objectives.iwae, experts, 1)
-    close(mean_gradient(objectives.dreg, experts, 1), expected, atol=1e-5)
-    several = [mean_gradient(bound, experts, 2) for bound in (objectives.iwae, objectives.dreg)]
-    assert 0.005 < (several[0] - several[1]).abs().max() < 0.05  # as published
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_dreg_has_iwae_s_value_and_decoder_gradient(kind: latent.Kind) -> None:
-    model, experts = toy(), Gaussian(draw(3, 6, 4, seed=1), draw(3, 6, 4, seed=2))
-    present = torch.rand(3, 6, generator=seeded()) < 0.7
-    gradients, values = [], []
-    for bound in (objectives.iwae, objectives.dreg):
-        weights = [weight.clone().requires_grad_() for weight in model.weights]
-        leaves = [value.clone().requires_grad_() for value in experts]
-        q = latent.posterior(Gaussian(*leaves), present, latent.components(kind, 3))
-        value = bound(q, LinearGaussian(weights, model.data).log_likelihoods, 5, generator=seeded())
-        value.sum().backward()
-        values.append(value.detach())
-        gradients.append([[weight.grad for weight in weights], [leaf.grad for leaf in leaves]])
-    close(values[0], values[1], atol=0)
-    for iwae, dreg in zip(gradients[0][0], gradients[1][0], strict=True):
-        close(iwae, dreg, atol=0)
-    assert all((iwae - dreg).abs().max() > 1e-2 for iwae, dreg in zip(gradients[0][1], gradients[1][1], strict=True))
-    with torch.no_grad():
-        q = latent.posterior(experts, present, latent.components(kind, 3))
-        close(objectives.dreg(q, model.log_likelihoods, 5, generator=seeded()), values[0], atol=0)
-
-
-def test_dreg_s_gradient_vanishes_at_the_posterior_and_iwae_s_does_not() -> None:
-    model = orthogonal_model()
-    mean, precision = model.posterior()
-    norms = []
-    for bound in (objectives.dreg, objectives.iwae):
-        leaves = [
-            v.float()[None].clone().requires_grad_() for v in (mean, -precision.diagonal().log().expand_as(mean))
-        ]
-        bound(
-            Mixture(Gaussian(*leaves), torch.ones(1, 6)), model.log_likelihoods, 4, generator=seeded()
-        ).sum().backward()
-        norms.append(max(leaf.grad.abs().max().item() for leaf in leaves))
-    assert norms[0] < 1e-5 and norms[1] > 0.1
-
-
-# --- Relations and invariances ---
-
-
-def test_more_samples_tighten_the_bound() -> None:
-    model = toy(batch=500)
-    q = latent.posterior(fitting_experts(model), everything(500), latent.components("mopoe", 3))
-    bounds = [objectives.iwae(q, model.log_likelihoods, k, generator=seeded()).mean() for k in (1, 5, 25)]
-    elbo = objectives.elbo(q, model.log_likelihoods, generator=seeded()).bound.mean()
-    assert elbo < bounds[0] < bounds[1] < bounds[2] < model.evidence().mean()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("samples", [1, 3])
-def test_the_mean_weight_is_the_evidence_for_any_number_of_samples(kind: latent.Kind, samples: int) -> None:
-    """Even for fewer samples than components; log-means of few samples are only bounds of it."""
-    one = toy(batch=1, seed=5)
-    model = LinearGaussian(one.weights, [x.expand(20_000, -1) for x in one.data])
-    present = torch.tensor([[True], [False], [True]]).expand(3, 20_000)
-    q = latent.posterior(
-        Gaussian(*(v[:, :1].expand(3, 20_000, 4) for v in fitting_experts(one))), present, latent.components(kind, 3)
-    )
-    estimate = objectives.importance_log_likelihood(q, model.log_likelihoods, samples, generator=seeded())
-    ratio = (estimate - one.evidence()).exp()
-    assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(20_000) < 0.1
-
-
-def test_the_estimator_never_decodes_more_than_a_chunk_nor_mixes_samples() -> None:
-    model = toy()
-    q = latent.posterior(fitting_experts(model), everything(6), latent.components("mopoe", 3))
-    seen: list[int] = []
-
-    def watched(z: Tensor) -> Tensor:
-        seen.append(len(z))
-        return model.log_likelihoods["m0"](z)
-
-    objectives.importance_log_likelihood(q, {"m0": watched}, 25, chunk_size=10)
-    assert seen == [10, 10, 5]
-    far = LinearGaussian(model.weights, [torch.cat([x[:5], x[5:] + 100]) for x in model.data])
-    near, moved = (
-        objectives.importance_log_likelihood(q, m.log_likelihoods, 25, chunk_size=10, generator=seeded())
-        for m in (model, far)
-    )
-    close(near[:5], moved[:5], atol=0)
-    assert moved[5] < near[5] - 1000
-
-
-def test_all_components_or_a_choice_give_the_same_elbo_on_average() -> None:
-    model, present = toy(), torch.rand(3, 6, generator=seeded()) < 0.7
-    q = latent.posterior(fitting_experts(model), present, latent.components("mopoe", 3))
-    exact = objectives.elbo(q, model.log_likelihoods, beta=0.5, eps=torch.zeros(7, 6, 4))
-    noise = (torch.arange(2100) + 0.5) / 2100
-    choice = torch.cat([latent.stratified_components(q.weights, 1, u.expand(6)) for u in noise])
-    chosen = objectives.elbo(q, model.log_likelihoods, choice, beta=0.5, eps=torch.zeros(2100, 6, 4))
-    close(chosen.bound, exact.bound, atol=1e-2)
-    close(chosen.kl, exact.kl, atol=0)
-    close(exact.loss, -exact.bound.mean() - 0.5 * exact.kl.sum(-1).mean())
-    one = objectives.elbo(q, model.log_likelihoods, choice[0], eps=torch.zeros(6, 4))
-    close(one.log_likelihood["m1"], model.log_likelihoods["m1"](latent.choose(q.components, choice[0]).mu))
-
-
-def test_free_bits_and_beta_change_the_loss_and_not_the_bound() -> None:
-    model = toy()
-    q = latent.posterior(fitting_experts(model), everything(6), latent.components("poe", 3))
-    eps = draw(1, 6, 4)
-    plain = objectives.elbo(q, model.log_likelihoods, eps=eps)
-    changed = objectives.elbo(q, model.log_likelihoods, beta=0.3, free_nats=5.0, eps=eps)
-    close(changed.bound, plain.bound, atol=0)
-    close(changed.loss, plain.loss - plain.kl.sum(-1).mean() + 0.3 * 4 * 5)
-    for bound in (objectives.iwae, objectives.dreg):
-        weights = objectives.log_weights(q, latent.sample(q.components, eps=eps[None]), model.log_likelihoods, 0.0)
-        close(bound(q, model.log_likelihoods, 1, beta=0.0, eps=eps[None]), weights[0, 0])
-        close(weights[0, 0], sum(plain.log_likelihood.values()))
-
-
-def test_each_subset_explains_itself_once() -> None:
-    """A sample with two of three modalities has three terms; with one, one; with none, nothing."""
-    model = toy(batch=4)
-    present = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]]).bool()
-    experts, members = fitting_experts(model), latent.subsets(3)
-    likelihoods = {
-        name: lambda z, f=f, there=there: f(z) * there
-        for (name, f), there in zip(model.log_likelihoods.items(), present, strict=True)
-    }
-    q = latent.posterior(experts, present, members)
-    result = objectives.sum_of_subset_elbos(q, members, likelihoods, eps=torch.zeros(7, 4, 4))
-    for sample, sets in enumerate((range(7), (0, 2, 4), (1,), ())):
-        terms = [
-            sum(f(q.components.mu)[k, sample] for f, m in zip(likelihoods.values(), members[k], strict=True) if m)
-            - latent.kl_divergence(q.components)[k, sample].sum()
-            for k in sets
-        ]
-        close(result.bound[sample], sum(terms) / max(1, len(terms)))
-    with pytest.raises(ValueError, match=r"2 likelihoods \(m0, m1\) for 3 experts"):
-        objectives.sum_of_subset_elbos(q, members, {name: likelihoods[name] for name in ("m0", "m1")})
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_s_order_changes_nothing(kind: latent.Kind) -> None:
-    model, order = toy(), torch.tensor([3, 0, 5, 1, 4, 2])
-    present = torch.rand(3, 6, generator=seeded()) < 0.7
-    turned = LinearGaussian(model.weights, [x[order] for x in model.data])
-    experts, members, eps = (
-        fitting_experts(model),
-        latent.components(kind, 3),
-        draw(5, 7, 6, 4)[:, : len(latent.components(kind, 3))],
-    )
-    q = latent.posterior(experts, present, members)
-    r = latent.posterior(Gaussian(*(v[:, order] for v in experts)), present[:, order], members)
-    for bound in (objectives.iwae, objectives.dreg):
-        close(
-            bound(q, model.log_likelihoods, 5, eps=eps)[order],
-            bound(r, turned.log_likelihoods, 5, eps=eps[:, :, order]),
-        )
-    ours = objectives.elbo(q, model.log_likelihoods, eps=eps[0])
-    theirs = objectives.elbo(r, turned.log_likelihoods, eps=eps[0][:, order])
-    close(ours.bound[order], theirs.bound)
-    close(ours.loss, theirs.loss)
-
-
-def test_samples_without_any_modality_add_nothing() -> None:
-    present = torch.zeros(3, 6, dtype=torch.bool)
-    experts = Gaussian(*(torch.full((3, 6, 4), torch.nan).requires_grad_() for _ in range(2)))
-    q = latent.posterior(experts, present, latent.components("mopoe", 3))
-    likelihoods = dict.fromkeys(("a", "b", "c"), lambda z: torch.zeros(z.shape[:-1]))
-    losses = [
-        objectives.elbo(q, likelihoods).loss,
-        objectives.sum_of_subset_elbos(q, latent.subsets(3), likelihoods).loss,
-        objectives.iwae(q, likelihoods, 3).mean(),
-        objectives.dreg(q, likelihoods, 3).mean(),
-        objectives.importance_log_likelihood(q, likelihoods, 3).mean(),
-    ]
-    for loss in losses:
-        close(loss, 0.0)
-    sum(losses).backward()
-    assert not any(value.grad.any() for value in experts)
-
-
-def test_autocast_changes_nothing_and_half_precision_likelihoods_are_cast_up() -> None:
-    q = latent.posterior(fitting_experts(toy()), everything(6), latent.components("mopoe", 3))
-    halves = {"m0": lambda z: -z.square().sum(-1).bfloat16(), "m1": lambda z: z.sin().sum(-1).bfloat16()}
-
-    def results() -> list[Tensor]:
-        elbo = objectives.elbo(q, halves, generator=seeded())
-        bounds = [bound(q, halves, 3, generator=seeded()) for bound in (objectives.iwae, objectives.dreg)]
-        return [elbo.loss, elbo.bound, *bounds, objectives.importance_log_likelihood(q, halves, 9, generator=seeded())]
-
-    plain = results()
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = results()
-    assert all(value.dtype == torch.float32 for value in cast)
-    assert all(map(torch.equal, plain, cast))
+from m3ae import M3AEForGeneration, M3AEForPreTraining
+from tests.models.tiny import tiny_batch, tiny_model
+
+SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_layers": 1, "private_size": 2}
+LATENT = {
+    "size": 5,
+    "num_tokens": 2,
+    "free_bits": 0.0,
+    "weight": 0.5,
+    "modalities": {"image": {"kind": "image", **SMALL}, "text": {"kind": "text", "max_length": 14, **SMALL}},
+}
+
+
+def given(batch: dict[str, torch.Tensor], model: M3AEForGeneration) -> dict[str, dict[str, torch.Tensor]]:
+    """What `M3AEForGeneration` takes: images in [0, 1]."""
+    image = model.config.image_config
+    mean, std = (torch.tensor(part)[:, None, None] for part in (image.image_mean, image.image_std))
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return {"image": {"pixel_values": batch["pixel_values"] * std + mean}, "text": text}
+
+
+@pytest.mark.parametrize("schedule", ["separate", "joint"])
+def test_it_is_that_of_the_generator_and_leaves_the_masked_passes_alone(schedule: str, tmp_path: Path) -> None:
+    half = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.125]} if schedule == "joint" else {}
+    model, batch = tiny_model(schedule=schedule, latent=LATENT, image_config=half), tiny_batch()
+    plain = tiny_model(schedule=schedule)
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "latent_head" not in name})
+    output = model(**batch, beta=0.5, generator=torch.Generator().manual_seed(3))
+    masked = plain(**batch)
+    for name, loss in masked.losses.items():
+        torch.testing.assert_close(output.losses[name], loss)
+    torch.testing.assert_close(output.loss, masked.loss + 0.5 * output.losses["latent"])
+    model.save_pretrained(tmp_path)
+    generator = M3AEForGeneration.from_pretrained(tmp_path).eval()
+    expected = generator(given(batch, generator), beta=0.5, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(output.losses["latent"], expected.loss, rtol=1e-4, atol=1e-2)
+    assert set(output.losses) == {"mim", "mlm", "itm", "latent", "kl", "nll_image", "nll_text"}
+
+
+def test_every_parameter_learns_and_what_is_absent_is_not_read() -> None:
+    model, batch = tiny_model(latent=LATENT), tiny_batch()
+    present = torch.tensor([True, True, False, False])
+    batch |= {"image_present": present, "text_present": ~present | (torch.arange(4) == 0)}
+    batch["pixel_values"] = torch.where(present[:, None, None, None], batch["pixel_values"], torch.nan)
+    output = model(**batch, generator=torch.Generator().manual_seed(0))
+    assert output.loss.isfinite() and output.losses["nll_image"].isfinite()
+    output.loss.backward()
+    for name, parameter in model.latent_head.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_other_modalities_are_refused() -> None:
+    speech = {"speech": {"kind": "sequence", "shape": [4, 3]}}
+    with pytest.raises(
+        ValueError, match=r"M3AEForPreTraining has a text \(encoder roberta\) and the images of one view"
+    ):
+        tiny_model(latent={"size": 5, "modalities": speech})
+    assert isinstance(tiny_model(latent=LATENT), M3AEForPreTraining)

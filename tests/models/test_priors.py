@@ -8,8 +8,8 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from m3ae import M3AEForGeneration
-from m3ae.models import latent, objectives
-from m3ae.models.latent import Gaussian
+from m3ae.models import bounds, gaussians
+from m3ae.models.gaussians import Gaussian
 from m3ae.models.priors import ConditionalPrior, FittedPrior, LearnedPrior
 from tests.models.tiny_latent import digits_batch, latent_model
 
@@ -58,12 +58,12 @@ def test_the_sampled_divergence_is_exact_on_average() -> None:
     found = []
     for sign in signs:
         z = gaussian.mu + (gaussian.logvar / 2).exp() * sign
-        found.append(latent.sampled_kl_divergence(gaussian, z, own))
+        found.append(gaussians.sampled_kl_divergence(gaussian, z, own))
     target = Normal(own.means[0], (own.logvars[0] / 2).exp())
     q = Normal(gaussian.mu, (gaussian.logvar / 2).exp())
     expected = torch.distributions.kl_divergence(q, target)
     torch.testing.assert_close(torch.stack(found).mean(0), expected.sum(-1))
-    torch.testing.assert_close(latent.kl_divergence(gaussian, Gaussian(own.means[0], own.logvars[0])), expected)
+    torch.testing.assert_close(gaussians.kl_divergence(gaussian, Gaussian(own.means[0], own.logvars[0])), expected)
 
 
 @pytest.mark.parametrize("kind", ["poe", "moe", "mopoe"])
@@ -73,10 +73,8 @@ def test_a_standard_prior_that_could_be_learned_changes_no_density(kind: str) ->
     likelihoods, z = model.log_likelihoods(batch, own), torch.randn(4, 6, model.latent.total_size)
     fixed = model.latent_head.prior(own)
     priors = [fixed, replace(fixed, shared=standard(5))]
-    torch.testing.assert_close(*[objectives.log_weights(q, z, likelihoods, prior=prior) for prior in priors])
-    bounds = [
-        objectives.elbo(q, likelihoods, generator=torch.Generator().manual_seed(0), prior=prior) for prior in priors
-    ]
+    torch.testing.assert_close(*[bounds.log_weights(q, z, likelihoods, prior=prior) for prior in priors])
+    values = [bounds.elbo(q, likelihoods, generator=torch.Generator().manual_seed(0), prior=prior) for prior in priors]
     assert bounds[0].kl.shape == (6, 5 + 2) and bounds[1].kl.shape == (6, 1 + 2)
     torch.testing.assert_close(bounds[0].kl[:, 5:], bounds[1].kl[:, 1:])
     for name, value in bounds[0].log_likelihood.items():
@@ -91,7 +89,7 @@ def test_private_latents_are_a_change_of_variables_given_z() -> None:
         z, noise = torch.randn(3), torch.randn(size)
         w = own.transform(noise, z)
         jacobian = torch.autograd.functional.jacobian(lambda eps, own=own, z=z: own.transform(eps, z), noise)
-        expected = latent.log_prior(noise) - torch.linalg.slogdet(jacobian).logabsdet
+        expected = gaussians.log_prior(noise) - torch.linalg.slogdet(jacobian).logabsdet
         torch.testing.assert_close(own.log_prob(w, z), expected, rtol=1e-4, atol=1e-4)
         assert (own.transform(noise, z + 1) - w).abs().min() > 0.01, "it follows z"
 
@@ -100,7 +98,7 @@ def test_untrained_private_latents_are_standard_normal() -> None:
     torch.manual_seed(0)
     config = latent_model().config
     head, w, z = M3AEForGeneration(config).latent_head, torch.randn(4, 3), torch.randn(4, 5)
-    torch.testing.assert_close(head.private_priors["speech"].log_prob(w, z), latent.log_prior(w))
+    torch.testing.assert_close(head.private_priors["speech"].log_prob(w, z), gaussians.log_prior(w))
     torch.testing.assert_close(head.private_priors["speech"].transform(w, z), w)
 
 
@@ -108,11 +106,11 @@ def test_the_divergence_of_private_latents_vanishes_where_they_follow_the_prior(
     """Absent ones cost nothing; for inferred ones the estimate is log q − log p at the point, on average."""
     model, batch = latent_model(), digits_batch()
     q, own, _ = model.infer_latent({"speech": batch["speech"]}, joint=True)
-    prior, points = model.latent_head.prior(own), latent.sample(q.components, 4000)
+    prior, points = model.latent_head.prior(own), gaussians.sample(q.components, 4000)
     many = Gaussian(*(part.expand(4000, 6, 10) for part in q.components))
     kl = prior.kl_divergence(many, points[:, 0])  # (4000, 6, 5 + 2)
     assert (kl[..., 5] == 0).all()
-    ratio = latent.mixture_log_density(points[:, 0], q) - prior.log_prob(points[:, 0])
+    ratio = gaussians.mixture_log_density(points[:, 0], q) - prior.log_prob(points[:, 0])
     torch.testing.assert_close(kl.sum(-1).mean(0), ratio.mean(0), rtol=0.05, atol=0.2)
 
 

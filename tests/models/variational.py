@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m3ae.models.latent import Gaussian
-from m3ae.models.objectives import LogLikelihoods
+from m3ae.models.bounds import LogLikelihoods
+from m3ae.models.gaussians import Gaussian
 
 
 class LinearGaussian(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from m3ae import M3AEForGeneration
-from m3ae.models.latent import beta_schedule
+from m3ae.models.gaussians import beta_schedule
 from m3ae.tasks.generation import Generation
 from m3ae.training.config import RunConfig, make_config
 from m3ae.training.loop import train

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from m3ae.cli import cli
-from m3ae.models.latent import subsets
+from m3ae.models.gaussians import subsets
 from m3ae.tasks.generation import Generation
 from m3ae.tasks.generation_evaluation import GenerationEvaluator, missing_curve, summarize
 from m3ae.tasks.generation_report import markdown_report

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from m3ae import M3AEForPreTraining
-from m3ae.models import latent_pass
+from m3ae.models import objectives
 from m3ae.training.metrics_log import read_metrics
 from tests.faults.processes import launch, losses, said
 from tests.models.tiny_latent import digits_batch, latent_model
@@ -163,8 +163,8 @@ def contrasts_all_samples(root: Path) -> None:
 def draws_its_own_components(root: Path) -> None:
     """Each of two processes draws components of the mixture for its own samples."""
     folder, task = root / "components", ComponentsTask()
-    draw = latent_pass._draw_components
-    with chosen("ddp"), mock.patch.object(latent_pass, "_draw_components", task.keep_drawn(draw)):
+    draw = objectives._draw_components
+    with chosen("ddp"), mock.patch.object(objectives, "_draw_components", task.keep_drawn(draw)):
         assert launch(2, folder, task=task, batch_size=6, max_steps=4) == [0, 0], said(folder, 0)
     assert 0 < read_metrics(folder / "metrics.jsonl")[-1]["validation/different"] < 1
 

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from transformers import CLIPVisionModel, RobertaConfig, RobertaForMaskedLM
 
 from m3ae import M3AEForPreTraining
-from m3ae.models.decoders import sincos_positions
+from m3ae.models.heads import sincos_positions
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.transfer.initialization import init_image_encoder, init_text_encoder, resample_positions, resize_images
 from tests.models.published import (

@@ -92,7 +92,7 @@ def register_decoder(kind: str, name: str) -> Callable[[Registered], Registered]
 
 
 def register_likelihood(kind: str, name: str) -> Callable[[Registered], Registered]:
-    """Return a decorator that adds a likelihood to a kind: `ModalityConfig` → `m3ae.models.likelihoods.Likelihood`.
+    """Return a decorator that adds a likelihood to a kind: `ModalityConfig` → `m3ae.Likelihood`.
 
     Raises:
         ValueError: There is no such kind, or it has another likelihood of this name.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
-from m3ae.models.likelihoods import Bernoulli, Laplace, Likelihood, Normal
+from m3ae.models.latent_networks import Bernoulli, Laplace, Likelihood, Normal
 from m3ae.models.modalities.augment import Augmentation
 from m3ae.models.option_checks import check_choice, check_count, check_fraction, check_heads, check_keys, check_number
 

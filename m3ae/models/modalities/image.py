@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import normalize_images
 from m3ae.models.fusion import Stream
-from m3ae.models.latent_decoders import ConvolutionalDecoder, MLPDecoder, PatchDecoder
-from m3ae.models.latent_encoders import cnn_encoder, mlp_encoder
+from m3ae.models.latent_networks import ConvolutionalDecoder, MLPDecoder, PatchDecoder, cnn_encoder, mlp_encoder
 from m3ae.models.modalities.augment import augment, centre_crop, change, plain
 from m3ae.models.modalities.base import (
     BatchOptions,

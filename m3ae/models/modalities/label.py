@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from m3ae.models.likelihoods import Categorical
+from m3ae.models.latent_networks import Categorical
 from m3ae.models.modalities.base import BatchOptions, Modality, ModalityConfig, Tensors
 from m3ae.models.modalities.vector import Vector
 

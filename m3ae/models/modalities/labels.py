@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m3ae.models.likelihoods import Bernoulli
+from m3ae.models.latent_networks import Bernoulli
 from m3ae.models.modalities.label import Names
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from m3ae.models.latent_decoders import MLPDecoder
-from m3ae.models.latent_encoders import mlp_encoder
+from m3ae.models.latent_networks import MLPDecoder, mlp_encoder
 from m3ae.models.modalities.base import Modality
 
 

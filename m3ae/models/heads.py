@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import Block, gather_tokens
 from m3ae.models.fusion import Stream
-from m3ae.models.gathering import gather_rows
+from m3ae.models.losses import gather_rows
 
 
 def sincos_positions(rows: int, width: int, columns: int | None = None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Classification of image-text pairs: one class a sample, or any number of labels.
+"""Fine-tuned models of image-text pairs: question answering, and classification.
 
-Shapes: B batch, C channels, H×W pixels, L text tokens, A classes.
+Shapes: B batch, C channels, H×W pixels, L text tokens, A answers or classes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from transformers.utils.generic import ModelOutput
 
 from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.decoders import PooledHead
-from m3ae.models.losses import class_loss, multi_label_loss
+from m3ae.models.heads import PooledHead
+from m3ae.models.losses import answer_loss, class_loss, multi_label_loss
 from m3ae.models.modeling import M3AEModel
 from m3ae.models.option_checks import checked_arguments
 
@@ -26,7 +26,7 @@ class M3AEForClassificationOutput(ModelOutput):
         loss: () if labels were given.
         losses: {"cls": loss}.
         logits: (B, A); `config.id2label[a]` names column a.
-        hidden_states: With `output_hidden_states`, see `m3ae.models.recording.recording`.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
         attentions: With `output_attentions`, see there.
     """
 
@@ -100,3 +100,81 @@ class M3AEForClassification(M3AEPreTrainedModel):
         weights = None if config.class_weights is None else logits.new_tensor(config.class_weights).float()
         loss = multi_label_loss if config.problem_type == "multi_label_classification" else class_loss
         return loss(logits, labels, weights)
+
+
+@dataclass
+class M3AEForQuestionAnsweringOutput(ModelOutput):
+    """Answers.
+
+    Attributes:
+        loss: () if labels were given.
+        losses: {"vqa": loss}.
+        logits: (B, A); `config.id2label[a]` is the answer that column a stands for.
+        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
+        attentions: With `output_attentions`, see there.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class M3AEForQuestionAnswering(M3AEPreTrainedModel):
+    """The trunk with the published question-answering head (Chen et al. 2022).
+
+    The answer list is `config.id2label`: `from_pretrained(folder, id2label=dict(enumerate(answers)))` on a pre-trained
+    model starts a new head of that size. The published loss judges each answer by itself; with `config.problem_type =
+    "single_label_classification"` the answers exclude each other, which takes far fewer questions to learn.
+    """
+
+    _keys_to_ignore_on_load_unexpected = OTHER_HEADS
+
+    def __init__(self, config: M3AEConfig) -> None:
+        super().__init__(config)
+        self.m3ae = M3AEModel(config)
+        self.vqa_head = PooledHead(config)
+        self.post_init()
+
+    @checked_arguments
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_present: Tensor | None = None,
+        text_present: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> M3AEForQuestionAnsweringOutput:
+        """Answer questions about images, either of them missing.
+
+        Args:
+            pixel_values: (B, C, H, W), or None without images.
+            input_ids: (B, L), or None without questions.
+            attention_mask: (B, L), 0 = padding.
+            image_present: (B,) bool, False where a sample has no image.
+            text_present: (B,) bool, False where a sample has no question.
+            labels: (B,) the answer's index, −100 if it is not in the list; or (B, A) how right each answer is.
+
+        Raises:
+            ValueError: Neither images nor text given.
+        """
+        streams = self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
+        logits = self.vqa_head(self.m3ae.fuse_and_pool(streams))
+        if labels is None:
+            return M3AEForQuestionAnsweringOutput(logits=logits)
+        loss = self.loss(logits, labels)
+        return M3AEForQuestionAnsweringOutput(loss, {"vqa": loss}, logits)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of logits (B, A) against labels, as `forward` takes them."""
+        return answer_loss(logits, labels, exclusive=self._exclusive)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, A) into the probability of each answer; they sum to 1 where answers exclude each other."""
+        return logits.softmax(-1) if self._exclusive else logits.sigmoid()
+
+    @property
+    def _exclusive(self) -> bool:
+        return bool(self.config.problem_type == "single_label_classification")

@@ -1,5 +1,3 @@
-"""Hidden states, attention weights and tuples, as the models of transformers return them."""
-
 from typing import Any
 
 import pytest

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from m3ae.models import latent
-from m3ae.models.latent import Gaussian
+from m3ae.models import gaussians
+from m3ae.models.gaussians import Gaussian
 from tests.models.variational import Reference, read_reference
 
 KINDS = ("poe", "moe", "mopoe")
@@ -35,9 +35,9 @@ def reference(shared) -> Reference:
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(("library", "prior_expert"), [("mvae", "always"), ("mopoe", "full_only")])
-def test_products_of_the_reference(reference, library: str, prior_expert: latent.PriorExpert) -> None:
+def test_products_of_the_reference(reference, library: str, prior_expert: gaussians.PriorExpert) -> None:
     everything = torch.ones_like(reference.present)
-    products = latent.posterior(reference.experts, everything, latent.subsets(3), prior_expert).components
+    products = gaussians.posterior(reference.experts, everything, gaussians.subsets(3), prior_expert).components
     for actual, expected in zip(products, reference.gaussians(library), strict=True):
         close(actual, expected)
 
@@ -45,51 +45,51 @@ def test_products_of_the_reference(reference, library: str, prior_expert: latent
 @pytest.mark.real_data
 def test_missing_modalities_of_the_reference(reference) -> None:
     """Not matched: `mopoe/selected_*`, row b of product b, because its choice goes by the position in the batch."""
-    joint = latent.posterior(reference.experts, reference.present, latent.components("poe", 3))
+    joint = gaussians.posterior(reference.experts, reference.present, gaussians.components("poe", 3))
     close(joint.components.mu[0], reference.value("mvae/masked_joint/mu"))
     close(joint.components.logvar[0], reference.value("mvae/masked_joint/logvar"))
-    mixture = latent.posterior(reference.experts, reference.present, latent.components("mopoe", 3))
+    mixture = gaussians.posterior(reference.experts, reference.present, gaussians.components("mopoe", 3))
     close(mixture.weights, reference.value("mopoe/masked_weights(7xB)"))
 
 
 @pytest.mark.real_data
 def test_divergences_of_the_reference(reference) -> None:
     everything = torch.ones_like(reference.present)
-    joint = latent.posterior(reference.experts, everything, latent.components("poe", 3))
-    close(latent.kl_divergence(joint.components).sum(-1).mean(), reference.value("mvae/joint_kl"))
-    mixture = latent.posterior(reference.experts, everything, latent.components("mopoe", 3), "full_only")
-    close(latent.mixture_kl_bound(mixture).sum(-1).mean(), reference.value("mopoe/kl(mean over 7 comps)"))
+    joint = gaussians.posterior(reference.experts, everything, gaussians.components("poe", 3))
+    close(gaussians.kl_divergence(joint.components).sum(-1).mean(), reference.value("mvae/joint_kl"))
+    mixture = gaussians.posterior(reference.experts, everything, gaussians.components("mopoe", 3), "full_only")
+    close(gaussians.mixture_kl_bound(mixture).sum(-1).mean(), reference.value("mopoe/kl(mean over 7 comps)"))
 
 
 def test_subsets_are_all_and_in_order() -> None:
-    members = latent.subsets(3)
+    members = gaussians.subsets(3)
     names = ["".join(str(int(member)) for member in row) for row in members]
     assert names == ["100", "010", "001", "110", "101", "011", "111"]
-    assert latent.subsets(1).tolist() == [[True]]
-    assert len(latent.subsets(5).unique(dim=0)) == 31
+    assert gaussians.subsets(1).tolist() == [[True]]
+    assert len(gaussians.subsets(5).unique(dim=0)) == 31
 
 
 def test_components_of_each_kind() -> None:
-    assert latent.components("poe", 3).tolist() == [[True] * 3]
-    assert torch.equal(latent.components("moe", 3), SINGLES)
-    assert torch.equal(latent.components("mopoe", 3), latent.subsets(3))
+    assert gaussians.components("poe", 3).tolist() == [[True] * 3]
+    assert torch.equal(gaussians.components("moe", 3), SINGLES)
+    assert torch.equal(gaussians.components("mopoe", 3), gaussians.subsets(3))
     with pytest.raises(ValueError, match=r"mopoe of 6 modalities has 63 components.*sample_subsets"):
-        latent.components("mopoe", 6)
+        gaussians.components("mopoe", 6)
     with pytest.raises(ValueError, match="'pom'; expected one of poe, moe, mopoe"):
-        latent.components("pom", 3)
+        gaussians.components("pom", 3)
 
 
 def test_sampled_subsets_are_the_joint_the_single_ones_and_others_at_random() -> None:
     seen = set()
     for seed in range(200):
-        members = latent.sample_subsets(6, 4, torch.Generator().manual_seed(seed))
+        members = gaussians.sample_subsets(6, 4, torch.Generator().manual_seed(seed))
         assert members.shape == (11, 6) and len(members.unique(dim=0)) == 11
         assert torch.equal(members[:6], torch.eye(6, dtype=torch.bool)) and members[-1].all()
         seen |= {tuple(row) for row in members[6:-1].tolist()}
     assert len(seen) == 2**6 - 1 - 6 - 1
-    assert torch.equal(latent.sample_subsets(3, 99), latent.subsets(3))
-    assert torch.equal(latent.sample_subsets(2, 1), latent.subsets(2))
-    assert latent.sample_subsets(1, 1).tolist() == [[True]]
+    assert torch.equal(gaussians.sample_subsets(3, 99), gaussians.subsets(3))
+    assert torch.equal(gaussians.sample_subsets(2, 1), gaussians.subsets(2))
+    assert gaussians.sample_subsets(1, 1).tolist() == [[True]]
 
 
 def test_product_is_the_normalised_product_of_densities() -> None:
@@ -97,31 +97,31 @@ def test_product_is_the_normalised_product_of_densities() -> None:
     grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)[:, None, None]
     both = torch.ones(1, 2, 1, dtype=torch.bool)
     for prior_expert, with_prior in (("always", True), ("never", False), ("full_only", True)):
-        log_product = sum(latent.log_density(grid, Gaussian(*(value[m] for value in experts))) for m in range(2))
-        log_product = log_product + with_prior * latent.log_prior(grid)
+        log_product = sum(gaussians.log_density(grid, Gaussian(*(value[m] for value in experts))) for m in range(2))
+        log_product = log_product + with_prior * gaussians.log_prior(grid)
         expected = log_product[:, 0].softmax(0) / 0.006
-        product = latent.product_of_experts(experts, both, prior_expert)
-        close(latent.log_density(grid, Gaussian(*(value[0] for value in product))).exp()[:, 0], expected)
+        product = gaussians.product_of_experts(experts, both, prior_expert)
+        close(gaussians.log_density(grid, Gaussian(*(value[0] for value in product))).exp()[:, 0], expected)
 
 
 def test_the_prior_is_in_the_products_that_were_asked_for() -> None:
     experts, present = some_experts(batch=8), PATTERNS
     variance = experts.logvar.exp()
     for prior_expert in ("always", "full_only", "never"):
-        q = latent.posterior(experts, present, latent.components("poe", 3), prior_expert).components
+        q = gaussians.posterior(experts, present, gaussians.components("poe", 3), prior_expert).components
         for number, there in enumerate(present.T):
             full = prior_expert == "full_only" and bool(there.all())
             precision = (1 / variance[there, number]).sum(0) + (prior_expert == "always" or full or not there.any())
             close(q.logvar[0, number], -precision.log())
             close(q.mu[0, number], (experts.mu / variance)[there, number].sum(0) / precision)
     with pytest.raises(ValueError, match="'full'; expected one of always, full_only, never"):
-        latent.product_of_experts(experts, present[None], "full")
+        gaussians.product_of_experts(experts, present[None], "full")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_are_uniform_over_what_is_different_and_there(kind: latent.Kind) -> None:
-    members = latent.components(kind, 3)
-    weights = latent.component_weights(members[..., None] & PATTERNS)
+def test_weights_are_uniform_over_what_is_different_and_there(kind: gaussians.Kind) -> None:
+    members = gaussians.components(kind, 3)
+    weights = gaussians.component_weights(members[..., None] & PATTERNS)
     for there, weight in zip(PATTERNS.T, weights.T, strict=True):
         count = int(there.sum())
         components = 1 if count == 0 else {"poe": 1, "moe": count, "mopoe": 2**count - 1}[kind]
@@ -133,50 +133,50 @@ def test_weights_are_uniform_over_what_is_different_and_there(kind: latent.Kind)
 def test_weights_of_drawn_subsets_count_equal_products_once() -> None:
     members = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]]).bool()
     present = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 1, 0]]).bool().T
-    weights = latent.component_weights(members[..., None] & present)
+    weights = gaussians.component_weights(members[..., None] & present)
     assert weights.T.tolist() == [[1, 0, 0, 0], [0.25] * 4, [0, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prior_expert", ["always", "full_only", "never"])
 def test_absent_values_are_never_read_and_nothing_present_is_the_prior(kind, prior_expert) -> None:
-    members, experts = latent.components(kind, 3), some_experts(batch=8)
+    members, experts = gaussians.components(kind, 3), some_experts(batch=8)
     results = []
     for filler in (torch.nan, 0.0, torch.inf):
         leaves = [torch.where(PATTERNS[..., None], value, filler).requires_grad_() for value in experts]
-        q = latent.posterior(Gaussian(*leaves), PATTERNS, members, prior_expert)
-        z = latent.sample(q.components, 3, generator=torch.Generator().manual_seed(0))
-        density = latent.mixture_log_density(z, q)
-        (density.sum() + latent.mixture_kl_bound(q).sum()).backward()
+        q = gaussians.posterior(Gaussian(*leaves), PATTERNS, members, prior_expert)
+        z = gaussians.sample(q.components, 3, generator=torch.Generator().manual_seed(0))
+        density = gaussians.mixture_log_density(z, q)
+        (density.sum() + gaussians.mixture_kl_bound(q).sum()).backward()
         gradients = [leaf.grad for leaf in leaves]
         assert not any(gradient[~PATTERNS].any() for gradient in gradients)
         results.append([density, q.components.mu, q.components.logvar, *gradients])
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
-    close(density[:, :, 0], latent.log_prior(z)[:, :, 0])
-    assert not latent.mixture_kl_bound(q)[0].any()
+    close(density[:, :, 0], gaussians.log_prior(z)[:, :, 0])
+    assert not gaussians.mixture_kl_bound(q)[0].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_samples_do_not_depend_on_each_other(kind: latent.Kind) -> None:
+def test_samples_do_not_depend_on_each_other(kind: gaussians.Kind) -> None:
     experts, order = some_experts(batch=8), torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    members, z = latent.components(kind, 3), draw(2, 8, 4)
-    q = latent.posterior(experts, PATTERNS, members)
-    shuffled = latent.posterior(Gaussian(*(value[:, order] for value in experts)), PATTERNS[:, order], members)
+    members, z = gaussians.components(kind, 3), draw(2, 8, 4)
+    q = gaussians.posterior(experts, PATTERNS, members)
+    shuffled = gaussians.posterior(Gaussian(*(value[:, order] for value in experts)), PATTERNS[:, order], members)
     assert torch.equal(q.components.mu[:, order], shuffled.components.mu)
     assert torch.equal(q.components.logvar[:, order], shuffled.components.logvar)
     assert torch.equal(q.weights[:, order], shuffled.weights)
-    close(latent.mixture_log_density(z, q)[:, order], latent.mixture_log_density(z[:, order], shuffled))
+    close(gaussians.mixture_log_density(z, q)[:, order], gaussians.mixture_log_density(z[:, order], shuffled))
 
 
 def test_the_order_of_modalities_does_not_matter() -> None:
     experts, order = some_experts(batch=8), [2, 0, 1]
     z = draw(8, 4)
     for kind in KINDS:
-        members = latent.components(kind, 3)
-        q = latent.posterior(experts, PATTERNS, members)
-        turned = latent.posterior(Gaussian(*(value[order] for value in experts)), PATTERNS[order], members)
-        close(latent.mixture_log_density(z, q), latent.mixture_log_density(z, turned))
+        members = gaussians.components(kind, 3)
+        q = gaussians.posterior(experts, PATTERNS, members)
+        turned = gaussians.posterior(Gaussian(*(value[order] for value in experts)), PATTERNS[order], members)
+        close(gaussians.mixture_log_density(z, q), gaussians.mixture_log_density(z, turned))
 
 
 def test_extreme_precisions_are_exact_and_have_finite_gradients() -> None:
@@ -184,34 +184,39 @@ def test_extreme_precisions_are_exact_and_have_finite_gradients() -> None:
     logvar = torch.tensor([[60.0, -60.0, 60.0, -60.0]]).T[:, None].repeat(1, 2, 1)  # (4, 2, 1)
     leaves = [draw(4, 2, 1).requires_grad_(), logvar.requires_grad_()]
     for prior_expert in ("always", "full_only", "never"):
-        q = latent.posterior(Gaussian(*leaves), torch.ones(4, 2).bool(), latent.subsets(4), prior_expert)
-        exact = latent.posterior(
+        q = gaussians.posterior(Gaussian(*leaves), torch.ones(4, 2).bool(), gaussians.subsets(4), prior_expert)
+        exact = gaussians.posterior(
             Gaussian(*(leaf.detach().double() for leaf in leaves)),
             torch.ones(4, 2).bool(),
-            latent.subsets(4),
+            gaussians.subsets(4),
             prior_expert,
         )
         for actual, expected in zip(q.components, exact.components, strict=True):
             torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=0)
-        z = latent.sample(q.components, eps=draw(15, 2, 1))
-        results = [*q.components, latent.kl_divergence(q.components), latent.mixture_log_density(z, q)]
+        z = gaussians.sample(q.components, eps=draw(15, 2, 1))
+        results = [*q.components, gaussians.kl_divergence(q.components), gaussians.mixture_log_density(z, q)]
         for result in results:
             assert result.isfinite().all()
             gradients = torch.autograd.grad(result.sum(), leaves, retain_graph=True, allow_unused=True)
             assert all(gradient is None or (gradient.isfinite().all() and gradient.any()) for gradient in gradients)
-    joint = latent.posterior(Gaussian(*leaves), torch.ones(4, 2).bool(), latent.components("poe", 4), "never")
+    joint = gaussians.posterior(Gaussian(*leaves), torch.ones(4, 2).bool(), gaussians.components("poe", 4), "never")
     close(joint.components.logvar, torch.full((1, 2, 1), -60 - math.log(2)))
     close(joint.components.mu[0], (leaves[0][1] + leaves[0][3]) / 2)
 
 
 def test_gradients() -> None:
-    members, present = latent.subsets(2), torch.tensor([[True, False], [True, True]])
+    members, present = gaussians.subsets(2), torch.tensor([[True, False], [True, True]])
     z = draw(3, 2, 1).double()
 
     def densities(mu: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
-        q = latent.posterior(Gaussian(mu, logvar), present, members)
-        shares = latent.precision_shares(Gaussian(mu, logvar), present)
-        return latent.mixture_log_density(z, q), latent.mixture_kl_bound(q), shares, latent.sample(q.components, eps=z)
+        q = gaussians.posterior(Gaussian(mu, logvar), present, members)
+        shares = gaussians.precision_shares(Gaussian(mu, logvar), present)
+        return (
+            gaussians.mixture_log_density(z, q),
+            gaussians.mixture_kl_bound(q),
+            shares,
+            gaussians.sample(q.components, eps=z),
+        )
 
     leaves = [draw(2, 2, 1, seed=seed).double().requires_grad_() for seed in (1, 2)]
     assert torch.autograd.gradcheck(densities, leaves)
@@ -219,15 +224,15 @@ def test_gradients() -> None:
 
 def test_autocast_and_half_precision_experts_do_not_degrade_the_algebra() -> None:
     halves = Gaussian(*(value.bfloat16() for value in some_experts(batch=8)))
-    members, z = latent.components("mopoe", 3), draw(2, 8, 4)
+    members, z = gaussians.components("mopoe", 3), draw(2, 8, 4)
 
     def results(experts: Gaussian) -> list[Tensor]:
-        q = latent.posterior(experts, PATTERNS, members)
-        sample = latent.sample(q.components, eps=draw(7, 8, 4))
-        expert = latent.sample(experts, eps=draw(3, 8, 4))
-        shares = latent.precision_shares(experts, PATTERNS)
-        kl = latent.mixture_kl_bound(q)
-        return [*q.components, q.weights, sample, expert, shares, kl, latent.mixture_log_density(z, q)]
+        q = gaussians.posterior(experts, PATTERNS, members)
+        sample = gaussians.sample(q.components, eps=draw(7, 8, 4))
+        expert = gaussians.sample(experts, eps=draw(3, 8, 4))
+        shares = gaussians.precision_shares(experts, PATTERNS)
+        kl = gaussians.mixture_kl_bound(q)
+        return [*q.components, q.weights, sample, expert, shares, kl, gaussians.mixture_log_density(z, q)]
 
     expected = results(Gaussian(*(value.float() for value in halves)))
     with torch.autocast("cpu", torch.bfloat16):
@@ -238,12 +243,12 @@ def test_autocast_and_half_precision_experts_do_not_degrade_the_algebra() -> Non
 
 def test_shares_of_precision() -> None:
     experts = Gaussian(draw(3, 8, 2), torch.tensor([4.0, 2.0, 1.0]).log()[:, None, None].expand(3, 8, 2))
-    shares = latent.precision_shares(experts, PATTERNS)
+    shares = gaussians.precision_shares(experts, PATTERNS)
     close(shares.sum(0), torch.ones(8, 2))
     close(shares[:, 7, 0], torch.tensor([1, 0.25, 0.5, 1]) / 2.75)
     close(shares[:, 5, 0], torch.tensor([1, 0.25, 0, 1]) / 2.25)
     assert shares[:, 0, 0].tolist() == [1, 0, 0, 0]
-    close(latent.precision_shares(experts, PATTERNS, "never")[:, 5, 0], torch.tensor([0, 0.2, 0, 0.8]))
+    close(gaussians.precision_shares(experts, PATTERNS, "never")[:, 5, 0], torch.tensor([0, 0.2, 0, 0.8]))
 
 
 def uniform(components: int, batch: int) -> Tensor:
@@ -254,7 +259,7 @@ def uniform(components: int, batch: int) -> Tensor:
 def test_balanced_choice_is_balanced(components: int, batch: int) -> None:
     for seed in range(20):
         noise = torch.rand(batch, generator=torch.Generator().manual_seed(seed))
-        counts = latent.balanced_components(uniform(components, batch), noise).bincount(minlength=components)
+        counts = gaussians.balanced_components(uniform(components, batch), noise).bincount(minlength=components)
         assert counts.sum() == batch and counts.max() - counts.min() <= 1
 
 
@@ -262,20 +267,20 @@ def test_balanced_choice_is_not_positional() -> None:
     """Every row gets every component equally often, in batches smaller than their number, too."""
     for batch in (3, 14):
         noise = torch.rand(4000, batch, generator=torch.Generator().manual_seed(0))
-        choices = torch.stack([latent.balanced_components(uniform(7, batch), row) for row in noise])
+        choices = torch.stack([gaussians.balanced_components(uniform(7, batch), row) for row in noise])
         frequency = torch.nn.functional.one_hot(choices, 7).float().mean(0)  # (B, 7)
         close(frequency, uniform(batch, 7) * batch / 7, 0.025)  # 4.5 standard errors
         same = (choices[:, 0] == choices[:, 1]).float().mean()
         close(same, torch.tensor(1 / 13 if batch == 14 else 0.0), 0.02)
     order = torch.randperm(14, generator=torch.Generator().manual_seed(1))
     row = noise[0]
-    assert torch.equal(latent.balanced_components(uniform(7, 14), row[order]), choices[0][order])
+    assert torch.equal(gaussians.balanced_components(uniform(7, 14), row[order]), choices[0][order])
 
 
 def test_balanced_choice_follows_the_weights_of_each_sample() -> None:
-    weights = latent.component_weights(latent.subsets(3)[..., None] & PATTERNS)  # (7, 8)
+    weights = gaussians.component_weights(gaussians.subsets(3)[..., None] & PATTERNS)  # (7, 8)
     noise = torch.rand(4000, 8, generator=torch.Generator().manual_seed(0))
-    choices = torch.stack([latent.balanced_components(weights, row) for row in noise])
+    choices = torch.stack([gaussians.balanced_components(weights, row) for row in noise])
     frequency = torch.nn.functional.one_hot(choices, 7).float().mean(0).T
     close(frequency, weights, 0.04)
     assert not frequency[weights == 0].any()
@@ -284,18 +289,18 @@ def test_balanced_choice_follows_the_weights_of_each_sample() -> None:
 def test_no_component_of_weight_zero_is_chosen_at_the_edges() -> None:
     weights = torch.tensor([[0.0, 1 / 3, 1 / 3, 0, 1 / 3, 0, 0]]).T
     for noise, expected in ((0.0, 1), (1 - 2**-24, 4)):
-        assert latent.balanced_components(weights, torch.tensor([noise])).item() == expected
-        assert latent.stratified_components(weights, 1, torch.tensor([noise])).item() == expected
-    assert latent.stratified_components(weights, 5000, torch.tensor([1 - 2**-24])).unique().tolist() == [1, 2, 4]
+        assert gaussians.balanced_components(weights, torch.tensor([noise])).item() == expected
+        assert gaussians.stratified_components(weights, 1, torch.tensor([noise])).item() == expected
+    assert gaussians.stratified_components(weights, 5000, torch.tensor([1 - 2**-24])).unique().tolist() == [1, 2, 4]
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 100])
 def test_stratified_samples_are_shared_out_in_proportion(samples: int) -> None:
-    weights = latent.component_weights(latent.subsets(3)[..., None] & PATTERNS)
+    weights = gaussians.component_weights(gaussians.subsets(3)[..., None] & PATTERNS)
     grid = (torch.arange(2100) + 0.5) / 2100
     counts = torch.stack(
         [
-            torch.nn.functional.one_hot(latent.stratified_components(weights, samples, u.expand(8)), 7).sum(0).T
+            torch.nn.functional.one_hot(gaussians.stratified_components(weights, samples, u.expand(8)), 7).sum(0).T
             for u in grid
         ]
     )  # (2100, 7, 8)
@@ -306,19 +311,19 @@ def test_stratified_samples_are_shared_out_in_proportion(samples: int) -> None:
 def test_choose_takes_each_sample_s_own_component() -> None:
     components = some_experts(3, 5, 4)
     choice = torch.tensor([[0, 1, 2, 2, 1], [1, 1, 0, 2, 0]])
-    chosen = latent.choose(components, choice)
+    chosen = gaussians.choose(components, choice)
     assert chosen.mu.shape == (2, 5, 4)
     for k in range(2):
         for b in range(5):
             assert torch.equal(chosen.logvar[k, b], components.logvar[choice[k, b], b])
-    assert torch.equal(latent.choose(components, choice[0]).mu, chosen.mu[0])
+    assert torch.equal(gaussians.choose(components, choice[0]).mu, chosen.mu[0])
 
 
 def test_samples_are_reproducible_and_have_the_right_moments() -> None:
     gaussian = Gaussian(torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, 2.0]]))
-    close(latent.sample(gaussian, eps=torch.tensor([[3.0, -1.0]])), torch.tensor([[4.0, -2 - math.e]]))
-    z = latent.sample(gaussian, 40_000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(z, latent.sample(gaussian, 40_000, generator=torch.Generator().manual_seed(0)))
+    close(gaussians.sample(gaussian, eps=torch.tensor([[3.0, -1.0]])), torch.tensor([[4.0, -2 - math.e]]))
+    z = gaussians.sample(gaussian, 40_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(z, gaussians.sample(gaussian, 40_000, generator=torch.Generator().manual_seed(0)))
     close(z.mean(0), gaussian.mu, 0.05)
     close(z.var(0).log(), gaussian.logvar, 0.03)
 
@@ -326,10 +331,10 @@ def test_samples_are_reproducible_and_have_the_right_moments() -> None:
 def test_densities_and_divergences_are_those_of_torch() -> None:
     experts, z = some_experts(), draw(2, 5, 4)
     normal = torch.distributions.Normal(experts.mu, (experts.logvar / 2).exp())
-    close(latent.log_density(z[:, None], experts), normal.log_prob(z[:, None]).sum(-1))
+    close(gaussians.log_density(z[:, None], experts), normal.log_prob(z[:, None]).sum(-1))
     standard = torch.distributions.Normal(torch.tensor(0.0), torch.tensor(1.0))
-    close(latent.log_prior(z), standard.log_prob(z).sum(-1))
-    close(latent.kl_divergence(experts), torch.distributions.kl_divergence(normal, standard))
+    close(gaussians.log_prior(z), standard.log_prob(z).sum(-1))
+    close(gaussians.kl_divergence(experts), torch.distributions.kl_divergence(normal, standard))
     weights = torch.tensor([0.2, 0.5, 0.3])
     mixture = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(weights.expand(5, 3)),
@@ -337,22 +342,22 @@ def test_densities_and_divergences_are_those_of_torch() -> None:
             torch.distributions.Normal(experts.mu.transpose(0, 1), (experts.logvar / 2).exp().transpose(0, 1)), 1
         ),
     )
-    ours = latent.mixture_log_density(z, latent.Mixture(experts, weights[:, None].expand(3, 5)))
+    ours = gaussians.mixture_log_density(z, gaussians.Mixture(experts, weights[:, None].expand(3, 5)))
     close(ours, mixture.log_prob(z))
 
 
 def test_small_divergences_keep_their_digits() -> None:
     logvar = torch.tensor([1e-3])
-    kl = latent.kl_divergence(Gaussian(torch.zeros(1), logvar))
+    kl = gaussians.kl_divergence(Gaussian(torch.zeros(1), logvar))
     torch.testing.assert_close(kl, torch.tensor([0.5 * (1e-6 / 2 + 1e-9 / 6)]), rtol=1e-3, atol=0)
 
 
 def test_the_bound_on_a_mixture_s_divergence() -> None:
-    q = latent.posterior(some_experts(batch=8), PATTERNS, latent.components("mopoe", 3), "never")
-    choice = latent.stratified_components(q.weights, 4000, torch.full((8,), 0.5))
-    z = latent.sample(latent.choose(q.components, choice), generator=torch.Generator().manual_seed(0))
-    estimate = (latent.mixture_log_density(z, q) - latent.log_prior(z)).mean(0)
-    bound = latent.mixture_kl_bound(q).sum(-1)
+    q = gaussians.posterior(some_experts(batch=8), PATTERNS, gaussians.components("mopoe", 3), "never")
+    choice = gaussians.stratified_components(q.weights, 4000, torch.full((8,), 0.5))
+    z = gaussians.sample(gaussians.choose(q.components, choice), generator=torch.Generator().manual_seed(0))
+    estimate = (gaussians.mixture_log_density(z, q) - gaussians.log_prior(z)).mean(0)
+    bound = gaussians.mixture_kl_bound(q).sum(-1)
     several = (q.weights > 0).sum(0) > 1
     assert (bound[several] > estimate[several] + 0.1).all()
     close(bound[~several], estimate[~several], 0.2)
@@ -360,19 +365,19 @@ def test_the_bound_on_a_mixture_s_divergence() -> None:
 
 def test_free_bits_are_of_the_batch_mean_and_stop_the_gradient_below() -> None:
     kl = torch.tensor([[0.0, 0.3, 2.0], [0.1, 0.3, 0.0]], requires_grad=True)
-    close(latent.free_bits(kl, 0.0), torch.tensor(0.05 + 0.3 + 1))
-    loss = latent.free_bits(kl, 0.1)
+    close(gaussians.free_bits(kl, 0.0), torch.tensor(0.05 + 0.3 + 1))
+    loss = gaussians.free_bits(kl, 0.1)
     close(loss, torch.tensor(0.1 + 0.3 + 1))
     loss.backward()
     assert kl.grad.tolist() == [[0, 0.5, 0.5], [0, 0.5, 0.5]]
 
 
 def test_beta_schedule() -> None:
-    betas = [latent.beta_schedule(step, 100, 0.2, 0.5) for step in (0, 5, 10, 20, 21, 100)]
+    betas = [gaussians.beta_schedule(step, 100, 0.2, 0.5) for step in (0, 5, 10, 20, 21, 100)]
     assert betas == pytest.approx([0, 0.125, 0.25, 0.5, 0.5, 0.5])
-    assert latent.beta_schedule(0, 100, 0.0) == 1
+    assert gaussians.beta_schedule(0, 100, 0.0) == 1
 
 
 def test_active_units() -> None:
     scale = torch.tensor([0.05, 0.15, 1.0, 0.0])
-    assert latent.active_units(3 + scale * draw(500, 4)).tolist() == [False, True, True, False]
+    assert gaussians.active_units(3 + scale * draw(500, 4)).tolist() == [False, True, True, False]

@@ -1,0 +1,371 @@
+"""Networks of the latent head: encoders of small modalities, decoders that see z and nothing else, likelihoods.
+
+The decoders of texts are in `m3ae.models.text_decoders`.
+
+Shapes: B batch, R rows (any samples and components of a batch), S tokens, T latent tokens, Q queries, N patches, W
+width, D shared dimensions, P private ones, Z both together, E the shape of an element, A classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from m3ae.models.fusion import Stream
+from m3ae.models.gaussians import Gaussian, dtype_of, upcast
+from m3ae.models.heads import sincos_positions
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.losses import unpatchify
+
+if TYPE_CHECKING:
+    from m3ae.models.modalities.base import Modality, ModalityConfig, TransformerModalityConfig
+
+
+def mlp(
+    input_size: int, hidden_size: int, num_layers: int, output_size: int | None = None, *, dropout: float = 0.0
+) -> nn.Sequential:
+    """Build hidden layers (dropout, linear, normalisation, GELU), and a linear output if its size is given."""
+    sizes = [input_size] + [hidden_size] * num_layers
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Dropout(dropout), nn.Linear(before, after), nn.LayerNorm(after), nn.GELU()]
+    return nn.Sequential(*layers, *([] if output_size is None else [nn.Linear(hidden_size, output_size)]))
+
+
+class MLPDecoder(nn.Module):
+    """z (R, Z) → values of a fixed shape (R, *shape)."""
+
+    def __init__(self, input_size: int, modality: ModalityConfig, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.layers = mlp(input_size, modality.hidden_size, modality.num_layers, math.prod(shape))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents (R, Z)."""
+        values: Tensor = self.layers(latents).unflatten(-1, self.shape)
+        return values
+
+
+class DoublingConvolution(nn.ConvTranspose2d):
+    """Maps (R, C, S, S) → (R, C', 2·S, 2·S); each pixel is a sum over 2·2·C values."""
+
+    inputs_per_channel = 4
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
+
+
+class ConvolutionalDecoder(nn.Module):
+    """z (R, Z) → an image (R, C, S, S): a linear layer, and transposed convolutions that double the side.
+
+    The mirror of `cnn_encoder`: the first map has W / 8 channels and the side S / 2^layers, the next ones half of the
+    channels each.
+    """
+
+    def __init__(self, input_size: int, modality: ModalityConfig, shape: Sequence[int]) -> None:
+        super().__init__()
+        channels, *size = shape
+        count, width = modality.num_layers, modality.hidden_size
+        if any(side % 2**count for side in size):
+            raise ValueError(
+                f"a convolutional decoder of {_pixels(size)} px images with {count} layers, each of which doubles the "
+                f"side: expected sides that are multiples of {2**count}, or fewer layers."
+            )
+        widths = [max(1, width // 2 ** (number + 3)) for number in range(count)]
+        first = (widths[0], *(side // 2**count for side in size))
+        layers: list[nn.Module] = [mlp(input_size, width, 1, math.prod(first)), nn.Unflatten(1, first)]
+        for before, after in pairwise([*widths, channels]):
+            layers += [nn.GELU(), DoublingConvolution(before, after)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents (R, Z)."""
+        image: Tensor = self.layers(latents)
+        return image
+
+
+class PatchDecoder(nn.Module):
+    """z (R, Z) → an image (R, C, S, S): one query for each patch attends to the latent tokens."""
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        modality: TransformerModalityConfig,
+        shape: Sequence[int],
+        patch_size: int,
+        num_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.channels, *size = shape
+        if any(side % patch_size for side in size) or modality.hidden_size % 4:
+            raise ValueError(
+                f"a transformer decoder of {_pixels(size)} px images in patches of {patch_size} px with width "
+                f"{modality.hidden_size}: expected sides that are multiples of patch_size, and a width of 4."
+            )
+        self.patch_size, (self.rows, self.columns) = patch_size, (side // patch_size for side in size)
+        positions = self._positions(modality.hidden_size)  # (1, N, W)
+        self.queries = nn.Parameter(positions.to(torch.get_default_dtype()))
+        self.attention = LatentAttention(input_size, modality, num_tokens)
+        self.predict = nn.Linear(modality.hidden_size, patch_size**2 * self.channels)
+
+    def reset_queries(self) -> None:
+        """Put the queries back to sine-cosine positions."""
+        init.copy_(self.queries, self._positions(self.queries.shape[-1]))
+
+    def _positions(self, width: int) -> Tensor:
+        return sincos_positions(self.rows, width, self.columns)[:, 1:].clone()
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents (R, Z)."""
+        tokens = self.attention(self.queries.expand(latents.shape[0], -1, -1), latents)
+        return unpatchify(self.predict(tokens), self.patch_size, self.channels, self.rows)
+
+
+def _pixels(size: Sequence[int]) -> str:
+    """Return the size of an image in words, a square's as one number."""
+    return "×".join(map(str, dict.fromkeys(size)))
+
+
+class AttentionPool(nn.Module):
+    """Learned queries that attend to tokens (B, S, W) and are joined to a vector (B, Q·W)."""
+
+    def __init__(self, width: int, num_heads: int, num_queries: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, num_queries, width) / width**0.5)
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, num_heads)
+
+    def forward(self, stream: Stream) -> Tensor:
+        """Pool a stream; rows of absent modalities give something finite that nobody reads."""
+        tokens, mask, *_ = stream
+        visible = None if mask is None else mask | ~mask.any(1, keepdim=True)  # an empty softmax would be NaN
+        queries = self.queries.expand(tokens.shape[0], -1, -1)
+        pooled: Tensor = self.attention(queries, self.norm(tokens), visible)
+        return pooled.flatten(1)
+
+
+def mlp_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:
+    """Build a network from values (B, *shape) to features (B, W)."""
+    size = math.prod(shape)
+    return nn.Sequential(nn.Flatten(), mlp(size, modality.hidden_size, modality.num_layers, dropout=modality.dropout))
+
+
+class HalvingConvolution(nn.Conv2d):
+    """Maps (B, C, S, S) → (B, C', ⌈S/2⌉, ⌈S/2⌉); each pixel is a sum over 3·3·C values."""
+
+    inputs_per_channel = 9
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
+
+
+def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:
+    """Build a network from images (B, C, S, S) to features (B, W): convolutions of stride 2, and a linear layer.
+
+    The last convolution has W / 8 channels, each one before it half as many as the next.
+    """
+    channels, height, width = shape
+    layers: list[nn.Module] = []
+    for number in range(modality.num_layers):
+        out_channels = max(1, modality.hidden_size // 2 ** (modality.num_layers + 2 - number))
+        layers += [HalvingConvolution(channels, out_channels), nn.GELU()]
+        channels, height, width = out_channels, (height + 1) // 2, (width + 1) // 2
+    return nn.Sequential(
+        *layers, nn.Flatten(), mlp(channels * height * width, modality.hidden_size, 1, dropout=modality.dropout)
+    )
+
+
+class Expert(nn.Module):
+    """Tokens of the trunk, or the values of a small modality → the Gaussians of z and of the private latent."""
+
+    def __init__(self, modality: Modality, latent: LatentConfig) -> None:
+        super().__init__()
+        self.size, model = latent.size, modality.model
+        features = modality.build_encoder()
+        if features is None:
+            self.pool = AttentionPool(model.hidden_size, model.num_attention_heads, latent.num_tokens)
+            width = model.hidden_size * latent.num_tokens
+        else:
+            self.features = features
+            width = modality.config.hidden_size
+        self.output = nn.Linear(width, 2 * (latent.size + modality.config.private_size))
+
+    def forward(self, inputs: Stream | Tensor) -> tuple[Gaussian, Gaussian]:
+        """Return the expert over z (B, D) and over the private latent (B, P)."""
+        features = self.pool(inputs) if isinstance(inputs, Stream) else self.features(self._values(inputs))
+        mu, logvar = self.output(features).chunk(2, -1)
+        return Gaussian(mu[:, : self.size], logvar[:, : self.size]), Gaussian(
+            mu[:, self.size :], logvar[:, self.size :]
+        )
+
+    def _values(self, values: Tensor) -> Tensor:
+        return values.to(dtype_of(self))
+
+
+class Attention(nn.MultiheadAttention):
+    """PyTorch's parameters of attention; its output layer is called, so that it may be adapted, quantised or moved."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__(width, num_heads, batch_first=True)
+
+    def forward(self, tokens: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Attend from tokens (R, S, W) to context (R, T, W); `visible` (R, T) is False where nobody attends."""
+        assert self.in_proj_weight is not None and self.in_proj_bias is not None
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        query, key, value = (
+            F.linear(inputs, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (R, H, …, W / H)
+            for inputs, weight, bias in zip((tokens, context, context), weights, biases, strict=True)
+        )
+        mask = None if visible is None else visible[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, mask)
+        updated: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return updated
+
+
+class LatentLayer(nn.Module):
+    """Self-attention, cross-attention to a memory if there is to be one, and an MLP, each after a normalisation."""
+
+    def __init__(self, width: int, num_heads: int, *, reads_memory: bool) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, num_heads)
+        self.multihead_attn = Attention(width, num_heads) if reads_memory else None
+        self.linear1 = nn.Linear(width, 4 * width)
+        self.linear2 = nn.Linear(4 * width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width) if reads_memory else None
+
+    def forward(self, tokens: Tensor, memory: Tensor | None, visible: Tensor | None) -> Tensor:
+        """Update tokens (R, S, W) from themselves where `visible` (R, S), and from the memory (R, T, W)."""
+        normed = self.norm1(tokens)
+        tokens = tokens + self.self_attn(normed, normed, visible)
+        normed = self.norm2(tokens)
+        if self.multihead_attn is not None and self.norm3 is not None:
+            tokens = tokens + self.multihead_attn(normed, memory)
+            normed = self.norm3(tokens)
+        updated: Tensor = tokens + self.linear2(F.gelu(self.linear1(normed)))
+        return updated
+
+
+class LatentAttention(nn.Module):
+    """A transformer whose tokens (R, S, W) attend to each other and to T latent tokens made of z.
+
+    They attend to them in a layer of its own (cross-attention), or as they do to each other (prefix): the modality's
+    `conditioning` says which.
+    """
+
+    def __init__(self, input_size: int, modality: TransformerModalityConfig, num_tokens: int) -> None:
+        super().__init__()
+        width, count = modality.hidden_size, modality.num_layers
+        self.num_tokens, self.prefix = num_tokens, modality.conditioning == "prefix"
+        self.latent_tokens = nn.Linear(input_size, num_tokens * width)
+        layer = LatentLayer(width, modality.num_attention_heads, reads_memory=not self.prefix)
+        blocks = nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
+        self.layers = nn.ModuleDict({"layers": blocks, "norm": nn.LayerNorm(width)})
+
+    def forward(self, tokens: Tensor, latents: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Update tokens (R, S, W) from latents (R, Z); `visible` (R, S) is False where nobody attends."""
+        memory = self.latent_tokens(latents).unflatten(-1, (self.num_tokens, -1))  # (R, T, W)
+        if self.prefix:
+            tokens = torch.cat([memory, tokens], 1)
+            if visible is not None:
+                visible = torch.cat([visible.new_ones(memory.shape[:2]), visible], 1)
+        for layer in self.layers["layers"].children():
+            tokens = layer(tokens, memory, visible)
+        updated: Tensor = self.layers["norm"](tokens)
+        return updated[:, self.num_tokens :] if self.prefix else updated
+
+
+class Likelihood(nn.Module):
+    """The density of a modality around what its decoder predicts; a subclass gives that of an element.
+
+    Its scale s is one number, fixed or learned.
+    """
+
+    log_scale: nn.Parameter | None
+
+    def __init__(self, config: ModalityConfig) -> None:
+        super().__init__()
+        self.initial_scale = config.scale
+        self.log_scale = nn.Parameter(torch.tensor([math.log(config.scale)])) if config.learn_scale else None
+
+    def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return log p(x|z) in nats.
+
+        Args:
+            predicted: (…, B, *E) means or logits; (…, B, A) logits of classes.
+            target: (B, *E), or (B,) classes.
+
+        Returns:
+            (…, B) float32.
+        """
+        dimensions = tuple(range(-(target.dim() - 1), 0))
+        return self.elements(upcast(predicted), upcast(target)).sum(dimensions)
+
+    @abstractmethod
+    def elements(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return log p of each element (…, B, *E), from float32 tensors."""
+
+    def scale_in_logs(self) -> Tensor:
+        """Return log s, (1,)."""
+        return torch.tensor([math.log(self.initial_scale)]) if self.log_scale is None else self.log_scale
+
+    def mean(self, predicted: Tensor) -> Tensor:
+        """Return the mean of x in float32: what is predicted, σ(a), or the probabilities of the classes."""
+        return upcast(predicted)
+
+
+class Normal(Likelihood):
+    """N(x; μ, s²)."""
+
+    def elements(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return log p of each element."""
+        log_scale = self.scale_in_logs().to(predicted)
+        error = (target - predicted) * (-log_scale).exp()
+        return -0.5 * error.square() - log_scale - 0.5 * math.log(2 * math.pi)
+
+
+class Laplace(Likelihood):
+    """exp(−|x − μ| / s) / 2s."""
+
+    def elements(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return log p of each element."""
+        log_scale = self.scale_in_logs().to(predicted)
+        error = (target - predicted) * (-log_scale).exp()
+        return -error.abs() - log_scale - math.log(2)
+
+
+class Bernoulli(Likelihood):
+    """x·log σ(a) + (1 − x)·log(1 − σ(a)) of logits a and values x in [0, 1]."""
+
+    def elements(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return log p of each element."""
+        # x·a − log(1 + eᵃ), which is −binary_cross_entropy_with_logits, without expanding the target.
+        return target * predicted - F.softplus(predicted)
+
+    def mean(self, predicted: Tensor) -> Tensor:
+        """Return σ(a)."""
+        return upcast(predicted).sigmoid()
+
+
+class Categorical(Likelihood):
+    """log softmax of logits (A) at the class."""
+
+    def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return log p(x|z) (…, B) of classes (B,)."""
+        index = target.expand(predicted.shape[:-1])[..., None]
+        return upcast(predicted).log_softmax(-1).gather(-1, index)[..., 0]
+
+    def mean(self, predicted: Tensor) -> Tensor:
+        """Return the probabilities of the classes."""
+        return upcast(predicted).softmax(-1)
