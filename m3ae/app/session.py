@@ -12,9 +12,9 @@ import datasets
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from m3ae.data.images import decode_image
 from m3ae.data.pairs import PairColumns
 from m3ae.data.prepared import image_columns, load_manifest, load_split
+from m3ae.images.files import decode_image
 from m3ae.inference.inputs import find_model, load_generator, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.finetuned import M3AEForQuestionAnswering

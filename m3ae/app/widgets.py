@@ -11,7 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import Example
-from m3ae.data.images import load_image
+from m3ae.images.files import load_image
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from m3ae.data.images import damage_named
 from m3ae.data.words import WORD
+from m3ae.images.files import damage_named
 from m3ae.models.modalities import BatchOptions, Modality
 from m3ae.models.modalities.augment import Augmentation, augment, plain
 from m3ae.models.modalities.text import tokenize

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
-from m3ae.data.images import is_image
 from m3ae.data.splits import SPLIT_NAMES, find_split
 from m3ae.data.tables import Broken, printable
+from m3ae.images.files import is_image
 
 PEOPLE = ("patient", "subject", "participant", "person")
 WITH_NUMBER = (

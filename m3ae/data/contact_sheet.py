@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from m3ae.data.images import decode_image
 from m3ae.figures import BLUE, FAINT, INK, cut, save_figure
+from m3ae.images.files import decode_image
 
 WIDTH = 12.0  # inches, as are all lengths
 GAP = 0.25

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from m3ae.data.images import UnreadableImageError, encode_image, load_below
 from m3ae.data.prepared import Rejected
 from m3ae.data.words import count_words
+from m3ae.images.files import UnreadableImageError, encode_image, load_below
 
 Row = dict[str, Any]
 Outcome = tuple[Row | None, list[Rejected]]  # the finished row, if it is kept, and everything that was left out of it

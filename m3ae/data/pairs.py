@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import datasets
 from PIL import Image
 
-from m3ae.data.images import open_image
 from m3ae.data.samples import RowDataset, Texts
 from m3ae.files import digest
+from m3ae.images.files import open_image
 from m3ae.models.modalities.text import texts_of
 
 Views = tuple[Image.Image | None, ...]

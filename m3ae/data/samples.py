@@ -16,9 +16,9 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from m3ae.data.images import StoredImage
 from m3ae.data.prepared import array_shape, load_split
 from m3ae.files import digest
+from m3ae.images.files import StoredImage
 from m3ae.models.modalities import KINDS, Modality
 from m3ae.models.modalities.text import texts_of
 

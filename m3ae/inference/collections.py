@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.data.images import UnreadableImageError, decode_image, is_image, load_below
 from m3ae.data.tables import TABLE_SUFFIXES
+from m3ae.images.files import UnreadableImageError, decode_image, is_image, load_below
 
 if TYPE_CHECKING:
     import datasets

@@ -27,11 +27,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from m3ae.data.collate import PairCollator
-from m3ae.data.images import UnreadableImageError, load_below
 from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features
 from m3ae.data.shards import ROWS_PER_SHARD, shards_in
 from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, replacing, write_text
+from m3ae.images.files import UnreadableImageError, load_below
 from m3ae.inference.collections import FolderRow, read_folder, report
 from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from m3ae.data.images import load_image
+from m3ae.images.files import load_image
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.modalities import BatchOptions, check_names
 

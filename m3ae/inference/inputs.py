@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from m3ae.data.images import load_image
+from m3ae.images.files import load_image
 from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
@@ -76,7 +76,7 @@ def find_model(path: str | Path) -> str:
 
 
 def read_images(paths: Iterable[Path]) -> list[Image.Image]:
-    """Decode image files, see `m3ae.data.images.load_image`.
+    """Decode image files, see `m3ae.images.files.load_image`.
 
     Raises:
         ValueError: A file is missing or cannot be read.

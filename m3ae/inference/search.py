@@ -27,8 +27,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from m3ae.data.images import UnreadableImageError
 from m3ae.files import LOCK, file_sha256, only_process, remove_files, replacing, write_text
+from m3ae.images.files import UnreadableImageError
 from m3ae.inference.collections import Collection, report
 from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, find_model
 from m3ae.models.fusion import Stream

@@ -16,9 +16,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension, PILImageResampling, is_valid_image
 
-from m3ae.data.images import load_image
-from m3ae.limits import MAX_ASPECT
-from m3ae.pixels import array_to_8bit, to_8bit
+from m3ae.images.files import load_image
+from m3ae.images.pixels import MAX_ASPECT, array_to_8bit, to_8bit
 
 if TYPE_CHECKING:
     from m3ae.models.configuration import M3AEImageConfig  # which reads processors
@@ -45,7 +44,7 @@ class M3AEImageProcessor(PilBackend):
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Read images that are paths, addresses, bytes or base64, as `m3ae.data.images.load_image` does.
+        """Read images that are paths, addresses, bytes or base64, as `m3ae.images.files.load_image` does.
 
         Raises:
             TypeError: What is to be processed is no image.
@@ -68,7 +67,7 @@ class M3AEImageProcessor(PilBackend):
     def process_image(
         self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
     ) -> np.ndarray:
-        """Return an image as an array (C, H, W) of 8-bit values, see `m3ae.pixels`.
+        """Return an image as an array (C, H, W) of 8-bit values, see `m3ae.images.pixels`.
 
         Only the values of an array that the processor is not to rescale, or by another factor, stay as they are.
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from m3ae.data.images import decode_image
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Manifest, SplitInfo, load_manifest, load_split
 from m3ae.data.sources import SOURCES
+from m3ae.images.files import decode_image
 
 FEATURES = datasets.Features(
     {

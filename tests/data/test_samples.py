@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from m3ae.data.collate import Collator, drop_modalities
-from m3ae.data.images import StoredImage
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_split
 from m3ae.data.samples import ColumnDataset, Columns, read_texts
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.images.files import StoredImage
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modalities import KINDS, BatchOptions, Modality, configure
 from m3ae.models.modalities.augment import centre_crop

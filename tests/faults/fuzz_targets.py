@@ -17,12 +17,12 @@ from PIL import Image
 
 from m3ae import M3AEForPreTraining
 from m3ae.data.collate import PairCollator
-from m3ae.data.images import UnreadableImageError, load_image
 from m3ae.data.pairs import PairColumns, PairDataset
 from m3ae.data.prepared import MANIFEST, load_manifest
 from m3ae.data.streaming import PairStream, StreamedSet, UnreadableShardError
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.files import CHECKSUMS, write_checksums
+from m3ae.images.files import UnreadableImageError, load_image
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.options import dotted_keys
 from m3ae.training.checkpoint import choose_checkpoint, list_checkpoints, load_moments, load_weights
@@ -31,8 +31,8 @@ from m3ae.training.engine_state import EngineState
 from m3ae.training.loop import train
 from m3ae.transfer.reading import CheckpointError, read_released
 from tests.data.small_folder import picture, stored, write_splits
-from tests.data.test_dicom import RAMP, write
 from tests.faults.harms import PIECES, FileHarm, Folder, Harm, Target, damage, file_harms, harms
+from tests.images.test_dicom import RAMP, write
 from tests.models.tiny import tiny_of
 from tests.training.toy import ToyTask, toy_config
 from tests.transfer.released import released_by_others, save

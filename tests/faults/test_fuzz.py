@@ -11,7 +11,6 @@ from PIL import Image
 
 from m3ae import M3AEForPreTraining
 from m3ae.data.collate import PairCollator
-from m3ae.data.images import UnreadableImageError, load_image
 from m3ae.data.mfcc import UnreadableRecordingError, load_recording
 from m3ae.data.pairs import PairColumns, PairDataset
 from m3ae.data.prepared import load_manifest, load_split
@@ -20,6 +19,7 @@ from m3ae.data.streaming import PairStream, StreamedSet, UnreadableShardError
 from m3ae.data.tables import read_csv
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.files import CHECKSUMS, write_checksums
+from m3ae.images.files import UnreadableImageError, load_image
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import ConfigError, load_config

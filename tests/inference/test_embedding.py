@@ -12,9 +12,9 @@ from PIL import Image
 
 from m3ae import M3AEForPreTraining
 from m3ae.cli import cli
-from m3ae.data.images import load_image
 from m3ae.data.pairs import PairColumns
 from m3ae.files import file_sha256
+from m3ae.images.files import load_image
 from m3ae.inference import load_model
 from tests.data.folder import write_folder
 from tests.tasks.tiny_finetuning import save_model

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from m3ae import M3AEImageProcessor
-from m3ae.data.images import load_image
-from tests.data.test_dicom import write
+from m3ae.images.files import load_image
+from tests.images.test_dicom import write
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
 COLOUR = np.stack([RAMP, RAMP[:, ::-1], RAMP // 2], axis=-1)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import datasets
 
 from m3ae.data.columns import ImageFiles, ImageTree, Table, choose_columns, file_name, is_nested, strings
-from m3ae.data.images import is_image
 from m3ae.data.prepared import Rejected
 from m3ae.data.splits import SPLIT_NAMES, find_split, hash_split
 from m3ae.data.tables import (
@@ -32,6 +31,7 @@ from m3ae.data.tables import (
     require_folder,
     whole_number,
 )
+from m3ae.images.files import is_image
 
 FEATURES = datasets.Features(
     {

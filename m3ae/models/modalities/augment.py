@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageChops
 
-from m3ae.pixels import to_8bit
+from m3ae.images.pixels import to_8bit
 
 Augmentation = Literal["crop", "radiograph", "affine"]
 

@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from torch import Tensor, nn
 
+from m3ae.images.pixels import to_8bit
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import normalize_images
 from m3ae.models.fusion import Stream
@@ -28,7 +29,6 @@ from m3ae.models.modalities.base import (
     check_dimensions,
     check_transformer,
 )
-from m3ae.pixels import to_8bit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,6 +12,8 @@ from PIL import Image, ImageChops, ImageOps
 from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import OPEN_INFO
 
+MAX_SIDE = 65_500  # pixels; the longest that libjpeg writes
+MAX_ASPECT = 100  # longer side over shorter; enlarging a narrower image to a model's size would exhaust the memory
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 PHOTOMETRIC, SAMPLE_FORMAT, GDAL_NO_DATA = 262, 339, 42113  # tags of TIFF
 MIN_IS_WHITE, UNSIGNED = 0, (1,)
@@ -24,9 +26,9 @@ STRAY_SHARE, STRAY_GAP, NO_DATA_GAP = 0.02, 10, 0.1  # share of the pixels; dist
 def to_8bit(image: Image.Image) -> Image.Image:
     """Return a picture of Pillow, upright, as 8-bit grey ("L") or colour ("RGB").
 
-    16-bit, 32-bit and float pictures are stretched from their own range to 0–255, because a file does not say how many
-    of its bits the detector used; see `value_range`. Pixels without a value become black, transparent ones white. The
-    polarity and the no-data value that a TIFF file states are heeded.
+    16-bit, 32-bit and float pictures are stretched from their range to 0–255, because a file does not say how many of
+    its bits the detector used; see `value_range`. Pixels without a value become black, transparent ones white. The
+    polarity and the no-data value of a TIFF file are heeded.
     """
     if image.format == "TIFF":
         image.filename = ""  # type: ignore[attr-defined]  # Pillow garbles what it both maps from a file and turns
@@ -49,11 +51,11 @@ def array_to_8bit(array: NDArray[Any], channels_last: bool | None = None) -> NDA
     """Return an array as 8-bit values (H, W, C).
 
     Booleans and floats within [0, 1] are shares of white, and numbers within [0, 255] are 8-bit values, as in
-    transformers. Others, such as stored values of DICOM or Hounsfield units, are stretched from their own range.
+    transformers. Others, such as stored values of DICOM or Hounsfield units, are stretched from their range.
 
     Args:
-        array: Of shape (H, W), (H, W, C) or (C, H, W), with C from 1 (grey) to 4 (colour and opacity).
-        channels_last: Where the channels are; told from the shape by default.
+        array: Numbers of shape (H, W), (H, W, C) or (C, H, W), with C from 1 (grey) to 4 (colour and opacity).
+        channels_last: Whether the channels are the last axis; None decides by the shape.
 
     Raises:
         ValueError: The array is of another shape, or does not hold real numbers.
@@ -74,9 +76,9 @@ def array_to_8bit(array: NDArray[Any], channels_last: bool | None = None) -> NDA
 def value_range(values: NDArray[Any]) -> tuple[float, float]:
     """Return the lowest and the highest value that a detector can have measured; (0, 0) if there is none.
 
-    Values that are not finite or beyond ±1e30 do not count. Neither does a lowest or highest value that few pixels
-    have, at most 1 in 50, and that lies ten times further from all others than those span; or that is what programs
-    write where they have no value, such as −9999, and lies apart from the others.
+    Values that are not finite or beyond ±1e30 do not count. A stray lowest or highest value does not count either:
+    at most 1 in 50 pixels has it, and its distance from all others is ten times their span. Nor does a mark of
+    missing values, such as −9999, that lies apart from the others.
     """
     if values.dtype.kind == "f":
         values = values[np.abs(values) < LARGEST]  # False for NaN
@@ -95,7 +97,7 @@ def value_range(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def stretch(values: NDArray[Any], low: float, high: float, *, inverted: bool = False) -> NDArray[np.uint8]:
-    """Map `low` to black and `high` to white, or the other way round; what is no number, or has no range, to black."""
+    """Map `low` to black and `high` to white, or the reverse; NaN, and values without a range, become black."""
     if high <= low:
         return np.zeros(values.shape, np.uint8)
     if values.dtype.kind in "iu" and values.itemsize == 2:  # each of the 65,536 values once
@@ -119,7 +121,7 @@ def _narrow(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     is_transparent = pixels == image.info.get("transparency", np.nan)
     is_empty = is_transparent.copy()
     if GDAL_NO_DATA in tags:
-        with suppress(ValueError):  # what stands there is no number
+        with suppress(ValueError):  # the tag holds no number
             is_empty |= np.isclose(pixels.astype(np.float64), float(tags[GDAL_NO_DATA]), rtol=1e-6, atol=0)
     grey = stretch(pixels, *value_range(pixels[~is_empty]), inverted=tags.get(PHOTOMETRIC) == MIN_IS_WHITE)
     grey[is_empty] = 0

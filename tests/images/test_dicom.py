@@ -25,8 +25,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from m3ae.data.dicom import load_dicom
-from m3ae.data.images import UnreadableImageError, load_image
+from m3ae.images.dicom import load_dicom
+from m3ae.images.files import UnreadableImageError, load_image
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 

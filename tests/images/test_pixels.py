@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from m3ae.pixels import array_to_8bit, to_8bit, value_range
+from m3ae.images.pixels import array_to_8bit, to_8bit, value_range
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
 WIDE = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3ae.data.images import UnreadableImageError, decode_image, encode_image, is_image, load_image, open_image
+from m3ae.images.files import UnreadableImageError, decode_image, encode_image, is_image, load_image, open_image
 
 
 def gradient(width: int = 32, height: int = 16) -> Image.Image:
@@ -158,12 +158,12 @@ def test_quality_is_that_of_the_jpeg(tmp_path: Path) -> None:
 
 def test_dicom_is_read_by_suffix_or_by_its_magic_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(load_dicom=lambda path: Image.new("L", (3, 2), 77))
-    monkeypatch.setitem(sys.modules, "m3ae.data.dicom", fake)
+    monkeypatch.setitem(sys.modules, "m3ae.images.dicom", fake)
     (tmp_path / "a.DCM").write_bytes(b"?")
     (tmp_path / "image").write_bytes(bytes(128) + b"DICM" + bytes(9))
     for name in ("a.DCM", "image"):
         assert load_image(tmp_path / name).getpixel((0, 0)) == 77
-    monkeypatch.delitem(sys.modules, "m3ae.data.dicom")
+    monkeypatch.delitem(sys.modules, "m3ae.images.dicom")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ImportError, match=r"a\.DCM is a DICOM file, .* not installed: pip install 'm3ae\[dicom\]'"):
         load_image(tmp_path / "a.DCM")

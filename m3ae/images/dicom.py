@@ -18,9 +18,8 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from m3ae.data.images import OLD_DICOM, UnreadableImageError
-from m3ae.limits import MAX_ASPECT, MAX_SIDE
-from m3ae.pixels import stretch, value_range
+from m3ae.images.files import OLD_DICOM, UnreadableImageError
+from m3ae.images.pixels import MAX_ASPECT, MAX_SIDE, stretch, value_range
 
 PADDING_KEYWORDS = {  # by the element that holds the pixels
     "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
@@ -35,18 +34,18 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs whatever it a
 def load_dicom(source: Path | io.BytesIO) -> Image.Image:
     """Decode the first frame of a DICOM file as 8-bit grey ("L") or colour ("RGB").
 
-    Grey values pass the modality LUT and then the first VOI LUT or window. Without one, or where the window maps all
-    of them to a single grey, they are stretched from their own range, see `m3ae.pixels.value_range`; 8-bit values then
-    stay as they are. MONOCHROME1 is inverted, so that bone is white in either. Padding is no part of the picture: it
-    has no share in the range and is shown black (DICOM PS3.3, sections C.7.5.1.1.2, C.7.6.3.1.2, C.11.1 and C.11.2).
+    Grey values pass the modality LUT and then the first VOI LUT or window. Without a window, or where the window maps
+    all values to a single grey, the values are stretched from their range, see `m3ae.images.pixels.value_range`; 8-bit
+    values then stay as they are. MONOCHROME1 is inverted: bone is white in either. Padding has no share in the range
+    and is shown black (DICOM PS3.3, sections C.7.5.1.1.2, C.7.6.3.1.2, C.11.1 and C.11.2).
 
     A file may lack its preamble, its transfer syntax if it is not compressed, and elements of its header that have one
     usual value.
 
     Raises:
-        UnreadableImageError: the file is missing, no DICOM file or without pixels, truncated or corrupt; or its header
-            announces more than `PIL.Image.MAX_IMAGE_PIXELS` pixels in all frames; or it is compressed in a way that
-            no installed package decodes ("image decoder missing").
+        UnreadableImageError: The file is missing, no DICOM file or without pixels, truncated or corrupt; or its header
+            announces more than `PIL.Image.MAX_IMAGE_PIXELS` pixels in all frames; or no installed package decodes its
+            compression ("image decoder missing").
     """
     name = source.name if isinstance(source, Path) else "bytes"
     try:
@@ -77,7 +76,7 @@ def _read(source: Path | io.BytesIO) -> FileDataset:
 
 
 def _require_plausible(dataset: Dataset, name: str) -> None:
-    """Refuse, by the header alone, what has no pixels or too many."""
+    """Refuse a file without pixels or with too many, by its header alone."""
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise UnreadableImageError("not an image", f"{name}: a DICOM file without Rows and Columns")
     if not any(keyword in dataset for keyword in PADDING_KEYWORDS):  # pydicom leaves out an element that is cut off
@@ -92,11 +91,7 @@ def _require_plausible(dataset: Dataset, name: str) -> None:
 
 
 def _complete(dataset: FileDataset) -> None:
-    """Fill in what old archives and anonymisers leave out, and what a multi-frame file says of its first frame.
-
-    Raises:
-        ValueError: Without a transfer syntax nothing tells how the pixels are compressed.
-    """
+    """Fill in elements that old archives and anonymisers leave out, and those that describe the first frame."""
     if "TransferSyntaxUID" not in dataset.file_meta:
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
             raise ValueError("TransferSyntaxUID (0002,0010) is missing, and the pixels are compressed")
@@ -106,7 +101,7 @@ def _complete(dataset: FileDataset) -> None:
     photometric = dataset.get("PhotometricInterpretation") or "MONOCHROME2"
     is_colour = dataset.get("SamplesPerPixel") == 3 or photometric[:3] in ("RGB", "YBR")
     usual: dict[str, Any] = {"SamplesPerPixel": 1, "PhotometricInterpretation": photometric}
-    if is_colour:  # of which the standard has several kinds
+    if is_colour:
         usual = {"SamplesPerPixel": 3, "PlanarConfiguration": 0}
     if "PixelData" in dataset and dataset.get("BitsAllocated"):
         usual |= {"BitsStored": dataset.BitsAllocated, "PixelRepresentation": 0}
@@ -120,12 +115,7 @@ def _complete(dataset: FileDataset) -> None:
 
 
 def _decode(dataset: Dataset, name: str) -> NDArray[Any]:
-    """Decode the first frame, (height, width[, 3]); YBR becomes RGB.
-
-    Raises:
-        UnreadableImageError: No installed package decodes it.
-        RuntimeError: It is damaged.
-    """
+    """Decode the first frame, (height, width[, 3]); YBR becomes RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
@@ -137,7 +127,7 @@ def _decode(dataset: Dataset, name: str) -> NDArray[Any]:
     needs = "".join(
         line.removeprefix("pylibjpeg - requires ")
         for line in decoder.missing_dependencies
-        if line.startswith("pylibjpeg ")  # which has a plugin for each compressed transfer syntax, as no other has
+        if line.startswith("pylibjpeg ")  # the only one with a plugin for each compressed transfer syntax
     )
     extra = "dicom-gpl" if "pylibjpeg-libjpeg" in needs else "dicom"
     missing = UnreadableImageError(
@@ -171,7 +161,7 @@ def _render(dataset: Dataset, name: str) -> Image.Image:
 
 
 def _is_padding(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where pixels are padding, which the header states in stored values."""
+    """Return the mask of padding pixels; the header states their stored values."""
     keywords = next(keywords for keyword, keywords in PADDING_KEYWORDS.items() if keyword in dataset)
     bounds = [_first(dataset, keyword, np.nan) for keyword in keywords]
     if np.isnan(bounds[0]):
@@ -193,7 +183,7 @@ def _is_padding(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _render_grey(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.uint8]:
-    """Map stored values (N,) to 8 bits: each value once where they are of 8 or 16 bits, which is far faster."""
+    """Map stored values (N,) to 8 bits; each different value of 8 or 16 bits is mapped once, which is far faster."""
     if not stored.size:
         return np.zeros(0, np.uint8)
     bounds = value_range(stored)
@@ -209,11 +199,11 @@ def _render_grey(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _to_grey(dataset: Dataset, stored: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np.uint8]:
-    """Map stored values to 8 bits; the range is that of the stored values within `bounds`."""
+    """Map stored values to 8 bits by the range of those within `bounds`."""
     if modality_lut := dataset.get("ModalityLUTSequence"):
         values, _ = _look_up(dataset, modality_lut[0], stored)
     else:
-        slope = _first(dataset, "RescaleSlope", 1) or 1  # times zero, nothing is left of a picture
+        slope = _first(dataset, "RescaleSlope", 1) or 1  # a slope of zero would leave no picture
         values = stored * slope + _first(dataset, "RescaleIntercept", 0)
     is_inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     is_measured = (stored >= bounds[0]) & (stored <= bounds[1])
@@ -227,7 +217,7 @@ def _to_grey(dataset: Dataset, stored: NDArray[Any], bounds: tuple[float, float]
 
 
 def _shares_shown(dataset: Dataset, values: NDArray[Any]) -> NDArray[Any] | None:
-    """Map values to brightness, 0 to 1 and beyond, by the first VOI LUT or window; None if there is neither."""
+    """Map values to brightness, 0 to 1 and beyond, by the first VOI LUT or window; return None without either."""
     if voi_lut := dataset.get("VOILUTSequence"):
         entries, bits = _look_up(dataset, voi_lut[0], values)
         shares: NDArray[np.float64] = entries / max(2**bits - 1, 1)
@@ -264,7 +254,7 @@ def _look_up(dataset: Dataset, lut: Dataset, values: NDArray[Any]) -> tuple[NDAr
 
 
 def _first(dataset: Dataset, keyword: str, default: float) -> float:
-    """Return a number of the header, the first of several, or a default where it is absent or empty."""
+    """Return the first number of an element of the header, or a default where the element is absent or empty."""
     value = dataset.get(keyword)
     if isinstance(value, MultiValue):
         value = value[0] if value else None

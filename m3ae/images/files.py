@@ -1,4 +1,4 @@
-"""Image files to verified 8-bit images and on to compact JPEG bytes."""
+"""Image files: read as verified 8-bit pictures, written as compact JPEG, and decoded from prepared rows."""
 
 import io
 import os
@@ -12,11 +12,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from m3ae.limits import MAX_ASPECT, MAX_SIDE
-from m3ae.pixels import orientation, to_8bit
+from m3ae.images.pixels import MAX_ASPECT, MAX_SIDE, orientation, to_8bit
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
-HEAD = 132  # bytes, of which DICOM's last four say what it is
+HEAD = 132  # bytes; the last four of them mark a DICOM file
 OLD_DICOM = re.compile(rb"[\x02\x08]\0.\0|\0\x08\0.", re.DOTALL)  # the first tag of a file without a preamble
 
 
@@ -24,8 +23,8 @@ class UnreadableImageError(ValueError):
     """An image file that cannot be used.
 
     Attributes:
-        reason: a short fixed phrase, so that equal reasons can be counted.
-        detail: which file, and what the decoder said.
+        reason: A short fixed phrase; equal reasons are counted together.
+        detail: The name of the file, and the message of the decoder.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -38,16 +37,16 @@ class UnreadableImageError(ValueError):
 
 
 def load_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
-    """Decode a whole image file, upright, as 8-bit grey ("L") or colour ("RGB"); see `m3ae.pixels.to_8bit`.
+    """Decode a whole image file, upright, as 8-bit grey ("L") or colour ("RGB"); see `m3ae.images.pixels.to_8bit`.
 
-    Of several frames the first is read. DICOM files are read by `m3ae.data.dicom`.
+    Only the first of several frames is read. `m3ae.images.dicom` reads DICOM files.
 
     Args:
         source: A file, or the bytes of one.
 
     Raises:
-        ImportError: a DICOM file, and pydicom is not installed.
-        UnreadableImageError: the file is missing, empty, truncated, corrupt or no image, or its header announces more
+        ImportError: The file is DICOM, and pydicom is not installed.
+        UnreadableImageError: The file is missing, empty, truncated, corrupt or no image, or its header announces more
             than `PIL.Image.MAX_IMAGE_PIXELS` (89 million) pixels, 65,500 on a side, or a side of over 100 times the
             other.
     """
@@ -77,9 +76,7 @@ def load_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
         raise UnreadableImageError("not an image", name) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnreadableImageError("image too large", f"{name}: {error}") from error
-    except (
-        Exception
-    ) as error:  # a decoder raises whatever its parser trips over: OSError, SyntaxError, struct.error, …
+    except Exception as error:  # decoders raise whatever their parsers trip over: OSError, SyntaxError, struct.error
         raise UnreadableImageError("image truncated or corrupt", f"{name}: {error}") from error
 
 
@@ -88,8 +85,8 @@ def load_below(path: Path, folders: Sequence[Path], name: str) -> Image.Image:
 
     Args:
         path: The file.
-        folders: None of them lets any file pass.
-        name: What errors call the file.
+        folders: The folders; without any, every file passes.
+        name: The name of the file in errors.
 
     Raises:
         UnreadableImageError: The file lies elsewhere, or cannot be read, see `load_image`.
@@ -105,85 +102,22 @@ def load_below(path: Path, folders: Sequence[Path], name: str) -> Image.Image:
         raise UnreadableImageError(error.reason, error.detail.replace(path.name, name, 1)) from error
 
 
-def _leads_into(path: Path, folder: Path) -> bool:
-    try:
-        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-    except ValueError:  # an embedded NUL
-        return False
-
-
 def is_image(path: Path) -> bool:
-    """Return whether a file is an image by its suffix, in whichever case, or DICOM by its first bytes."""
+    """Return whether a file is an image by its suffix, in upper or lower case, or DICOM by its first bytes."""
     suffix = path.suffix.lower()
     return suffix in _pillow_suffixes() or (os.path.isfile(path) and _is_dicom(suffix, _read_head(path)))
-
-
-@contextmanager
-def damage_named(row: str) -> Iterator[None]:
-    """Say which row of a prepared folder it is whose image cannot be opened or decoded in this block.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    try:
-        yield
-    except Exception as error:  # a decoder raises whatever its parser trips over
-        raise ValueError(f"row {row!r}: its image is damaged ({error}); prepare the folder again") from error
-
-
-def open_image(content: bytes, row: str) -> Image.Image:
-    """Open the image of a row of a prepared folder, to be decoded when its pixels are asked for.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    with damage_named(row):
-        return Image.open(io.BytesIO(content))
-
-
-def decode_image(content: bytes, row: str) -> Image.Image:
-    """Decode the image of a row of a prepared folder.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    with damage_named(row):
-        image = Image.open(io.BytesIO(content))
-        image.load()
-        return image
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """An image of a prepared row, as it is stored: neither decoded nor resized yet.
-
-    Attributes:
-        content: The encoded image.
-        row: Id of the row, for messages.
-    """
-
-    content: bytes
-    row: str
-
-    def decode(self) -> Image.Image:
-        """Decode the image.
-
-        Raises:
-            ValueError: It is damaged.
-        """
-        return decode_image(self.content, self.row)
 
 
 def encode_image(image: Image.Image, shorter_side: int | None = 384, quality: int = 95) -> bytes:
     """Encode an image as JPEG, shrunk (never enlarged) so that its shorter side is at most `shorter_side` pixels.
 
-    An upright JPEG that is small enough, opened from a file and untouched since, keeps the bytes of that file, so that
-    nothing is compressed twice; so does a PNG where nothing is to be shrunk.
+    An upright JPEG that is small enough, opened from a file and not changed since, keeps the bytes of that file and
+    is not compressed twice. Without `shorter_side`, a PNG keeps its bytes, too.
 
     Args:
-        image: of mode "L" or "RGB", as `load_image` returns it.
-        shorter_side: in pixels; None never shrinks.
-        quality: of the JPEG, 1–95.
+        image: A picture of mode "L" or "RGB", from `load_image`.
+        shorter_side: The length in pixels; None never shrinks.
+        quality: The quality of the JPEG, 1–95.
     """
     scale = 1.0 if shorter_side is None else shorter_side / min(image.size)
     kept_formats = ("JPEG",) if shorter_side else ("JPEG", "PNG")
@@ -197,6 +131,65 @@ def encode_image(image: Image.Image, shorter_side: int | None = 384, quality: in
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
+
+
+@contextmanager
+def damage_named(row: str) -> Iterator[None]:
+    """Name the row of a prepared folder whose image cannot be opened or decoded in this block.
+
+    Raises:
+        ValueError: The image is damaged.
+    """
+    try:
+        yield
+    except Exception as error:  # decoders raise whatever their parsers trip over
+        raise ValueError(f"row {row!r}: its image is damaged ({error}); prepare the folder again") from error
+
+
+def open_image(content: bytes, row: str) -> Image.Image:
+    """Open the image of a prepared row; Pillow decodes it when its pixels are asked for.
+
+    Raises:
+        ValueError: The image is damaged.
+    """
+    with damage_named(row):
+        return Image.open(io.BytesIO(content))
+
+
+def decode_image(content: bytes, row: str) -> Image.Image:
+    """Decode the image of a prepared row.
+
+    Raises:
+        ValueError: The image is damaged.
+    """
+    with damage_named(row):
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        return image
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """The image of a prepared row, neither decoded nor resized.
+
+    Attributes:
+        content: The encoded image.
+        row: The id of the row, for messages.
+    """
+
+    content: bytes
+    row: str
+
+    def decode(self) -> Image.Image:
+        """Decode the image; raise ValueError if it is damaged."""
+        return decode_image(self.content, self.row)
+
+
+def _leads_into(path: Path, folder: Path) -> bool:
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # an embedded NUL
+        return False
 
 
 @cache
@@ -223,7 +216,7 @@ def _is_dicom(suffix: str, head: bytes) -> bool:
 
 def _load_dicom(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        from m3ae.data.dicom import load_dicom
+        from m3ae.images.dicom import load_dicom
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{name} is a DICOM file, and the library {error.name} is not installed: pip install 'm3ae[dicom]'"
