@@ -32,7 +32,7 @@ from m3ae.data.prepared import load_manifest
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.models.retrieval import embed, encode_images, encode_texts, nearest, score_both_ways, score_pairs
-from m3ae.transfer.tokenizers import load_tokenizer
+from m3ae.transfer.text_encoders import load_tokenizer
 
 TOLERANCE = 1e-3  # of the standard deviation of the scores: the same sums in another order
 

@@ -20,7 +20,7 @@ from m3ae.cli import cli
 from m3ae.commands.options import describe_arguments, options_of
 from m3ae.data.prepare import prepare
 from m3ae.data.sources import SOURCES, load_source
-from m3ae.transfer.tokenizers import load_tokenizer
+from m3ae.transfer.text_encoders import load_tokenizer
 
 FEATURES = datasets.Features(
     {

@@ -19,7 +19,7 @@ from m3ae.training.run_folder import without_secrets
 from .training.toy import ToyTask, toy_config
 
 PACKAGE = Path(m3ae.__file__).parent
-OWN_UNPICKLER = "transfer/torchscript.py"  # builds tensors and plain values alone
+OWN_UNPICKLER = "transfer/checkpoints.py"  # builds tensors and plain values alone
 OWN_SIGNATURES = "commands/options.py"  # runs the head of a function of the package, as an import would
 HARMFUL = {
     "eval",

@@ -30,8 +30,8 @@ from m3ae.tasks.models import build_tokenizer, check_model, merged_config, new_c
 from m3ae.tasks.pretraining_data import check_splits, is_filled, prepare_sets, refuse_test_rows
 from m3ae.training.config import GenerationRun
 from m3ae.training.sampler import Visit
-from m3ae.transfer.initialization import resize_images
-from m3ae.transfer.tokenizers import load_tokenizer
+from m3ae.transfer.image_encoders import resize_images
+from m3ae.transfer.text_encoders import load_tokenizer
 
 if TYPE_CHECKING:
     from m3ae.tasks.generation_evaluation import GenerationEvaluator

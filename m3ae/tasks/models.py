@@ -18,9 +18,8 @@ from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_norm
 from m3ae.training.config import RunConfig
 from m3ae.training.model_options import check_overrides, named
 from m3ae.training.sections import InitConfig
-from m3ae.transfer.encoders import read_text_config
-from m3ae.transfer.initialization import contradictions, init_image_encoder, init_text_encoder, resize_images
-from m3ae.transfer.tokenizers import load_tokenizer
+from m3ae.transfer.image_encoders import init_image_encoder, resize_images
+from m3ae.transfer.text_encoders import contradictions, init_text_encoder, load_tokenizer, read_text_config
 
 NOT_FOUND = "there is no such folder, and the hub has no model of this name or cannot be reached"
 

@@ -3,77 +3,83 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
 
 
-class _Rule(NamedTuple):
-    """A name's beginning in the released format and in ours, `#` being a number, and the rules for what follows it."""
-
-    released: str
-    ours: str
-    inner: tuple[_Rule, ...] = ()
+def nested(outer: str, ours: str, inner: Mapping[str, str]) -> dict[str, str]:
+    """Return the beginnings `inner` of names, behind the beginning `outer` of others' names and behind `ours`."""
+    return {outer + theirs: ours + name for theirs, name in inner.items()}
 
 
-_BLOCK = (
-    _Rule("attn.in_proj_", "attn.qkv."),
-    _Rule("attn.out_proj.", "attn.proj."),
-    _Rule("mlp.c_fc.", "mlp.fc1."),
-    _Rule("mlp.c_proj.", "mlp.fc2."),
-    _Rule("ln_1.", "norm1."),
-    _Rule("ln_2.", "norm2."),
-)
-_VIT = (
-    _Rule("conv1.", "patch_embed.proj."),
-    _Rule("class_embedding", "cls_token"),
-    _Rule("positional_embedding", "pos_embed"),
-    _Rule("ln_pre.", "norm_pre."),
-    _Rule("ln_post.", "norm."),
-    _Rule("transformer.resblocks.#.", "blocks.#.", _BLOCK),
-)
-_FUSION_LAYER = (
-    _Rule("attention.output.dense.", "self_attention.output."),
-    _Rule("attention.output.LayerNorm.", "self_attention.norm."),
-    _Rule("attention.self.", "self_attention."),
-    _Rule("crossattention.output.dense.", "cross_attention.output."),
-    _Rule("crossattention.output.LayerNorm.", "cross_attention.norm."),
-    _Rule("crossattention.self.", "cross_attention."),
-    _Rule("intermediate.dense.", "intermediate."),
-    _Rule("output.dense.", "output."),
-    _Rule("output.LayerNorm.", "norm."),
-)
-_PIXEL_DECODER = (
-    _Rule("mask_token", "mask_token"),
-    _Rule("decoder_pos_embed", "positions"),
-    _Rule("decoder_embed.", "embed."),
-    _Rule("decoder_norm.", "norm."),
-    _Rule("decoder_pred.", "predict."),
-    _Rule("decoder.resblocks.#.", "blocks.#.", _BLOCK),
-)
-_TOKEN_HEAD = (
-    _Rule("transform.dense.", "dense."),
-    _Rule("transform.LayerNorm.", "norm."),
-    _Rule("decoder.weight", "decoder.weight"),
-    _Rule("bias", "decoder.bias"),
-)
-_POOLED_HEAD = (_Rule("0.", "dense."), _Rule("1.", "norm."), _Rule("3.", "output."))
+def renamed(name: str, beginnings: Mapping[str, str]) -> str | None:
+    """Replace the first of the beginnings that a name has, `#` being a number; None for any other name."""
+    for old, new in beginnings.items():
+        if match := re.match(re.escape(old).replace(r"\#", r"(\d+)"), name):
+            return new.replace("#", match.group(1) if match.groups() else "") + name[match.end() :]
+    return None
 
-_RULES = (
-    _Rule("vision_encoder.visual.", "m3ae.image_encoder.vit.", _VIT),
-    _Rule("language_encoder.", "m3ae.text_encoder."),
-    _Rule("multi_modal_language_proj.", "m3ae.projections.text."),
-    _Rule("multi_modal_vision_proj.", "m3ae.projections.image."),
-    _Rule("modality_type_embeddings.", "m3ae.modality_types."),
-    _Rule("multi_modal_language_layers.#.", "m3ae.fusion.layers.#.text.", _FUSION_LAYER),
-    _Rule("multi_modal_vision_layers.#.", "m3ae.fusion.layers.#.image.", _FUSION_LAYER),
-    _Rule("multi_modal_language_pooler.", "m3ae.poolers.text."),
-    _Rule("multi_modal_vision_pooler.", "m3ae.poolers.image."),
-    _Rule("mim_head.", "mim_head.", _PIXEL_DECODER),
-    _Rule("mlm_head.", "mlm_head.", _TOKEN_HEAD),
-    _Rule("itm_head.fc.", "itm_head."),
-    _Rule("itc_head.", "itc_head."),  # not published; only in files that this package has written
-    _Rule("vqa_head.", "vqa_head.", _POOLED_HEAD),
-    _Rule("cls_head.", "cls_head.", _POOLED_HEAD),
-)
+
+_BLOCK = {
+    "attn.in_proj_": "attn.qkv.",
+    "attn.out_proj.": "attn.proj.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+    "ln_1.": "norm1.",
+    "ln_2.": "norm2.",
+}
+OPENAI = {  # the vision transformer of OpenAI's CLIP → timm's names, which ours are
+    "conv1.": "patch_embed.proj.",
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "ln_pre.": "norm_pre.",
+    "ln_post.": "norm.",
+    **nested("transformer.resblocks.#.", "blocks.#.", _BLOCK),
+}
+_FUSION_LAYER = {
+    "attention.output.dense.": "self_attention.output.",
+    "attention.output.LayerNorm.": "self_attention.norm.",
+    "attention.self.": "self_attention.",
+    "crossattention.output.dense.": "cross_attention.output.",
+    "crossattention.output.LayerNorm.": "cross_attention.norm.",
+    "crossattention.self.": "cross_attention.",
+    "intermediate.dense.": "intermediate.",
+    "output.dense.": "output.",
+    "output.LayerNorm.": "norm.",
+}
+_PIXEL_DECODER = {
+    "mask_token": "mask_token",
+    "decoder_pos_embed": "positions",
+    "decoder_embed.": "embed.",
+    "decoder_norm.": "norm.",
+    "decoder_pred.": "predict.",
+    **nested("decoder.resblocks.#.", "blocks.#.", _BLOCK),
+}
+_TOKEN_HEAD = {
+    "transform.dense.": "dense.",
+    "transform.LayerNorm.": "norm.",
+    "decoder.weight": "decoder.weight",
+    "bias": "decoder.bias",
+}
+_POOLED_HEAD = {"0.": "dense.", "1.": "norm.", "3.": "output."}
+
+_RELEASED = {
+    **nested("vision_encoder.visual.", "m3ae.image_encoder.vit.", OPENAI),
+    "language_encoder.": "m3ae.text_encoder.",
+    "multi_modal_language_proj.": "m3ae.projections.text.",
+    "multi_modal_vision_proj.": "m3ae.projections.image.",
+    "modality_type_embeddings.": "m3ae.modality_types.",
+    **nested("multi_modal_language_layers.#.", "m3ae.fusion.layers.#.text.", _FUSION_LAYER),
+    **nested("multi_modal_vision_layers.#.", "m3ae.fusion.layers.#.image.", _FUSION_LAYER),
+    "multi_modal_language_pooler.": "m3ae.poolers.text.",
+    "multi_modal_vision_pooler.": "m3ae.poolers.image.",
+    **nested("mim_head.", "mim_head.", _PIXEL_DECODER),
+    **nested("mlm_head.", "mlm_head.", _TOKEN_HEAD),
+    "itm_head.fc.": "itm_head.",
+    "itc_head.": "itc_head.",  # not published; only in files that this package has written
+    **nested("vqa_head.", "vqa_head.", _POOLED_HEAD),
+    **nested("cls_head.", "cls_head.", _POOLED_HEAD),
+}
+_OURS = {ours: released for released, ours in _RELEASED.items()}
 
 # What released checkpoints hold and the published model never reads.
 _UNUSED = {
@@ -93,25 +99,9 @@ def why_unused(released: str) -> str | None:
 
 def convert_name(released: str) -> str | None:
     """Translate a released parameter name into ours; None for an unknown one and one that is never read."""
-    return None if why_unused(released) else _translate(released, _RULES, "released", "ours")
+    return None if why_unused(released) else renamed(released, _RELEASED)
 
 
 def release_name(ours: str) -> str | None:
     """Translate our parameter name into the released one; None for an unknown one."""
-    return _translate(ours, _RULES, "ours", "released")
-
-
-_Side = Literal["released", "ours"]
-
-
-def _translate(name: str, rules: tuple[_Rule, ...], source: _Side, target: _Side) -> str | None:
-    for rule in rules:
-        found = re.match(re.escape(getattr(rule, source)).replace(r"\#", r"(\d+)"), name)
-        if found is None:
-            continue
-        rest: str | None = name[found.end() :]
-        if rule.inner and rest is not None:
-            rest = _translate(rest, rule.inner, source, target)
-        head: str = getattr(rule, target).replace("#", found.group(1) if found.groups() else "")
-        return None if rest is None else head + rest
-    return None
+    return renamed(ours, _OURS)

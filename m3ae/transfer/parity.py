@@ -22,9 +22,9 @@ from m3ae.models.losses import masked_language_loss, matching_loss
 from m3ae.models.modeling import M3AEModel
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
+from m3ae.transfer.convert import build
 from m3ae.transfer.names import release_name
-from m3ae.transfer.reading import Released, read_released
-from m3ae.transfer.weights import build
+from m3ae.transfer.released import Released, read_released
 
 ABSOLUTE = 1e-5
 RELATIVE_OF_GRADIENTS = 1e-4
@@ -37,10 +37,10 @@ class Difference:
     """One stored tensor against ours.
 
     Attributes:
-        name: As stored.
-        shape: Of the stored tensor.
+        name: The stored tensor's name.
+        shape: The stored tensor's shape.
         largest: Largest difference, relative for norms of gradients; NaN where ours is missing or has another shape.
-        allowed: What it may be.
+        allowed: Largest difference that counts as equal.
     """
 
     name: str
@@ -63,14 +63,14 @@ def compare(checkpoint: str | Path, expected: str | Path) -> list[Difference]:
     """
     released = read_released(checkpoint)
     stored = _load_expected(Path(expected))
-    wanted = {name: value for name, value in stored.items() if not name.startswith("inputs.")}
+    targets = {name: value for name, value in stored.items() if not name.startswith("inputs.")}
     inputs = {name.removeprefix("inputs."): value for name, value in stored.items() if name.startswith("inputs.")}
-    found: dict[str, Tensor] = {}
+    computed: dict[str, Tensor] = {}
     for beginnings, task, step in _STEPS:
-        if any(name.startswith(beginnings) for name in wanted):
+        if any(name.startswith(beginnings) for name in targets):
             model, _ = build(released, task)
-            found |= step(model.float(), inputs, released)
-    return [_difference(name, value, found.get(name)) for name, value in wanted.items()]
+            computed |= step(model.float(), inputs, released)
+    return [_difference(name, value, computed.get(name)) for name, value in targets.items()]
 
 
 def table(differences: Sequence[Difference]) -> str:
@@ -111,13 +111,13 @@ def _difference(name: str, expected: Tensor, ours: Tensor | None) -> Difference:
 
 def _objectives(model: M3AEPreTrainedModel, inputs: _Inputs, released: Released) -> dict[str, Tensor]:
     assert isinstance(model, M3AEForPreTraining)
-    found: dict[str, Tensor] = {}
-    losses = [step(model, inputs, found) for needs, step in _LOSSES.items() if needs in inputs]
-    found["total.loss"] = torch.stack(losses).sum()
-    found["total.loss"].backward()
+    computed: dict[str, Tensor] = {}
+    losses = [step(model, inputs, computed) for needs, step in _LOSSES.items() if needs in inputs]
+    computed["total.loss"] = torch.stack(losses).sum()
+    computed["total.loss"].backward()
     # The published code freezes the matching head of a model with a retrieval head.
     norms = _gradient_norms(model, without="itm_head" if "irtr_head.weight" in released.state else None)
-    return {name: value.detach() for name, value in found.items()} | norms
+    return {name: value.detach() for name, value in computed.items()} | norms
 
 
 @torch.no_grad()
@@ -135,31 +135,31 @@ def _features(model: M3AEPreTrainedModel, inputs: _Inputs, _: Released) -> dict[
     }
 
 
-def _masked_language(model: M3AEForPreTraining, inputs: _Inputs, found: dict[str, Tensor]) -> Tensor:
+def _masked_language(model: M3AEForPreTraining, inputs: _Inputs, computed: dict[str, Tensor]) -> Tensor:
     """Logits at every position, where `M3AEForPreTraining.forward` computes those of masked ones only."""
     text = model.m3ae.encode_text(inputs["mlm_input_ids"], inputs["attention_mask"])
     image = model.m3ae.encode_image(inputs["pixel_values"])
-    found["mlm.logits"] = model.mlm_head(model.m3ae.fuse({"text": text, "image": image})[-1]["text"])
-    found["mlm.loss"] = masked_language_loss(found["mlm.logits"], inputs["mlm_labels"])
-    return found["mlm.loss"]
+    computed["mlm.logits"] = model.mlm_head(model.m3ae.fuse({"text": text, "image": image})[-1]["text"])
+    computed["mlm.loss"] = masked_language_loss(computed["mlm.logits"], inputs["mlm_labels"])
+    return computed["mlm.loss"]
 
 
-def _masked_image(model: M3AEForPreTraining, inputs: _Inputs, found: dict[str, Tensor]) -> Tensor:
+def _masked_image(model: M3AEForPreTraining, inputs: _Inputs, computed: dict[str, Tensor]) -> Tensor:
     model.config.mim_weight, model.config.mlm_weight, model.config.itm_weight = 1.0, 0.0, 0.0  # only this objective
     output = model(*(inputs[name] for name in _PAIR), image_noise=inputs["mim_noise"], schedule="separate")
-    found["mim.logits"], found["mim.mask"] = output.mim_logits, output.mim_mask.float()
-    found["mim.target"] = model.mim_target(inputs["pixel_values"])
-    found["mim.loss"] = output.losses["mim"]
-    return found["mim.loss"]
+    computed["mim.logits"], computed["mim.mask"] = output.mim_logits, output.mim_mask.float()
+    computed["mim.target"] = model.mim_target(inputs["pixel_values"])
+    computed["mim.loss"] = output.losses["mim"]
+    return computed["mim.loss"]
 
 
-def _matching(model: M3AEForPreTraining, inputs: _Inputs, found: dict[str, Tensor]) -> Tensor:
+def _matching(model: M3AEForPreTraining, inputs: _Inputs, computed: dict[str, Tensor]) -> Tensor:
     matched, pixels = inputs["itm_labels"], inputs["pixel_values"]
     images = torch.where(matched[:, None, None, None] == 1, pixels, inputs["negative_pixel_values"])
     streams = model.m3ae.encode(images, inputs["input_ids"], inputs["attention_mask"])
-    found["itm.logits"] = model.itm_head(model.m3ae.fuse_and_pool(streams))
-    found["itm.loss"] = matching_loss(found["itm.logits"], matched, torch.ones_like(matched, dtype=torch.bool))
-    return found["itm.loss"]
+    computed["itm.logits"] = model.itm_head(model.m3ae.fuse_and_pool(streams))
+    computed["itm.loss"] = matching_loss(computed["itm.logits"], matched, torch.ones_like(matched, dtype=torch.bool))
+    return computed["itm.loss"]
 
 
 # The input that each objective needs beside image and text → its computation.

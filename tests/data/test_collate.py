@@ -10,7 +10,7 @@ from m3ae.data.collate import PairCollator, spell_words, word_ids
 from m3ae.data.pairs import Pair
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
-from m3ae.transfer.tokenizers import load_tokenizer
+from m3ae.transfer.text_encoders import load_tokenizer
 
 TEXT = "Left-sided effusion, 3.5 cm; the patient's lung is clear..."
 WORDS = ["Left", "-", "sided", "effusion", ",", "3", ".", "5", "cm", ";"]

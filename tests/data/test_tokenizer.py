@@ -1,7 +1,7 @@
 import pytest
 
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.transfer.tokenizers import load_tokenizer
+from m3ae.transfer.text_encoders import load_tokenizer
 
 TEXTS = ["A small nodule projects over the left upper zone.", "Clear lungs; no effusion.", "Œdème — 3×4 cm"] * 3
 

@@ -29,7 +29,8 @@ from m3ae.training.checkpoint import choose_checkpoint, list_checkpoints, load_m
 from m3ae.training.config import RUNS, ConfigError, dump_config, load_config
 from m3ae.training.engine_state import EngineState
 from m3ae.training.loop import train
-from m3ae.transfer.reading import CheckpointError, read_released
+from m3ae.transfer.checkpoints import CheckpointError
+from m3ae.transfer.released import read_released
 from tests.data.small_folder import picture, stored, write_splits
 from tests.faults.harms import PIECES, FileHarm, Folder, Harm, Target, damage, file_harms, harms
 from tests.images.test_dicom import RAMP, write

@@ -24,7 +24,8 @@ from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import ConfigError, load_config
 from m3ae.training.loop import train
-from m3ae.transfer.reading import CheckpointError, read_released
+from m3ae.transfer.checkpoints import CheckpointError
+from m3ae.transfer.released import read_released
 
 from ..data.digit_files import write_wav
 from ..data.small_folder import picture, stored, write_splits

@@ -5,10 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from m3ae import M3AEForPreTraining
-from m3ae.transfer.convert import convert, release
+from m3ae.transfer.convert import TASKS, build, convert, release
 from m3ae.transfer.parity import compare, table
-from m3ae.transfer.reading import read_released
-from m3ae.transfer.weights import TASKS, build
+from m3ae.transfer.released import read_released
 
 pytestmark = pytest.mark.real_data
 

@@ -6,7 +6,7 @@ from transformers import pipeline
 
 from m3ae import M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
 from m3ae.models.hub import QuestionAnsweringPipeline
-from m3ae.transfer.tokenizers import load_tokenizer
+from m3ae.transfer.text_encoders import load_tokenizer
 from tests.images.test_dicom import write
 from tests.models.tiny import tiny_of
 from tests.transfer.released import word_tokenizer

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from m3ae import M3AEConfig, M3AEForPreTraining
-from m3ae.transfer.initialization import init_text_encoder
+from m3ae.transfer.text_encoders import init_text_encoder
 from tests.models.published import assert_close, shake
 from tests.models.tiny import tiny_batch, tiny_model
 

@@ -17,12 +17,12 @@ from transformers import (
 )
 
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.models.encoders import resample_positions
 from m3ae.models.text_encoder import special_ids
 from m3ae.tasks.generation import Generation
 from m3ae.tasks.pretraining import PreTraining
 from m3ae.tasks.pretraining_data import evaluation_pairs
 from m3ae.training.config import ConfigError
-from m3ae.transfer.initialization import resample_positions
 from tests.tasks.tiny import tiny_run
 
 VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from m3ae.models.base import M3AEPreTrainedModel
-from m3ae.transfer.weights import released_content
+from m3ae.transfer.convert import released_content
 
 # What released files hold beside the model: CLIP's text tower, RoBERTa's pooler, metric states.
 UNREAD = {

@@ -10,11 +10,10 @@ from transformers import AutoProcessor, BertTokenizer
 from m3ae import M3AEConfig
 from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.text_encoder import special_ids
-from m3ae.transfer.convert import convert, read_answers, release
+from m3ae.transfer.checkpoints import CheckpointError
+from m3ae.transfer.convert import TASKS, build, choose_task, convert, read_answers, release, released_content
 from m3ae.transfer.names import convert_name, release_name, why_unused
-from m3ae.transfer.reading import CheckpointError, Released, read_released
-from m3ae.transfer.settings import infer_config
-from m3ae.transfer.weights import TASKS, build, choose_task, released_content
+from m3ae.transfer.released import Released, infer_config, read_released
 from tests.models.tiny import tiny_config, tiny_of
 from tests.transfer.released import UNREAD, released_by_others, save, word_tokenizer
 
@@ -146,7 +145,7 @@ def test_unknown_and_missing_parameters_are_named() -> None:
         build(Released(state, known.settings))
     assert str(caught.value) == (
         "The checkpoint does not make a M3AEForQuestionAnswering: multi_modal_vision_pooler.dense.bias is missing; "
-        "language_encoder.gate has no place; vqa_head.1.bias is (3,), expected (64,)."
+        "language_encoder.gate is unknown; vqa_head.1.bias is (3,), expected (64,)."
     )
 
 

@@ -19,8 +19,8 @@ from transformers import (
     ViTMAEModel,
 )
 
-from m3ae.transfer.encoders import read_vit
-from m3ae.transfer.initialization import init_image_encoder, resample_positions
+from m3ae.models.encoders import resample_positions
+from m3ae.transfer.image_encoders import init_image_encoder, read_vit
 from tests.models.published import (
     VIT,
     assert_close,

@@ -12,9 +12,11 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from transformers import CLIPVisionModel, RobertaConfig, RobertaForMaskedLM
 
 from m3ae import M3AEForPreTraining
+from m3ae.models.encoders import resample_positions
 from m3ae.models.heads import sincos_positions
 from m3ae.models.processing import M3AEImageProcessor
-from m3ae.transfer.initialization import init_image_encoder, init_text_encoder, resample_positions, resize_images
+from m3ae.transfer.image_encoders import init_image_encoder, resize_images
+from m3ae.transfer.text_encoders import init_text_encoder
 from tests.models.published import (
     assert_close,
     clip_vision,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from m3ae.transfer.checkpoints import CheckpointError
+from m3ae.transfer.convert import TASKS
 from m3ae.transfer.parity import Difference, compare, table
-from m3ae.transfer.reading import CheckpointError
-from m3ae.transfer.weights import TASKS
 from tests.models.tiny import tiny_batch, tiny_of, tiny_pairs
 from tests.transfer.released import released_by_others, save
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from m3ae.transfer.torchscript import is_torchscript, read_torchscript
+from m3ae.transfer.checkpoints import is_torchscript, read_torchscript
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 

@@ -14,7 +14,8 @@ from timm.models.swin_transformer import SwinTransformer
 from transformers import BertConfig, BertModel
 
 from m3ae import M3AEForPreTraining
-from m3ae.transfer.reading import CheckpointError, read_released
+from m3ae.transfer.checkpoints import CheckpointError
+from m3ae.transfer.released import read_released
 from tests.models.tiny import tiny_of
 from tests.transfer.released import released_by_others, save
 
