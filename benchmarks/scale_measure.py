@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m3ae import M3AEConfig, M3AEForPreTraining
-from m3ae.data.listing import list_rows
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
+from m3ae.data.rows import list_rows
 from m3ae.data.sources import load_source
 from m3ae.data.streaming import _Slice
 from m3ae.data.tokenizer import train_tokenizer

@@ -18,22 +18,22 @@ TASKS_PER_WORKER = 4  # fewer are not worth the seconds that a worker takes to s
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use, where the system can say which."""
+    """Return the number of cores that this process may use, or of all cores where the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_order(
     function: Callable[[Task], Result], tasks: list[Task], num_workers: int | None = None
 ) -> Generator[Result]:
-    """Yield the results of a function of each task, in the order of the tasks; few results wait in memory.
+    """Yield the result of a function for each task, in the order of the tasks; few results wait in memory.
 
     Args:
-        function: picklable.
-        tasks: picklable; few tasks are done in this process.
-        num_workers: processes; by default one per core.
+        function: A picklable function.
+        tasks: Picklable arguments; a few tasks are done in this process.
+        num_workers: The number of processes; by default one per core.
 
     Raises:
-        ChildProcessError: a worker was killed.
+        ChildProcessError: A worker was killed.
     """
     num_workers = min(num_workers or available_cores(), len(tasks) // TASKS_PER_WORKER)
     if num_workers <= 1:
@@ -57,16 +57,16 @@ def map_in_order(
 
 
 def _worker_context() -> BaseContext:
-    """Return how to start workers: never forked from here, where Arrow and PyTorch run threads that hold locks."""
+    """Return a context that does not fork this process, where Arrow and PyTorch run threads that hold locks."""
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["m3ae_command", "m3ae.data.finish"])  # once for all workers, and without models
+    context.set_forkserver_preload(["m3ae_command", "m3ae.data.rows"])  # once for all workers, and without models
     return context
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it is killed; a worker would wait for work forever."""
+    """Leave Ctrl-C to the parent, and end when the parent is killed; a worker would wait for work forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:

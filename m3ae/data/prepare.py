@@ -1,4 +1,4 @@
-"""One path from the rows of any source to a prepared folder (see `m3ae.data.prepared`)."""
+"""From the rows of any source to a prepared folder (see `m3ae.data.prepared`)."""
 
 import inspect
 import json
@@ -6,8 +6,8 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, nullcontext, suppress
-from dataclasses import asdict, replace
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from types import ModuleType
@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from m3ae.data.finish import Outcome, Row, RowFinisher, cut_tasks
-from m3ae.data.listing import list_rows
 from m3ae.data.parallel import map_in_order
 from m3ae.data.prepared import MANIFEST, REJECTED, Manifest, Rejected, SplitInfo, image_columns, load_manifest
+from m3ae.data.rows import Outcome, Row, RowFinisher, cut_tasks, list_rows
 from m3ae.data.shards import (
     UNFINISHED,
     FinishedShard,
@@ -64,80 +63,59 @@ def prepare(
 ) -> Manifest | None:
     """Prepare a source into a folder and print a summary; a folder that already holds just this is reused.
 
-    Nothing is lost silently: an unreadable image becomes null where the row has another one, too short a text where it
-    has an image; otherwise the row is left out, as is one whose id was there before; `rejected.jsonl` lists them all.
-    The same input gives the same bytes, whatever the number of workers, and however often the run was interrupted: it
-    continues behind the last finished shard. Several machines may share the work through the file system: each writes
-    a `shard_range`, and the same call without one, when all have ended, completes the folder.
+    Nothing is lost silently: an unreadable image becomes null where its row has another one, and a text that is too
+    short where its row has an image; other rows, and those whose id an earlier row has, are left out.
+    `rejected.jsonl` lists them all. The same input gives the same bytes, whatever the number of workers, and however
+    often the run was interrupted: the next run continues behind the last finished shard. Several machines may share
+    the work through the file system: each writes a `shard_range`, and a last call without one completes the folder.
 
     Args:
-        name: a key of `m3ae.data.sources.SOURCES`.
+        name: A key of `m3ae.data.sources.SOURCES`.
         output: folder to write: a new or empty one, or one that was prepared before.
         source: folder of the original files, for sources that have one.
         shorter_side: shrink larger images to this many pixels on their shorter side.
         keep_original: shrink nothing, and keep the very bytes of upright 8-bit JPEG and PNG files.
-        quality: of the JPEG that images are stored as where they cannot keep their bytes, 1 to 95.
+        quality: quality of the JPEG, 1 to 95, of images that cannot keep their bytes.
         min_words: leave out texts of fewer words.
         num_shards: shards per split; by default one per 4,096 rows.
         num_workers: processes; by default one per core.
         overwrite: replace what was prepared in `output` before.
         shard_range: write only these shards, counted over all splits: 0:16 for the first sixteen.
-        **options: passed on to the source's `rows`.
+        **options: Options of the source's `rows`.
 
     Returns:
         The manifest, or None for a `shard_range`.
 
     Raises:
-        BlockingIOError: another process is preparing `output`.
+        BlockingIOError: Another process is preparing `output`.
         FileExistsError: `output` holds something else.
-        FileNotFoundError: a part of the source is missing.
-        ValueError: unknown source or option, or a source in the wrong format.
+        FileNotFoundError: A file of the source is missing.
+        ValueError: The source or an option is unknown, or the source has the wrong format.
     """
-    shape: dict[str, Any] = {"shorter_side": shorter_side, "quality": quality, "min_words": min_words}
-    common = shape | {"num_shards": num_shards, "num_workers": num_workers, "keep_original": keep_original}
-    origin = {} if source is None else {"source": source}
-    arguments = _bind(name, common | {"overwrite": overwrite} | origin | options)
-    part = shards_in(shard_range)
+    shards = shards_in(shard_range)
     if shard_range is not None and overwrite:
         raise ValueError("shard_range with overwrite: machines would delete each other's shards; remove the folder")
-    module, output = load_source(name), Path(output)
-    roots = [value for value in arguments.values() if isinstance(value, Path)]
-    listing = list_rows(module.rows(**arguments), roots)
-    shape["shorter_side"] = None if keep_original else shorter_side
-    recorded = shape | {"num_shards": num_shards} | _recorded(arguments)
-    planned = Manifest(name, recorded, listing.digest, splits={}, rejected={}, dropped={}, metadata=listing.metadata)
-    if (existing := _existing(output, planned, overwrite)) is not None:
+    shape = {"shorter_side": shorter_side, "quality": quality, "min_words": min_words, "num_shards": num_shards}
+    others = {"keep_original": keep_original, "num_workers": num_workers, "overwrite": overwrite}
+    plan = _plan(name, Path(output), shape, others, options if source is None else options | {"source": source})
+    if (existing := _existing(plan, overwrite)) is not None:
         print(f"{output} is prepared already and was reused; overwrite it to prepare it again", file=sys.stderr)
-        print(existing)
-        return existing
-
-    shards = plan_shards(listing.rows, num_shards)
-    own = shards[part]
-    finisher = RowFinisher(image_columns(module.FEATURES), roots, **shape)
-    with only_process(output) if shard_range is None else nullcontext():
-        finished = _claim(output, planned) if shard_range is None else _claim_part(output, planned, shard_range)
-        progress = progress_file(output, shard_range)
-        try:
-            _write_shards(output, progress, own, finished, module.FEATURES, finisher, num_workers)
-        except KeyboardInterrupt:
-            done = f"interrupted after {len(finished)} of {len(own)} shards"
-            print(f"{done}: run the same again to continue", file=sys.stderr)
-            raise
-        if shard_range is not None:
-            rest = "once all are written, the same without a range ends it"
-            print(f"{output}: {len(own)} of {len(shards)} shards; {rest}", file=sys.stderr)
-            return None
-        written = [finished[shard.name] for shard in shards]
-        manifest = _complete(output, planned, module, arguments, written, listing.rejected)
+    elif shard_range is not None:
+        _write_range(plan, shard_range, shards)
+        return None
+    manifest = existing or _write_folder(plan)
     print(manifest)
     return manifest
 
 
 def check_recipe(recipe: Mapping[str, Any]) -> BaseModel:
-    """Return what a configuration says about a set to be prepared: the `name` of a source and its options, typed.
+    """Return the options of a set to be prepared, typed.
+
+    Args:
+        recipe: The `name` of a source, and options of `prepare` and of the source.
 
     Raises:
-        OptionsError: There is no such source or option, one is missing, or a value has the wrong type or range.
+        OptionsError: A source or an option is unknown or missing, or a value has the wrong type or range.
     """
     name, options = recipe.get("name"), {key: value for key, value in recipe.items() if key != "name"}
     if not isinstance(name, str) or name not in SOURCES:
@@ -152,46 +130,93 @@ def check_recipe(recipe: Mapping[str, Any]) -> BaseModel:
     return model
 
 
-def _bind(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a source's `rows`, defaults included."""
-    rows = load_source(name).rows
+@dataclass(frozen=True)
+class _Plan:
+    """A folder to be prepared, before any image is opened.
+
+    Attributes:
+        output: The folder.
+        module: The module of the source.
+        arguments: The arguments of the source's `rows`.
+        manifest: The manifest without its counts.
+        rejected: The rows and cells that the source left out.
+        shards: The shards of all splits.
+        finisher: The function that finishes rows.
+        num_workers: The number of processes; by default one per core.
+    """
+
+    output: Path
+    module: ModuleType
+    arguments: dict[str, Any]
+    manifest: Manifest
+    rejected: list[Rejected]
+    shards: list[Shard]
+    finisher: RowFinisher
+    num_workers: int | None
+
+
+def _plan(name: str, output: Path, shape: dict[str, Any], others: dict[str, Any], options: Mapping[str, Any]) -> _Plan:
+    """List the rows of a source and plan their shards.
+
+    Args:
+        name: The name of the source.
+        output: The folder.
+        shape: The options of `prepare` that decide the contents of a shard.
+        others: The other options of `prepare`.
+        options: The options of the source.
+    """
+    module = load_source(name)
     try:
-        model = check_recipe({"name": name, **options})
+        checked = check_recipe({"name": name, **shape, **others, **options})
     except OptionsError as error:
         raise ValueError(f"{name}: {'; '.join(error.problems)}") from error
-    return {option: getattr(model, option) for option in inspect.signature(rows).parameters}
-
-
-def _recorded(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a source as the manifest has them: no folders, which differ between machines."""
+    arguments = {option: getattr(checked, option) for option in inspect.signature(module.rows).parameters}
+    roots = [value for value in arguments.values() if isinstance(value, Path)]
+    listing = list_rows(module.rows(**arguments), roots)
+    if others["keep_original"]:
+        shape["shorter_side"] = None
+    # No folder is recorded: folders differ between machines.
     named = {option: value.name if isinstance(value, Path) else value for option, value in arguments.items()}
-    return {option: value for option, value in named.items() if option != "source"}
+    recorded = shape | {option: value for option, value in named.items() if option != "source"}
+    manifest = Manifest(name, recorded, listing.digest, splits={}, rejected={}, dropped={}, metadata=listing.metadata)
+    num_shards = shape.pop("num_shards")
+    return _Plan(
+        output=output,
+        module=module,
+        arguments=arguments,
+        manifest=manifest,
+        rejected=listing.rejected,
+        shards=plan_shards(listing.rows, num_shards),
+        finisher=RowFinisher(image_columns(module.FEATURES), roots, **shape),
+        num_workers=others["num_workers"],
+    )
 
 
-def _existing(output: Path, planned: Manifest, overwrite: bool) -> Manifest | None:
-    """Return the manifest of a folder that already holds what is planned, or None if it may be written.
+def _existing(plan: _Plan, overwrite: bool) -> Manifest | None:
+    """Return the manifest of a folder that holds the planned rows already, or None if the folder may be written.
 
     Raises:
-        FileExistsError: it may not.
+        FileExistsError: The folder may not be written.
     """
-    if output.exists() and any(map(is_progress, output.glob("*.jsonl"))):
+    output, path = plan.output, plan.output / MANIFEST
+    files = [*output.iterdir()] if output.exists() else []
+    if any(is_progress(file) and file.suffix == ".jsonl" for file in files):
         return None
-    _written(output)  # raises if the manifest is that of something else
-    if (output / MANIFEST).exists() and not overwrite:
+    _written(output)  # raises if the manifest is not ours
+    if path.exists() and not overwrite:
         existing = load_manifest(output)
-        if difference := _difference(existing, planned):
+        if difference := _difference(existing, plan.manifest):
             raise FileExistsError(
                 f"{output} was prepared from {difference}: pass --overwrite (overwrite=True) or choose another folder"
             )
         return existing
-    foreign = output.exists() and not all(is_progress(path) or path.name == LOCK for path in output.iterdir())
-    if foreign and not (output / MANIFEST).exists():
+    if not path.exists() and any(not is_progress(file) and file.name != LOCK for file in files):
         raise FileExistsError(f"{output} is not empty and holds no {MANIFEST}: choose an empty or new folder")
     return None
 
 
 def _difference(existing: Manifest, planned: Manifest) -> str:
-    """Say in what a prepared folder differs from what is planned, or return an empty string."""
+    """Say how a prepared folder differs from the plan, or return an empty string."""
     if existing.source != planned.source:
         return f"the source {existing.source}, now {planned.source}"
     names = [*dict.fromkeys([*existing.options, *planned.options])]
@@ -201,22 +226,11 @@ def _difference(existing: Manifest, planned: Manifest) -> str:
     return "" if existing.rows_sha256 == planned.rows_sha256 else "other rows than the source lists now"
 
 
-def _claim(output: Path, planned: Manifest) -> dict[str, FinishedShard]:
-    """Make a folder ready to be written, and return the shards that an interrupted run finished, by name."""
-    output.mkdir(parents=True, exist_ok=True)
-    earlier = _written(output) | recorded_shards(output)
-    finished = start_progress(output, asdict(planned))
-    remove_files(output, [*(earlier - finished.keys()), MANIFEST])
-    for path in output.glob("*-?????-of-?????.parquet.tmp"):  # a shard that a run was writing when it was killed
-        path.unlink()
-    return finished
-
-
 def _written(output: Path) -> set[str]:
-    """Return the names of the files that the manifest of a folder lists, without those of a damaged one that are lost.
+    """Return the names of the files that the manifest of a folder lists; a damaged manifest may lack some.
 
     Raises:
-        FileExistsError: it is the manifest of something else.
+        FileExistsError: The manifest is not ours.
     """
     path = output / MANIFEST
     if not path.exists():
@@ -229,35 +243,48 @@ def _written(output: Path) -> set[str]:
     return {*re.findall(r'"([^"/\\]+(?:-\d{5}-of-\d{5}\.parquet|\.ids\.txt|rejected\.jsonl))"', text)}
 
 
-def _claim_part(output: Path, planned: Manifest, shard_range: str) -> dict[str, FinishedShard]:
-    """Like `_claim`, and leave alone what other machines write."""
-    output.mkdir(parents=True, exist_ok=True)
-    return start_progress(output, asdict(planned), shard_range)
+def _write_folder(plan: _Plan) -> Manifest:
+    """Write all shards that earlier runs have not finished, and what stands beside them."""
+    output = plan.output
+    with only_process(output):
+        earlier = _written(output) | recorded_shards(output)
+        finished = start_progress(output, asdict(plan.manifest))
+        remove_files(output, [*(earlier - finished.keys()), MANIFEST])
+        for path in output.glob("*-?????-of-?????.parquet.tmp"):  # a shard that a killed run was writing
+            path.unlink()
+        _write_shards(plan, plan.shards, finished, progress_file(output))
+        return _complete(plan, [finished[shard.name] for shard in plan.shards])
 
 
-def _write_shards(
-    output: Path,
-    progress: Path,
-    shards: list[Shard],
-    finished: dict[str, FinishedShard],
-    features: datasets.Features,
-    finisher: RowFinisher,
-    num_workers: int | None,
-) -> None:
-    """Write the shards that are not finished yet and add them to those that are."""
+def _write_range(plan: _Plan, shard_range: str, selected: slice) -> None:
+    """Write a range of the shards, and leave alone what other machines write."""
+    plan.output.mkdir(parents=True, exist_ok=True)
+    finished = start_progress(plan.output, asdict(plan.manifest), shard_range)
+    shards = plan.shards[selected]
+    _write_shards(plan, shards, finished, progress_file(plan.output, shard_range))
+    rest = "once all are written, the same without a range ends it"
+    print(f"{plan.output}: {len(shards)} of {len(plan.shards)} shards; {rest}", file=sys.stderr)
+
+
+def _write_shards(plan: _Plan, shards: list[Shard], finished: dict[str, FinishedShard], note: Path) -> None:
+    """Write the shards that are not finished yet and add them to `finished` and to the note of finished shards."""
     todo = [shard for shard in shards if shard.name not in finished]
-    tasks = [task for shard in todo for task in cut_tasks(shard.rows, finisher.image_columns)]
-    total = sum(len(shard.rows) for shard in shards)
-    initial = sum(len(shard.rows) for shard in shards if shard.name in finished)
-    with (
-        closing(map_in_order(finisher, tasks, num_workers)) as results,
-        tqdm(total=total, initial=initial, desc="prepare", unit="row") as bar,
-    ):
-        outcomes = _count(results, bar)
-        for shard in todo:
-            part = islice(outcomes, len(shard.rows))
-            finished[shard.name] = write_shard(output, shard, features, part)
-            record_progress(progress, finished[shard.name])
+    tasks = [task for shard in todo for task in cut_tasks(shard.rows, plan.finisher.image_columns)]
+    total, left = (sum(len(shard.rows) for shard in some) for some in (shards, todo))
+    try:
+        with (
+            closing(map_in_order(plan.finisher, tasks, plan.num_workers)) as results,
+            tqdm(total=total, initial=total - left, desc="prepare", unit="row") as bar,
+        ):
+            outcomes = _count(results, bar)
+            for shard in todo:
+                shard_outcomes = islice(outcomes, len(shard.rows))
+                finished[shard.name] = write_shard(plan.output, shard, plan.module.FEATURES, shard_outcomes)
+                record_progress(note, finished[shard.name])
+    except KeyboardInterrupt:
+        done = f"interrupted after {len(finished)} of {len(shards)} shards"
+        print(f"{done}: run the same again to continue", file=sys.stderr)
+        raise
 
 
 def _count(results: Iterable[list[Outcome]], bar: "tqdm[Any]") -> Iterator[Outcome]:
@@ -266,40 +293,31 @@ def _count(results: Iterable[list[Outcome]], bar: "tqdm[Any]") -> Iterator[Outco
         yield from result
 
 
-def _complete(
-    output: Path,
-    planned: Manifest,
-    module: ModuleType,
-    arguments: Mapping[str, Any],
-    shards: list[FinishedShard],
-    rejected: list[Rejected],
-) -> Manifest:
-    """Write what stands beside the shards, the manifest last."""
-    rejected = [*rejected, *(entry for shard in shards for entry in shard.rejected)]
-    by_split = {split: list(part) for split, part in groupby(shards, key=lambda shard: shard.split)}
-    paths = {split: [output / shard.name for shard in part] for split, part in by_split.items()}
+def _complete(plan: _Plan, shards: list[FinishedShard]) -> Manifest:
+    """Write the files beside the shards, the manifest last."""
+    output, features = plan.output, plan.module.FEATURES
+    rejected = [*plan.rejected, *(entry for shard in shards for entry in shard.rejected)]
+    by_split = {split: list(members) for split, members in groupby(shards, key=lambda shard: shard.split)}
+    paths = {split: [output / shard.name for shard in members] for split, members in by_split.items()}
     contents = {
-        f"{split}.ids.txt": "".join(f"{row['id']}\n" for row in _read(own, ["id"])) for split, own in paths.items()
+        f"{split}.ids.txt": "".join(f"{row['id']}\n" for row in _read(files, ["id"])) for split, files in paths.items()
     }
     contents[REJECTED] = "".join(entry.to_json() for entry in rejected)
     summaries = {}
-    if hasattr(module, "extras"):
-        columns = [column for column in module.FEATURES if column not in image_columns(module.FEATURES)]
-        rows = {split: _read(own, columns) for split, own in paths.items()}
-        for name, content in module.extras(rows, arguments).items():
+    if hasattr(plan.module, "extras"):
+        columns = [column for column in features if column not in image_columns(features)]
+        rows = {split: _read(files, columns) for split, files in paths.items()}
+        for name, content in plan.module.extras(rows, plan.arguments).items():
             contents[name] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             if isinstance(content, dict) and "summary" in content:
                 summaries[name] = content["summary"]
-    for name, content in contents.items():
-        write_text(output / name, content)
-
-    lost_rows = Counter(entry.reason for entry in rejected if entry.column is None)
-    lost_cells = Counter(f"{entry.column}: {entry.reason}" for entry in rejected if entry.column is not None)
+    for name, text in contents.items():
+        write_text(output / name, text)
     manifest = replace(
-        planned,
-        splits={split: _split_info(split, part, module.FEATURES, rejected) for split, part in by_split.items()},
-        rejected=dict(lost_rows),
-        dropped=dict(lost_cells),
+        plan.manifest,
+        splits={split: _split_info(split, members, features, rejected) for split, members in by_split.items()},
+        rejected=dict(Counter(entry.reason for entry in rejected if entry.column is None)),
+        dropped=dict(Counter(f"{entry.column}: {entry.reason}" for entry in rejected if entry.column is not None)),
         files={name: file_sha256(output / name) for name in contents},
         summaries=summaries,
     )

@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 
 from m3ae.data.answers import ANSWER_TYPES, normalize_answer
-from m3ae.data.finish import Row
 from m3ae.data.prepared import Rejected
+from m3ae.data.rows import Row
 from m3ae.data.tables import read_json
 
 SPLITS = ("train", "validation", "test")

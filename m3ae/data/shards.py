@@ -1,4 +1,4 @@
-"""Writing the shards of a prepared folder one by one, so that a run that was killed continues behind the last one."""
+"""Shards of a prepared folder, written one by one, and the note of those that a killed run has finished."""
 
 import json
 import re
@@ -13,13 +13,14 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
-from m3ae.data.finish import Outcome, Row
 from m3ae.data.prepared import Rejected
+from m3ae.data.rows import Outcome, Row
 from m3ae.files import file_sha256, replacing, write_text
 
 _STEM = "manifest.unfinished"
-UNFINISHED = f"{_STEM}.jsonl"  # marks a folder as ours until the manifest is there
+UNFINISHED = f"{_STEM}.jsonl"  # marks a folder as ours until its manifest is written
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 100  # the unit in which Parquet is read: small, because images are large
 DICTIONARY_BYTES = 2**28  # more than a group holds, so that an image in several of its rows is stored once
@@ -39,11 +40,11 @@ class FinishedShard:
     """A shard on disk.
 
     Attributes:
-        split: which it is part of.
-        name: of the file.
-        sha256: of its contents.
-        counts: non-null cells by column.
-        rejected: what was left out of its source rows.
+        split: The name of its split.
+        name: The name of its file.
+        sha256: The SHA-256 of the file.
+        counts: The number of non-null cells by column.
+        rejected: The rows and cells that were left out of its source rows.
     """
 
     split: str
@@ -53,39 +54,37 @@ class FinishedShard:
     rejected: list[Rejected]
 
 
-def plan_shards(rows: dict[str, list[Row]], num_shards: int | None) -> list[Shard]:
-    """Spread the rows of each split over shards, in order.
+_FINISHED = TypeAdapter(FinishedShard)
 
-    Args:
-        rows: by split.
-        num_shards: per split; by default one per 4,096 rows.
-    """
+
+def plan_shards(rows: dict[str, list[Row]], num_shards: int | None) -> list[Shard]:
+    """Spread the rows of each split over `num_shards` shards, in order; by default one per 4,096 rows."""
     shards = []
     for split, split_rows in rows.items():
         total = len(split_rows)
         count = min(num_shards or ceil(total / ROWS_PER_SHARD), total)
         for index in range(count):
-            part = slice(total * index // count, total * (index + 1) // count)
-            shards.append(Shard(split, f"{split}-{index:05d}-of-{count:05d}.parquet", split_rows[part]))
+            selected = split_rows[total * index // count : total * (index + 1) // count]
+            shards.append(Shard(split, f"{split}-{index:05d}-of-{count:05d}.parquet", selected))
     return shards
 
 
 def shards_in(shard_range: str | None) -> slice:
-    """Return which of all shards a range such as `0:16` names; None names all.
+    """Return the slice of all shards that a range such as `0:16` names; None names all.
 
     Raises:
-        ValueError: It is no such range.
+        ValueError: The text is no such range.
     """
     if shard_range is None:
         return slice(None)
-    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", shard_range, re.ASCII)
-    if found is None or int(found[1]) >= int(found[2]):
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", shard_range, re.ASCII)
+    if match is None or int(match[1]) >= int(match[2]):
         raise ValueError(f"shard_range is {shard_range!r}, expected first:end with first < end, such as 0:16")
-    return slice(int(found[1]), int(found[2]))
+    return slice(int(match[1]), int(match[2]))
 
 
 def write_shard(folder: Path, shard: Shard, features: datasets.Features, outcomes: Iterable[Outcome]) -> FinishedShard:
-    """Write the rows of a shard that were kept as one Parquet file, which appears when it is whole."""
+    """Write the kept rows of a shard as one Parquet file, which appears when it is whole."""
     counts: Counter[str] = Counter()
     rejected: list[Rejected] = []
     path, kept = folder / shard.name, _kept(outcomes, rejected)
@@ -107,41 +106,41 @@ def _kept(outcomes: Iterable[Outcome], rejected: list[Rejected]) -> Iterator[Row
             yield row
 
 
-def start_progress(folder: Path, plan: dict[str, Any], part: str | None = None) -> dict[str, FinishedShard]:
+def start_progress(folder: Path, plan: dict[str, Any], shard_range: str | None = None) -> dict[str, FinishedShard]:
     """Mark a folder as unfinished, and return the shards that earlier runs with the same plan finished, by name.
 
     Args:
-        folder: to be prepared.
-        plan: what decides its contents.
-        part: name of the part of it that this run writes, beside others; what they finished does not count. A run of
-            the whole takes over from all of them.
+        folder: The folder to be prepared.
+        plan: The options that decide its contents.
+        shard_range: The range of shards that this run writes; the notes of other ranges do not count. A run of the
+            whole folder takes over all notes.
     """
-    path = progress_file(folder, part)
-    earlier = [path] if part else sorted(folder.glob(f"{_STEM}*.jsonl"))
-    finished = [shard for file in earlier for shard in _read_progress(file, plan)]
+    path = progress_file(folder, shard_range)
+    notes = [path] if shard_range else sorted(folder.glob(f"{_STEM}*.jsonl"))
+    finished = [shard for note in notes for shard in _read_progress(note, plan)]
     intact = {shard.name: shard for shard in finished if _is_intact(folder / shard.name, shard.sha256)}
     write_text(path, "".join(map(_line, [plan, *map(asdict, intact.values())])))
-    for file in earlier:
-        if file != path:
-            file.unlink()
+    for note in notes:
+        if note != path:
+            note.unlink()
     return intact
 
 
 def recorded_shards(folder: Path) -> set[str]:
-    """Return the names of the shards that interrupted runs have finished, whatever they were to make."""
-    lines = (line for file in folder.glob(f"{_STEM}*.jsonl") for line in file.read_text("utf-8").splitlines())
+    """Return the names of the shards that interrupted runs have finished, whatever their plan."""
+    lines = (line for note in folder.glob(f"{_STEM}*.jsonl") for line in note.read_text("utf-8").splitlines())
     return {record["name"] for line in lines if (record := _parse(line)) and "sha256" in record}
 
 
-def record_progress(file: Path, shard: FinishedShard) -> None:
-    """Note that a shard is finished."""
-    with file.open("a", encoding="utf-8") as progress:
-        progress.write(_line(asdict(shard)))
+def record_progress(note: Path, shard: FinishedShard) -> None:
+    """Add a finished shard to a note."""
+    with note.open("a", encoding="utf-8") as file:
+        file.write(_line(asdict(shard)))
 
 
-def progress_file(folder: Path, part: str | None = None) -> Path:
-    """Return the file that notes which shards of a folder, or of a part of it, are finished."""
-    return folder / (f"{_STEM}.{part.replace(':', '-')}.jsonl" if part else UNFINISHED)
+def progress_file(folder: Path, shard_range: str | None = None) -> Path:
+    """Return the note of the finished shards of a folder, or of a range of its shards."""
+    return folder / (f"{_STEM}.{shard_range.replace(':', '-')}.jsonl" if shard_range else UNFINISHED)
 
 
 def is_progress(path: Path) -> bool:
@@ -149,10 +148,12 @@ def is_progress(path: Path) -> bool:
     return path.name.startswith(_STEM)
 
 
-def _read_progress(file: Path, plan: dict[str, Any]) -> list[FinishedShard]:
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+def _read_progress(note: Path, plan: dict[str, Any]) -> list[FinishedShard]:
+    lines = note.read_text(encoding="utf-8").splitlines() if note.exists() else []
     records = [record for line in lines if (record := _parse(line)) is not None]
-    return [_finished_shard(record) for record in records[1:]] if records and records[0] == plan else []
+    if not records or records[0] != plan:
+        return []
+    return [_FINISHED.validate_python(record) for record in records[1:]]
 
 
 def _is_intact(path: Path, sha256: str) -> bool:
@@ -166,10 +167,6 @@ def _line(record: dict[str, Any]) -> str:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:  # the last line of a run that was killed while it wrote it
+    except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
         return None
     return record
-
-
-def _finished_shard(record: dict[str, Any]) -> FinishedShard:
-    return FinishedShard(**record | {"rejected": [Rejected(**entry) for entry in record["rejected"]]})

@@ -13,8 +13,7 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from PIL import Image
 
-from m3ae.data.finish import RowFinisher
-from m3ae.data.listing import list_rows
+from m3ae.data.rows import RowFinisher, list_rows
 from m3ae.data.sources import load_source
 from tests.data import digit_files
 from tests.data.folder import jpeg

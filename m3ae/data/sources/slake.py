@@ -10,9 +10,9 @@ from typing import Any, Literal
 import datasets
 
 from m3ae.data.answers import ANSWERS_FILE, describe_answers
-from m3ae.data.finish import Row
 from m3ae.data.prepared import Rejected
 from m3ae.data.questions import QUESTION_FEATURES, by_image, cell_text, question_row, read_records
+from m3ae.data.rows import Row
 from m3ae.data.tables import require_folder
 
 LEFT_OUT_BY_CHOICE = ("language not chosen",)

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import datasets
 
 from m3ae.data.answers import ANSWERS_FILE, describe_answers
-from m3ae.data.finish import Row
 from m3ae.data.prepared import Rejected
 from m3ae.data.questions import QUESTION_FEATURES, SPLITS, by_image, question_row
+from m3ae.data.rows import Row
 from m3ae.data.splits import SPLIT_NAMES
 from m3ae.data.tables import require_folder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from m3ae.data.finish import RowFinisher, clean_texts, cut_tasks
+from m3ae.data.rows import RowFinisher, clean_texts, cut_tasks
 
 
 def outcome(path: Path, *roots: Path) -> tuple[bool, list[tuple[str, str | None]]]:

@@ -1,0 +1,172 @@
+"""Rows of a source: listed and checked before any image is opened, then finished in worker processes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from m3ae.data.prepared import Metadata, Rejected
+from m3ae.data.words import count_words
+from m3ae.images.files import UnreadableImageError, encode_image, load_below
+
+Row = dict[str, Any]
+Outcome = tuple[Row | None, list[Rejected]]  # the finished row, if it is kept, and everything that was left out of it
+ImageCell = Path | bytes | Callable[[], Image.Image]
+
+ROWS_PER_TASK = 16
+
+
+class Listing(NamedTuple):
+    """The entries of a source.
+
+    Attributes:
+        rows: The rows by split.
+        rejected: The rows and cells that were left out so far.
+        metadata: Facts about the whole source, by name.
+        digest: A digest of all entries, with files by name: no folder is reused for another source.
+    """
+
+    rows: dict[str, list[Row]]
+    rejected: list[Rejected]
+    metadata: dict[str, Any]
+    digest: str
+
+
+def list_rows(entries: Iterable[Row | Rejected | Metadata], roots: list[Path]) -> Listing:
+    """Sort a source's entries into rows by split, rejected rows and metadata.
+
+    Args:
+        entries: The entries.
+        roots: The folders that the source reads.
+    """
+    encoder = json.JSONEncoder(default=lambda cell: name_below(cell, roots) if isinstance(cell, Path) else None)
+    rows: dict[str, list[Row]] = {}
+    rejected: list[Rejected] = []
+    metadata: dict[str, Any] = {}
+    seen: set[str] = set()
+    digest = hashlib.sha256()
+    for entry in entries:
+        text = ""
+        if isinstance(entry, dict):
+            text = encoder.encode(entry)
+            entry = _check(entry, seen, may_be_broken="\\ud" in text)
+        if isinstance(entry, Rejected):
+            rejected.append(entry)
+        elif isinstance(entry, Metadata):
+            metadata[entry.name] = entry.value
+        else:
+            rows.setdefault(entry["split"], []).append(entry)
+            seen.add(entry["id"])
+        digest.update((text if isinstance(entry, dict) else encoder.encode(asdict(entry))).encode())
+    return Listing(rows, rejected, metadata, digest.hexdigest())
+
+
+def _check(row: Row, seen: set[str], may_be_broken: bool) -> Row | Rejected:
+    """Reject a row that no folder can hold, or whose id another row has."""
+    if may_be_broken and (broken := [column for column, cell in row.items() if not _is_utf8(cell)]):
+        return Rejected(row["id"], "text not UTF-8", row["split"], detail=f"{', '.join(broken)}: save it as UTF-8")
+    if row["id"].splitlines() != [row["id"]]:
+        return Rejected(row["id"], "id not one line", row["split"])
+    return Rejected(row["id"], "duplicate id", row["split"]) if row["id"] in seen else row
+
+
+def _is_utf8(cell: Any) -> bool:
+    try:
+        json.dumps(cell, default=lambda _: None, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def name_below(path: Path, roots: Sequence[Path]) -> str:
+    """Return a path relative to the first root above it: results do not depend on the place of the root."""
+    text = str(path)
+    for root in roots:
+        if text.startswith(prefix := f"{root}{os.sep}"):
+            return text[len(prefix) :]
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+    return text
+
+
+def cut_tasks(rows: Sequence[Row], image_columns: Sequence[str]) -> list[list[Row]]:
+    """Cut rows into tasks; neighbours that share an image stay together, so that the image is decoded once."""
+    tasks: list[list[Row]] = []
+    for row in rows:
+        if tasks and (len(tasks[-1]) < ROWS_PER_TASK or _share_image(row, tasks[-1][-1], image_columns)):
+            tasks[-1].append(row)
+        else:
+            tasks.append([row])
+    return tasks
+
+
+def _share_image(row: Row, other: Row, image_columns: Sequence[str]) -> bool:
+    return any(row[column] is not None and row[column] == other[column] for column in image_columns)
+
+
+@dataclass(frozen=True)
+class RowFinisher:
+    """A picklable function of some rows that encodes their images and cleans their texts.
+
+    Attributes:
+        image_columns: The columns that hold images.
+        roots: The folders that image files must lie in; empty for sources that generate images.
+        shorter_side: The length in pixels that larger images are shrunk to; None keeps their size.
+        quality: The quality of the JPEG.
+        min_words: The number of words below which a text is left out.
+    """
+
+    image_columns: list[str]
+    roots: list[Path]
+    shorter_side: int | None
+    quality: int
+    min_words: int
+
+    def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
+        """Return one outcome per row; a row without a usable cell is None."""
+        encode = lru_cache(maxsize=8)(self._encode)  # neighbours share an image that several questions are about
+        return [self._finish(dict(row), encode) for row in rows]
+
+    def _finish(self, row: Row, encode: Callable[[ImageCell], bytes]) -> Outcome:
+        reject = partial(Rejected, row["id"], split=row["split"])
+        left_out: list[Rejected] = []
+        for column in self.image_columns:
+            try:
+                row[column] = None if row[column] is None else encode(row[column])
+            except UnreadableImageError as error:
+                row[column] = None
+                left_out.append(reject(error.reason, column=column, detail=error.detail))
+        has_image = any(row[column] is not None for column in self.image_columns)
+        if left_out and not has_image:
+            details = "; ".join(str(entry.detail) for entry in left_out)
+            return None, [reject(left_out[0].reason, detail=details)]
+        texts, reasons = clean_texts(row.get("text"), self.min_words)
+        if not has_image and texts is None:
+            return None, [reject("neither image nor text", detail="; ".join(reasons) or None)]
+        if "text" in row:
+            row["text"] = texts
+        return row, left_out + [reject(reason, column="text") for reason in reasons]
+
+    def _encode(self, cell: ImageCell) -> bytes:
+        if isinstance(cell, bytes):
+            return cell
+        image = load_below(cell, self.roots, name_below(cell, self.roots)) if isinstance(cell, Path) else cell()
+        return encode_image(image, self.shorter_side, self.quality)
+
+
+def clean_texts(texts: list[str] | None, min_words: int) -> tuple[list[str] | None, list[str]]:
+    """Collapse white space and leave out texts of fewer than `min_words` words (`count_words`).
+
+    Returns:
+        The texts kept, or None without any, and one reason for each text left out.
+    """
+    cleaned = [" ".join(text.split()) for text in texts or []]
+    kept = [text for text in cleaned if text and count_words(text) >= min_words]
+    reasons = ["text too short" if text else "text empty" for text in cleaned if text not in kept]
+    return kept or None, reasons
