@@ -33,7 +33,7 @@ from m3ae.data.prepared import load_manifest
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.modalities.augment import augment, centre_crop, plain
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
-from m3ae.training.sampler import Visit
+from m3ae.training.batches import Visit
 
 Work = Callable[[int], Any]
 BATCH_SIZE = 32

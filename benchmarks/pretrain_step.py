@@ -39,8 +39,7 @@ from torch import Tensor
 from m3ae import M3AEConfig, M3AEForPreTraining
 from m3ae.models.masking import mask_tokens, match_pairs
 from m3ae.precision import choose_precision
-from m3ae.training.engine import choose_attention
-from m3ae.training.memory import enable_gradient_checkpointing
+from m3ae.training.trained_model import choose_attention, enable_gradient_checkpointing
 
 PHANTOM = Path(__file__).parents[1] / "configs/pretrain/phantom.yaml"
 BATCH_SIZES = {"tiny": 4, "small": 16, "base": 8, "phantom": 32}

@@ -21,7 +21,7 @@ from m3ae.commands.search import search
 from m3ae.commands.summarize import summarize
 from m3ae.commands.sweep import sweep
 from m3ae.data.tables import printable
-from m3ae.training.interruption import STOPPED_STATUS, TrainingStopped
+from m3ae.training.safety import STOPPED_STATUS, TrainingStopped
 
 PATH = click.Path(path_type=Path)
 EXTRAS = {"matplotlib": "figures", "gradio": "app", "peft": "lora", "pydicom": "dicom"}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import m3ae
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from m3ae.data.contact_sheet import draw_contact_sheet
 from m3ae.data.prepared import image_columns, load_manifest
 from m3ae.data.show import matrix_columns, spread_positions
 from m3ae.figures import draw_losses, render
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 
 ROWS = 12
 LABELS = ("labels", "label", "finding", "modality", "question_type")

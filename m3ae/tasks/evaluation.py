@@ -12,8 +12,8 @@ from m3ae.files import check_replaceable
 from m3ae.tasks import task_class
 from m3ae.training.config import FineTuningRun, PreTrainingRun, QuestionAnsweringRun, RunConfig
 from m3ae.training.engine import prepare_cpu, settle_precision
-from m3ae.training.metrics_log import format_metrics
-from m3ae.training.randomness import fixed_randomness
+from m3ae.training.loop import fixed_randomness
+from m3ae.training.progress import format_metrics
 
 
 def evaluate(config: RunConfig, split: str = "test", output: Path | None = None) -> dict[str, float]:

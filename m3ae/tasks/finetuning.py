@@ -31,10 +31,9 @@ from m3ae.tasks.adapters import add_adapters, merge_adapters, merged_weights
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import ModelT, check_model
 from m3ae.tasks.pretraining_data import check_splits, collator, prepare_sets, refuse_test_rows
+from m3ae.training.batches import TrainingSamples, Visit
 from m3ae.training.config import FineTuningRun
-from m3ae.training.loader import TrainingSamples
 from m3ae.training.run_folder import RunFolder
-from m3ae.training.sampler import Visit
 
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.json"
@@ -110,6 +109,10 @@ class FineTuning(ABC, Generic[ModelT, RunT]):
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Join training samples into the keyword arguments of the model."""
         return self.inputs([sample.pair for sample in samples], training=True) | self.labels(samples)
+
+    def step_inputs(self, step: int) -> dict[str, Any]:
+        """Return nothing: a fine-tuned model does not know the step."""
+        return {}
 
     def inputs(self, pairs: Sequence[Pair], *, training: bool = False) -> dict[str, Tensor]:
         """Return images and texts as keyword arguments, without a modality that the config leaves out."""

@@ -28,8 +28,8 @@ from m3ae.tasks.finetuning import in_main_process
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import build_tokenizer, check_model, merged_config, new_config, saved_config, start_encoders
 from m3ae.tasks.pretraining_data import check_splits, is_filled, prepare_sets, refuse_test_rows
+from m3ae.training.batches import Visit
 from m3ae.training.config import GenerationRun
-from m3ae.training.sampler import Visit
 from m3ae.transfer.image_encoders import resize_images
 from m3ae.transfer.text_encoders import load_tokenizer
 

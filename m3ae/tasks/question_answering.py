@@ -41,8 +41,8 @@ from m3ae.tasks.finetuning import (
 )
 from m3ae.tasks.mistakes import plot_mistakes
 from m3ae.tasks.models import has_labels, label_names, open_model
+from m3ae.training.batches import Visit
 from m3ae.training.config import QuestionAnsweringRun
-from m3ae.training.sampler import Visit
 
 YES_OR_NO = {"yes", "no"}
 NUM_ATTENTION_MAPS = 4

@@ -14,7 +14,7 @@ import yaml
 
 from m3ae.metrics.bootstrap import Interval
 from m3ae.training.checkpoint import flatten
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 from m3ae.training.run_folder import RunFolder
 
 MAIN_METRICS = (

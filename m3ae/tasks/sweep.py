@@ -20,9 +20,9 @@ from m3ae.tasks.generation_report import JSON, main_metrics, table_lines
 from m3ae.tasks.summary import MAIN_METRICS, final_metrics
 from m3ae.training.checkpoint import flatten
 from m3ae.training.config import RunConfig, load_config, parse_yaml
-from m3ae.training.interruption import TrainingStopped
 from m3ae.training.loop import train
 from m3ae.training.run_folder import RunFolder
+from m3ae.training.safety import TrainingStopped
 
 TABLE, RESULTS = "sweep.md", "sweep.json"
 PRECISION = "training.mixed_precision"

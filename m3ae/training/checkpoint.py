@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from m3ae.files import find_damage, full_disk_as_oserror, is_full_disk, publish, remove_folder, write_checksums
 from m3ae.training.config import RunConfig
-from m3ae.training.engine_state import MODEL, OPTIMIZER, EngineState, Shards, write_shard
+from m3ae.training.trained_model import TrainedModel, is_moment, read_tensors, stored_shapes, write_tensors
 
 _STATE_FILE = "state.json"
 _NAME = r"step-\d{8}"
@@ -63,14 +63,14 @@ def recorded_precision(checkpoints: Sequence[Path]) -> str | None:
 
 
 def choose_checkpoint(
-    accelerator: Accelerator, candidates: Sequence[Path], own_folder: Path
+    accelerator: Accelerator, candidates: Sequence[Path], folder: Path
 ) -> tuple[Path | None, list[str]]:
     """Return the newest checkpoint without damage; every process has to call it.
 
     Args:
-        accelerator: Gives the other processes.
+        accelerator: The accelerator, which knows the other processes.
         candidates: Checkpoints, oldest first.
-        own_folder: Damaged checkpoints in this folder that are newer than the chosen one lose their name.
+        folder: The checkpoints of the run; those that are passed over here lose their name.
 
     Returns:
         The checkpoint, None if there are no candidates, and one remark for each that was passed over.
@@ -89,15 +89,15 @@ def choose_checkpoint(
             damaged[candidate] = problem
     chosen, damaged = broadcast_object_list([chosen, damaged])
     if candidates and chosen is None:
-        found = "; ".join(f"{path.name}: {problem}" for path, problem in damaged.items())
+        problems = "; ".join(f"{path.name}: {problem}" for path, problem in damaged.items())
         raise ValueError(
-            f"no checkpoint in {candidates[-1].parent} can be used ({found}); resume from another run, or move this "
-            f"one away to start afresh"
+            f"no checkpoint in {candidates[-1].parent} can be used ({problems}); resume from another run, or move "
+            f"this one away to start afresh"
         )
     remarks = []
     for path, problem in damaged.items():
         remark = f"{path.name} is damaged ({problem}): falling back to the checkpoint before"
-        if path.parent.resolve() == own_folder.resolve():
+        if path.parent.resolve() == folder.resolve():
             remark += f"; it is now {path.name}.damaged"
             if accelerator.is_main_process:
                 _set_aside(path)
@@ -106,25 +106,19 @@ def choose_checkpoint(
 
 
 def save_checkpoint(
-    accelerator: Accelerator,
-    folder: Path,
-    model: torch.nn.Module,
-    trained: EngineState,
-    state: TrainingState,
-    config: RunConfig,
+    accelerator: Accelerator, folder: Path, trained: TrainedModel, state: TrainingState, config: RunConfig
 ) -> str | None:
     """Write `folder/step-<step>` and delete all but the last checkpoints; every process has to call it.
 
     Args:
-        accelerator: Gives the processes, the loss scale and the random generators.
-        folder: Where the checkpoints of the run are.
-        model: The bare model, for its buffers.
-        trained: Its weights and moments.
+        accelerator: The accelerator, with processes, loss scale and random generators.
+        folder: The checkpoints of the run.
+        trained: Weights and moments.
         state: Where the run stands.
         config: The run; `training.keep_checkpoints` stay.
 
     Returns:
-        None, or why the disk had no room for it; then nothing of it is left, and the older checkpoints stay.
+        None, or why the disk had no room; then nothing of this checkpoint is left, and the older ones stay.
     """
     target = folder / f"step-{state.step:08d}"
     temporary = folder / f"{target.name}{_UNFINISHED}"
@@ -135,9 +129,13 @@ def save_checkpoint(
                 if re.fullmatch(_NAME + re.escape(_UNFINISHED), leftover.name):
                     shutil.rmtree(leftover)
             temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    with _full_disk_noted(problems):
-        _write_part(accelerator, temporary, model, trained)
+    problems = broadcast_object_list([problems])[0]
+    if not problems:
+        with _full_disk_noted(problems):
+            write_tensors(trained.tensors(), temporary)
+            scaler = accelerator.scaler if accelerator.is_main_process else None
+            process = accelerator.process_index
+            save_accelerator_state(str(temporary), [], [], [], [], process, accelerator.step, scaler)
     problems = gather_object(problems)
     if accelerator.is_main_process:
         if not problems:
@@ -162,7 +160,7 @@ def load_weights(
         checkpoint: The checkpoint, by whatever engine and number of processes.
         model: The bare model.
         config: The present configuration; it stays in force where it differs from the checkpoint's.
-        process: This process.
+        process: The index of this process.
 
     Returns:
         Where the run stands, and remarks on what differs from the run that wrote the checkpoint.
@@ -177,20 +175,20 @@ def load_weights(
         if not (checkpoint / f"{RNG_STATE_NAME}_{process}.pkl").exists():
             count = record["num_processes"]
             remarks.append(f"written by {count} processes: dropout differs from an uninterrupted run")
-        stored = Shards(checkpoint, MODEL)
-        _check_weights_fit(checkpoint, stored, model)
-        model.load_state_dict(dict(stored), strict=False)  # of tied weights one is stored
+        stored, tensors = stored_shapes(checkpoint), model.state_dict()
+        _check_weights_fit(checkpoint, stored, tensors)
+        read_tensors({name: tensor for name, tensor in tensors.items() if name in stored}, checkpoint)
     return state, remarks
 
 
-def load_moments(accelerator: Accelerator, checkpoint: Path, trained: EngineState) -> None:
-    """Load the optimiser's moments, the loss scale and the random generators into what is prepared.
+def load_moments(accelerator: Accelerator, checkpoint: Path, trained: TrainedModel) -> None:
+    """Load the optimiser's moments, the loss scale and the random generators.
 
     Raises:
         ValueError: The checkpoint is of another version of m3ae.
     """
     with _unlike_ours(checkpoint):
-        trained.set_moments(Shards(checkpoint, OPTIMIZER))
+        trained.load_moments(checkpoint)
         scaler = accelerator.scaler if (checkpoint / SCALER_NAME).exists() else None
         load_accelerator_state(str(checkpoint), [], [], [], [], accelerator.process_index, scaler)
 
@@ -209,16 +207,6 @@ def _unlike_ours(checkpoint: Path) -> Iterator[None]:
             f"checkpoint {checkpoint} cannot be read ({' '.join(str(error).split())}): it is of another version of "
             f"m3ae, or was changed together with its checksums"
         ) from error
-
-
-def _write_part(accelerator: Accelerator, folder: Path, model: torch.nn.Module, trained: EngineState) -> None:
-    """Write what this process has to add to a checkpoint."""
-    process, processes = accelerator.process_index, accelerator.num_processes
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
-    write_shard(trained, buffers, folder, process, processes)
-    scaler = accelerator.scaler if accelerator.is_main_process else None
-    save_accelerator_state(str(folder), [], [], [], [], process, accelerator.step, scaler)
 
 
 def _close(folder: Path, state: TrainingState, config: RunConfig, num_processes: int) -> None:
@@ -247,17 +235,17 @@ def _set_aside(checkpoint: Path) -> None:
     checkpoint.rename(next(path for path in names if not path.exists()))
 
 
-def _check_weights_fit(checkpoint: Path, shards: Shards, model: torch.nn.Module) -> None:
-    """Compare names and shapes before loading, whose own message would list hundreds of tensors."""
-    expected = model.state_dict()
-    stored = {name: shards.shape(name) for name in shards}
-    storages = {tensor.data_ptr() for name, tensor in expected.items() if name in stored}
+def _check_weights_fit(
+    checkpoint: Path, stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Raise ValueError for other names or shapes, in one line for hundreds of tensors; tied ones are stored once."""
+    storages = {tensor.data_ptr() for name, tensor in tensors.items() if name in stored}
     problems = [
-        f"{name} is {stored.get(name, 'absent')} in the checkpoint and {shape} in the model"
-        for name, shape in ((name, tuple(tensor.shape)) for name, tensor in expected.items())
-        if stored.get(name) != shape and not (name not in stored and expected[name].data_ptr() in storages)
+        f"{name} is {stored.get(name, 'absent')} in the checkpoint and {tuple(tensor.shape)} in the model"
+        for name, tensor in tensors.items()
+        if stored.get(name) != tuple(tensor.shape) and (name in stored or tensor.data_ptr() not in storages)
     ]
-    problems += [f"{name} is not in the model" for name in stored if name not in expected]
+    problems += [f"{name} is not in the model" for name in stored if name not in tensors and not is_moment(name)]
     if problems:
         raise ValueError(
             f"checkpoint {checkpoint} is of another model: {len(problems)} tensors differ, first {problems[0]}; "

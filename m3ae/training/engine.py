@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedType,
@@ -26,8 +25,6 @@ from accelerate.utils import (
     str_to_bool,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from m3ae.data.parallel import available_cores
 from m3ae.precision import Precision, choose_precision
@@ -117,45 +114,6 @@ def prepare_cpu(accelerator: Accelerator) -> None:
     if accelerator.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, available_cores() // local_processes))
-
-
-def choose_attention(model: torch.nn.Module, device: torch.device, precision: str) -> None:
-    """Have a model attend by plain products in bf16 on a CPU, where the fused kernel's backward pass is slower."""
-    if device.type == "cpu" and precision == "bf16" and isinstance(model, PreTrainedModel):
-        model.set_attn_implementation("eager")
-
-
-def takes_apart(accelerator: Accelerator) -> bool:
-    """Return whether the engine changes a model so that it can only train: all but DDP do."""
-    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-
-
-def make_divisible(accelerator: Accelerator, model: torch.nn.Module) -> None:
-    """Change what keeps FSDP2 and DeepSpeed from taking a model apart."""
-    for module in list(model.modules()):
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if not parameter.ndim:  # neither engine knows numbers
-                vector = torch.nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad)
-                module.register_parameter(name, vector)
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
-        # The model's own list, not what transformers adds to it: the embeddings, which accelerate divides itself.
-        layers = getattr(type(model), "_no_split_modules", None) or []
-        plugin.transformer_cls_names_to_wrap = sorted({type(part).__name__ for part in model.modules()} & set(layers))
-
-
-def clip_gradient(
-    accelerator: Accelerator, model: torch.nn.Module, optimizer: AcceleratedOptimizer, max_norm: float | None
-) -> torch.Tensor:
-    """Scale the gradient down to a norm, unless that is None, and return the norm () before.
-
-    DeepSpeed has done so already, and has updated the parameters, unless the gradient was not finite.
-    """
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return torch.tensor(float("inf") if optimizer.step_was_skipped else norm, device=accelerator.device)
-    whole: torch.Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return whole
 
 
 def device_name(device: torch.device) -> str:

@@ -1,19 +1,115 @@
-"""What a person sees of a run: a bar, or lines where there is no terminal, and how long the run will still take."""
+"""Progress of a run: means of the losses, the file `metrics.jsonl`, and what a person sees while the run goes on."""
 
+import json
+import math
+import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping
-from typing import Self
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
+import torch
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers.utils import logging
 
+from m3ae.files import write_text
 from m3ae.training.sections import TrainingConfig
 
 TIMED_STEPS = 6  # before the first estimate
 FAR_ABOVE = 3.0  # times the expected step, which is worth a warning
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def mean_losses(losses: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the mean of each named scalar over the micro-batches that have it."""
+    names = dict.fromkeys(name for batch in losses for name in batch)
+    return {name: torch.stack([batch[name].detach() for batch in losses if name in batch]).mean() for name in names}
+
+
+class LossMeter:
+    """Sums of named scalars, kept on the device until they are asked for: reading one waits for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Add one step's scalars; a name may be absent in some steps."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
+            self._counts[name] += 1
+
+    def pop_means(self) -> dict[str, float]:
+        """Return the means over the added steps and all processes, and start again; every process has to call it."""
+        sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []
+        local = [(name, total, self._counts[name]) for name, total in zip(self._sums, sums, strict=True)]
+        self._sums.clear()
+        self._counts.clear()
+        totals: dict[str, float] = {}
+        counts: Counter[str] = Counter()
+        # As objects, because processes may have met different losses and a tensor reduction would then hang.
+        for name, total, count in gather_object(local):
+            totals[name] = totals.get(name, 0.0) + total
+            counts[name] += count
+        return {name: total / counts[name] for name, total in totals.items()}
+
+
+class MetricsLog:
+    """The file `metrics.jsonl`: one JSON object a line, each with its `step`; non-finite numbers become null.
+
+    Args:
+        path: The file.
+        lines: Lines to continue after; what a killed run wrote after its last checkpoint is dropped.
+
+    Attributes:
+        lines: Lines in the file.
+    """
+
+    def __init__(self, path: Path, lines: int) -> None:
+        self.path = path
+        kept = read_metrics(path)[:lines]
+        self.lines = len(kept)
+        write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line.
+
+        Raises:
+            OSError: The disk is full; nothing of the line is left.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        length = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps({'step': step, **finite})}\n")
+        except OSError:
+            os.truncate(self.path, length)
+            raise
+        self.lines += 1
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a `metrics.jsonl`, without a last one that a kill cut short; none of a missing file."""
+    if not path.exists():
+        return []
+    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
+
+
+def format_metrics(title: str, metrics: Mapping[str, float]) -> str:
+    """Lay out one metric a line, to be printed; `<split>/shuffled_<metric>` stands beside its counterpart."""
+    plain = {name: value for name, value in metrics.items() if "/shuffled_" not in name}
+    width = max(map(len, [title, *plain]))
+    header = f"{title:<{width}}  {'own':>10}  {'shuffled':>10}"
+    rows = []
+    for name, value in plain.items():
+        shuffled = metrics.get(name.replace("/", "/shuffled_", 1))
+        rows.append(f"{name:<{width}}  {value:>10.4f}" + ("" if shuffled is None else f"  {shuffled:>10.4f}"))
+    return "\n".join([header if len(plain) < len(metrics) else title, "-" * len(header), *rows])
 
 
 class Progress:
@@ -27,7 +123,7 @@ class Progress:
 
     def __init__(self, settings: TrainingConfig, step: int, shown: bool) -> None:
         self.settings, self.announce = settings, tqdm.write if shown else _be_silent
-        logging.disable_progress_bar()  # transformers' own, for what takes no time: loading and writing a model
+        logging.disable_progress_bar()  # of transformers, which shows what takes no time: loading and writing a model
         self._bar = tqdm(
             total=settings.max_steps,
             initial=step,
@@ -46,7 +142,7 @@ class Progress:
         self._bar.close()
 
     def show(self, step: int, values: Mapping[str, str]) -> None:
-        """Show what was logged at a step, beside the bar or as a line of its own."""
+        """Show what was logged at a step, beside the bar or as a separate line."""
         self._bar.set_postfix(values)
         now, end = time.monotonic(), self.settings.max_steps
         if self._bar.disable and (step == end or now - self._last_line >= SECONDS_BETWEEN_LINES):

@@ -20,7 +20,7 @@ from m3ae.data.prepared import MANIFEST
 from m3ae.files import check_replaceable, file_sha256, write_text
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import RunConfig, dump_config
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 
 ENVIRONMENT = "environment.json"
 _PACKAGES = (

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from accelerate import Accelerator
 
-from m3ae.training.loader import TrainingSamples, TrainingStream
+from m3ae.training.batches import TrainingSamples, TrainingStream
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
@@ -15,8 +15,8 @@ ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 class Task(Protocol[ModelT]):
     """A model with its samples, its metrics and what it leaves behind.
 
-    If it has `step_inputs(step)`, that returns further keyword arguments of the model in training: a pure function of
-    the optimiser step, counted from 0.
+    A run calls `collate` for every batch and `step_inputs` for every step; at each validation `evaluate`, and `save`
+    if the model is the best so far; at the end `report`, `save` and `illustrate`, once each.
     """
 
     @property
@@ -29,6 +29,9 @@ class Task(Protocol[ModelT]):
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
         """Join samples into the keyword arguments of the model."""
+
+    def step_inputs(self, step: int) -> dict[str, Any]:
+        """Return further keyword arguments of the model in training, a function of the step alone, counted from 0."""
 
     def evaluate(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return the metrics on a split, the same in every process; the model is in evaluation mode, without grad."""

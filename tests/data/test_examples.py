@@ -5,7 +5,7 @@ import pytest
 
 from m3ae.data.examples import Example, ExampleDataset, OtherImages, SplitRows
 from m3ae.data.pairs import PairColumns
-from m3ae.training.sampler import Visit
+from m3ae.training.batches import Visit
 from tests.tasks.tiny_finetuning import write_splits
 
 COLUMNS = PairColumns(("image",), ())

@@ -4,7 +4,7 @@ import pytest
 
 from m3ae.data.mixing import MixedPairs
 from m3ae.data.pairs import PairDataset
-from m3ae.training.sampler import MicroBatchSampler, Visit
+from m3ae.training.batches import MicroBatchSampler, Visit
 from tests.data.folder import write_folder
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from m3ae.data.pairs import PairDataset
-from m3ae.training.sampler import Visit
+from m3ae.training.batches import Visit
 from tests.data.folder import grey, write_folder
 
 ROWS = {

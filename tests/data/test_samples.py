@@ -15,7 +15,7 @@ from m3ae.images.files import StoredImage
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modalities import KINDS, BatchOptions, Modality, configure
 from m3ae.models.modalities.augment import centre_crop
-from m3ae.training.sampler import Visit
+from m3ae.training.batches import Visit
 from tests.data.small_folder import picture, stored, write_splits
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from accelerate import Accelerator
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,8 +26,8 @@ from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.options import dotted_keys
 from m3ae.training.checkpoint import choose_checkpoint, list_checkpoints, load_moments, load_weights
 from m3ae.training.config import RUNS, ConfigError, dump_config, load_config
-from m3ae.training.engine_state import EngineState
 from m3ae.training.loop import train
+from m3ae.training.trained_model import prepare_model
 from m3ae.transfer.checkpoints import CheckpointError
 from m3ae.transfer.released import read_released
 from tests.data.small_folder import picture, stored, write_splits
@@ -93,7 +92,7 @@ def checkpoint(folder: Path) -> Target:
     older, newest = list_checkpoints(run)
     files = Folder(newest)
     accelerator = Accelerator(cpu=True)
-    trained = EngineState(*accelerator.prepare(task.model, torch.optim.AdamW(task.model.parameters())))
+    trained = prepare_model(task.model, settings, accelerator)
 
     def check(case: tuple[list[FileHarm], bool]) -> str:
         damages, with_new_checksums = case
@@ -101,7 +100,7 @@ def checkpoint(folder: Path) -> Target:
             if with_new_checksums and (newest / "state.json").is_file() and (newest / CHECKSUMS).is_file():
                 (newest / CHECKSUMS).unlink()
                 write_checksums(newest, last="state.json")
-            chosen, remarks = choose_checkpoint(accelerator, [older, newest], own_folder=folder)
+            chosen, remarks = choose_checkpoint(accelerator, [older, newest], folder)
             assert chosen is not None and (chosen == newest) == (not remarks), remarks
             try:
                 state, _ = load_weights(chosen, task.model, settings, process=0)

@@ -37,7 +37,7 @@ from m3ae.tasks import task_class
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import load_config
 from m3ae.training.loop import train
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 from tests.training.toy import ToyTask, toy_config
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml"
@@ -142,7 +142,7 @@ def result(folder: Path) -> dict[str, object]:
     lines = [
         {k: v for k, v in line.items() if k != "samples_per_second"} for line in read_metrics(folder / "metrics.jsonl")
     ]
-    files = [*folder.glob("*/model.safetensors"), *folder.glob("checkpoints/*/model.safetensors")]
+    files = [*folder.glob("*/model.safetensors"), *folder.glob("checkpoints/*/*.safetensors")]
     return {"metrics": lines} | {str(path.relative_to(folder)): weights(path) for path in files}
 
 

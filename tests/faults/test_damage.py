@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from m3ae.files import CHECKSUMS, find_damage
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.loop import train
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 
-from ..training.toy import ToyTask, toy_config
+from ..training.toy import ToyTask, checkpoint_weights, toy_config
 
-PARTS = ("SHA256SUMS", "model.safetensors", "optimizer.safetensors", "random_states_0.pkl", "state.json")
+WEIGHTS, MEANS, SQUARES = (f"shard-00001-model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
+PARTS = ("SHA256SUMS", "random_states_0.pkl", WEIGHTS, MEANS, SQUARES, "state.json")
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,8 @@ def test_every_part_is_watched(finished, tmp_path):
 @pytest.mark.parametrize(
     ("part", "harm", "problem"),
     [
-        ("optimizer.safetensors", cut, "optimizer.safetensors has changed since it was written"),
-        ("model.safetensors", flip_a_bit, "model.safetensors has changed since it was written"),
+        (SQUARES, cut, f"{SQUARES} has changed since it was written"),
+        (WEIGHTS, flip_a_bit, f"{WEIGHTS} has changed since it was written"),
         ("state.json", remove, "state.json is missing"),
     ],
 )
@@ -80,9 +81,11 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, capsys, part, h
     )
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert names == ["step-00000006", "step-00000008", "step-00000008.damaged"]
-    for name in ("model", "best", "checkpoints/step-00000008"):
+    for name in ("model", "best"):
         was, found = (load_file(root / name / "model.safetensors") for root in (folder, run))
         assert all(torch.equal(was[key], found[key]) for key in was)
+    was, found = (checkpoint_weights(root / "checkpoints" / "step-00000008") for root in (folder, run))
+    assert all(torch.equal(was[key], found[key]) for key in was)
 
 
 def test_damage_in_another_folder_is_passed_over_and_left_alone(finished, tmp_path, capsys):
@@ -96,10 +99,8 @@ def test_damage_in_another_folder_is_passed_over_and_left_alone(finished, tmp_pa
 def test_without_any_intact_checkpoint_all_are_named(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     for checkpoint in list_checkpoints(run):
-        remove(checkpoint / "optimizer.safetensors")
-    with pytest.raises(
-        ValueError, match=r"step-00000008: optimizer.safetensors is missing; step-00000006: .*move this one"
-    ):
+        remove(checkpoint / MEANS)
+    with pytest.raises(ValueError, match=rf"step-00000008: {MEANS} is missing; step-00000006: .*move this one"):
         train(toy_config(run), ToyTask(), resume=True)
     assert len(list_checkpoints(run)) == 2  # nothing was set aside
 
@@ -127,7 +128,7 @@ def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(finished, ful
     folder, expected = finished
     result = train(toy_config(tmp_path, checkpoint_every=2), full_disk(range(4, 10)))  # steps 3 to 5
     said = capsys.readouterr().out
-    assert "warning: the checkpoint of step 4 was not written: [Errno 28] No space left on device; going on" in said
+    assert "warning: the checkpoint of step 4 was not written: [Errno 27] File too large; going on" in said
     assert "warning: the best model so far at step 4: [Errno 2" in said
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000006", "step-00000008"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from m3ae.training.loop import train
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 
 from ..training.toy import ToyTask, toy_config
 

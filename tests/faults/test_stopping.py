@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from m3ae.cli import cli
 from m3ae.precision import Precision
-from m3ae.training import engine, interruption
+from m3ae.training import engine, safety
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import load_config
-from m3ae.training.interruption import TrainingStopped, stop_request
 from m3ae.training.loop import train
+from m3ae.training.safety import StopRequest, TrainingStopped
 
 from ..training.toy import ToyTask, toy_config
 from .processes import losses
@@ -60,7 +60,7 @@ def test_a_signal_ends_the_step_and_resuming_is_exact(tmp_path, capsys, signal_n
 
 
 def test_the_first_ctrl_c_says_what_happens_and_a_second_one_ends_at_once(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(interruption, "_ONE_PRESS", 0.0)
+    monkeypatch.setattr(safety, "_ONE_PRESS", 0.0)
     task = SignalledTask(4, signal.SIGINT)
     task.evaluate = lambda *_: os.kill(os.getpid(), signal.SIGINT)  # the validation, which a first one lets end
     with pytest.raises(KeyboardInterrupt):
@@ -115,7 +115,7 @@ def test_a_thread_leaves_signals_alone():
     handlers = []
 
     def look():
-        with stop_request(None) as request:
+        with StopRequest(None) as request:
             handlers.append((signal.getsignal(signal.SIGTERM), request.reason))
 
     thread = threading.Thread(target=look)

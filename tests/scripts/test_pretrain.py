@@ -11,7 +11,7 @@ import yaml
 from m3ae.tasks.pretraining import PreTraining
 from m3ae.training.config import dump_config
 from m3ae.training.loop import train
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 from tests.tasks.tiny import tiny_run
 
 ROOT = Path(__file__).parents[2]

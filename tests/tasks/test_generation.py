@@ -14,7 +14,7 @@ from m3ae.models.gaussians import beta_schedule
 from m3ae.tasks.generation import Generation
 from m3ae.training.config import RunConfig, make_config
 from m3ae.training.loop import train
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 from tests.data.small_folder import picture, stored, write_splits
 from tests.tasks.test_pretraining import Killed, killing
 
@@ -125,7 +125,7 @@ def test_texts_have_a_tokenizer(data: Path, tmp_path: Path) -> None:
 
 
 def _visits(count: int) -> list[Any]:
-    from m3ae.training.sampler import Visit
+    from m3ae.training.batches import Visit
 
     return [Visit(index, 0) for index in range(count)]
 

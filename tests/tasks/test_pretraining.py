@@ -19,7 +19,7 @@ from m3ae.tasks.pretraining_data import evaluation_pairs
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
 from m3ae.training.config import RunConfig
 from m3ae.training.loop import train
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 from tests.tasks.tiny import tiny_run
 from tests.tasks.tiny_finetuning import write_splits
 

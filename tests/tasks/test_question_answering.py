@@ -12,10 +12,11 @@ from m3ae import M3AEForPreTraining, M3AEForQuestionAnswering
 from m3ae.data.sources import vqa_rad
 from m3ae.tasks import finetuning
 from m3ae.tasks.question_answering import QuestionAnswering, answer_list, open_questions
+from m3ae.training.batches import Visit
 from m3ae.training.config import RunConfig
 from m3ae.training.loop import train
-from m3ae.training.sampler import Visit
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
+from tests.training.toy import checkpoint_weights
 
 QUESTION = {"text_column": "question"}
 
@@ -196,7 +197,7 @@ def test_a_run_keeps_and_measures_the_best_model(data: Path, tmp_path: Path, mon
     monkeypatch.setattr(task, "evaluate", lambda *arguments: evaluate(*arguments) | {"loss": next(losses, 3.0)})
     metrics = train(config, task)
     best, last = (load_file(config.output_dir / name / "model.safetensors") for name in ("best", "model"))
-    checkpoint = load_file(config.output_dir / "checkpoints" / "step-00000002" / "model.safetensors")
+    checkpoint = checkpoint_weights(config.output_dir / "checkpoints" / "step-00000002")
     assert all(torch.equal(best[name], last[name]) for name in best), "the model of step 1, not of step 2"
     assert not torch.equal(checkpoint["vqa_head.output.weight"], best["vqa_head.output.weight"])
     assert metrics["validation/loss"] == 3.0 and metrics["test/questions"] == 3
@@ -215,8 +216,8 @@ def test_a_run_without_validation_measures_the_last_model(tmp_path: Path, capsys
     config = run(whole, tmp_path / "run", training={"validate_every": None})
     metrics = train(config, QuestionAnswering.from_config(config))
     assert metrics["test/questions"] == 3 and not [name for name in metrics if name.startswith("validation/")]
-    names = ("checkpoints/step-00000002", "model")
-    checkpoint, last = (load_file(config.output_dir / name / "model.safetensors") for name in names)
+    checkpoint = checkpoint_weights(config.output_dir / "checkpoints" / "step-00000002")
+    last = load_file(config.output_dir / "model" / "model.safetensors")
     assert all(torch.equal(checkpoint[name], last[name]) for name in last)
     assert not (config.output_dir / "best").exists() and "undefined" not in capsys.readouterr().out
 

@@ -13,8 +13,8 @@ from m3ae.metrics.retrieval import BothWays, Found, Ranking, Relevance
 from m3ae.tasks.gallery import Gallery, _spread
 from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
 from m3ae.tasks.retrieval import Retrieval, chance_ranking, open_texts
+from m3ae.training.batches import Visit
 from m3ae.training.loop import train
-from m3ae.training.sampler import Visit
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
 
 # Row b has two captions, one of which row c has, too; d has the image of a. Rows e and f lack a side.

@@ -16,7 +16,7 @@ from m3ae.tasks.summary import (
     summarize,
     summarize_runs,
 )
-from m3ae.training.metrics_log import MetricsLog
+from m3ae.training.progress import MetricsLog
 
 COLUMNS = [Column("accuracy", "test/accuracy"), Column("median rank", "test/rank", percent=False)]
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from m3ae.cli import cli
 from m3ae.tasks.sweep import SweepResult, SweepRun, plan_sweep, write_sweep
 from m3ae.training.config import dump_config
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 from tests.tasks.test_generation import data, run  # noqa: F401 (a fixture)
 
 SIZE = "model.overrides.latent.size"

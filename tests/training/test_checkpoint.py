@@ -1,9 +1,12 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from m3ae.files import CHECKSUMS, write_checksums
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.loop import train
+from m3ae.training.trained_model import is_moment, read_tensors, stored_shapes
 
 from .toy import Killed, ToyTask, toy_config
 
@@ -48,6 +51,25 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, task, message):
         task.model.extra = nn.Linear(2, 2, bias=False)
     with pytest.raises(ValueError, match=f"{message}.*model.size"):
         train(toy_config(tmp_path, max_steps=2), task, resume=True)
+
+
+def test_a_checkpoint_of_whole_files_is_continued_exactly(tmp_path):
+    """As this package wrote them before it used torch's distributed checkpoint."""
+    train(toy_config(tmp_path / "expected"), ToyTask())
+    with pytest.raises(Killed):
+        train(toy_config(tmp_path / "run"), ToyTask(kill_at=7))
+    (checkpoint,) = list_checkpoints(tmp_path / "run")
+    tensors = {name: torch.empty(shape) for name, shape in stored_shapes(checkpoint).items()}
+    read_tensors(tensors, checkpoint)
+    for shard in [*checkpoint.glob("*.safetensors"), checkpoint / CHECKSUMS]:
+        shard.unlink()
+    for name, moments in (("model", False), ("optimizer", True)):
+        kind = {key: value for key, value in tensors.items() if is_moment(key) == moments}
+        save_file(kind, checkpoint / f"{name}.safetensors")
+    write_checksums(checkpoint, last="state.json")
+    train(toy_config(tmp_path / "run"), ToyTask(), resume=True)
+    left, right = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("expected", "run"))
+    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_tied_weights_survive(tmp_path):

@@ -15,6 +15,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from m3ae.training import engine
 from m3ae.training.run_folder import RunFolder
+from m3ae.training.trained_model import choose_attention
 
 from ..models.tiny import tiny_batch, tiny_model
 from .toy import toy_config
@@ -148,8 +149,8 @@ def test_deepspeed_that_is_not_installed_is_named(tmp_path, monkeypatch):
 def test_attention_is_plain_in_bf16_on_a_cpu(device: str, precision: str, implementation: str) -> None:
     model, batch = tiny_model().eval(), tiny_batch()
     expected = model(**batch).loss
-    engine.choose_attention(model, torch.device(device), precision)
+    choose_attention(model, torch.device(device), precision)
     chosen = {part.config._attn_implementation for part in model.modules() if hasattr(part, "config")}
     assert chosen == {implementation}
     torch.testing.assert_close(model(**batch).loss, expected, atol=1e-5, rtol=1e-5)
-    engine.choose_attention(torch.nn.Linear(1, 1), torch.device(device), precision)
+    choose_attention(torch.nn.Linear(1, 1), torch.device(device), precision)

@@ -10,7 +10,7 @@ import torch
 from m3ae.data.mixing import MixedPairs
 from m3ae.data.pairs import PairColumns, PairDataset
 from m3ae.data.streaming import PairStream, StreamedSet
-from m3ae.training.loader import micro_batches
+from m3ae.training.batches import micro_batches
 from tests.data.folder import write_folder
 from tests.training.toy import toy_config
 

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from m3ae.training.loop import NonFiniteLossError, train
-from m3ae.training.metrics_log import read_metrics
+from m3ae.training.progress import read_metrics
 
-from .toy import Killed, ToyTask, toy_config
+from .toy import Killed, ToyTask, checkpoint_weights, toy_config
 
 
 def weights(folder, name="model"):
@@ -104,7 +104,7 @@ def test_changed_settings_are_announced_and_in_force(tmp_path, capsys):
     assert "training.gradient_accumulation_steps changes from 2 to 3" in printed
     assert len(task.visits) == 3
     # The last of 6 linear steps has a sixth of the rate; weights shrink by 10 · 0.1 / 6, beside AdamW's own step.
-    start, end = load_file(checkpoint / "model.safetensors")["body.weight"], weights(tmp_path / "after")["body.weight"]
+    start, end = checkpoint_weights(checkpoint)["body.weight"], weights(tmp_path / "after")["body.weight"]
     assert not torch.equal(start, end)
     assert (end - start * (1 - 10 * 0.1 / 6)).abs().max() < 2 * 0.1 / 6
 
@@ -160,7 +160,7 @@ def test_the_best_model_is_kept(tmp_path, mode, best, step):
     task.evaluate = lambda *_: {"score": next(scores)}
     settings = {"best_metric": "validation/score", "best_mode": mode, "checkpoint_every": 2, "keep_checkpoints": 9}
     assert train(toy_config(tmp_path, validate_every=2, **settings), task)["best"] == best
-    assert_equal(weights(tmp_path, "best"), load_file(tmp_path / f"checkpoints/step-0000000{step}/model.safetensors"))
+    assert_equal(weights(tmp_path, "best"), checkpoint_weights(tmp_path / f"checkpoints/step-0000000{step}"))
 
 
 def test_an_unknown_best_metric_names_those_there_are(tmp_path):

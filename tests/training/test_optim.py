@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from m3ae.training.optim import learning_rate_factor, parameter_groups, warmup_steps
+from m3ae.training.optim import learning_rate_factor, parameter_groups
+from m3ae.training.sections import OptimizerConfig
 
 
 class Model(nn.Module):
@@ -20,7 +21,7 @@ class Model(nn.Module):
 
 def test_groups_split_by_name_and_decay():
     model = Model()
-    groups = parameter_groups(model, lr=0.1, weight_decay=0.01, lr_multipliers={"heads": 5})
+    groups = parameter_groups(model, OptimizerConfig(lr=0.1, weight_decay=0.01, lr_multipliers={"heads": 5}))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {g["name"]: (g["lr"], g["weight_decay"], [names[id(p)] for p in g["params"]]) for g in groups}
     assert found == {
@@ -32,16 +33,15 @@ def test_groups_split_by_name_and_decay():
 
 
 def test_without_grouping_all_parameters_are_the_encoder():
-    (decayed, vectors) = sorted(
-        parameter_groups(nn.Linear(2, 2), lr=1.0, weight_decay=1.0, lr_multipliers={}), key=lambda g: g["name"]
-    )
+    groups = parameter_groups(nn.Linear(2, 2), OptimizerConfig(lr_multipliers={}))
+    (decayed, vectors) = sorted(groups, key=lambda group: group["name"])
     assert (decayed["name"], vectors["name"]) == ("encoder", "encoder without decay")
 
 
 def test_unknown_multiplier_lists_the_groups():
-    expected = r"got groups \['tail'\], expected some of \['encoder', 'fusion', 'heads'\]"
+    expected = r"got groups \['heads.decoders.tail'\], expected some of \['encoder', 'fusion', 'heads'\]"
     with pytest.raises(ValueError, match=expected):
-        parameter_groups(Model(), lr=0.1, weight_decay=0.01, lr_multipliers={"tail": 5})
+        parameter_groups(Model(), OptimizerConfig(lr_multipliers={"heads.decoders.tail": 5}))
 
 
 def test_the_most_specific_multiplier_counts():
@@ -50,7 +50,7 @@ def test_the_most_specific_multiplier_counts():
             return {"positions": "heads.decoders.text", "head.weight": "heads.decoders.image"}.get(name, "heads")
 
     def rates(**multipliers: float) -> dict[str, float]:
-        groups = parameter_groups(Parts(), lr=1.0, weight_decay=0.1, lr_multipliers=multipliers)
+        groups = parameter_groups(Parts(), OptimizerConfig(lr=1.0, weight_decay=0.1, lr_multipliers=multipliers))
         return {group["name"].removeprefix("heads.decoders."): group["lr"] for group in groups}
 
     assert rates(heads=5) == {"text": 5, "image": 5, "heads without decay": 5}
@@ -60,7 +60,7 @@ def test_the_most_specific_multiplier_counts():
 
 
 def test_a_multiplier_of_a_group_that_a_model_lacks_is_nothing():
-    groups = parameter_groups(Model(), lr=0.1, weight_decay=0.01, lr_multipliers={"fusion": 5})  # as by default
+    groups = parameter_groups(Model(), OptimizerConfig(lr=0.1, lr_multipliers={"fusion": 5}))  # as by default
     assert {group["lr"] for group in groups} == {0.1}
 
 
@@ -73,13 +73,11 @@ def test_a_multiplier_of_a_group_that_a_model_lacks_is_nothing():
     ],
 )
 def test_learning_rate_factor(schedule, expected):
-    factors = [learning_rate_factor(step, max_steps=6, warmup_steps=2, schedule=schedule) for step in range(8)]
-    assert factors == pytest.approx(expected)
+    settings = OptimizerConfig(schedule=schedule, warmup=2)
+    assert [learning_rate_factor(settings, step, 6) for step in range(8)] == pytest.approx(expected)
 
 
-def test_no_warmup_starts_at_the_full_rate():
-    assert learning_rate_factor(0, max_steps=4, warmup_steps=0, schedule="linear") == 1.0
-
-
-def test_warmup_in_steps_or_as_a_fraction():
-    assert [warmup_steps(warmup, 250) for warmup in (0, 0.1, 1, 40)] == [0, 25, 1, 40]
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.1, 25), (1, 1), (40, 40)])
+def test_warmup_in_steps_or_as_a_fraction(warmup: float, steps: int):
+    factors = [learning_rate_factor(OptimizerConfig(warmup=warmup), step, 250) for step in range(250)]
+    assert factors.index(1.0) == max(0, steps - 1)

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from m3ae.training.sampler import MicroBatchSampler, Visit
+from m3ae.training.batches import MicroBatchSampler, Visit
 
 
 def batches(

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from m3ae import M3AEForPreTraining
-from m3ae.training.sampler import Visit
+from m3ae.training.batches import Visit
 from tests.models.tiny import tiny_batch, tiny_model
 
 SAMPLES = 12
@@ -34,6 +34,9 @@ class TinyPreTraining:
 
     def collate(self, samples: Sequence[int]) -> dict[str, Tensor]:
         return {name: values[list(samples)] for name, values in self.samples.items()}
+
+    def step_inputs(self, step: int) -> dict[str, Any]:
+        return {}
 
     def evaluate(self, model: M3AEForPreTraining, accelerator: Accelerator, split: str) -> dict[str, float]:
         own = range(accelerator.process_index, SAMPLES - 1, accelerator.num_processes)  # some have one more

@@ -11,8 +11,16 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
+from m3ae.training.batches import Visit
 from m3ae.training.config import RunConfig, make_config
-from m3ae.training.sampler import Visit
+from m3ae.training.trained_model import is_moment, read_tensors, stored_shapes
+
+
+def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    shapes = {name: shape for name, shape in stored_shapes(checkpoint).items() if not is_moment(name)}
+    tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    read_tensors(tensors, checkpoint)
+    return tensors
 
 
 class Killed(BaseException):
@@ -75,6 +83,9 @@ class ToyTask:
         self.visits.append([visit for visit, _ in samples])
         x = torch.tensor(np.stack([x for _, x in samples]), dtype=torch.float32)
         return {"x": x, "y": x.sum(dim=1) * (float("nan") if number in self.nan_at else 1.0)}
+
+    def step_inputs(self, step: int) -> dict[str, Any]:
+        return {}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, split: str) -> dict[str, float]:
         assert split == "validation" and not model.training and not torch.is_grad_enabled()
