@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, fsdp2_canonicalize_names, gather_object
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -136,7 +139,8 @@ class ZeroModel(TrainedModel):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([self.parameters[name]]):
-            return self.parameters[name].detach().clone().view(self._shapes[name])
+            weight: Tensor = self.parameters[name].detach().clone().view(self._shapes[name])
+            return weight
 
     def tensors(self) -> dict[str, Tensor]:
         """Return this process's share of weights, buffers and moments, put together by all processes one by one."""
@@ -232,13 +236,13 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
     # torch holds a file twice in memory while it writes: a process writes weights and either moment one by one.
     files = {name: {"exp_avg": 2, "exp_avg_sq": 3}.get(name.split("/")[0], 1) for name in gather_object(list(tensors))}
     with _first_failure():
-        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), files, save_distributed=True))
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), files, save_distributed=True))
 
 
 def read_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
     """Read tensors, whole ones or shares, in place, whichever processes have written them."""
     with _first_failure():
-        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 def is_moment(name: str) -> bool:
@@ -248,7 +252,7 @@ def is_moment(name: str) -> bool:
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors in a folder by name; ValueError if it holds none."""
-    stored: Any = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    stored: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     if not stored:
         raise ValueError(f"{folder} has no weights: it is no checkpoint of this version of m3ae")
     return {name: tuple(tensor.size) for name, tensor in stored.items()}
@@ -261,7 +265,7 @@ def _first_failure() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # of one process it need not say so
             yield
-    except dcp.CheckpointException as report:
+    except CheckpointException as report:
         error, _ = next(iter(report.failures.values()))
         raise error from None
 
