@@ -1,23 +1,29 @@
-"""Objectives and estimators of a multimodal VAE, as pure functions of q(z|x) and of the decoders.
+"""Bounds on the evidence of a multimodal VAE, as pure functions of q(z|x) and of the decoders.
 
-Shapes: C mixture components, K samples, B batch, D latent dimensions. A decoder is known here only as a function of
-points z (…, B, D) that returns log p(x_m|z) (…, B) in nats, summed over the observed elements of modality m: 0 for a
-sample that does not have it. A sample without any modality adds 0 to every objective.
+Shapes: C mixture components, K samples, B batch, M modalities, D latent dimensions. A decoder is known here only as a
+function of points z (…, B, D) that returns log p(x_m|z) (…, B) in nats, summed over the observed elements of modality
+m: 0 for a sample that does not have the modality. A sample without any modality adds 0 to every bound.
+
+The bounds share these arguments: `q`, the posterior; `log_likelihoods`, log p(x_m|z) of each modality; `beta`, the
+weight of the KL; `eps`, standard normal noise; `generator`, the source of the noise if `eps` is None; and `prior`,
+which is N(0, I) if None.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from m3ae.models.gaussians import (
     Gaussian,
     Mixture,
     Prior,
+    Reference,
     choose,
     free_bits,
     log_prior,
@@ -29,6 +35,7 @@ from m3ae.models.gaussians import (
 )
 
 LogLikelihoods = Mapping[str, Callable[[Tensor], Tensor]]
+References = Sequence[tuple[Reference | None, Tensor | float]]
 
 
 class Elbo(NamedTuple):
@@ -36,8 +43,8 @@ class Elbo(NamedTuple):
 
     Attributes:
         loss: What to minimise: −mean_b Σ_m log p(x_m|z) + β·(the mean KL, with free bits).
-        log_likelihood: (B,) of each modality.
-        kl: (B, D), before β and free bits; for a prior that is not standard, in its columns.
+        log_likelihood: (B,) of each modality, weighted by what explains the modality.
+        kl: (B, *) weighted KL to the references before β and free bits: (B, D), or the columns of the references.
     """
 
     loss: Tensor
@@ -53,6 +60,8 @@ class Elbo(NamedTuple):
 def elbo(
     q: Mixture,
     log_likelihoods: LogLikelihoods,
+    explains: Tensor | None = None,
+    references: References | None = None,
     choice: Tensor | None = None,
     *,
     beta: float = 1.0,
@@ -61,78 +70,57 @@ def elbo(
     generator: torch.Generator | None = None,
     prior: Prior | None = None,
 ) -> Elbo:
-    """Return Σ_k π_k [Σ_m E_{q_k} log p(x_m|z) − β·KL(q_k‖p)]: every component explains every modality.
+    """Return Σ_c π_c [Σ_m a_cm E_{q_c} log p(x_m|z) − β·Σ_r b_cr KL(q_c‖r)].
 
-    With one component it is the ELBO of a product of experts, with more the bound of Sutter et al. (2021).
+    With a = b = 1 and the prior as the only reference, this is the ELBO of a product of experts for one component, and
+    the bound of Sutter et al. (2021) for more. `m3ae.models.objectives` has the table of further ones.
 
     Args:
         q: The posterior.
         log_likelihoods: log p(x_m|z) of each modality.
-        choice: (B,) from `balanced_components`, or (K, B): decode these components only, for an unbiased estimate. The
-            KL to the standard prior is exact all the same. All components, each with its weight, if None.
+        explains: a: (C, M) bool on the CPU, where a component is decoded for the modalities that it explains only; or
+            (C, M, B) numbers, whose dimensions may be 1. All ones if None.
+        references: Each r with its b_r, a number or (C, B, *), where * is the number of its columns or 1. The columns
+            of several references are added up, beginning with the first. The prior with weight 1 if None.
+        choice: (B,) from `balanced_components`, or (K, B): decode these components only, each of which explains all,
+            for an unbiased estimate. The KL to the standard prior is exact all the same.
         beta: Weight of the KL.
         free_nats: λ of `free_bits`, for each dimension.
-        eps: Standard normal noise, (C, B, D), or (B, D) or (K, B, D) for a choice.
-        generator: Draws the noise that is not given.
-        prior: p(z); N(0, I) if None.
-    """
-    decoded = q
-    if choice is not None:
-        rows = (len(choice), -1) if choice.dim() == 2 else (1, -1)
-        chosen = choose(q.components, choice.view(rows))
-        decoded = Mixture(chosen, chosen.mu.new_full(chosen.mu.shape[:2], 1 / len(chosen.mu)))
-        eps = eps if eps is None else eps.view(chosen.mu.shape)
-    z, weights = sample(decoded.components, eps=eps, generator=generator), decoded.weights
-    terms = {name: (weights * upcast(likelihood(z))).sum(0) for name, likelihood in log_likelihoods.items()}
-    kl = mixture_kl_bound(q) if prior is None else mixture_kl_bound(decoded, z, prior)
-    return _elbo(terms, kl, beta, free_nats)
-
-
-def sum_of_subset_elbos(
-    q: Mixture,
-    members: Tensor,
-    log_likelihoods: LogLikelihoods,
-    *,
-    beta: float = 1.0,
-    free_nats: float = 0.0,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    prior: Prior | None = None,
-) -> Elbo:
-    """Return (1/n) Σ_S [Σ_{m∈S} E_{q_S} log p(x_m|z) − β·KL(q_S‖p)]: each subset explains itself.
-
-    The MVAE's objective (Wu & Goodman 2018) over n, the number of subsets that differ given what a sample has: each of
-    these counts once.
-
-    Args:
-        q: `posterior` with the same members, from `subsets` or `sample_subsets` (joint, single, and some others).
-        members: (C, M) bool.
-        log_likelihoods: log p(x_m|z) of the M modalities, in the order of their experts.
-        beta: Weight of the KL.
-        free_nats: λ of `free_bits`, for each dimension.
-        eps: Standard normal noise (C, B, D).
-        generator: Draws the noise that is not given.
-        prior: p(z); N(0, I) if None.
+        eps: Noise (C, B, D), or (B, D) or (K, B, D) for a choice.
+        generator: Source of the noise.
+        prior: The prior of z.
 
     Raises:
-        ValueError: If there are not as many likelihoods as experts.
+        ValueError: `explains` has neither one column nor one for each likelihood.
     """
-    if len(log_likelihoods) != members.shape[1]:
+    decoded = q if choice is None else _chosen(q, choice)
+    eps = None if eps is None else eps.view(decoded.components.mu.shape)
+    z, weights = sample(decoded.components, eps=eps, generator=generator), decoded.weights
+    if explains is not None and explains.shape[1] not in (1, len(log_likelihoods)):
         raise ValueError(
-            f"{len(log_likelihoods)} likelihoods ({', '.join(log_likelihoods)}) for {members.shape[1]} experts; a "
-            "subset explains its own modalities, so each expert needs one, in the same order"
+            f"{len(log_likelihoods)} likelihoods ({', '.join(log_likelihoods)}) for {explains.shape[1]} experts; a "
+            "component explains modalities, so each expert needs a likelihood, in the same order"
         )
-    z = sample(q.components, eps=eps, generator=generator)
-    terms = {
-        name: (q.weights[own] * upcast(likelihood(z[own]))).sum(0)
-        for own, (name, likelihood) in zip(members.T, log_likelihoods.items(), strict=True)
-    }
-    return _elbo(terms, mixture_kl_bound(q, z, prior), beta, free_nats)
+    terms = {}
+    for number, (name, likelihood) in enumerate(log_likelihoods.items()):
+        share = None if explains is None else explains[:, number % explains.shape[1]]
+        rows = slice(None) if share is None or share.dtype != torch.bool else share
+        factors = weights[rows] if share is None or share.dtype == torch.bool else weights * share
+        terms[name] = (factors * upcast(likelihood(z[rows]))).sum(0)
+    columns = [
+        mixture_kl_bound(q if reference is None else decoded, z, reference, share)  # exact for N(0, I)
+        for reference, share in references or [(prior, 1.0)]
+    ]
+    width = max(kl.shape[-1] for kl in columns)
+    total = torch.stack([F.pad(kl, (0, width - kl.shape[-1])) for kl in columns]).sum(0)
+    loss = beta * free_bits(total, free_nats) - sum(terms.values(), total.new_zeros(())).mean()
+    return Elbo(loss, terms, total)
 
 
-def _elbo(log_likelihood: dict[str, Tensor], kl: Tensor, beta: float, free_nats: float) -> Elbo:
-    loss = beta * free_bits(kl, free_nats) - sum(log_likelihood.values(), kl.new_zeros(())).mean()
-    return Elbo(loss, log_likelihood, kl)
+def _chosen(q: Mixture, choice: Tensor) -> Mixture:
+    """Return the mixture of the chosen components (B,) or (K, B), with equal weights."""
+    components = choose(q.components, choice.view(-1, choice.shape[-1]))
+    return Mixture(components, components.mu.new_full(components.mu.shape[:2], 1 / len(components.mu)))
 
 
 def log_weights(
@@ -153,22 +141,13 @@ def iwae(
     generator: torch.Generator | None = None,
     prior: Prior | None = None,
 ) -> Tensor:
-    """Return Σ_k π_k log (1/K) Σ_i w(z_ki), z_ki ~ q_k, with the mixture's density in w.
+    """Return Σ_k π_k log (1/K) Σ_i w(z_ki), z_ki ~ q_k, with the mixture's density in w; the loss is −mean_b.
 
-    The importance-weighted bound (Burda et al. 2016) with K samples of every component (MMVAE, Shi et al. 2019). With
-    K = 1 it is the ELBO with a Monte Carlo estimate of the mixture's own KL.
-
-    Args:
-        q: The posterior.
-        log_likelihoods: log p(x_m|z) of each modality.
-        num_samples: K.
-        beta: Weight of log p(z) − log q(z).
-        eps: Standard normal noise (K, C, B, D).
-        generator: Draws the noise if it is not given.
-        prior: p(z); N(0, I) if None.
+    The importance-weighted bound (Burda et al. 2016) with K = `num_samples` samples of every component (MMVAE, Shi et
+    al. 2019). With K = 1 it is the ELBO with a Monte Carlo estimate of the mixture's own KL.
 
     Returns:
-        The bound (B,); the loss is −mean_b.
+        The bound (B,), from noise (K, C, B, D).
     """
     z = sample(q.components, num_samples, eps, generator)
     return _mean_of_bounds(q, log_weights(q, z, log_likelihoods, beta, prior))
@@ -186,21 +165,12 @@ def dreg(
 ) -> Tensor:
     """Return the value of `iwae` with the doubly reparameterised gradient (DReG, Tucker et al. 2019).
 
-    The decoders' gradient is the same. The experts' is Σ_i [(1 − β)·w̃_i + β·w̃_i²]·∂log w_i/∂z_i·∂z_i/∂φ, where w̃ is
-    softmax_i(log w_i): of less variance, above all for large K. For one component, or K = 1, its mean is that of
+    The decoders' gradient is that of `iwae`. The experts' is Σ_i [(1 − β)·w̃_i + β·w̃_i²]·∂log w_i/∂z_i·∂z_i/∂φ, where w̃
+    is softmax_i(log w_i): of less variance, above all for large K. For one component, or K = 1, its mean is that of
     `iwae`; for a mixture and K > 1 it is biased, as published (Shi et al. 2019). Works without gradients, too.
 
-    Args:
-        q: The posterior.
-        log_likelihoods: log p(x_m|z) of each modality.
-        num_samples: K.
-        beta: Weight of log p(z) − log q(z).
-        eps: Standard normal noise (K, C, B, D).
-        generator: Draws the noise if it is not given.
-        prior: p(z); N(0, I) if None.
-
     Returns:
-        The bound (B,); the loss is −mean_b.
+        The bound (B,), from noise (K, C, B, D).
     """
     z = sample(q.components, num_samples, eps, generator)
     frozen = Mixture(Gaussian(q.components.mu.detach(), q.components.logvar.detach()), q.weights)
@@ -227,15 +197,8 @@ def importance_log_likelihood(
 ) -> Tensor:
     """Return log (1/K) Σ_i w(z_i), z_i ~ q stratified over the mixture: on average a bound that rises to log p(x).
 
-    The mean of w is unbiased, and each sample has its own, whatever else is in the batch.
-
-    Args:
-        q: The posterior.
-        log_likelihoods: log p(x_m|z) of each modality.
-        num_samples: K.
-        chunk_size: How many samples to decode at once.
-        generator: Draws the noise.
-        prior: p(z); N(0, I) if None.
+    K = `num_samples` samples are decoded `chunk_size` at once. The mean of w is unbiased, and each sample of the batch
+    has samples of z to itself, whatever else is in the batch.
 
     Returns:
         (B,) in nats.

@@ -25,6 +25,10 @@ class Gaussian(NamedTuple):
     mu: Tensor
     logvar: Tensor
 
+    def columns(self, dimensions: slice) -> Gaussian:
+        """Return the Gaussians of some dimensions."""
+        return Gaussian(self.mu[..., dimensions], self.logvar[..., dimensions])
+
 
 class Mixture(NamedTuple):
     """A mixture of diagonal Gaussians for each sample.
@@ -45,11 +49,15 @@ class Density(Protocol):
         """Return log p(z) (…) of points (…, D)."""
 
 
-class Prior(Density, Protocol):
-    """A prior other than N(0, I)."""
+class Reference(Protocol):
+    """What a posterior is held to."""
 
     def kl_divergence(self, gaussian: Gaussian, z: Tensor) -> Tensor:
-        """Return KL(q‖p) of Gaussians (…, D) in nats, in columns (…, *), perhaps estimated at points z of theirs."""
+        """Return KL(q‖r) of Gaussians q (…, D) in nats, in columns (…, *), perhaps estimated at points z of q."""
+
+
+class Prior(Density, Reference, Protocol):
+    """A prior other than N(0, I)."""
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -100,23 +108,23 @@ def components(kind: Kind, num_modalities: int) -> Tensor:
             f"{MAX_ENUMERATED} modalities are enumerated; draw some with sample_subsets at each step"
         )
     every = subsets(num_modalities)
-    parts = {"poe": every[-1:], "moe": every[:num_modalities], "mopoe": every}
-    if kind not in parts:
-        raise ValueError(f"the kind of posterior is {kind!r}; expected one of {', '.join(parts)}")
-    return parts[kind]
+    members = {"poe": every[-1:], "moe": every[:num_modalities], "mopoe": every}
+    if kind not in members:
+        raise ValueError(f"the kind of posterior is {kind!r}; expected one of {', '.join(members)}")
+    return members[kind]
 
 
 def posterior(experts: Gaussian, present: Tensor, members: Tensor, prior_expert: PriorExpert = "always") -> Mixture:
     """Return q(z | the present modalities): a uniform mixture of products of experts.
 
-    Each component is the product of those of its members that are present. Of components that this makes equal, or
-    empty, a sample keeps the first, or none; where nothing is present, q is the prior.
+    Each component is the product of those of its members that are present. Where this makes components equal, a sample
+    keeps the first; empty ones it does not keep. Where nothing is present, q is the prior.
 
     Args:
         experts: (M, B, D); those of absent modalities may hold anything, NaN too.
         present: (M, B) bool.
         members: (C, M) bool, from `components`, `subsets` or `sample_subsets`.
-        prior_expert: See `product_of_experts`.
+        prior_expert: Which products contain the prior, as in `product_of_experts`.
     """
     available = members.to(present.device)[..., None] & present  # (C, M, B)
     return Mixture(product_of_experts(experts, available, prior_expert), component_weights(available))
@@ -146,15 +154,10 @@ def product_of_experts(experts: Gaussian, members: Tensor, prior_expert: PriorEx
 
 
 def precision_shares(experts: Gaussian, present: Tensor, prior_expert: PriorExpert = "always") -> Tensor:
-    """Return each one's share in the precision of the product of all present experts, softmax_m(−log σ²_m).
-
-    Args:
-        experts: (M, B, D).
-        present: (M, B) bool.
-        prior_expert: See `product_of_experts`.
+    """Return the share of each present expert (M, B, D) in the precision of their product, softmax_m(−log σ²_m).
 
     Returns:
-        (1 + M, B, D), the prior's first; they sum to 1.
+        (1 + M, B, D), the prior's share first; they sum to 1.
     """
     return _log_precisions(experts.logvar, present[None], prior_expert)[0].softmax(0)
 
@@ -249,9 +252,9 @@ def sample(
 
     Args:
         gaussian: (…, D).
-        num_samples: K, for samples (K, …, D); one without a dimension of its own if None.
+        num_samples: K, for samples (K, …, D); one sample (…, D) if None.
         eps: Standard normal noise of the samples' shape.
-        generator: Draws the noise that is not given.
+        generator: Source of the noise if `eps` is None.
     """
     mu, logvar = upcast(gaussian.mu), upcast(gaussian.logvar)
     if eps is None:
@@ -300,20 +303,23 @@ def sampled_kl_divergence(gaussian: Gaussian, z: Tensor, density: Density) -> Te
     return -entropy - density.log_prob(z)
 
 
-def mixture_kl_bound(mixture: Mixture, z: Tensor | None = None, prior: Prior | None = None) -> Tensor:
-    """Return Σ_k π_k KL(q_k ‖ p) for each dimension, (B, D): by convexity no less than the KL of the mixture.
+def mixture_kl_bound(
+    mixture: Mixture, z: Tensor | None = None, reference: Reference | None = None, share: Tensor | float = 1.0
+) -> Tensor:
+    """Return Σ_k π_k b_k KL(q_k ‖ r) for each dimension, (B, D): for b = 1 no less than the KL of the mixture.
 
     Args:
         mixture: The posterior.
-        z: (C, B, D), drawn from its components; needed for a prior that is not standard.
-        prior: N(0, I) if None; otherwise the columns are those of its `kl_divergence`.
+        z: Points (C, B, D) drawn from its components; needed for a reference that is not N(0, I).
+        reference: r; N(0, I) if None, otherwise the columns are those of its `kl_divergence`.
+        share: b, which (C, B, D) can be multiplied with.
     """
-    if prior is None:
+    if reference is None:
         kl = kl_divergence(mixture.components)
     else:
         assert z is not None
-        kl = prior.kl_divergence(mixture.components, z)
-    return (mixture.weights[..., None] * kl).sum(0)
+        kl = reference.kl_divergence(mixture.components, z)
+    return (mixture.weights[..., None] * (share * kl)).sum(0)
 
 
 def free_bits(kl: Tensor, nats: float) -> Tensor:
@@ -321,9 +327,10 @@ def free_bits(kl: Tensor, nats: float) -> Tensor:
 
     Args:
         kl: (B, D).
-        nats: λ of each dimension; 0 gives the mean KL.
+        nats: λ of each dimension; 0 gives the mean KL, even where an estimate of it is negative.
     """
-    return kl.mean(0).clamp(min=nats).sum()
+    means = kl.mean(0)
+    return (means.clamp(min=nats) if nats else means).sum()
 
 
 def beta_schedule(step: int, total_steps: int, warmup_share: float = 0.25, beta: float = 1.0) -> float:

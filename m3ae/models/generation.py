@@ -130,8 +130,10 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             `.bound` (B,) in nats, and its terms.
         """
         q = self.infer_latent(only(modalities, given), joint=joint, generator=generator)
-        likelihoods = self.log_likelihoods(modalities, q.own, text_noise=text_noise, generator=generator)
-        return bounds.elbo(q.mixture, likelihoods, eps=eps, generator=generator, prior=self.latent_head.prior(q.own))
+        likelihoods = self.log_likelihoods(modalities, q.inferred, text_noise=text_noise, generator=generator)
+        return bounds.elbo(
+            q.mixture, likelihoods, eps=eps, generator=generator, prior=self.latent_head.prior(q.inferred)
+        )
 
     @torch.no_grad()
     def log_evidence(
@@ -155,17 +157,17 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         q = self.infer_latent(only(modalities, given), generator=generator)
         return bounds.importance_log_likelihood(
             q.mixture,
-            self.log_likelihoods(modalities, q.own, generator=generator),
+            self.log_likelihoods(modalities, q.inferred, generator=generator),
             num_samples,
             chunk_size=chunk_size,
             generator=generator,
-            prior=self.latent_head.prior(q.own),
+            prior=self.latent_head.prior(q.inferred),
         )
 
     def log_likelihoods(
         self,
         modalities: Modalities,
-        own: Mapping[str, Tensor] | None = None,
+        inferred: Mapping[str, Tensor] | None = None,
         *,
         text_noise: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
@@ -174,13 +176,13 @@ class M3AEForGeneration(M3AEPreTrainedModel):
 
         Args:
             modalities: See the class.
-            own: `LatentPosterior.own` of the posterior that z is drawn from: what is not inferred follows the prior
-                given z. If None, z is complete.
+            inferred: `LatentPosterior.inferred` of the posterior that z is drawn from: other private latents follow
+                their priors given z. If None, z is complete.
             text_noise: Name → uniform noise of the masked tokens, see `LatentHead.log_likelihoods`.
             generator: Draws the noise that is not given.
         """
         inputs = self._read(modalities)
-        return self.latent_head.log_likelihoods(inputs.targets, inputs.present, own, text_noise, generator)
+        return self.latent_head.log_likelihoods(inputs.targets, inputs.present, inferred, text_noise, generator)
 
     def infer_latent(
         self, available: Modalities, *, joint: bool = False, generator: torch.Generator | None = None
@@ -213,13 +215,13 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Raises:
             ValueError: A modality is unknown or lacks a tensor, or none is given.
         """
-        inferred, members = self._infer_experts(available), self._members(True, generator)
-        found = []
+        experts, members = self._infer_experts(available), self._members(True, generator)
+        posteriors = []
         for names in subsets:
-            chosen = torch.tensor([name in names for name in self.latent.experts], device=self.device)
-            given = inferred.given & chosen[:, None]
-            found.append(self.latent_head.posterior(inferred._replace(given=given), members))
-        return found
+            included = torch.tensor([name in names for name in self.latent.experts], device=self.device)
+            of_subset = experts._replace(present=experts.present & included[:, None])
+            posteriors.append(self.latent_head.posterior(of_subset, members))
+        return posteriors
 
     def sample_latent(
         self,
@@ -233,11 +235,11 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Returns:
             (K, B, Z).
         """
-        q, own, _ = self.infer_latent(available, joint=True, generator=generator)
+        q, inferred, _ = self.infer_latent(available, joint=True, generator=generator)
         noise = torch.rand(q.weights.shape[1], generator=generator, device=q.weights.device)
         chosen = gaussians.choose(q.components, gaussians.stratified_components(q.weights, num_samples, noise))
         eps = torch.randn(chosen.mu.shape, generator=generator, device=noise.device)
-        return self.latent_head.complete(gaussians.sample(chosen, eps=eps * temperature), own)
+        return self.latent_head.complete(gaussians.sample(chosen, eps=eps * temperature), inferred)
 
     def precision_shares(self, available: Modalities) -> dict[str, Tensor]:
         """Return the share of `prior` and of each expert in the precision of the product of all that is available.

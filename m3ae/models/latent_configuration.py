@@ -22,8 +22,10 @@ class LatentConfig(StrictConfig):
         num_tokens: Latent tokens that transformer decoders attend to, and queries that pool an encoder's tokens.
         prior_expert: Which products contain the prior: `always`, `full_only` (that of all experts) or `never`.
         objective: `elbo` of the mixture; `subset_elbos`, the sum over subsets that each explain themselves (Wu &
-            Goodman 2018); `iwae` and `dreg` with the mixture's density (Shi et al. 2019); or one that
-            `m3ae.register_objective` names.
+            Goodman 2018); `dmvae`, `mvtcae`, `crmvae` or `mmvm`, see `m3ae.models.objectives.OBJECTIVES`; `iwae` and
+            `dreg` with the mixture's density (Shi et al. 2019); or one that `m3ae.register_objective` names.
+        alpha: Share of the KL to the experts, rather than to the prior, of `mvtcae` (published with 5/6, `beta` 2.5,
+            `kind` `poe` and `prior_expert` `never`) and of `mmvm` (`kind` `moe`).
         num_samples: K of `iwae` and `dreg`. For `elbo`, how many components are drawn for each sample and decoded; all
             of them, exactly, if None.
         num_subsets: Subsets of 2 to M − 1 modalities drawn at each step where there are more than five modalities.
@@ -52,6 +54,7 @@ class LatentConfig(StrictConfig):
     num_tokens: int = 4
     prior_expert: Literal["always", "full_only", "never"] = "always"
     objective: str = "elbo"
+    alpha: float = 5 / 6
     num_samples: int | None = None
     num_subsets: int = 8
     beta: float = 1.0
@@ -83,6 +86,7 @@ class LatentConfig(StrictConfig):
         for option in ("beta", "free_bits", "weight"):
             check_number(f"latent.{option}", getattr(self, option))
         check_fraction("latent.beta_warmup", self.beta_warmup, 0.0, 1.0)
+        check_fraction("latent.alpha", self.alpha, 0.0, 1.0)
         given = {"image": {"kind": "image"}, "text": {"kind": "text"}} if self.modalities is None else self.modalities
         if not given:
             raise ValueError("latent.modalities is empty; expected at least one modality.")
@@ -91,12 +95,15 @@ class LatentConfig(StrictConfig):
         super().__post_init__(**kwargs)
 
     def _check_experts(self) -> None:
+        from m3ae.models.objectives import OBJECTIVES, Bound
+
         silent = [name for name, modality in self.typed_modalities.items() if modality.encoder == "none"]
         if len(silent) == len(self.typed_modalities):
             raise ValueError("latent.modalities: all have the encoder 'none'; expected at least one expert.")
-        if silent and self.objective == "subset_elbos":
+        row = OBJECTIVES[self.objective]
+        if silent and isinstance(row, Bound) and row.explains_members:
             raise ValueError(
-                f"latent.objective subset_elbos: each subset explains itself, so every modality needs an encoder; "
+                f"latent.objective {self.objective}: each subset explains itself, so every modality needs an encoder; "
                 f"{', '.join(silent)} has none."
             )
 

@@ -1,13 +1,13 @@
-"""The latent pass: what the experts of a sample's modalities infer, the decoders have to explain from z alone.
+"""Objectives of the latent pass: what the experts of a sample's modalities infer, decoders explain from z alone.
 
-Shapes: B batch, K samples, C mixture components, Z shared and private latent dimensions together.
+Shapes: B batch, M experts, K samples, C mixture components, Z shared and private latent dimensions together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models import bounds, gaussians
-from m3ae.models.bounds import Elbo
+from m3ae.models.bounds import Elbo, References
 from m3ae.models.fusion import Stream
+from m3ae.models.gaussians import Gaussian
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_head import LatentHead, LatentPosterior
+from m3ae.models.latent_head import InferredExperts, LatentHead, LatentPosterior
 from m3ae.models.modalities import LatentInputs
 from m3ae.models.option_checks import register_entry
+from m3ae.models.priors import ExpertReference
 
 
 @dataclass
@@ -29,13 +31,14 @@ class M3AEForGenerationOutput(ModelOutput):
 
     Attributes:
         loss: () what is minimised.
-        losses: Name → (): `kl`, the mean bound on KL(q‖p) in nats, and either `nll_<modality>`, −log p(x_m|z) in nats,
+        losses: Name → (): `kl`, the mean of the sum of `kl`, and either `nll_<modality>`, −log p(x_m|z) in nats,
             averaged over the samples that have the modality, or `iwae` or `dreg`, minus that bound, as weighted.
-        kl: (B, *) bound on the KL in nats, for each shared dimension, or for all together if their prior is learned;
-            then for each private latent.
-        log_likelihood: Name → (B,) log p(x_m|z) of the given modalities, 0 where absent; None for `iwae` and `dreg`.
-        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
-        attentions: With `output_attentions`, see there.
+        kl: (B, *) bound on the KL to the references in nats, for each shared dimension, or for all together if their
+            prior is learned; then for each private latent.
+        log_likelihood: Name → (B,) log p(x_m|z) of the modalities in the batch, 0 where absent; None for `iwae` and
+            `dreg`.
+        hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
+        attentions: With `output_attentions`, what it records.
     """
 
     loss: Tensor | None = None
@@ -46,37 +49,20 @@ class M3AEForGenerationOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def latent_pass(
-    head: LatentHead,
-    encoded: Mapping[str, Stream | Tensor],
-    inputs: LatentInputs,
-    *,
-    beta: float | Tensor | None = None,
-    eps: Tensor | None = None,
-    component_noise: Tensor | None = None,
-    text_noise: Mapping[str, Tensor] | None = None,
-    generator: torch.Generator | None = None,
-) -> M3AEForGenerationOutput:
-    """Compute the training objective of `head.config`, each modality with its weight.
+@dataclass(frozen=True)
+class LatentStep:
+    """What an objective is computed from.
 
-    Args:
+    Attributes:
         head: Experts, priors and decoders.
-        encoded: Name → what the expert of each given modality reads, see `LatentHead.infer_experts`.
+        encoded: Name → what the expert of each modality in the batch reads, as for `LatentHead.infer_experts`.
         inputs: What the decoders have to explain.
         beta: Weight of the KL; the config's, which holds after warm-up, if None.
         eps: Standard normal noise of the latents, as the objective takes it (`m3ae.models.bounds`).
-        component_noise: (K·B,) uniform noise that draws the K components of each sample for the objective `elbo` with
-            `num_samples`.
-        text_noise: Name → uniform noise of the masked tokens, see `LatentHead.log_likelihoods`.
-        generator: Draws the noise that is not given.
+        component_noise: (K·B,) uniform noise that draws the K components of each sample, with `num_samples`.
+        text_noise: Name → uniform noise of the masked tokens, as for `LatentHead.log_likelihoods`.
+        generator: Source of the noise that is None.
     """
-    step = LatentStep(head, encoded, inputs, beta, eps, component_noise, text_noise, generator)
-    return OBJECTIVES[head.config.objective](step)
-
-
-@dataclass(frozen=True)
-class LatentStep:
-    """What an objective is computed from; the attributes are the arguments of `latent_pass`."""
 
     head: LatentHead
     encoded: Mapping[str, Stream | Tensor]
@@ -87,25 +73,57 @@ class LatentStep:
     text_noise: Mapping[str, Tensor] | None = None
     generator: torch.Generator | None = None
 
-    def posterior(self, members: Tensor, *, each_explains_itself: bool = False) -> LatentPosterior:
-        """Return the posterior with components (C, M), see `LatentHead.posterior`."""
-        inferred = self.head.infer_experts(self.encoded, self.inputs.present)
-        return self.head.posterior(inferred, members, each_explains_itself=each_explains_itself)
+    @cached_property
+    def experts(self) -> InferredExperts:
+        """What each modality infers alone."""
+        return self.head.infer_experts(self.encoded, self.inputs.present)
 
-    def likelihoods(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return the weighted log p(x_m|z) of each modality as a function of z."""
-        exact = self.head.log_likelihoods(
-            self.inputs.targets, self.inputs.present, text_noise=self.text_noise, generator=self.generator
+    def posterior(self, members: Tensor, *, each_explains_itself: bool = False) -> LatentPosterior:
+        """Return the posterior with components (C, M), as `LatentHead.posterior` does."""
+        return self.head.posterior(self.experts, members, each_explains_itself=each_explains_itself)
+
+    def likelihoods(self, inferred: Mapping[str, Tensor] | None = None) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return the weighted log p(x_m|z) of each modality as a function of z.
+
+        Private latents that are not `inferred`, as `LatentPosterior` says, follow their priors given z.
+        """
+        return self.head.log_likelihoods(
+            self.inputs.targets,
+            self.inputs.present,
+            inferred,
+            text_noise=self.text_noise,
+            generator=self.generator,
+            weighted=True,
         )
-        return {name: partial(_scaled, self.head.modalities[name].config.weight, own) for name, own in exact.items()}
 
     def options(self, q: LatentPosterior) -> dict[str, Any]:
         """Return the keyword arguments that the bounds of `m3ae.models.bounds` share."""
         beta = self.head.config.beta if self.beta is None else self.beta
-        return {"beta": beta, "eps": self.eps, "generator": self.generator, "prior": self.head.prior(q.own)}
+        return {"beta": beta, "eps": self.eps, "generator": self.generator, "prior": self.head.prior(q.inferred)}
+
+    def references(self, q: LatentPosterior, of_prior: Tensor, of_experts: Tensor) -> References:
+        """Return references of the shared latent; private latents are held to their priors with weight 1.
+
+        Args:
+            q: The posterior.
+            of_prior: (C, B) weight of p(z); dimensions may be 1.
+            of_experts: (C, M, B) weight of each q(z | x_m), 0 where m is absent; dimensions may be 1.
+        """
+        prior, present = self.head.prior(q.inferred), self.experts.present
+        learned = self.head.shared_prior is not None
+        columns = 1 if learned else q.size
+        is_shared = torch.arange(columns + len(q.inferred), device=present.device) < columns
+        weight = torch.where(is_shared, of_prior[..., None], 1)
+        alone = torch.eye(len(present), dtype=torch.bool, device=present.device)[..., None] & present
+        single = gaussians.product_of_experts(self.experts.shared, alone, self.head.config.prior_expert)
+        others = [
+            (ExpertReference(Gaussian(*expert), learned), of_experts[:, number, :, None])
+            for number, expert in enumerate(zip(*single, strict=True))
+        ]
+        return [(prior, weight), *others]
 
     def output(self, elbo: Elbo) -> M3AEForGenerationOutput:
-        """Return the loss and its terms, each without its weight."""
+        """Return the loss and its terms, each without the modality's weight."""
         unweighted = {
             name: elbo.log_likelihood[name] / modality.config.weight
             for name, modality in self.head.modalities.items()
@@ -117,24 +135,70 @@ class LatentStep:
         return M3AEForGenerationOutput(elbo.loss, losses, elbo.kl, unweighted)
 
 
-def _elbo(step: LatentStep) -> M3AEForGenerationOutput:
-    latent, choice = step.head.config, None
-    members = posterior_members(latent, step.generator)
-    q = step.posterior(members)
-    likelihoods, options = step.likelihoods(), step.options(q)
-    if latent.num_samples is not None and len(members) > 1:
-        choice = _draw_components(q.mixture.weights, latent.num_samples, step.component_noise, step.generator)
-    return step.output(bounds.elbo(q.mixture, likelihoods, choice, free_nats=latent.free_bits, **options))
+Objective = Callable[[LatentStep], M3AEForGenerationOutput]
+Weights = Callable[[LatentStep, Tensor], Any]
 
 
-def _subset_elbos(step: LatentStep) -> M3AEForGenerationOutput:
-    latent = step.head.config
-    members = _subsets(latent, step.generator)
-    q = step.posterior(members, each_explains_itself=True)
-    likelihoods, options = step.likelihoods(), step.options(q)
-    return step.output(
-        bounds.sum_of_subset_elbos(q.mixture, members, likelihoods, free_nats=latent.free_bits, **options)
-    )
+def by_members(step: LatentStep, members: Tensor) -> Tensor:
+    """Let each component explain the modalities that it is inferred from, (C, M) bool."""
+    return members
+
+
+def less_correlation(step: LatentStep, members: Tensor) -> Tensor:
+    """Weigh every likelihood by (k − α)/k for k present modalities, (1, 1, B)."""
+    count = step.experts.present.sum(0).clamp(min=1)
+    return ((count - step.head.config.alpha) / count)[None, None]
+
+
+def prior_and_experts(step: LatentStep, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Weigh the prior by 1 − α, and the expert of each of k present modalities by α/k: (1, 1) and (1, M, B)."""
+    present, alpha = step.experts.present, step.head.config.alpha
+    shares = present / present.sum(0).clamp(min=1)
+    return shares.new_full((1, 1), 1 - alpha), alpha * shares[None]
+
+
+def coordinated_joint(step: LatentStep, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Hold the first component, the joint one, to the prior and to each present expert: (C, 1) and (C, M, B)."""
+    joint = (torch.arange(len(members), device=step.experts.present.device) == 0).float()
+    return joint[:, None], joint[:, None, None] * step.experts.present
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A row of the table of objectives: Σ_c π_c {Σ_m a_cm E_{q_c} log p(x_m|z) − β Σ_r b_cr KL(q_c‖r)}.
+
+    Attributes:
+        components: Name in `COMPONENTS` of the components in training; π weighs those of a sample equally.
+        explains: a, as `m3ae.models.bounds.elbo` takes it; every component explains every modality if None.
+        references: b of the prior and of the experts, as `LatentStep.references` takes them; the prior alone if None.
+        private: Whether a component has the private latents of the present modalities, or of its `members` only; it
+            draws the others from their priors.
+    """
+
+    components: str = "kind"
+    explains: Weights | None = None
+    references: Weights | None = None
+    private: str = "present"
+
+    @property
+    def explains_members(self) -> bool:
+        """Whether a component explains what it is inferred from only, so that every modality needs an expert."""
+        return self.explains is by_members
+
+    def __call__(self, step: LatentStep) -> M3AEForGenerationOutput:
+        """Return the loss and its terms."""
+        latent, choice = step.head.config, None
+        members = COMPONENTS[self.components](latent, step.generator)
+        q = step.posterior(members, each_explains_itself=self.private == "members")
+        draws_private = self.private == "members" and self.explains is None  # nobody else decodes absent ones
+        likelihoods, options = step.likelihoods(q.inferred if draws_private else None), step.options(q)
+        explains = None if self.explains is None else self.explains(step, members)
+        references = None if self.references is None else step.references(q, *self.references(step, members))
+        if self == PLAIN and latent.num_samples is not None and len(members) > 1:
+            choice = _draw_components(q.mixture.weights, latent.num_samples, step.component_noise, step.generator)
+        return step.output(
+            bounds.elbo(q.mixture, likelihoods, explains, references, choice, free_nats=latent.free_bits, **options)
+        )
 
 
 def _importance_weighted(name: str, bound: Callable[..., Tensor], step: LatentStep) -> M3AEForGenerationOutput:
@@ -143,24 +207,30 @@ def _importance_weighted(name: str, bound: Callable[..., Tensor], step: LatentSt
     likelihoods, options = step.likelihoods(), step.options(q)
     assert latent.num_samples is not None
     loss = -bound(q.mixture, likelihoods, latent.num_samples, **options).mean()
-    kl = _kl(step.head, q, step.generator)
+    prior = options["prior"]
+    z = None if prior is None else gaussians.sample(q.mixture.components, generator=step.generator)
+    kl = gaussians.mixture_kl_bound(q.mixture, z, prior)
     return M3AEForGenerationOutput(loss, {name: loss, "kl": kl.sum(-1).mean()}, kl)
 
 
-Objective = Callable[[LatentStep], M3AEForGenerationOutput]
+PLAIN = Bound()
 OBJECTIVES: dict[str, Objective] = {
-    "elbo": _elbo,
-    "subset_elbos": _subset_elbos,
-    "iwae": partial(_importance_weighted, "iwae", bounds.iwae),
-    "dreg": partial(_importance_weighted, "dreg", bounds.dreg),
+    "elbo": PLAIN,  # Kingma & Welling 2014 for a product, Shi et al. 2019 and Sutter et al. 2021 for a mixture
+    "subset_elbos": Bound("subsets", by_members, private="members"),  # MVAE (Wu & Goodman 2018)
+    "dmvae": Bound("joint and singles", private="members"),  # Lee & Pavlovic 2021
+    "mvtcae": Bound("joint", less_correlation, prior_and_experts),  # Hwang et al. 2021
+    "crmvae": Bound("joint and singles", by_members, coordinated_joint, "members"),  # Suzuki & Matsuo 2022
+    "mmvm": Bound("singles", by_members, prior_and_experts, "members"),  # Sutter et al. 2024
+    "iwae": partial(_importance_weighted, "iwae", bounds.iwae),  # Burda et al. 2016, Shi et al. 2019
+    "dreg": partial(_importance_weighted, "dreg", bounds.dreg),  # Tucker et al. 2019
 }
 
 
 def register_objective(name: str) -> Callable[[Objective], Objective]:
-    """Return a decorator that adds an objective of a user's own: `LatentStep` → loss and terms.
+    """Return a decorator that adds an objective to the table: `LatentStep` → loss and terms.
 
     Raises:
-        ValueError: There is another objective of this name.
+        ValueError: The table has another objective of this name.
     """
 
     def register(objective: Objective) -> Objective:
@@ -168,6 +238,13 @@ def register_objective(name: str) -> Callable[[Objective], Objective]:
         return objective
 
     return register
+
+
+def latent_pass(
+    head: LatentHead, encoded: Mapping[str, Stream | Tensor], inputs: LatentInputs, **options: Any
+) -> M3AEForGenerationOutput:
+    """Compute the objective of `head.config`, each modality with its weight; `options` are those of `LatentStep`."""
+    return OBJECTIVES[head.config.objective](LatentStep(head, encoded, inputs, **options))
 
 
 def posterior_members(latent: LatentConfig, generator: torch.Generator | None = None) -> Tensor:
@@ -182,20 +259,31 @@ def _subsets(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
     count = len(latent.experts)
     if latent.enumerates_subsets:
         return gaussians.subsets(count)
-    if generator is not None and generator.device.type != "cpu":  # subsets are drawn there
+    if generator is not None and generator.device.type != "cpu":  # subsets are drawn on the CPU
         seed = torch.randint(2**31, (), generator=generator, device=generator.device)
         generator = torch.Generator().manual_seed(int(seed))
     return gaussians.sample_subsets(count, latent.num_subsets, generator)
 
 
-def _kl(head: LatentHead, q: LatentPosterior, generator: torch.Generator | None) -> Tensor:
-    prior = head.prior(q.own)
-    z = None if prior is None else gaussians.sample(q.mixture.components, generator=generator)
-    return gaussians.mixture_kl_bound(q.mixture, z, prior)
+def _joint(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
+    return torch.ones(1, len(latent.experts), dtype=torch.bool)
 
 
-def _scaled(weight: float, likelihood: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    return weight * likelihood(z)
+def _singles(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
+    return torch.eye(len(latent.experts), dtype=torch.bool)
+
+
+def _joint_and_singles(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
+    return torch.cat([_joint(latent, generator), _singles(latent, generator)])
+
+
+COMPONENTS: dict[str, Callable[[LatentConfig, torch.Generator | None], Tensor]] = {
+    "kind": posterior_members,
+    "subsets": _subsets,
+    "joint": _joint,
+    "singles": _singles,
+    "joint and singles": _joint_and_singles,
+}
 
 
 def _draw_components(weights: Tensor, count: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -137,7 +137,7 @@ class HierarchicalPrior:
         shared: p(z); N(0, I) if None.
         conditional: Name → p(w_m | z) of the modalities with a private latent.
         private: Name → the dimensions of w_m.
-        own: Name → (…, B) bool, where w_m has been inferred from its modality. Elsewhere these dimensions are the
+        inferred: Name → (…, B) bool, where w_m has been inferred from its modality. Elsewhere these dimensions are the
             standard normal noise that w_m would be drawn with, and cost nothing.
     """
 
@@ -145,17 +145,16 @@ class HierarchicalPrior:
     shared: LearnedPrior | None
     conditional: Mapping[str, ConditionalPrior]
     private: Mapping[str, slice]
-    own: Mapping[str, Tensor]
+    inferred: Mapping[str, Tensor]
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log-density (…) of points (…, Z)."""
         shared = z[..., : self.size]
         total = gaussians.log_prior(shared) if self.shared is None else self.shared.log_prob(shared)
-        for name, own in self.own.items():
+        for name, inferred in self.inferred.items():
             private = z[..., self.private[name]]
-            total = total + torch.where(
-                own, self.conditional[name].log_prob(private, shared), gaussians.log_prior(private)
-            )
+            density = self.conditional[name].log_prob(private, shared)
+            total = total + torch.where(inferred, density, gaussians.log_prior(private))
         return total
 
     def kl_divergence(self, gaussian: Gaussian, z: Tensor) -> Tensor:
@@ -165,24 +164,21 @@ class HierarchicalPrior:
             A column for each shared dimension, exact, or one for all with a learned p(z); then one for each private
             latent.
         """
-        mu, logvar = map(gaussians.upcast, gaussian)
-        shared, size = z[..., : self.size], self.size
-        outer = Gaussian(mu[..., :size], logvar[..., :size])
+        shared, z_shared = gaussian.columns(slice(0, self.size)), z[..., : self.size]
         if self.shared is None:
-            columns = [gaussians.kl_divergence(outer)]
+            columns = [gaussians.kl_divergence(shared)]
         else:
-            columns = [gaussians.sampled_kl_divergence(outer, shared, self.shared)[..., None]]
-        for name, own in self.own.items():
-            part = self.private[name]
-            inferred = Gaussian(mu[..., part], logvar[..., part])
-            density = _Given(self.conditional[name], shared)
-            kl = gaussians.sampled_kl_divergence(inferred, z[..., part], density)
-            columns.append(torch.where(own, kl, 0)[..., None])
+            columns = [gaussians.sampled_kl_divergence(shared, z_shared, self.shared)[..., None]]
+        for name, inferred in self.inferred.items():
+            dimensions = self.private[name]
+            density = _ConditionalDensity(self.conditional[name], z_shared)
+            kl = gaussians.sampled_kl_divergence(gaussian.columns(dimensions), z[..., dimensions], density)
+            columns.append(torch.where(inferred, kl, 0)[..., None])
         return torch.cat(columns, -1)
 
 
 @dataclass(frozen=True)
-class _Given:
+class _ConditionalDensity:
     """p(w | z) at some z, as a density of w."""
 
     conditional: ConditionalPrior
@@ -190,6 +186,25 @@ class _Given:
 
     def log_prob(self, w: Tensor) -> Tensor:
         return self.conditional.log_prob(w, self.z)
+
+
+@dataclass(frozen=True)
+class ExpertReference:
+    """q(z | one modality), which the shared latent of a posterior is held to: a `m3ae.models.gaussians.Reference`.
+
+    Attributes:
+        expert: (B, D).
+        joined: Whether all dimensions are one column, as with a learned p(z).
+    """
+
+    expert: Gaussian
+    joined: bool
+
+    def kl_divergence(self, gaussian: Gaussian, z: Tensor) -> Tensor:
+        """Return the exact KL of the shared dimensions of Gaussians (…, Z), in columns (…, D) or (…, 1)."""
+        shared = gaussian.columns(slice(0, self.expert.mu.shape[-1]))
+        kl = gaussians.kl_divergence(shared, self.expert)
+        return kl.sum(-1, keepdim=True) if self.joined else kl
 
 
 class FittedPrior(nn.Module):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from m3ae.models import bounds, gaussians
 from m3ae.models.gaussians import Gaussian, Mixture
+from m3ae.models.priors import ExpertReference
 from tests.models.variational import (
     LinearGaussian,
     Reference,
@@ -49,7 +50,7 @@ def reference(shared) -> Reference:
 def subset_elbos(reference: Reference, present: Tensor) -> bounds.Elbo:
     q = gaussians.posterior(reference.experts, present, gaussians.subsets(3))
     eps = reference.eps.expand(7, *reference.eps.shape)
-    return bounds.sum_of_subset_elbos(q, gaussians.subsets(3), reference.model.log_likelihoods, eps=eps)
+    return bounds.elbo(q, reference.model.log_likelihoods, gaussians.subsets(3), eps=eps)
 
 
 @pytest.mark.real_data
@@ -68,7 +69,7 @@ def test_the_mvae_of_the_reference(reference) -> None:
 def test_the_mvae_with_missing_modalities_of_the_reference(reference) -> None:
     """It sums over subsets the mean over the samples that have any of its modalities, n of them, with the first n eps.
 
-    A sample with one modality thus counts four times, in equal terms; `sum_of_subset_elbos` counts it once.
+    A sample with one modality thus counts four times, in equal terms; ours counts once.
     """
     total = torch.zeros(())
     for members in gaussians.subsets(3):
@@ -84,7 +85,7 @@ def test_the_mvae_with_missing_modalities_of_the_reference(reference) -> None:
             for m in range(3)
         }
         eps = reference.eps[None, : int(rows.sum())]
-        total = total + bounds.sum_of_subset_elbos(q, members[None], likelihoods, eps=eps).loss
+        total = total + bounds.elbo(q, likelihoods, members[None], eps=eps).loss
     close(total, reference.value("mvae/masked_loss"), rtol=1e-6)
 
 
@@ -96,7 +97,7 @@ def test_the_mopoe_of_the_reference(reference) -> None:
     chosen = gaussians.choose(q.components, by_position)
     close(chosen.mu, reference.value("mopoe/selected_mu"))
     close(chosen.logvar, reference.value("mopoe/selected_logvar"))
-    result = bounds.elbo(q, reference.model.log_likelihoods, by_position, eps=reference.eps)
+    result = bounds.elbo(q, reference.model.log_likelihoods, choice=by_position, eps=reference.eps)
     close(result.loss, reference.value("mopoe/neg_elbo"), rtol=1e-6)
 
 
@@ -171,6 +172,27 @@ def test_elbo_is_the_evidence_less_the_divergence_from_the_posterior() -> None:
     exact = torch.distributions.Normal(mean[0, 0], precision[0, 0] ** -0.5)
     gap = torch.distributions.kl_divergence(torch.distributions.Normal(0.3, math.exp(-0.25)), exact)
     close((result.bound * shares).sum(), model.evidence()[0] - gap)
+
+
+def test_any_row_of_components_explains_and_references_is_what_its_formula_says() -> None:
+    """One latent dimension, x_m ~ N(w_m z, 1): every expectation has a closed form, the noise is integrated."""
+    nodes, shares = quadrature(20)
+    w, x = torch.tensor([0.7, -1.2]).double(), torch.tensor([0.4, 1.5]).double()
+    model = LinearGaussian([w[m].view(1, 1) for m in range(2)], [x[m].expand(20, 1) for m in range(2)])
+    mu, logvar = torch.tensor([0.3, -0.8, 1.0]).double(), torch.tensor([-0.5, 0.1, -1.2]).double()  # of 3 components
+    pi, a, b = draw(3).softmax(0).double(), draw(3, 2, seed=1).double(), draw(3, 2, seed=2).double()
+    expert = Gaussian(torch.tensor([0.5]).double(), torch.tensor([0.2]).double())
+    q = Mixture(Gaussian(*(v[:, None, None].expand(3, 20, 1) for v in (mu, logvar))), pi[:, None].expand(3, 20))
+    references = [(None, b[:, :1, None]), (ExpertReference(expert, joined=False), b[:, 1:, None])]
+    eps = nodes[None, :, None].expand(3, 20, 1)
+    result = bounds.elbo(q, model.log_likelihoods, a[..., None], references, beta=0.7, eps=eps)
+    explained = -0.5 * ((x - w * mu[:, None]) ** 2 + w**2 * logvar.exp()[:, None] + math.log(2 * math.pi))  # (C, M)
+    kl = torch.stack([gaussians.kl_divergence(Gaussian(mu, logvar), r) for r in (None, expert)], 1)
+    close((result.kl[:, 0] * shares).sum(), (pi[:, None] * b * kl).sum())
+    close((result.bound * shares).sum(), (pi[:, None] * (a * explained - b * kl)).sum())
+    only = bounds.elbo(q, model.log_likelihoods, torch.tensor([[True, False], [False, True], [False, False]]), eps=eps)
+    close((only.log_likelihood["m0"] * shares).sum(), pi[0] * explained[0, 0])
+    close((only.log_likelihood["m1"] * shares).sum(), pi[1] * explained[1, 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -315,11 +337,11 @@ def test_all_components_or_a_choice_give_the_same_elbo_on_average() -> None:
     exact = bounds.elbo(q, model.log_likelihoods, beta=0.5, eps=torch.zeros(7, 6, 4))
     noise = (torch.arange(2100) + 0.5) / 2100
     choice = torch.cat([gaussians.stratified_components(q.weights, 1, u.expand(6)) for u in noise])
-    chosen = bounds.elbo(q, model.log_likelihoods, choice, beta=0.5, eps=torch.zeros(2100, 6, 4))
+    chosen = bounds.elbo(q, model.log_likelihoods, choice=choice, beta=0.5, eps=torch.zeros(2100, 6, 4))
     close(chosen.bound, exact.bound, atol=1e-2)
     close(chosen.kl, exact.kl, atol=0)
     close(exact.loss, -exact.bound.mean() - 0.5 * exact.kl.sum(-1).mean())
-    one = bounds.elbo(q, model.log_likelihoods, choice[0], eps=torch.zeros(6, 4))
+    one = bounds.elbo(q, model.log_likelihoods, choice=choice[0], eps=torch.zeros(6, 4))
     close(one.log_likelihood["m1"], model.log_likelihoods["m1"](gaussians.choose(q.components, choice[0]).mu))
 
 
@@ -347,7 +369,7 @@ def test_each_subset_explains_itself_once() -> None:
         for (name, f), there in zip(model.log_likelihoods.items(), present, strict=True)
     }
     q = gaussians.posterior(experts, present, members)
-    result = bounds.sum_of_subset_elbos(q, members, likelihoods, eps=torch.zeros(7, 4, 4))
+    result = bounds.elbo(q, likelihoods, members, eps=torch.zeros(7, 4, 4))
     for sample, sets in enumerate((range(7), (0, 2, 4), (1,), ())):
         terms = [
             sum(f(q.components.mu)[k, sample] for f, m in zip(likelihoods.values(), members[k], strict=True) if m)
@@ -356,7 +378,7 @@ def test_each_subset_explains_itself_once() -> None:
         ]
         close(result.bound[sample], sum(terms) / max(1, len(terms)))
     with pytest.raises(ValueError, match=r"2 likelihoods \(m0, m1\) for 3 experts"):
-        bounds.sum_of_subset_elbos(q, members, {name: likelihoods[name] for name in ("m0", "m1")})
+        bounds.elbo(q, {name: likelihoods[name] for name in ("m0", "m1")}, members)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -389,7 +411,7 @@ def test_samples_without_any_modality_add_nothing() -> None:
     likelihoods = dict.fromkeys(("a", "b", "c"), lambda z: torch.zeros(z.shape[:-1]))
     losses = [
         bounds.elbo(q, likelihoods).loss,
-        bounds.sum_of_subset_elbos(q, gaussians.subsets(3), likelihoods).loss,
+        bounds.elbo(q, likelihoods, gaussians.subsets(3)).loss,
         bounds.iwae(q, likelihoods, 3).mean(),
         bounds.dreg(q, likelihoods, 3).mean(),
         bounds.importance_log_likelihood(q, likelihoods, 3).mean(),

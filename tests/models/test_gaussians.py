@@ -366,6 +366,7 @@ def test_the_bound_on_a_mixture_s_divergence() -> None:
 def test_free_bits_are_of_the_batch_mean_and_stop_the_gradient_below() -> None:
     kl = torch.tensor([[0.0, 0.3, 2.0], [0.1, 0.3, 0.0]], requires_grad=True)
     close(gaussians.free_bits(kl, 0.0), torch.tensor(0.05 + 0.3 + 1))
+    close(gaussians.free_bits(torch.tensor([[-0.4], [0.1]]), 0.0), torch.tensor(-0.15))  # an estimate
     loss = gaussians.free_bits(kl, 0.1)
     close(loss, torch.tensor(0.1 + 0.3 + 1))
     loss.backward()

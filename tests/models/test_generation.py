@@ -66,7 +66,7 @@ def test_subsets_are_inferred_as_one_by_one(kind: str, modalities: dict[str, Any
         expected = model.infer_latent({name: batch[name] for name in given}, joint=True)
         torch.testing.assert_close(found.mean, expected.mean)
         torch.testing.assert_close(found.mixture.components.logvar, expected.mixture.components.logvar)
-        assert all(torch.equal(found.own[name], own) for name, own in expected.own.items())
+        assert all(torch.equal(found.inferred[name], value) for name, value in expected.inferred.items())
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_private_latent_is_inferred_from_its_own_modality(objective: str) -> N
     for name, number in (("glyph", 0), ("speech", 2)):
         part = model.latent_head.private_dimensions[name]
         inferred = present[number].expand(7, 6) & (members[:, [number]] if alone else True)
-        assert (q.own[name].expand(7, 6) == inferred).all()
+        assert (q.inferred[name].expand(7, 6) == inferred).all()
         for values in (mu, logvar):
             assert ((values[..., part] != 0).any(-1) == inferred).all()
 

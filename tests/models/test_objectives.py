@@ -1,4 +1,4 @@
-"""The latent pass beside the masked ones."""
+"""The table of objectives, and the latent pass beside the masked ones."""
 
 from pathlib import Path
 
@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from m3ae import M3AEForGeneration, M3AEForPreTraining
+from m3ae.models import gaussians
+from m3ae.models.latent_head import LatentPosterior
+from m3ae.models.modalities import read_inputs
+from m3ae.models.objectives import OBJECTIVES, LatentStep
 from tests.models.tiny import tiny_batch, tiny_model
+from tests.models.tiny_latent import digits_batch, latent_model, rows, without
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_layers": 1, "private_size": 2}
 LATENT = {
@@ -63,3 +68,86 @@ def test_other_modalities_are_refused() -> None:
     ):
         tiny_model(latent={"size": 5, "modalities": speech})
     assert isinstance(tiny_model(latent=LATENT), M3AEForPreTraining)
+
+
+PRESENT = torch.tensor([[1, 1, 0, 1, 0, 0], [1, 1, 1, 0, 1, 0], [1, 0, 1, 0, 0, 0]]).bool()  # in the order of DIGITS
+ALPHA, BETA = 0.6, 1.3
+
+
+def step_of(objective: str, present: torch.Tensor, sample: int | None = None, **options) -> LatentStep:
+    """A step of all samples, or of one of them, whose latents are the means of the components."""
+    model = latent_model(objective=objective, free_bits=0.0, beta=BETA, alpha=ALPHA, kind="poe", **options)
+    batch = without(digits_batch(), present)
+    head = model.latent_head
+    inputs = read_inputs(batch if sample is None else rows(batch, [sample]), head.modalities)
+    encoded = {name: modality.features(inputs.targets[name]) for name, modality in head.modalities.items()}
+    count = {"dmvae": 4, "crmvae": 4, "mmvm": 3, "mvtcae": 1}[objective]
+    size = len(next(iter(inputs.present.values())))
+    return LatentStep(head, encoded, inputs, eps=torch.zeros(count, size, model.latent.total_size))
+
+
+class Oracle:
+    """The terms of one sample, from posteriors of one component each."""
+
+    def __init__(self, step: LatentStep) -> None:
+        self.head, self.inputs, experts = step.head, step.inputs, step.experts
+        self.present = [m for m in range(3) if experts.present[m, 0]]
+        members = {m: torch.eye(3, dtype=torch.bool)[m : m + 1] for m in self.present}
+        self.joint = self.head.posterior(experts, torch.ones(1, 3, dtype=torch.bool))
+        self.single = {m: self.head.posterior(experts, members[m], each_explains_itself=True) for m in self.present}
+
+    def explained(self, q: LatentPosterior, *modalities: int) -> torch.Tensor:
+        likelihoods = [
+            *self.head.log_likelihoods(self.inputs.targets, self.inputs.present, q.inferred, weighted=True).values()
+        ]
+        return sum(likelihoods[m](q.mixture.components.mu).sum() for m in modalities)
+
+    def kl(self, q: LatentPosterior, other: LatentPosterior | None = None) -> torch.Tensor:
+        return gaussians.kl_divergence(q.shared.components, other and other.shared.components).sum()
+
+    def private_kl(self, q: LatentPosterior) -> torch.Tensor:
+        components = q.mixture.components
+        return self.head.prior(q.inferred).kl_divergence(components, components.mu)[..., q.size :].sum()
+
+    def bound(self, objective: str) -> torch.Tensor:
+        """The bound by the formulas of the papers."""
+        k, joint, single = len(self.present), self.joint, self.single
+        if k == 0:
+            return torch.zeros(())
+        if objective == "dmvae":
+            return sum(
+                self.explained(q, *self.present) - BETA * (self.kl(q) + self.private_kl(q))
+                for q in ([joint, *single.values()] if k > 1 else [joint])
+            ) / (k + 1 if k > 1 else 1)
+        if objective == "mvtcae":
+            held = (1 - ALPHA) * self.kl(joint) + ALPHA / k * sum(self.kl(joint, q) for q in single.values())
+            explained = (k - ALPHA) / k * self.explained(joint, *self.present)
+            return explained - BETA * (held + self.private_kl(joint))
+        if objective == "crmvae":
+            held = self.kl(joint) + sum(self.kl(joint, q) for q in single.values()) + self.private_kl(joint)
+            total = self.explained(joint, *self.present) - BETA * held
+            if k == 1:
+                return total
+            return (total + sum(self.explained(q, m) - BETA * self.private_kl(q) for m, q in single.items())) / (k + 1)
+        total = torch.zeros(())
+        for m, q in single.items():
+            held = (1 - ALPHA) * self.kl(q) + ALPHA / k * sum(self.kl(q, other) for other in single.values())
+            total = total + self.explained(q, m) - BETA * (held + self.private_kl(q))
+        return total / k
+
+
+@pytest.mark.parametrize("objective", ["dmvae", "mvtcae", "crmvae", "mmvm"])
+def test_a_row_is_what_its_paper_says_of_the_present_modalities_of_each_sample(objective: str) -> None:
+    step = step_of(objective, PRESENT)
+    output = OBJECTIVES[objective](step)
+    bounds = torch.stack([Oracle(step_of(objective, PRESENT, sample)).bound(objective) for sample in range(6)])
+    torch.testing.assert_close(output.loss, -bounds.mean(), rtol=1e-5, atol=1e-4)
+    for sample in range(6):  # a batch of one
+        torch.testing.assert_close(OBJECTIVES[objective](step_of(objective, PRESENT, sample)).loss, -bounds[sample])
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in step.head.experts.parameters())
+
+
+def test_with_a_learned_prior_the_references_of_z_are_one_column() -> None:
+    output = OBJECTIVES["mvtcae"](step_of("mvtcae", PRESENT, learned_prior=2))
+    assert output.kl.shape == (6, 1 + 2) and output.loss.isfinite()
