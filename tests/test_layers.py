@@ -15,7 +15,7 @@ LAYERS = (
     ("metrics",),
     ("inference",),
     ("training",),
-    ("tasks",),
+    ("evaluation", "tasks"),
     ("app", "commands"),
     ("cli", "__main__"),
 )

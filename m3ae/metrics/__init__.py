@@ -1,17 +1,9 @@
-"""Metrics of the tasks, usable offline and by themselves."""
+"""Metrics of the tasks: plain functions, usable offline and by themselves, and three of them for `evaluate`."""
 
-from m3ae.metrics.bootstrap import Interval, bootstrap, bootstrap_means
-from m3ae.metrics.classification import (
-    MultiLabelMetrics,
-    SingleLabelMetrics,
-    multi_label_f1,
-    multi_label_metrics,
-    single_label_metrics,
-)
-from m3ae.metrics.gather import gather_rows
-from m3ae.metrics.question_answering import VQAAccuracy, is_right
-from m3ae.metrics.sums import MeanMetrics
-from m3ae.metrics.text import text_metrics
+from m3ae.metrics.aggregation import Interval, MeanMetrics, bootstrap, bootstrap_means, gather_rows
+from m3ae.metrics.classification import multi_label_f1, multi_label_metrics, single_label_metrics
+from m3ae.metrics.evaluate_metrics import MultiLabelMetrics, SingleLabelMetrics, VQAAccuracy
+from m3ae.metrics.text import is_right, text_metrics, vqa_accuracy
 
 __all__ = [
     "Interval",
@@ -27,4 +19,5 @@ __all__ = [
     "multi_label_metrics",
     "single_label_metrics",
     "text_metrics",
+    "vqa_accuracy",
 ]

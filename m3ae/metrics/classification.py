@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
-
-from m3ae.metrics.base import InMemoryMetric, as_matrix
 
 UNKNOWN = -100
 
@@ -29,8 +26,9 @@ def single_label_metrics(predictions: NDArray[Any], references: NDArray[Any]) ->
     known = references != UNKNOWN
     if not known.any():
         raise ValueError(f"the class of all {len(references)} samples is unknown ({UNKNOWN}); nothing to measure")
-    own, truth = predictions[known], references[known]
-    return {"accuracy": float(accuracy_score(truth, own)), "macro_f1": float(f1_score(truth, own, average="macro"))}
+    classes, truth = predictions[known], references[known]
+    macro_f1 = f1_score(truth, classes, average="macro")
+    return {"accuracy": float(accuracy_score(truth, classes)), "macro_f1": float(macro_f1)}
 
 
 def multi_label_metrics(predictions: NDArray[Any], references: NDArray[Any], names: Sequence[str]) -> dict[str, float]:
@@ -39,7 +37,7 @@ def multi_label_metrics(predictions: NDArray[Any], references: NDArray[Any], nam
     Args:
         predictions: (N, A) scores, larger = more likely; each label is judged by their order alone.
         references: (N, A) 1 = has the label, 0 = has not, −100 or NaN = unknown and left out for that label.
-        names: Of the A labels.
+        names: Names of the A labels.
 
     Returns:
         `<name>_auroc`, `<name>_average_precision` and `<name>_prevalence`, the share of 1 and the average precision of
@@ -56,8 +54,8 @@ def multi_label_metrics(predictions: NDArray[Any], references: NDArray[Any], nam
         )
     known = (references != UNKNOWN) & ~np.isnan(references)
     if not np.isin(references[known], (0, 1)).all():
-        found = next(value for value in references[known] if value not in (0, 1))
-        raise ValueError(f"references must be 0, 1 or unknown ({UNKNOWN} or NaN), got {found:g}")
+        wrong = next(value for value in references[known] if value not in (0, 1))
+        raise ValueError(f"references must be 0, 1 or unknown ({UNKNOWN} or NaN), got {wrong:g}")
     metrics = {}
     for column, name in enumerate(names):
         rows = known[:, column]
@@ -66,7 +64,10 @@ def multi_label_metrics(predictions: NDArray[Any], references: NDArray[Any], nam
         metrics[f"{name}_auroc"] = float(roc_auc_score(truth, scores)) if defined else np.nan
         metrics[f"{name}_average_precision"] = float(average_precision_score(truth, scores)) if defined else np.nan
         metrics[f"{name}_prevalence"] = float(truth.mean()) if len(truth) else np.nan
-    macro = {f"macro_{kind}": _mean_of_defined(metrics, kind) for kind in ("auroc", "average_precision")}
+    macro = {}
+    for kind in ("auroc", "average_precision"):
+        values = [metrics[f"{name}_{kind}"] for name in names if not np.isnan(metrics[f"{name}_{kind}"])]
+        macro[f"macro_{kind}"] = float(np.mean(values)) if values else np.nan
     return macro | metrics
 
 
@@ -87,56 +88,3 @@ def multi_label_f1(predictions: NDArray[Any], references: NDArray[Any]) -> dict[
     f1 = 2 * right / np.maximum(2 * right + wrong, 1)
     micro = 2 * right.sum() / max(2 * right.sum() + wrong.sum(), 1)
     return {"macro_f1": float(f1[occurs].mean()) if occurs.any() else np.nan, "micro_f1": float(micro)}
-
-
-class SingleLabelMetrics(InMemoryMetric):
-    """Accuracy and macro F1 of one class a sample; see `single_label_metrics`.
-
-    Args of `compute`:
-        predictions: The index of a class for each sample.
-        references: The index of its class, −100 if unknown.
-
-    Returns of `compute`:
-        `accuracy` and `macro_f1`.
-    """
-
-    FEATURES = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}  # noqa: RUF012
-
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        return single_label_metrics(np.array(predictions), np.array(references))
-
-
-class MultiLabelMetrics(InMemoryMetric):
-    """Area under the ROC curve and average precision, by label and macro; see `multi_label_metrics`.
-
-    Args of `compute`:
-        predictions: A score for each label of each sample: probabilities or logits.
-        references: 1, 0, or −100 or NaN where it is unknown, for each label of each sample.
-        label_names: Of the labels; their numbers if not given.
-
-    Returns of `compute`:
-        `macro_auroc`, `macro_average_precision`, and of each label `<name>_auroc`, `<name>_average_precision` and
-        `<name>_prevalence`; `undefined_labels`, the names of those with one class only, which are NaN and left out of
-        the macro averages.
-    """
-
-    FEATURES = {  # noqa: RUF012
-        "predictions": datasets.List(datasets.Value("float64")),
-        "references": datasets.List(datasets.Value("float64")),
-    }
-
-    def _compute(
-        self,
-        predictions: Sequence[Sequence[float]],
-        references: Sequence[Sequence[float]],
-        label_names: Sequence[str] | None = None,
-    ) -> dict[str, Any]:
-        scores, truth = as_matrix(predictions, "predictions"), as_matrix(references, "references")
-        names = list(map(str, range(scores.shape[1]))) if label_names is None else label_names
-        metrics = multi_label_metrics(scores, truth, names)
-        return metrics | {"undefined_labels": [name for name in names if np.isnan(metrics[f"{name}_auroc"])]}
-
-
-def _mean_of_defined(metrics: dict[str, float], kind: str) -> float:
-    values = [value for name, value in metrics.items() if name.endswith(f"_{kind}") and not np.isnan(value)]
-    return float(np.mean(values)) if values else np.nan

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from m3ae.data.examples import Example, ExampleDataset, Sample
 from m3ae.figures import draw_roc, save_figure
-from m3ae.metrics.bootstrap import bootstrap
+from m3ae.metrics.aggregation import bootstrap
 from m3ae.metrics.classification import UNKNOWN, multi_label_metrics, single_label_metrics
 from m3ae.models.finetuned import M3AEForClassification
 from m3ae.models.losses import class_loss, multi_label_loss

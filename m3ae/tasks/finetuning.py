@@ -23,8 +23,7 @@ from m3ae.data.examples import Example, ExampleDataset, OtherImages, Sample, Spl
 from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import load_manifest
 from m3ae.files import replacing, write_text
-from m3ae.metrics.bootstrap import Interval, bootstrap_means
-from m3ae.metrics.gather import gather_rows
+from m3ae.metrics.aggregation import Interval, bootstrap_means, gather_rows
 from m3ae.models.base import TRUNK, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.adapters import add_adapters, merge_adapters, merged_weights

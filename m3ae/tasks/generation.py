@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from m3ae.data.collate import Batch, Collator
 from m3ae.data.prepared import Manifest, load_manifest, load_split
 from m3ae.data.samples import ColumnDataset, Columns, Sample, evenly, read_texts
-from m3ae.metrics.sums import MeanMetrics
+from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.gaussians import beta_schedule
 from m3ae.models.generation import M3AEForGeneration
@@ -34,8 +34,9 @@ from m3ae.transfer.image_encoders import resize_images
 from m3ae.transfer.text_encoders import load_tokenizer
 
 if TYPE_CHECKING:
-    from m3ae.tasks.generation_evaluation import GenerationEvaluator
-    from m3ae.tasks.latent_problems import ProblemReader, Problems
+    from m3ae.evaluation.latent import LatentEvaluator
+    from m3ae.evaluation.probes import ProblemReader, Problems
+    from m3ae.evaluation.report import TextReport
 
 FITTED_SAMPLES = 10_000  # training samples that the prior is fitted on, at most
 LEARNT_ROWS = 20_000  # training rows that probes and classifiers of the evaluation learn from, at most
@@ -189,33 +190,34 @@ class Generation:
 
     def _evaluate_everything(self, model: M3AEForGeneration, split: str) -> dict[str, float]:
         # scikit-learn and matplotlib are slow to import, and only a report needs them.
-        from m3ae.tasks.generation_evaluation import GenerationEvaluator
-        from m3ae.tasks.generation_report import main_metrics, write_report
-        from m3ae.tasks.latent_figures import plot_missing_rates
+        from m3ae.evaluation.figures import plot_missing_rates
+        from m3ae.evaluation.latent import LatentEvaluator
+        from m3ae.evaluation.report_files import write_report
 
         dataset, folder = self.dataset(split), self.config.output_dir
         learnt = evenly(len(self.train_dataset), LEARNT_ROWS)
-        evaluator = GenerationEvaluator(
+        evaluator = LatentEvaluator(
             model,
-            lambda: self.batches(self.train_dataset, learnt),
+            self.batches(self.train_dataset, learnt),
             self.batches(dataset, range(len(dataset))),
             self.config.generation,
             self.config.training.seed,
             self._problems(split, dataset.ids, [self.train_dataset.ids[row] for row in learnt]),
         )
         report = evaluator.evaluate()
-        report["texts"], written = self._write_texts(evaluator, dataset, learnt)
+        texts, written = self._write_texts(evaluator, dataset, learnt)
+        report = replace(report, texts=texts)
         folder.mkdir(parents=True, exist_ok=True)
         self._draw(model, dataset, folder)
-        plot_missing_rates(folder / "missing_rates.png", report["missing_rate"])
+        plot_missing_rates(folder / "missing_rates.png", report.missing_rate)
         write_report(folder, f"{self.config.model.path} on {split}", report, written)
-        return main_metrics(report)
+        return report.main_metrics()
 
     def _write_texts(
-        self, evaluator: GenerationEvaluator, dataset: ColumnDataset, learnt: Sequence[int]
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        self, evaluator: LatentEvaluator, dataset: ColumnDataset, learnt: Sequence[int]
+    ) -> tuple[dict[str, TextReport], list[dict[str, Any]]]:
         """Return `TextEvaluator.evaluate` of a model with texts, and nothing of others."""
-        from m3ae.tasks.latent_texts import TextEvaluator, Texts
+        from m3ae.evaluation.texts import TextEvaluator, Texts
 
         decode, names = self._decode_text(), _texts(self.model.latent)
         if decode is None or not self.config.generation.text_rows:
@@ -226,7 +228,7 @@ class Generation:
         return writer.evaluate(texts, dataset.ids)
 
     def _problems(self, split: str, ids: Sequence[str], learnt: Sequence[str]) -> Problems | None:
-        from m3ae.tasks.latent_problems import Problems
+        from m3ae.evaluation.probes import Problems
 
         reader = self.problem_reader
         if reader is None:
@@ -255,7 +257,7 @@ class Generation:
 
     def _draw(self, model: M3AEForGeneration, dataset: ColumnDataset, folder: Path) -> list[Path]:
         """Draw the figures of the first rows that have all modalities; none if there is no such row."""
-        from m3ae.tasks.latent_figures import LatentFigures
+        from m3ae.evaluation.figures import LatentFigures
 
         complete: list[int] = []
         for index in range(len(dataset)):
@@ -275,7 +277,7 @@ class Generation:
 def _open_problems(config: GenerationRun) -> ProblemReader | None:
     if config.generation.problems is None:
         return None
-    from m3ae.tasks.latent_problems import ProblemReader  # needs scikit-learn, which is slow to import
+    from m3ae.evaluation.probes import ProblemReader  # needs scikit-learn, which is slow to import
 
     return ProblemReader(config.data.path, config.generation.problems)
 

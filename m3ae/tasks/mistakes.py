@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from m3ae.data.answers import normalize_answer
 from m3ae.figures import VERMILION, cut, new_figure, save_figure
-from m3ae.metrics.question_answering import is_right
+from m3ae.metrics.text import is_right
 
 WRONG, ASKED = VERMILION, "#DADADA"
 ROW = 0.42  # inches

@@ -10,6 +10,7 @@ from accelerate import Accelerator, PartialState
 
 from m3ae.data.pairs import PairColumns
 from m3ae.data.prepared import load_manifest
+from m3ae.evaluation.pretraining import PreTrainingEvaluator
 from m3ae.figures import save_figure
 from m3ae.inference.drawing import draw_samples
 from m3ae.inference.reconstruction import reconstruct
@@ -28,7 +29,6 @@ from m3ae.tasks.pretraining_data import (
     refuse_test_rows,
     training_pairs,
 )
-from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
 from m3ae.training.config import PreTrainingRun
 
 BYTES = ("0",)  # what the tokenizer of images without texts is trained on: it knows every byte, and no word

@@ -25,7 +25,7 @@ from m3ae.data.prepared import load_manifest
 from m3ae.data.tables import read_json
 from m3ae.figures import save_figure
 from m3ae.inference.drawing import draw_word_attention
-from m3ae.metrics.question_answering import VQAAccuracy, is_right
+from m3ae.metrics.text import is_right, vqa_accuracy
 from m3ae.models.finetuned import M3AEForQuestionAnswering
 from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.controls import bag_of_words, majority_by_type
@@ -170,15 +170,14 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
         return [self.answers[column] for column in logits.argmax(-1).tolist()]
 
     def score(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
-        """Return accuracies and ceilings, see `VQAAccuracy`."""
-        metrics: dict[str, float] = VQAAccuracy().compute(
+        """Return accuracies and ceilings, see `vqa_accuracy`."""
+        return vqa_accuracy(
             predictions=answers,
             references=[example.target for example in examples],
             answer_types=[example.cells["answer_type"] for example in examples],
             question_types=[example.cells["question_type"] for example in examples],
             answer_list=self.answers,
         )
-        return metrics
 
     def describe(self) -> dict[str, Any]:
         """Return what the results depend on, the list of answers among it."""

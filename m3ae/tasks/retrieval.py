@@ -21,8 +21,8 @@ from m3ae.data.examples import Example, ExampleDataset, Sample
 from m3ae.figures import Strip, draw_retrieval, save_figure
 from m3ae.files import write_text
 from m3ae.inference.inputs import pictures
+from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.metrics.retrieval import DIRECTIONS, KS, BothWays, Ranking, Relevance, RelevanceRule
-from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
 from m3ae.tasks.finetuning import TOP, FineTuning, open_data, open_split, prefixed
 from m3ae.tasks.gallery import Gallery

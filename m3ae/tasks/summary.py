@@ -6,13 +6,14 @@ import difflib
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from m3ae.metrics.bootstrap import Interval
+from m3ae.evaluation.report_files import table
+from m3ae.metrics.aggregation import Interval
 from m3ae.training.checkpoint import flatten
 from m3ae.training.progress import read_metrics
 from m3ae.training.run_folder import RunFolder
@@ -24,9 +25,11 @@ MAIN_METRICS = (
     "macro_f1",
     "macro_auroc",
     "macro_average_precision",
-    *(f"{way}_recall@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
+    *(f"{direction}_recall@{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
 )
-NO_SHARES = ("loss", "psnr", "rank", "queries", "questions", "pairs")  # how metrics end that are not in percent
+NO_SHARES = ("loss", "psnr", "rank", "queries", "questions", "pairs")  # ends of metrics that are not in percent
+
+Metrics = dict[str, float | None]  # named `<split>/<metric>`; None was not finite
 
 
 class Spread(NamedTuple):
@@ -37,42 +40,18 @@ class Spread(NamedTuple):
     runs: int
 
 
-class Column(NamedTuple):
-    """A column of a table: its header, the metric in it, and whether that is a share, to be shown in percent."""
-
-    header: str
-    metric: str
-    percent: bool = True
-
-
-def final_metrics(run: Path) -> dict[str, float | None]:
-    """Return what a finished run reports at its end, named `<split>/<metric>`; None was not finite.
-
-    Raises:
-        FileNotFoundError: The folder holds no finished run.
-    """
-    folder = RunFolder(run)
-    records = read_metrics(folder.metrics)
-    if not records or not folder.model.is_dir():
-        raise FileNotFoundError(
-            f"{run} holds no finished run: expected {folder.metrics.name} and the folder {folder.model.name}/, which "
-            "are complete when training has ended"
-        )
-    return {name: value for name, value in records[-1].items() if name != "step"}
-
-
 class Summary(NamedTuple):
-    """What some runs have found.
+    """The results of some runs.
 
     Attributes:
         metrics: Spread of each metric, named `<split>/<metric>`.
-        differing_settings: By dotted key, the values of what is not the same in all runs: their seeds.
+        differing_settings: Values by dotted key of the settings that differ between the runs, such as their seeds.
         runs: The metrics of each run.
     """
 
     metrics: dict[str, Spread]
     differing_settings: dict[str, list[Any]]
-    runs: dict[str, dict[str, float | None]]
+    runs: dict[str, Metrics]
 
     def to_json(self) -> str:
         """Return all of it."""
@@ -90,13 +69,37 @@ class Summary(NamedTuple):
         Raises:
             ValueError: No run reports one of the metrics.
         """
-        if unknown := [metric for metric in metrics if metric not in self.metrics]:
-            nearest = difflib.get_close_matches(unknown[0], self.metrics, n=3) or [*self.metrics][:8]
-            raise ValueError(f"no run reports {unknown[0]!r}; nearest are {', '.join(nearest)}")
-        columns = [Column(_header(metric), metric, not metric.endswith(NO_SHARES)) for metric in metrics]
+        check_metrics(metrics, self.metrics)
         single = _intervals(*self.runs.values()) if len(self.runs) == 1 else {}
         title = "one run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
-        return f"{markdown_header(title, columns)}\n{markdown_row(name, {**self.metrics, **single}, columns)}"
+        headers = [metric.removeprefix("test/").replace("/", " ").replace("_", " ") for metric in metrics]
+        results = {**self.metrics, **single}
+        cells = [_cell(results[metric], 1.0 if metric.endswith(NO_SHARES) else 100.0) for metric in metrics]
+        return table([title, *headers], [[name, *cells]])
+
+
+def final_metrics(run: Path) -> Metrics:
+    """Return the metrics that a finished run reports at its end.
+
+    Raises:
+        FileNotFoundError: The folder holds no finished run.
+    """
+    folder = RunFolder(run)
+    records = read_metrics(folder.metrics)
+    if not records or not folder.model.is_dir():
+        raise FileNotFoundError(
+            f"{run} holds no finished run: expected {folder.metrics.name} and the folder {folder.model.name}/, which "
+            "are complete when training has ended"
+        )
+    return {name: value for name, value in records[-1].items() if name != "step"}
+
+
+def check_metrics(metrics: Sequence[str], known: Iterable[str]) -> None:
+    """Raise ValueError, with similar names, if a metric is not among those that some run reports."""
+    names = list(known)
+    if unknown := [metric for metric in metrics if metric not in names]:
+        nearest = difflib.get_close_matches(unknown[0], names, n=3) or names[:8]
+        raise ValueError(f"no run reports {unknown[0]!r}; nearest are {', '.join(nearest)}")
 
 
 def summarize_runs(runs: Sequence[Path]) -> Summary:
@@ -117,48 +120,30 @@ def summarize(results: Sequence[Mapping[str, float | None]]) -> dict[str, Spread
             if value is not None and math.isfinite(value):
                 values.setdefault(name, []).append(value)
     return {
-        name: Spread(statistics.fmean(own), statistics.stdev(own) if len(own) > 1 else None, len(own))
-        for name, own in values.items()
+        name: Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+        for name, numbers in values.items()
     }
 
 
-def markdown_header(title: str, columns: Sequence[Column]) -> str:
-    """Return the two lines that open a table; `title` stands above the names of the rows."""
-    return f"| {' | '.join([title, *(column.header for column in columns)])} |\n|---|{'---:|' * len(columns)}"
-
-
-def markdown_row(name: str, results: Mapping[str, Spread | Interval], columns: Sequence[Column]) -> str:
-    """Return a row: `mean ± sd` of several runs, or `value (low–high)` of an interval; "–" where there is none."""
-    cells = [_cell(results.get(column.metric), 100.0 if column.percent else 1.0) for column in columns]
-    return f"| {' | '.join([name, *cells])} |"
-
-
-def _header(metric: str) -> str:
-    split, _, name = metric.partition("/")
-    return name.replace("_", " ") if split == "test" else f"{split} {name.replace('_', ' ')}"
-
-
-def _intervals(metrics: Mapping[str, float | None]) -> dict[str, Interval]:
+def _intervals(metrics: Metrics) -> dict[str, Interval]:
     """Return the metrics that come with the limits of an interval."""
-    found = {name: (value, metrics.get(f"{name}_low"), metrics.get(f"{name}_high")) for name, value in metrics.items()}
-    return {
-        name: Interval(value, low, high)
-        for name, (value, low, high) in found.items()
-        if value is not None and low is not None and high is not None
-    }
+    intervals = {}
+    for name, value in metrics.items():
+        low, high = (metrics.get(f"{name}_{limit}") for limit in ("low", "high"))
+        if value is not None and low is not None and high is not None:
+            intervals[name] = Interval(value, low, high)
+    return intervals
 
 
-def _cell(result: Spread | Interval | None, scale: float) -> str:
-    if result is None or math.isnan(result[0]):
-        return "–"
+def _cell(result: Spread | Interval, scale: float) -> str:
     if isinstance(result, Interval):
         return f"{scale * result.value:.1f} ({scale * result.low:.1f}–{scale * result.high:.1f})"
     return f"{scale * result.mean:.1f}" + ("" if result.sd is None else f" ± {scale * result.sd:.1f}")
 
 
 def _differing_settings(runs: Sequence[Path]) -> dict[str, list[Any]]:
-    """Return the settings that are not the same in all runs, in the order of the runs; but for the output folder."""
+    """Return the settings that differ between the runs, but for the output folder, in the order of the runs."""
     settings = [flatten(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))) for run in runs]
-    names = dict.fromkeys(name for own in settings for name in own if name != "output_dir")
-    values = {name: [own.get(name) for own in settings] for name in names}
-    return {name: own for name, own in values.items() if any(value != own[0] for value in own)}
+    names = dict.fromkeys(name for flat in settings for name in flat if name != "output_dir")
+    values = {name: [flat.get(name) for flat in settings] for name in names}
+    return {name: column for name, column in values.items() if any(value != column[0] for value in column)}

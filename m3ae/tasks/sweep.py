@@ -1,10 +1,10 @@
-"""Training and measuring a grid of settings, one run folder each, and the table of what came out."""
+"""Training and measuring a grid of settings, one run folder each, and the table of the results."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import yaml
 from accelerate import PartialState
 
+from m3ae.evaluation.report import LatentReport
+from m3ae.evaluation.report_files import JSON, table
 from m3ae.files import check_replaceable, write_text
 from m3ae.tasks import task_class
 from m3ae.tasks.evaluation import evaluate
-from m3ae.tasks.generation_report import JSON, main_metrics, table_lines
-from m3ae.tasks.summary import MAIN_METRICS, final_metrics
+from m3ae.tasks.summary import MAIN_METRICS, Metrics, check_metrics, final_metrics
 from m3ae.training.checkpoint import flatten
 from m3ae.training.config import RunConfig, load_config, parse_yaml
 from m3ae.training.loop import train
@@ -27,16 +28,14 @@ from m3ae.training.safety import TrainingStopped
 TABLE, RESULTS = "sweep.md", "sweep.json"
 PRECISION = "training.mixed_precision"
 
-Metrics = dict[str, float | None]
-
 
 class SweepRun(NamedTuple):
     """A combination of settings.
 
     Attributes:
-        name: Of its folder, which tells it from the others.
-        settings: The swept ones, by dotted key.
-        config: All of them.
+        name: Name of the run's folder, different from the others.
+        settings: The swept settings by dotted key.
+        config: The whole config.
     """
 
     name: str
@@ -45,7 +44,7 @@ class SweepRun(NamedTuple):
 
 
 class SweepResult(NamedTuple):
-    """What came of a run: `<split>/<metric>`, or why it failed; a metric that is None was not finite."""
+    """The metrics of a run, `<split>/<metric>`, None where one was not finite; or why the run failed."""
 
     run: SweepRun
     metrics: Metrics
@@ -72,12 +71,12 @@ def plan_sweep(path: Path, axes: Sequence[str], overrides: Sequence[str] = ()) -
     folder = load_config(path, overrides).output_dir
     check_replaceable(folder / RESULTS, '"failure"')
     runs = []
-    for chosen in itertools.product(*values.values()):
-        settings = dict(zip(values, chosen, strict=True))
+    for combination in itertools.product(*values.values()):
+        settings = dict(zip(values, combination, strict=True))
         name = "_".join(f"{titles[key]}={_slug(value)}" for key, value in settings.items())
-        assigned = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        place = f"output_dir={json.dumps(str(folder / name))}"
-        runs.append(SweepRun(name, settings, load_config(path, [*overrides, *assigned, place])))
+        assigned = {**settings, "output_dir": str(folder / name)}
+        config = load_config(path, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in assigned.items())])
+        runs.append(SweepRun(name, settings, config))
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f"two runs of {', '.join(axes)} would have one folder; expected values with different names")
     return runs
@@ -86,21 +85,21 @@ def plan_sweep(path: Path, axes: Sequence[str], overrides: Sequence[str] = ()) -
 def run_sweep(
     runs: Sequence[SweepRun], split: str = "test", announce: Callable[[str], None] = lambda line: None
 ) -> Iterator[SweepResult]:
-    """Train and measure runs one after the other; a run that is complete is not repeated, a part of one is resumed.
+    """Train and measure runs one after the other: a complete run is not repeated, an interrupted one is resumed.
 
     A latent model is measured as `m3ae evaluate` does, in the folder `evaluation_<split>`; of other tasks, the metrics
     are those at the end of training.
 
     Args:
-        runs: From `plan_sweep`.
-        split: On which latent models are measured.
-        announce: Is told what is done.
+        runs: The runs of `plan_sweep`.
+        split: Split on which latent models are measured.
+        announce: Function that takes a line about each step.
 
     Yields:
-        A result for each run; that of a run which failed says why.
+        A result for each run.
 
     Raises:
-        TrainingStopped: The process was asked to stop; the sweep goes on where it is when it is started again.
+        TrainingStopped: The process was asked to stop; the sweep goes on from there when it is started again.
     """
     for number, run in enumerate(runs, start=1):
         announce(f"{number} of {len(runs)}: {run.name}")
@@ -118,40 +117,39 @@ def write_sweep(folder: Path, results: Sequence[SweepResult], metrics: Sequence[
     """Write `sweep.json`, with all metrics, and `sweep.md`; return the latter.
 
     Args:
-        folder: Exists afterwards.
-        results: Of all runs.
-        metrics: Columns of the table; if there are none, the main ones, of latent models those that are not of
-            several modalities together.
+        folder: The folder, made if necessary.
+        results: The results of all runs.
+        metrics: Columns of the table; if there are none, the main metrics, of latent models those that do not depend
+            on several modalities together.
 
     Raises:
         ValueError: No run has such a metric.
     """
-    described = [
-        {"run": result.run.name, **result.run.settings, "metrics": result.metrics, "failure": result.failure}
-        for result in results
-    ]
-    is_main = PartialState().is_main_process
-    if is_main:
+    if PartialState().is_main_process:
+        described = [
+            {"run": run.name, **run.settings, "metrics": run_metrics, "failure": failure}
+            for run, run_metrics, failure in results
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / RESULTS, json.dumps(described, indent=2) + "\n")
-    table = _lay_out(results, metrics)
-    if is_main:
-        write_text(folder / TABLE, table)
-    return table
+    text = _lay_out(results, metrics)
+    if PartialState().is_main_process:
+        write_text(folder / TABLE, text)
+    return text
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return the last part of each dotted key, or all of it where several end alike."""
+    """Return the last word of each dotted key, or the whole key where several end alike."""
     ends = [key.rpartition(".")[2] for key in keys]
     return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
 def _parse_axis(text: str) -> tuple[str, list[Any]]:
     key, separator, values = text.partition("=")
-    found = parse_yaml(f"[{values}]", source=f"axis {text!r}") if key and separator else []
-    if not found:
+    parsed = parse_yaml(f"[{values}]", source=f"axis {text!r}") if key and separator else []
+    if not parsed:
         raise ValueError(f"axis {text!r}: expected a key and its values, such as model.overrides.latent.size=16,32")
-    return key, found
+    return key, parsed
 
 
 def _slug(value: Any) -> str:
@@ -159,7 +157,7 @@ def _slug(value: Any) -> str:
 
 
 def _finish(config: RunConfig, split: str) -> Metrics:
-    """Train, where that is not done yet, and measure; return the metrics."""
+    """Train, unless that is done, and measure; return the metrics."""
     folder = RunFolder(config.output_dir)
     _check_same_settings(folder, config)
     if not folder.model.is_dir():
@@ -173,54 +171,44 @@ def _finish(config: RunConfig, split: str) -> Metrics:
     if not report.is_file():
         model = config.model.model_copy(update={"path": str(folder.model), "from_scratch": False})
         evaluate(config.model_copy(update={"model": model}), split, report.parent)
-    metrics = main_metrics(json.loads(report.read_text(encoding="utf-8")))
-    return {f"{split}/{name}": value for name, value in metrics.items()}
+    metrics = LatentReport.read(report).main_metrics()
+    return {f"{split}/{name}": value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _check_same_settings(folder: RunFolder, config: RunConfig) -> None:
     file = folder.root / "config.yaml"
     if not file.is_file():
         return
-    there = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+    saved = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
     wanted = flatten(config.model_dump(mode="json"))
     if wanted[PRECISION] == "auto":  # the run has recorded what that was
-        wanted[PRECISION] = there.get(PRECISION)
-    differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
-    if differing:
-        key = differing[0]
-        raise ValueError(
-            f"{folder.root} holds a run with other settings: {key} is {there.get(key)!r} there and "
-            f"{wanted.get(key)!r} here; choose another output_dir"
-        )
+        wanted[PRECISION] = saved.get(PRECISION)
+    for key in {**saved, **wanted}:
+        if saved.get(key) != wanted.get(key):
+            raise ValueError(
+                f"{folder.root} holds a run with other settings: {key} is {saved.get(key)!r} there and "
+                f"{wanted.get(key)!r} here; choose another output_dir"
+            )
 
 
 def _lay_out(results: Sequence[SweepResult], metrics: Sequence[str]) -> str:
     known = list(dict.fromkeys(name for result in results for name in result.metrics))
-    if known and (unknown := [name for name in metrics if name not in known]):
-        nearest = difflib.get_close_matches(unknown[0], known, n=3) or known[:8]
-        raise ValueError(f"no run reports {unknown[0]!r}; nearest are {', '.join(nearest)}")
-    columns = list(metrics) or _main_columns(known)
-    keys = list(results[0].run.settings)
-    rows = [
-        [
-            *(f"{result.run.settings[key]}" for key in keys),
-            *(_cell(result.metrics.get(name)) for name in columns),
-        ]
-        for result in results
-    ]
-    lines = table_lines([*short_names(keys).values(), *columns], rows)
-    failed = [f"- {result.run.name} failed: {result.failure}" for result in results if result.failure is not None]
-    return "\n".join([*lines, *([""] if failed else []), *failed]) + "\n"
+    if known:
+        check_metrics(metrics, known)
+    columns, keys = list(metrics) or _main_columns(known), list(results[0].run.settings)
+    rows = []
+    for result in results:
+        values = (result.metrics.get(name) for name in columns)
+        cells = ("–" if value is None else f"{value:.4g}" for value in values)
+        rows.append([*(f"{result.run.settings[key]}" for key in keys), *cells])
+    failures = [f"- {result.run.name} failed: {result.failure}" for result in results if result.failure is not None]
+    blocks = [table([*short_names(keys).values(), *columns], rows), *(["\n".join(failures)] if failures else [])]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _main_columns(known: Sequence[str]) -> list[str]:
-    """Return the columns of a table where none are chosen."""
+    """Return the columns of a table for which none are chosen."""
     if any(name.endswith("/elbo") for name in known):
         return [name for name in known if "+" not in name]
     main = [name for name in known if name.rpartition("/")[2] in MAIN_METRICS]
-    tested = [name for name in main if name.startswith("test/")]
-    return tested or main or [name for name in known if name.endswith("/loss")]
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return [name for name in main if name.startswith("test/")] or main or [n for n in known if n.endswith("/loss")]

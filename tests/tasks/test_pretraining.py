@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoProcessor
 from m3ae import M3AEForGeneration, M3AEForPreTraining, M3AEModel
 from m3ae.data.pairs import PairDataset
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.evaluation.pretraining import PreTrainingEvaluator
 from m3ae.tasks.models import open_model
 from m3ae.tasks.pretraining import PreTraining
 from m3ae.tasks.pretraining_data import evaluation_pairs
-from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
 from m3ae.training.config import RunConfig
 from m3ae.training.loop import train
 from m3ae.training.progress import read_metrics
@@ -61,7 +61,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForPreTraining, AutoProcessor
 from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import PairDataset
-from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
+from m3ae.evaluation.pretraining import PreTrainingEvaluator
 model = AutoModelForPreTraining.from_pretrained({str(finished / "model")!r}).eval()
 processor = AutoProcessor.from_pretrained({str(finished / "model")!r})
 dataset = PairDataset(Path({str(data)!r}), "validation", ["frontal", "lateral"], "text")

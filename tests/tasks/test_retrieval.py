@@ -9,9 +9,9 @@ from accelerate import Accelerator
 
 from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionAnswering
 from m3ae.data.pairs import PairDataset
+from m3ae.evaluation.pretraining import PreTrainingEvaluator
 from m3ae.metrics.retrieval import BothWays, Found, Ranking, Relevance
 from m3ae.tasks.gallery import Gallery, _spread
-from m3ae.tasks.pretraining_evaluation import PreTrainingEvaluator
 from m3ae.tasks.retrieval import Retrieval, chance_ranking, open_texts
 from m3ae.training.batches import Visit
 from m3ae.training.loop import train

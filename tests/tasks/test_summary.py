@@ -6,19 +6,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from m3ae.cli import cli
-from m3ae.metrics import Interval
-from m3ae.tasks.summary import (
-    Column,
-    Spread,
-    final_metrics,
-    markdown_header,
-    markdown_row,
-    summarize,
-    summarize_runs,
-)
+from m3ae.tasks.summary import final_metrics, summarize, summarize_runs
 from m3ae.training.progress import MetricsLog
-
-COLUMNS = [Column("accuracy", "test/accuracy"), Column("median rank", "test/rank", percent=False)]
 
 
 def finished_run(folder: Path, seed: int, **report: float) -> Path:
@@ -88,15 +77,3 @@ def test_the_command_explains_what_it_cannot_summarize(tmp_path):
     assert unknown.exit_code == 2
     assert unknown.stderr == "error: no run reports 'test/acuracy'; nearest are test/accuracy\n"
     assert command(tmp_path).stderr.startswith(f"error: {tmp_path} holds no finished run: expected metrics.jsonl")
-
-
-def test_rows_of_a_table():
-    spread = {"test/accuracy": Spread(0.6234, 0.0081, 3), "test/rank": Spread(4.0, None, 1)}
-    interval = {"test/accuracy": Interval(0.6234, 0.58, 0.6651), "test/rank": Interval(*[float("nan")] * 3)}
-    assert markdown_header("model", COLUMNS).splitlines() == [
-        "| model | accuracy | median rank |",
-        "|---|---:|---:|",
-    ]
-    assert markdown_row("ours", spread, COLUMNS) == "| ours | 62.3 ± 0.8 | 4.0 |"
-    assert markdown_row("ours", interval, COLUMNS) == "| ours | 62.3 (58.0–66.5) | – |"
-    assert markdown_row("none", {}, COLUMNS) == "| none | – | – |"

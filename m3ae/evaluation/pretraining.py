@@ -21,8 +21,8 @@ from m3ae.data.collate import PairCollator
 from m3ae.data.pairs import Pair, PairDataset
 from m3ae.data.words import name_pattern
 from m3ae.inference.reconstruction import predicted_patches
+from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.metrics.retrieval import DIRECTIONS, Ranking, summarize_ranks
-from m3ae.metrics.sums import MeanMetrics
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.losses import patchify
 from m3ae.models.masking import collect_labels

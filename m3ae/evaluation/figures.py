@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from m3ae.data.collate import Batch
+from m3ae.evaluation.passes import select
 from m3ae.figures import STYLES, draw_value, new_figure, save_figure
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.tasks.latent_passes import select
 
 EXAMPLES, DRAWS = 3, 3  # of the grid of generated samples
 STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # of a traversal, in standard deviations of the means of the rows

@@ -1,7 +1,8 @@
 """The report of a latent model: what it says of models whose latents are known."""
 
 import json
-from collections.abc import Iterator
+import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from click.testing import CliRunner
 
 from m3ae.cli import cli
+from m3ae.evaluation.latent import LatentEvaluator, missing_curve, summarize
+from m3ae.evaluation.passes import Rows, evidence, permutation_test, run_pass
+from m3ae.evaluation.probes import Judge
+from m3ae.evaluation.report import LabelResult, LatentReport, ProblemResult, SubsetResult
+from m3ae.evaluation.report_files import JSON, markdown_report, write_report
 from m3ae.models.gaussians import subsets
 from m3ae.tasks.generation import Generation
-from m3ae.tasks.generation_evaluation import GenerationEvaluator, missing_curve, summarize
-from m3ae.tasks.generation_report import markdown_report
-from m3ae.tasks.latent_judge import Judge
-from m3ae.tasks.latent_passes import Rows, evidence, permutation_test, run_pass
 from m3ae.training.config import dump_config
 from m3ae.training.task_config import GenerationConfig
 from tests.models.tiny_latent import DIGITS, digits_batch, latent_model
@@ -27,41 +29,50 @@ SILENT = {**DIGITS, "label": {**DIGITS["label"], "encoder": "none"}}
 
 
 def batches(count: int = 2, missing: int = 0) -> list[Any]:
-    found = []
+    made = []
     for seed in range(count):
         batch = digits_batch(12, seed)
-        for number, part in enumerate(batch.values()):
-            part["present"] = torch.ones(12, dtype=torch.bool)
-            part["present"][number : number + missing] = False
-        found.append(batch)
-    return found
+        for number, tensors in enumerate(batch.values()):
+            tensors["present"] = torch.ones(12, dtype=torch.bool)
+            tensors["present"][number : number + missing] = False
+        made.append(batch)
+    return made
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
+def report() -> LatentReport:
     model = latent_model(SILENT, learned_prior=2)
     model.fit_prior(batches(4), 2, torch.Generator().manual_seed(0))
-
-    def training() -> Iterator[Any]:
-        yield from batches(4)
-
     options = GenerationConfig(importance_samples=[1, 20], importance_rows=5)
-    return GenerationEvaluator(model, training, iter(batches()), options).evaluate()
+    return LatentEvaluator(model, batches(4), batches(), options).evaluate()
 
 
-def test_the_report_names_every_subset_and_metric(report: dict[str, Any]) -> None:
-    assert [entry["given"] for entry in report["subsets"]] == [["glyph"], ["speech"], ["glyph", "speech"]]
-    assert report["rows"] == 24 and set(report["classifiers"]["label"]) == {"glyph", "speech", "all"}
-    for entry in report["subsets"]:
-        assert entry["elbo"] == pytest.approx(sum(entry["log_likelihood"].values()) - entry["kl"], rel=1e-4)
-        assert set(entry["evidence"]) == {"1", "20"} and set(entry["reconstruction"]) == set(SILENT)
-        own = entry["labels"]["label"]
-        assert 0 <= own["probe"] <= 1 and set(own["coherence"]) == {"glyph", "speech"}
-        assert not set(own["diversity"]) & set(entry["given"])
-    assert set(report["joint"]) == {"own", "fitted"} and set(report["joint"]["own"]["frechet"]) == {"glyph"}
-    assert report["active_units"].keys() == {"shared", "glyph", "speech"} and report["active_units"]["speech"][1] == 3
-    assert sum(report["precision_shares"].values()) == pytest.approx(1, rel=1e-4)
-    assert report["classifiers"]["label"]["speech"] > 0.9, "the tiny digits' speech says its label"
+def test_the_report_names_every_subset_and_metric(report: LatentReport) -> None:
+    assert [subset.given for subset in report.subsets] == [["glyph"], ["speech"], ["glyph", "speech"]]
+    assert report.rows == 24 and set(report.classifiers["label"]) == {"glyph", "speech", "all"}
+    for subset in report.subsets:
+        assert subset.elbo == pytest.approx(sum(subset.log_likelihood.values()) - subset.kl, rel=1e-4)
+        assert set(subset.evidence) == {"1", "20"} and set(subset.reconstruction) == set(SILENT)
+        result = subset.labels["label"]
+        assert 0 <= result.probe <= 1 and set(result.coherence) == {"glyph", "speech"}
+        assert not set(result.diversity) & set(subset.given)
+    assert set(report.joint) == {"own", "fitted"} and set(report.joint["own"].frechet) == {"glyph"}
+    assert report.active_units.keys() == {"shared", "glyph", "speech"} and report.active_units["speech"][1] == 3
+    assert sum(report.precision_shares.values()) == pytest.approx(1, rel=1e-4)
+    assert report.classifiers["label"]["speech"] > 0.9, "the tiny digits' speech says its label"
+
+
+def test_the_report_is_read_as_it_was_written(report: LatentReport, tmp_path: Path) -> None:
+    subset = replace(report.subsets[0], elbo=math.nan, problems=ProblemResult({"effusion": math.nan}, math.nan))
+    changed = replace(report, subsets=[subset, *report.subsets[1:]])
+    write_report(tmp_path, "tiny", changed)
+    written = json.loads((tmp_path / JSON).read_text())
+    assert written["subsets"][0]["elbo"] is None and written["subsets"][1]["problems"] == {}
+    assert written["subsets"][0]["problems"] == {"auroc": {"effusion": None}, "macro_auroc": None}
+    assert "two_to_one" not in written["summary"]["label"] and written["texts"] == {}
+    again = LatentReport.read(tmp_path / JSON)
+    assert math.isnan(again.subsets[0].elbo) and again.subsets[1:] == report.subsets[1:]
+    assert again.main_metrics() == report.main_metrics()
 
 
 def test_several_labels_are_judged_together_where_all_of_them_are_known() -> None:
@@ -80,19 +91,19 @@ def test_several_labels_are_judged_together_where_all_of_them_are_known() -> Non
     assert everywhere == {"glyph": pytest.approx([7 / 8, 3 / 4])}
 
 
-def test_the_missing_rate_curve_begins_with_everything(report: dict[str, Any]) -> None:
-    curve, subsets_found = report["missing_rate"], report["subsets"]
+def test_the_missing_rate_curve_begins_with_everything(report: LatentReport) -> None:
+    curve, results = report.missing_rate, report.subsets
     assert curve["rates"] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    assert curve["elbo"][0] == subsets_found[-1]["elbo"]
-    assert curve["probe of label"][0] == subsets_found[-1]["labels"]["label"]["probe"]
-    half = [entry["elbo"] for entry in subsets_found] @ np.array([0.375, 0.375, 0.25])
+    assert curve["elbo"][0] == results[-1].elbo
+    assert curve["probe of label"][0] == results[-1].labels["label"].probe
+    half = [result.elbo for result in results] @ np.array([0.375, 0.375, 0.25])
     assert curve["elbo"][5] == pytest.approx(half)
-    assert missing_curve(subsets_found[-1:], subsets(2)[-1:])["elbo"] == [subsets_found[-1]["elbo"]] * 10
+    assert missing_curve(results[-1:], subsets(2)[-1:])["elbo"] == [results[-1].elbo] * 10
 
 
-def test_the_report_as_text_has_all_of_it(report: dict[str, Any]) -> None:
-    text, whole = markdown_report("tiny on test", report), report["subsets"][-1]
-    unlabelled = {**report, "subsets": [{**whole, "frechet": {}}]}
+def test_the_report_as_text_has_all_of_it(report: LatentReport) -> None:
+    text, whole = markdown_report("tiny on test", report), report.subsets[-1]
+    unlabelled = replace(report, subsets=[replace(whole, frechet={})])
     assert "glyph: Fréchet" in text and "glyph: Fréchet" not in markdown_report("", unlabelled)
     for words in ("| glyph + speech |", "log p, K = 20", "joint coherence from the fitted prior", "| real data |"):
         assert words in text
@@ -102,28 +113,29 @@ def test_the_report_as_text_has_all_of_it(report: dict[str, Any]) -> None:
         assert len({line.count("|") for line in table}) == 1, "rows are as wide as the header"
 
 
-def test_a_summary_averages_over_what_is_not_given() -> None:
-    def entry(given: str, probe: float, **coherence: float) -> dict[str, Any]:
-        own = {"probe": probe, "coherence": coherence, "diversity": {"b": 0.5}, "diversity_of_right": {}}
-        return {"given": given.split("+"), "labels": {"digit": own}}
+def test_a_summary_averages_over_what_is_not_given(report: LatentReport) -> None:
+    def subset(given: str, probe: float, **coherence: float) -> SubsetResult:
+        result = LabelResult(coherence, diversity={"b": 0.5}, diversity_of_right={}, probe=probe)
+        return replace(report.subsets[0], given=given.split("+"), labels={"digit": result})
 
-    found = summarize(
+    summary = summarize(
         [
-            entry("a", 0.8, a=0.1, b=0.6, c=1.0),
-            entry("b", 0.9, a=0.4, b=0.1, c=0.4),
-            entry("a+b", 0.95, a=0.1, b=0.1, c=0.7),
-            entry("a+b+c", 1.0, a=0.1, b=0.1, c=0.1),
+            subset("a", 0.8, a=0.1, b=0.6, c=1.0),
+            subset("b", 0.9, a=0.4, b=0.1, c=0.4),
+            subset("a+b", 0.95, a=0.1, b=0.1, c=0.7),
+            subset("a+b+c", 1.0, a=0.1, b=0.1, c=0.1),
         ]
     )["digit"]
-    assert found == pytest.approx({"one_to_one": 0.6, "two_to_one": 0.7, "diversity": 0.5, "synergy": 0.1})
+    assert (summary.one_to_one, summary.two_to_one) == pytest.approx((0.6, 0.7))
+    assert (summary.diversity, summary.synergy) == pytest.approx((0.5, 0.1)) and summary.diversity_of_right is None
 
 
 def test_a_latent_that_a_decoder_does_not_read_costs_nothing_when_permuted() -> None:
     model, draw = latent_model(SILENT), torch.Generator().manual_seed(0)
     model.latent_head.decoders["glyph"].layers[1].weight.data[:, model.latent.size :] = 0
-    found = permutation_test(model, Rows.of(model, batches()), draw)
-    assert found["glyph"]["private"] == 0 and found["glyph"]["shared"] != 0
-    assert found["speech"]["private"] != 0 and found["label"]["private"] == 0
+    losses = permutation_test(model, Rows.of(model, batches()), draw)
+    assert losses["glyph"].private == 0 and losses["glyph"].shared != 0
+    assert losses["speech"].private != 0 and losses["label"].private == 0
 
 
 def test_only_rows_that_have_what_is_given_count() -> None:

@@ -1,13 +1,74 @@
+"""Rows and means of all processes, and bootstrap intervals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
-from m3ae.metrics import bootstrap, bootstrap_means
+from m3ae.metrics import MeanMetrics, aggregation, bootstrap, bootstrap_means, gather_rows
+from tests.metrics.run_gather import measure
 
+SCRIPT = Path(__file__).with_name("run_gather.py")
 GENERATOR = np.random.default_rng(0)
 RIGHT = (GENERATOR.random(400) < 0.3).astype(float)
 CLOSED = np.where(np.arange(400) % 3, RIGHT, np.nan)
 IMAGES = [f"image {index // 4}" for index in range(400)]
+
+
+def test_two_processes_measure_what_one_does(tmp_path):
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(SCRIPT), str(tmp_path)]
+    variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = measure(tmp_path)
+    assert expected["answers"]["questions"] == 7
+    first, second = (json.loads((tmp_path / f"{process}.json").read_text()) for process in range(2))
+    assert first == expected
+    assert second == expected | {"exchanged": None}
+
+
+def test_the_order_of_the_samples_is_restored(monkeypatch):
+    assert gather_rows(["a", "b"]) == ["a", "b"]
+    assert gather_rows([]) == []
+    monkeypatch.setattr(aggregation, "gather_object", lambda own: [[0, 3, 6], [1, 4], [2, 5]])
+    assert gather_rows([]) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_other_shares_are_refused(monkeypatch):
+    monkeypatch.setattr(aggregation, "gather_object", lambda own: [[0, 1, 2], [3]])
+    with pytest.raises(ValueError, match=r"hold \[3, 1\] rows, expected \[2, 2\]"):
+        gather_rows([])
+
+
+def test_means_do_not_depend_on_batching() -> None:
+    values = torch.arange(10.0)
+    valid = values != 3
+    whole, split = MeanMetrics(), MeanMetrics()
+    whole.add("x", values, valid)
+    for rows in (slice(0, 1), slice(1, 7), slice(7, 10)):
+        split.add("x", values[rows], valid[rows])
+    assert whole.compute() == split.compute() == {"x": 42 / 9}
+
+
+def test_invalid_values_may_be_nan_and_a_mean_of_nothing_is_left_out() -> None:
+    metrics = MeanMetrics()
+    metrics.add("x", torch.tensor([1.0, torch.nan]), torch.tensor([True, False]))
+    metrics.add("nothing", torch.tensor([1.0]), torch.tensor([False]))
+    metrics.add("accuracy", torch.tensor([True, False]))
+    assert metrics.compute() == {"accuracy": 0.5, "x": 1.0}
 
 
 def test_means_are_those_of_the_general_way():

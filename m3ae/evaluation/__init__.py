@@ -1,0 +1,1 @@
+"""Evaluation of what the masked and the latent passes have learnt."""

@@ -1,0 +1,242 @@
+"""The evaluation of a latent model: every subset of its modalities, its priors, and its latent space.
+
+Shapes: N rows of the split, n of them, C subsets of M modalities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.metrics import r2_score
+from torch import Tensor
+
+from m3ae.data.collate import Batch
+from m3ae.data.samples import evenly
+from m3ae.evaluation.passes import (
+    Array,
+    Pass,
+    Rows,
+    batch_size,
+    count_active_units,
+    evidence,
+    permutation_test,
+    posterior_means,
+    precision_shares,
+    run_pass,
+)
+from m3ae.evaluation.probes import Judge, Probes, Problems
+from m3ae.evaluation.report import LabelResult, LabelSummary, LatentReport, PriorResult, ProblemResult, SubsetResult
+from m3ae.metrics.generation import WINDOW, joint_coherence, ssim, subset_probabilities, within_class_diversity
+from m3ae.models.gaussians import subsets
+from m3ae.models.generation import M3AEForGeneration
+from m3ae.training.task_config import GenerationConfig
+
+MISSING_RATES = tuple(round(0.1 * tenth, 1) for tenth in range(10))
+Density = Literal["own", "fitted"]
+
+
+class LatentEvaluator:
+    """Measures a latent model on a split; probes and classifiers learn from training rows.
+
+    Args:
+        model: The model in evaluation mode.
+        training: Batches of training rows.
+        batches: Batches of the split, complete.
+        options: The numbers of importance samples and of their rows, and the temperature of samples.
+        seed: Seed of all noise and of the classifiers.
+        problems: Problems of the training rows and of those of the split; None for no such probes.
+    """
+
+    def __init__(
+        self,
+        model: M3AEForGeneration,
+        training: Iterable[Batch],
+        batches: Iterable[Batch],
+        options: GenerationConfig,
+        seed: int = 0,
+        problems: Problems | None = None,
+    ) -> None:
+        self.model, self.options, self.problems = model, options, problems
+        self.generator = torch.Generator(model.device).manual_seed(seed)
+        self.rows = Rows.of(model, batches)
+        experts = np.array(model.latent.experts)
+        self.members = subsets(len(experts))
+        self.subsets: list[list[str]] = [experts[members].tolist() for members in self.members.numpy()]
+        learnt = Rows.of(model, training)
+        self.probes = []
+        for given, means in zip(self.subsets, posterior_means(model, learnt.batches, self.subsets), strict=True):
+            rows = learnt.having(given)
+            classes = {label: numbers[rows] for label, numbers in learnt.classes.items()}
+            self.probes.append(Probes(means[rows], classes, None if problems is None else problems.learnt[rows]))
+        self.judge = Judge(learnt, self.rows, problems, seed)
+
+    @property
+    def densities(self) -> list[Density]:
+        """The priors that the model has."""
+        return ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
+
+    @torch.no_grad()
+    def evaluate(self) -> LatentReport:
+        """Return the whole report, without texts."""
+        model, rows, judge = self.model, self.rows, self.judge
+        present = [number for number, given in enumerate(self.subsets) if len(rows.having(given))]
+        results = [self.measure_subset(number) for number in present]
+        everything, shown = np.arange(rows.count), judge.classes_shown(rows.values)
+        return LatentReport(
+            rows=rows.count,
+            classifiers=judge.accuracy_on_real_data(shown),
+            all_labels=judge.all_labels_right(shown, everything, rows.present),
+            problems={} if self.problems is None else self.problems.shares(),
+            problems_seen=judge.problems_seen(rows.values, everything, rows.present),
+            subsets=results,
+            summary=summarize(results),
+            joint={density: self.measure_prior(density) for density in self.densities},
+            active_units=count_active_units(model, rows),
+            precision_shares=precision_shares(model, rows),
+            permutation=permutation_test(model, rows, self.generator),
+            missing_rate=missing_curve(results, self.members[present]),
+            texts={},
+        )
+
+    def measure_subset(self, number: int) -> SubsetResult:
+        """Return what a subset of the modalities tells, by its number in `subsets`."""
+        given, rows, judge = self.subsets[number], self.rows, self.judge
+        result = run_pass(self.model, rows, given, self.generator, self.options.temperature)
+        shown = judge.classes_shown(result.samples)
+        generated = {name: np.ones(rows.count, dtype=bool) for name in rows.present if name not in given}
+        likelihoods = {name: nats[rows.present[name][result.rows]] for name, nats in result.log_likelihood.items()}
+        ranked = ProblemResult()
+        if self.problems is not None:
+            targets = self.problems.judged[result.rows]
+            ranked = self.probes[number].rank(result.latents, targets, self.problems.names)
+        return SubsetResult(
+            given=given,
+            rows=len(result.rows),
+            elbo=float(result.bound.mean()),
+            kl=float(result.kl.mean()),
+            log_likelihood={name: float(nats.mean()) for name, nats in likelihoods.items() if len(nats)},
+            evidence=self._evidence(given),
+            reconstruction=self._likeness(result, result.expected),
+            reconstruction_of_a_sample=self._likeness(result, result.samples),
+            ssim=self._structural_similarity(result),
+            frechet=judge.frechet_distances(result.samples, result.rows),
+            labels={label: self._label(label, result, shown[label], number) for label in rows.classes},
+            all_labels=judge.all_labels_right(shown, result.rows, generated),
+            problems=ranked,
+            problems_seen=judge.problems_seen(result.samples, result.rows, generated),
+        )
+
+    def measure_prior(self, density: Density) -> PriorResult:
+        """Return what as many samples of a prior show as the split has rows."""
+        count, names = self.rows.count, list(self.rows.values)
+        samples = self.model.sample_prior(count, density, names, self.options.temperature, self.generator)
+        values = {name: value.cpu().numpy() for name, value in samples.items()}
+        shown = self.judge.classes_shown(values).items()
+        coherence = {label: joint_coherence(np.stack([*classes.values()])) for label, classes in shown if classes}
+        return PriorResult(coherence, self.judge.frechet_distances(values, np.arange(count)))
+
+    def _evidence(self, given: Sequence[str]) -> dict[str, float]:
+        counts = self.options.importance_samples
+        if not counts:
+            return {}
+        rows = self.rows.having(given)
+        chosen = rows[evenly(len(rows), self.options.importance_rows)]
+        sums = {str(count): 0.0 for count in counts}
+        for batch in self.rows.select(chosen):
+            for count, value in evidence(self.model, batch, given, counts, self.generator).items():
+                sums[str(count)] += value * batch_size(batch) / len(chosen)
+        return sums
+
+    def _likeness(self, result: Pass, decoded: Mapping[str, Array]) -> dict[str, float]:
+        likeness = {}
+        for name, values in decoded.items():
+            present = self.rows.present[name][result.rows]
+            if present.sum() < 2:
+                continue
+            if name in self.rows.classes:
+                right = values.argmax(-1) == self.rows.classes[name][result.rows]
+                likeness[name] = float(right[present].mean())
+            else:
+                pair = (self.rows.values[name][result.rows], values)
+                real, made = (array.reshape(len(array), -1)[present] for array in pair)
+                likeness[name] = float(r2_score(real, made, multioutput="variance_weighted"))
+        return likeness
+
+    def _structural_similarity(self, result: Pass) -> dict[str, float]:
+        similarity = {}
+        for name in self.rows.images:
+            present, expected = self.rows.present[name][result.rows], result.expected[name]
+            if present.any() and min(expected.shape[-2:]) >= WINDOW:
+                real = torch.from_numpy(self.rows.values[name][result.rows][present])
+                similarity[name] = float(ssim(real, torch.from_numpy(expected[present]).clamp(0, 1)).mean())
+        return similarity
+
+    def _label(self, label: str, result: Pass, shown: Mapping[str, Array], number: int) -> LabelResult:
+        classes, given = self.rows.classes[label][result.rows], self.subsets[number]
+        known = classes >= 0
+        coherence, diversities = {}, {"diversity": dict[str, float](), "diversity_of_right": dict[str, float]()}
+        for name, predicted in shown.items():
+            right = predicted == classes
+            coherence[name] = float(right[known].mean())
+            if name in given:
+                continue
+            present = known & self.rows.present[name][result.rows]
+            for key, mask in (("diversity", present), ("diversity_of_right", present & right)):
+                if mask.sum() > len(np.unique(classes[mask])):
+                    real = self.rows.values[name][result.rows][mask]
+                    diversity = within_class_diversity(result.samples[name][mask], real, classes[mask])
+                    diversities[key][name] = diversity
+        probe = self.probes[number].accuracy(label, result.latents, classes)
+        return LabelResult(coherence, **diversities, probe=probe)
+
+
+def summarize(results: Sequence[SubsetResult]) -> dict[str, LabelSummary]:
+    """Return by label what the subsets tell together."""
+    summary = {}
+    for label in results[0].labels:
+        pairs = [(result.given, result.labels[label]) for result in results]
+        largest = max(len(given) for given, _ in pairs)
+        probes = [(len(given), result.probe) for given, result in pairs if result.probe is not None]
+        single, whole = ([probe for size, probe in probes if size == wanted] for wanted in (1, largest))
+        summary[label] = LabelSummary(
+            one_to_one=_mean((given, result.coherence) for given, result in pairs if len(given) == 1),
+            two_to_one=_mean((given, result.coherence) for given, result in pairs if len(given) == 2),
+            diversity=_mean((given, result.diversity) for given, result in pairs if len(given) == 1),
+            diversity_of_right=_mean((given, result.diversity_of_right) for given, result in pairs if len(given) == 1),
+            synergy=max(whole) - max(single) if largest > 1 and single and whole else None,
+        )
+    return summary
+
+
+def _mean(results: Iterable[tuple[Sequence[str], Mapping[str, float]]]) -> float | None:
+    """Return the mean of the finite values of modalities that are not given."""
+    values = [
+        value for given, own in results for name, value in own.items() if name not in given and np.isfinite(value)
+    ]
+    return float(np.mean(values)) if values else None
+
+
+def missing_curve(results: Sequence[SubsetResult], members: Tensor) -> dict[str, list[float]]:
+    """Return what is expected where each modality is missing at some rate, but for a row's last one.
+
+    Exact for rows that are complete: the mean of the subsets' results, each as often as it is left over.
+
+    Args:
+        results: Results of C subsets; the last one is everything.
+        members: (C, M) bool, the modalities of these subsets.
+    """
+    weights = np.stack([subset_probabilities(members, rate).numpy() for rate in MISSING_RATES])  # (R, C)
+    weights /= weights.sum(1, keepdims=True)
+    whole = results[-1]
+    columns: dict[str, list[float | None]] = {"elbo": [result.elbo for result in results]}
+    for name in whole.reconstruction:
+        columns[f"reconstruction of {name}"] = [result.reconstruction.get(name) for result in results]
+    for label in whole.labels:
+        columns[f"probe of {label}"] = [result.labels[label].probe for result in results]
+    if whole.problems.auroc:
+        columns["AUROC of the problems"] = [result.problems.macro_auroc for result in results]
+    expected = {name: (weights @ np.array(values, dtype=np.float64)).tolist() for name, values in columns.items()}
+    return {"rates": list(MISSING_RATES), **expected}
