@@ -111,7 +111,9 @@ class TextEvaluator:
         ]
         sources = zip(written, results, strict=False)
         densities = self.evaluator.densities if labels and self.rows.values else []
-        joint = {density: self.measure_prior(name, density, len(rows), labels) for density in densities}
+        joint: dict[str, list[float]] = {
+            density: self.measure_prior(name, density, len(rows), labels) for density in densities
+        }
         return TextReport(
             rows=len(rows),
             generated=[replace(result, given=given) for (given, _), result in sources],
@@ -177,7 +179,7 @@ class TextEvaluator:
         right = (named == truth)[(truth >= 0).all(1)]
         return {"labels": dict(zip(labels, right.mean(0).tolist(), strict=True)), "all_labels": all_right(right)}
 
-    def _problem_f1(self, learnt: list[list[str]], columns: list[list[str]], rows: Array) -> list[dict[str, float]]:
+    def _problem_f1(self, learnt: list[list[str]], columns: list[list[str]], rows: Array) -> list[dict[str, Any]]:
         """Return the F1 of each list of texts of the rows, or nothing where no problems are known."""
         if self.problems is None:
             return [{} for _ in columns]

@@ -73,7 +73,7 @@ class Summary(NamedTuple):
         single = _intervals(*self.runs.values()) if len(self.runs) == 1 else {}
         title = "one run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
         headers = [metric.removeprefix("test/").replace("/", " ").replace("_", " ") for metric in metrics]
-        results = {**self.metrics, **single}
+        results: dict[str, Spread | Interval] = {**self.metrics, **single}
         cells = [_cell(results[metric], 1.0 if metric.endswith(NO_SHARES) else 100.0) for metric in metrics]
         return table([title, *headers], [[name, *cells]])
 
