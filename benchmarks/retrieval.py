@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="prepared folder; phantoms are made without it")
     parser.add_argument("--split", default="test", help="split of the prepared folder")
     parser.add_argument("--model", help="folder or hub name of a trained model; without it weights are random")
-    parser.add_argument("--preset", choices=["tiny", "small", "base"], default="small", help="size of a random model")
+    parser.add_argument(
+        "--preset", choices=["tiny", "mini", "small", "base"], default="small", help="size of a random model"
+    )
     parser.add_argument("--tokenizer", help="of a random model; by default one of 8,192 words is trained on the texts")
     parser.add_argument("--pairs", type=int, default=200, help="N")
     parser.add_argument("--baseline-images", type=int, help="images that the baseline is timed on; all by default")

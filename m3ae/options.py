@@ -9,10 +9,15 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message lists all its problems, one a line."""
 
 
 class OptionsError(ValueError):
@@ -157,3 +162,51 @@ def _nearest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
         names = {str(name)} & {*everywhere.values()} or {*difflib.get_close_matches(str(name), {*everywhere.values()})}
         similar = [key for key, end in everywhere.items() if end in names]
     return f"did you mean {' or '.join(similar)}?" if similar else f"expected one of {siblings}"
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with the types of JSON and the scalars of YAML 1.2: `1e-4` is a number and `no` is a word."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
+    yaml_constructors = {  # noqa: RUF012
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
+
+
+for _tag, _pattern, _first in (
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Return what YAML holds, numbers and words as in YAML 1.2; a `ConfigError` names the source."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # also for 5,000 digits, or `!!bool x`
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def assign(values: dict[str, Any], override: str) -> None:
+    """Set a value of nested sections by `section.key=value`; `model=PATH` is short for `model.path=PATH`."""
+    key, separator, text = override.partition("=")
+    if key == "model" and not text.startswith("{"):
+        key = "model.path"
+    *sections, name = key.split(".")
+    if not separator or not all([*sections, name]):
+        raise ConfigError(f"override {override!r}: expected key=value with a dotted key, e.g. training.max_steps=10")
+    for depth, section in enumerate(sections, start=1):
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            parent = ".".join(sections[:depth])
+            raise ConfigError(f"override {override!r}: {parent} is {describe(values)}, which has no keys")
+    values[name] = parse_yaml(text, source=f"override {override!r}")

@@ -1,5 +1,8 @@
 """Every shipped config parses, builds, and says what it needs."""
 
+import ast
+import inspect
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,12 @@ from m3ae import (
     M3AEForPreTraining,
     M3AEForQuestionAnswering,
 )
-from m3ae.tasks import PRETRAINING_TASKS, TASKS
+from m3ae.options import dotted_keys
+from m3ae.tasks import PRETRAINING_TASKS, TASKS, task_class
 from m3ae.tasks.models import check_text_length
-from m3ae.training.config import load_config
+from m3ae.training.config import RUNS, load_config
+
+from .test_layers import PACKAGE, imports
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {"pretrain": "pretrain", "finetune": "finetune"}  # folder of configs → script
@@ -60,6 +66,32 @@ def test_config_opens_with_command_hardware_time_and_expectation(path: Path) -> 
     assert (load_config(path).task in PRETRAINING_TASKS) == (folder == "pretrain")
     for word in ("hardware", "time", "expect"):
         assert f"# {word} " in text
+
+
+@cache
+def modules() -> dict[str, tuple[set[str], set[str]]]:
+    """Return, by file of the package, the modules that it imports and the attributes that it reads."""
+    files = {path.relative_to(PACKAGE).as_posix(): (set(), set()) for path in PACKAGE.rglob("*.py")}
+    for file, module in imports():
+        files[file][0].add(module)
+    for file, (_, attributes) in files.items():
+        tree = ast.parse((PACKAGE / file).read_text("utf-8"))
+        attributes.update(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return files
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_config_has_no_key_that_its_task_ignores(task: str) -> None:
+    """Every key that `--print-config` shows is read by the task, by the loop or by a module that they use."""
+    task_file = Path(inspect.getfile(task_class(task))).relative_to(PACKAGE).as_posix()
+    waiting, reached = [task_file, "training/loop.py"], set()
+    while waiting:
+        file = waiting.pop()
+        if file not in reached and file in modules():
+            reached.add(file)
+            waiting += [module.removeprefix("m3ae.").replace(".", "/") + ".py" for module in modules()[file][0]]
+    read = set().union(*(modules()[file][1] for file in reached - {"training/config.py"}))
+    assert {key for key in dotted_keys(RUNS[task]) if key.rpartition(".")[2] not in read} == set()
 
 
 def test_there_is_a_config_for_every_task() -> None:

@@ -256,7 +256,8 @@ class M3AEConfig(StrictConfig):
         """Build the configuration of a named size, with some options replaced.
 
         Args:
-            size: One of `SIZES`: `tiny` (tests), `small` (one CPU or GPU), `base` (the published model).
+            size: One of `SIZES`: `tiny` (tests), `mini` (two CPU cores), `small` (one CPU or GPU), `base`
+                (the published model).
             overrides: Options of `M3AEConfig`; the dictionaries `image_config` and `text_config` are merged into
                 those of the size. A `text_config` of another `model_type` than RoBERTa's replaces that of the size.
 
@@ -294,6 +295,23 @@ SIZES: dict[str, dict[str, Any]] = {
         "decoder_hidden_size": 24,
         "decoder_num_hidden_layers": 1,
         "decoder_num_attention_heads": 2,
+    },
+    "mini": {
+        "image_config": {"image_size": 96, "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4},
+        "text_config": {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"intermediate_size": 768, "max_position_embeddings": 98}
+        | {"initializer_range": 0.04, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.0},
+        "initializer_range": 0.04,  # 0.02 is made for a width of 768
+        "hidden_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 768,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.0,
+        "mim_layer": 1,
+        "decoder_hidden_size": 192,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 4,
     },
     "small": {
         "image_config": {"image_size": 224, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6},

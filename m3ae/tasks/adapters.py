@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from m3ae.models.base import TRUNK, M3AEPreTrainedModel
-from m3ae.training.task_config import LoraConfig
+from m3ae.training.config import LoraConfig
 
 
 def add_adapters(model: M3AEPreTrainedModel, settings: LoraConfig) -> None:

@@ -41,8 +41,7 @@ from m3ae.tasks.finetuning import (
 )
 from m3ae.tasks.models import has_labels, label_names, open_model
 from m3ae.tasks.pretraining_data import is_filled
-from m3ae.training.config import ClassificationRun
-from m3ae.training.task_config import ClassificationConfig
+from m3ae.training.config import ClassificationConfig, ClassificationRun
 
 UNCERTAIN = "labels_uncertain"
 CURVES = 16  # labels whose ROC curve is drawn

@@ -16,11 +16,12 @@ from accelerate import PartialState
 from m3ae.evaluation.report import LatentReport
 from m3ae.evaluation.report_files import JSON, table
 from m3ae.files import check_replaceable, write_text
+from m3ae.options import parse_yaml
 from m3ae.tasks import task_class
 from m3ae.tasks.evaluation import evaluate
 from m3ae.tasks.summary import MAIN_METRICS, Metrics, check_metrics, final_metrics
 from m3ae.training.checkpoint import flatten
-from m3ae.training.config import RunConfig, load_config, parse_yaml
+from m3ae.training.config import RunConfig, load_config
 from m3ae.training.loop import train
 from m3ae.training.run_folder import RunFolder
 from m3ae.training.safety import TrainingStopped

@@ -1,20 +1,27 @@
-"""The typed configuration of a run: one YAML file plus dotted overrides, checked before anything is loaded.
+"""The configuration of a run: one YAML file plus dotted overrides, checked before anything is loaded.
 
 An unknown key, a value of the wrong type or a value out of range stops the run with one message that lists every
-problem, so that a typo never trains for ten hours.
+problem, so that a typo never trains for ten hours. A run's sections depend on its task.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from m3ae.options import OptionsError, check_options, describe, dotted_keys
-from m3ae.training.model_options import check_new_model
+from m3ae.options import (
+    ConfigError,
+    OptionsError,
+    assign,
+    check_options,
+    describe,
+    dotted_keys,
+    parse_yaml,
+    unknown_keys,
+)
 from m3ae.training.sections import (
     DataConfig,
     EvaluationConfig,
@@ -25,20 +32,8 @@ from m3ae.training.sections import (
     Section,
     TokenizerConfig,
     TrainingConfig,
+    named,
 )
-from m3ae.training.task_config import (
-    ClassificationConfig,
-    FineTuningConfig,
-    FineTuningEvaluationConfig,
-    GenerationConfig,
-    PreTrainingEvaluationConfig,
-    QuestionAnsweringConfig,
-    RetrievalConfig,
-)
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message lists all its problems, one a line."""
 
 
 class RunConfig(Section):
@@ -71,8 +66,26 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _a_new_model_can_be_built(self) -> Self:
         if self.model.path is None and self.model.init.text_encoder is None:
-            check_new_model(self.model.size, self.overrides)
+            from m3ae.models.configuration import M3AEConfig
+
+            with named("model.overrides: "):
+                M3AEConfig.named(self.model.size, **self.overrides)
         return self
+
+
+class PreTrainingEvaluationConfig(EvaluationConfig):
+    """What pre-training measures beside the losses.
+
+    Attributes:
+        mask_draws: How often the final report hides patches and words of each sample anew: a small difference between
+            the sample's image and a shuffled one needs many.
+        retrieval_pairs: Pairs ranked against each other in the final report; 0 for no retrieval.
+        word_groups: Words whose share of correct fillings is reported, by name of the group; case does not matter.
+    """
+
+    mask_draws: PositiveInt = 1
+    retrieval_pairs: NonNegativeInt = 100
+    word_groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default={})
 
 
 class PreTrainingRun(RunConfig):
@@ -81,6 +94,56 @@ class PreTrainingRun(RunConfig):
     task: Literal["pretraining"]
     data: PreTrainingDataConfig
     evaluation: PreTrainingEvaluationConfig = PreTrainingEvaluationConfig()
+
+
+class ProblemsConfig(Section):
+    """The problems of an image, such as findings, that linear probes of a latent model look for.
+
+    Attributes:
+        column: Column with a list of names, or one name, in each row; a null means that nothing is known.
+        num_labels: Number of names that count, the most frequent of the training split, "normal" if it is one of them.
+    """
+
+    column: str = "labels"
+    num_labels: PositiveInt = 11
+
+
+class GenerationConfig(Section):
+    """How the latent head is trained on columns of the prepared data, which `model.overrides.latent` names.
+
+    Attributes:
+        missing_rate: Share of the modalities that are hidden from training, drawn anew at every visit of a sample;
+            the last one of a sample is never hidden.
+        prior_components: Gaussians of the prior that is fitted on the aggregated posterior at the end and kept with
+            the model; 0 for none.
+        importance_samples: Numbers K of samples from which `m3ae evaluate` estimates log p(x); `[]` for no estimate.
+        importance_rows: Number of rows, evenly spaced, for this estimate.
+        temperature: Factor on the standard deviation of what `m3ae evaluate` draws for coherence, diversity and
+            distances; likelihoods and bounds do not know it.
+        text_rows: Number of complete rows, evenly spaced, for which `m3ae evaluate` generates the texts from each
+            subset that lacks them; 0 for none.
+        text_options: Options of transformers' `generate` for an autoregressive text decoder, such as `{num_beams: 4}`.
+        problems: Problems that `m3ae evaluate` probes the latents of every subset for beside the model's labels, and
+            looks for in generated texts; `null` for none.
+    """
+
+    missing_rate: float = Field(default=0.0, ge=0, le=1)
+    prior_components: NonNegativeInt = 30
+    importance_samples: list[PositiveInt] = Field(default=[1, 10, 100, 1000])
+    importance_rows: PositiveInt = 100
+    temperature: float = Field(default=1.0, ge=0)
+    text_rows: NonNegativeInt = 100
+    text_options: dict[str, Any] = Field(default={})
+    problems: ProblemsConfig | None = None
+
+    @field_validator("text_options")
+    @classmethod
+    def _options_of_generate_exist(cls, options: dict[str, Any]) -> dict[str, Any]:
+        from transformers import GenerationConfig
+
+        if problems := unknown_keys(options, GenerationConfig().to_dict()):
+            raise OptionsError(problems)
+        return options
 
 
 class GenerationRun(RunConfig):
@@ -93,6 +156,58 @@ class GenerationRun(RunConfig):
     def _a_new_model_has_a_latent_head(self) -> Self:
         if self.model.path is None and not self.overrides.get("latent"):
             raise ValueError("model.overrides.latent: missing; expected the options of the latent head")
+        return self
+
+
+class FineTuningEvaluationConfig(EvaluationConfig):
+    """What fine-tuning measures beside the losses.
+
+    Attributes:
+        controls: Whether results come with what is reached without the image, and without the model.
+        resamples: Draws of the bootstrap behind the 95 % intervals of final results; 0 for none.
+    """
+
+    controls: bool = True
+    resamples: NonNegativeInt = 1000
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2022), which learn in place of the linear layers of encoders and fusion.
+
+    Attributes:
+        rank: Of a layer's update; its two factors have `rank` times as many weights as the layer has inputs, outputs.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Dropout of what enters an adapter.
+    """
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 16
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class FineTuningConfig(Section):
+    """What all fine-tuning tasks have in common.
+
+    Attributes:
+        image_size: Side of the images in pixels; where it is not the model's, the position table is interpolated.
+        frozen: Which weights stay as they are: `trunk` leaves only the head to learn (probing).
+        lora: Learn the head, and low-rank updates of the rest: `{rank: 8}`; needs peft. `null` to learn all weights.
+        token_dropout: Mean share of a text's tokens that are masked in training, against overfitting where texts are
+            few. Each visit draws a share between 0 and twice this one, so that the image alone is read, too.
+    """
+
+    image_size: PositiveInt | None = None
+    frozen: Literal["nothing", "encoders", "trunk"] = "nothing"
+    lora: LoraConfig | None = None
+    token_dropout: float = Field(default=0.0, ge=0, le=0.5)
+
+    @model_validator(mode="after")
+    def _adapters_freeze_the_trunk_themselves(self) -> "FineTuningConfig":
+        if self.lora is not None and self.frozen != "nothing":
+            raise ValueError(
+                f"frozen: got {self.frozen} beside finetuning.lora, which freezes all but head and adapters; "
+                "set one of them"
+            )
         return self
 
 
@@ -113,6 +228,17 @@ class FineTuningRun(RunConfig):
         return overrides
 
 
+class QuestionAnsweringConfig(Section):
+    """The answers that can be given.
+
+    Attributes:
+        answers: The answers come from `answers.json` of the prepared `folder`, or without that file from its training
+            split; or from the `checkpoint`, whose head is then kept.
+    """
+
+    answers: Literal["folder", "checkpoint"] = "folder"
+
+
 class QuestionAnsweringRun(FineTuningRun):
     """Fine-tuning for questions about images."""
 
@@ -128,6 +254,35 @@ class QuestionAnsweringRun(FineTuningRun):
         return self
 
 
+class ClassificationConfig(Section):
+    """The classes, and how rows name them.
+
+    Attributes:
+        label_column: Column of the label or the list of labels.
+        multi_label: Whether a sample may have any number of labels; otherwise it has one.
+        labels: The classes, in this order; `null` for those of the training split, the most frequent first.
+        num_labels: Keep only this many of the most frequent ones.
+        uncertain: How the labels of the column `labels_uncertain` count, in training and in evaluation.
+        class_weights: Weight of each class in the loss: `balanced`, inversely proportional to its frequency; a list;
+            or `null` for none. With several labels, the weight is that of a label's positives.
+    """
+
+    label_column: str = "labels"
+    multi_label: bool = False
+    labels: list[str] | None = None
+    num_labels: PositiveInt | None = None
+    uncertain: Literal["ignore", "zero", "one"] = "ignore"
+    class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
+
+    @model_validator(mode="after")
+    def _labels_are_named_or_counted(self) -> "ClassificationConfig":
+        if self.labels is not None and self.num_labels is not None:
+            raise ValueError("num_labels: got it beside classification.labels, expected one of them")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels: got {self.labels}, expected each name once")
+        return self
+
+
 class ClassificationRun(FineTuningRun):
     """Fine-tuning for classes."""
 
@@ -135,8 +290,25 @@ class ClassificationRun(FineTuningRun):
     classification: ClassificationConfig = ClassificationConfig()
 
 
+class RetrievalConfig(Section):
+    """How images and texts are ranked and judged.
+
+    Attributes:
+        relevance: Which image is right: one that stands with an equal text in any row (`every`), or only the image of
+            the text's row (`published`).
+        rerank: Number of nearest candidates by the contrastive head that the matching head ranks; all others count as
+            missed. 0 ranks everything by the contrastive head alone. `null` scores every pair by the matching head, as
+            published, which needs a matrix of all texts and images.
+        max_rows: Rows of a split that are ranked, evenly spaced; `null` for all.
+    """
+
+    relevance: Literal["every", "published"] = "every"
+    rerank: NonNegativeInt | None = None
+    max_rows: PositiveInt | None = None
+
+
 class RetrievalRun(FineTuningRun):
-    """Fine-tuning for images and texts that find each other."""
+    """Fine-tuning for the retrieval of images by texts and of texts by images."""
 
     task: Literal["retrieval"]
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -184,7 +356,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             f"{path}: got {describe(values)}, expected a mapping with keys {list(RunConfig.model_fields)}"
         )
     for override in overrides:
-        _assign(values, override)
+        assign(values, override)
     return make_config(values, source=str(path))
 
 
@@ -218,50 +390,3 @@ def _other_tasks(task: str, key: str) -> str:
     """Say which tasks have a key that the run's task has not."""
     others = [other for other, run in RUNS.items() if key in dotted_keys(run)]
     return f"it is an option of {', '.join(others)}, not of {task}: leave it out" if others else ""
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader with the types of JSON and the scalars of YAML 1.2: `1e-4` is a number and `no` is a word."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
-    yaml_constructors = {  # noqa: RUF012
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
-    }
-
-
-for _tag, _pattern, _first in (
-    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
-    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
-    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
-    ("merge", r"<<", ["<"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Return what YAML holds, numbers and words as in YAML 1.2; a `ConfigError` names the source."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # also for 5,000 digits, or `!!bool x`
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _assign(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if key == "model" and not text.startswith("{"):
-        key = "model.path"
-    *sections, name = key.split(".")
-    if not separator or not all([*sections, name]):
-        raise ConfigError(f"override {override!r}: expected key=value with a dotted key, e.g. training.max_steps=10")
-    for depth, section in enumerate(sections, start=1):
-        if values.get(section) is None:
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
-            parent = ".".join(sections[:depth])
-            raise ConfigError(f"override {override!r}: {parent} is {describe(values)}, which has no keys of its own")
-    values[name] = parse_yaml(text, source=f"override {override!r}")

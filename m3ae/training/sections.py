@@ -1,10 +1,13 @@
-"""Sections of the configuration that all tasks have."""
+"""Sections of the configuration that every task has, and the check of the options of a model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import (
     BaseModel,
     Field,
@@ -12,12 +15,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    create_model,
     field_validator,
     model_validator,
 )
 
-from m3ae.options import STRICT, OptionsError
-from m3ae.training.model_options import check_overrides
+from m3ae.options import STRICT, OptionsError, check_options, class_options
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 LEARNING_RATE_GROUP = re.compile(r"encoder|fusion|heads(\.decoders(\.[^.]+)?)?")
@@ -43,9 +46,7 @@ class PreparedSetConfig(Section):
     @field_validator("prepare")
     @classmethod
     def _prepare_names_options_of_a_source(cls, prepare: dict[str, Any] | None) -> dict[str, Any] | None:
-        from m3ae.data.prepare import (
-            check_recipe,  # reads and writes shards, for which reading a configuration is early
-        )
+        from m3ae.data.prepare import check_recipe  # imports what reads and writes shards
 
         if prepare is not None:
             check_recipe(prepare)
@@ -121,8 +122,8 @@ class PairDataConfig(DataConfig, PairSetConfig):
         crop_scale: Range of the area of the random resized crop in training, published as [0.9, 1]; `[1, 1]` is the
             published centre crop.
         bucket_batches: Form this many batches at a time among their samples sorted by length; 0 for never.
-        views: Whether the model reads `one` of the image columns at a time, or `all` of them as its views, each of
-            which a sample may lack.
+        views: Whether the model reads `one` of the image columns at a time, or `all` of them as its views; a sample
+            may lack any of them.
     """
 
     views: Literal["one", "all"] = "one"
@@ -210,7 +211,7 @@ class ModelConfig(Section):
         init: Where the encoders of a new model start from.
     """
 
-    size: Literal["tiny", "small", "base"] = "small"
+    size: Literal["tiny", "mini", "small", "base"] = "small"
     path: str | None = None
     from_scratch: bool = False
     overrides: dict[str, Any] = {}
@@ -238,7 +239,7 @@ class OptimizerConfig(Section):
         eps: Term added to the denominator.
         weight_decay: Decoupled weight decay; never applied to norms, biases and single vectors.
         lr_multipliers: Factor on `lr` of the groups `encoder`, `fusion` or `heads` of a model's parameters, or of
-            parts of the last: `heads.decoders.M` decodes modality M from z, `heads.decoders` are all of these.
+            some of the heads: `heads.decoders.M` decodes modality M from z, `heads.decoders` are all of these.
         schedule: Course of the learning rate after warm-up.
         warmup: Steps of linear warm-up; below 1, a fraction of `training.max_steps`.
         max_grad_norm: Gradients are scaled down to this norm; `null` for never.
@@ -323,3 +324,63 @@ class EvaluationConfig(Section):
     """
 
     batch_size: PositiveInt | None = None
+
+
+def check_overrides(overrides: Mapping[str, Any], text_encoder: str | None) -> None:
+    """Check the names and types of options of `M3AEConfig` and of the configurations in it.
+
+    Args:
+        overrides: Some of the options.
+        text_encoder: The `model_type` of the text encoder; None where it is not known yet.
+
+    Raises:
+        OptionsError: A key is no option, or a value has another type.
+    """
+    with named("overrides."):
+        from m3ae.models.modalities import KINDS
+
+        check_options(_overrides_model(tuple(KINDS)), overrides)
+    if text_encoder is not None and overrides.get("text_config"):
+        from m3ae.models.text_encoder import check_text_encoder, check_text_options
+
+        with named("overrides: "):
+            check_text_encoder(text_encoder, overrides["text_config"])
+            check_text_options(text_encoder, overrides["text_config"])
+
+
+@contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Begin what is wrong with options of a configuration by what they are called.
+
+    Raises:
+        OptionsError: The block has refused options.
+    """
+    try:
+        yield
+    except (StrictDataclassError, ValueError) as error:
+        problems = error.problems if isinstance(error, OptionsError) else [" ".join(str(error).split())]
+        raise OptionsError([f"{prefix}{problem}" for problem in problems]) from error
+
+
+@cache
+def _overrides_model(kinds: tuple[str, ...]) -> type[BaseModel]:
+    import torch
+
+    from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+    from m3ae.models.latent_configuration import LatentConfig
+    from m3ae.models.modalities import KINDS
+    from m3ae.models.option_checks import TRANSFORMERS_KEYS
+
+    def options(config: type[Any], **nested: Any) -> Any:
+        return class_options(config, nested, TRANSFORMERS_KEYS - {"model_type"}, {"torch": torch})
+
+    of_kinds = [class_options(kind.config_class, {}) for kind in map(KINDS.__getitem__, kinds)]
+    known = {name: (field.annotation, None) for kind in of_kinds for name, field in kind.model_fields.items()}
+    modality: Any = create_model("ModalityConfig", __config__=of_kinds[0].model_config, **known)  # type: ignore[call-overload]
+    model: type[BaseModel] = options(
+        M3AEConfig,
+        image_config=options(M3AEImageConfig) | None,
+        text_config=dict | None,
+        latent=options(LatentConfig, modalities=dict[str, modality] | None) | None,
+    )
+    return model

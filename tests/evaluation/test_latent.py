@@ -20,8 +20,7 @@ from m3ae.evaluation.report import LabelResult, LatentReport, ProblemResult, Sub
 from m3ae.evaluation.report_files import JSON, markdown_report, write_report
 from m3ae.models.gaussians import subsets
 from m3ae.tasks.generation import Generation
-from m3ae.training.config import dump_config
-from m3ae.training.task_config import GenerationConfig
+from m3ae.training.config import GenerationConfig, dump_config
 from tests.models.tiny_latent import DIGITS, digits_batch, latent_model
 from tests.tasks.test_generation import MODALITIES, data, run  # noqa: F401 (a fixture)
 

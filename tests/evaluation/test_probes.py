@@ -8,7 +8,7 @@ import pytest
 
 from m3ae.evaluation.probes import Probes, ProblemReader, RealDataClassifier
 from m3ae.metrics.classification import UNKNOWN
-from m3ae.training.task_config import ProblemsConfig
+from m3ae.training.config import ProblemsConfig
 from tests.data.small_folder import write_splits
 
 TRAIN = [["normal"], ["normal"], ["effusion", "nodule"], ["effusion", "device"], ["normal"], [], None]

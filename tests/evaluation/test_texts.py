@@ -14,7 +14,7 @@ from m3ae.evaluation.probes import Problems
 from m3ae.evaluation.report import TextResult
 from m3ae.evaluation.report_files import markdown_report
 from m3ae.evaluation.texts import TextEvaluator, Texts
-from m3ae.training.task_config import GenerationConfig
+from m3ae.training.config import GenerationConfig
 from tests.models.tiny_latent import STUDY, latent_model, study_batch
 
 REAL = [["large heart"], ["clear lungs"], ["large heart", "heart"], ["clear"], ["large heart"], ["clear lungs"]]

@@ -54,7 +54,7 @@ def test_bad_options_are_explained(options: dict, message: str) -> None:
 
 
 def test_unknown_size_lists_the_sizes() -> None:
-    with pytest.raises(ValueError, match="'large'; the sizes are tiny, small, base"):
+    with pytest.raises(ValueError, match="'large'; the sizes are tiny, mini, small, base"):
         M3AEConfig.named("large")
 
 

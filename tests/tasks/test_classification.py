@@ -11,9 +11,8 @@ from m3ae import M3AEForClassification
 from m3ae.data.examples import Example
 from m3ae.tasks.classification import Classification, Labels, choose_classes, class_weights, encode
 from m3ae.training.batches import Visit
-from m3ae.training.config import RunConfig
+from m3ae.training.config import ClassificationConfig, RunConfig
 from m3ae.training.loop import train
-from m3ae.training.task_config import ClassificationConfig
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
 
 SINGLE = {"data": {"text_column": "text"}, "classification": {"label_column": "kind"}}

@@ -182,7 +182,7 @@ def test_all_problems_are_listed_at_once(tmp_path):
         ("training.max_steps", "expected key=value"),
         ("=3", "expected key=value"),
         ("training..max_steps=3", "expected key=value"),
-        ("task.name=3", "task is 'pretraining' (str), which has no keys of its own"),
+        ("task.name=3", "task is 'pretraining' (str), which has no keys"),
         ("training.max_steps=[1", "not valid YAML"),
     ],
 )
