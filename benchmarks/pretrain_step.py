@@ -37,7 +37,8 @@ from reference_pretraining import ReferencePreTraining
 from torch import Tensor
 
 from m3ae import M3AEConfig, M3AEForPreTraining
-from m3ae.models.masking import mask_tokens, match_pairs
+from m3ae.models.masking import mask_tokens
+from m3ae.models.pairs import match_pairs
 from m3ae.precision import choose_precision
 from m3ae.training.trained_model import choose_attention, enable_gradient_checkpointing
 

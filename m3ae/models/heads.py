@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import Block, gather_tokens
 from m3ae.models.fusion import Stream
-from m3ae.models.losses import gather_rows
+from m3ae.models.pairs import all_gather_rows
 
 
 def sincos_positions(rows: int, width: int, columns: int | None = None) -> Tensor:
@@ -160,9 +160,9 @@ class ContrastiveHead(nn.Module):
     def forward(self, text: Stream, image: Stream) -> Tensor:
         """Return the similarity of each text and each image over the temperature, (B, B).
 
-        In training, those of all P processes are compared, (P·B, P·B) in the order of `gather_rows`.
+        In training, those of all P processes are compared, (P·B, P·B) in the order of `all_gather_rows`.
         """
         texts, images = self.embed("text", text), self.embed("image", image)
         if self.training:
-            texts, images = gather_rows(texts), gather_rows(images)
+            texts, images = all_gather_rows(texts), all_gather_rows(images)
         return self.log_scale.clamp(max=math.log(100)).exp() * (texts @ images.T)

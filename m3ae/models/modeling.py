@@ -56,26 +56,6 @@ def class_tokens(tokens: Tensor, num_views: int) -> Tensor:
     return first
 
 
-def all_present(rows: Tensor, *masks: Tensor | None) -> Tensor:
-    """Return in which of the rows (B, …) every modality is present, (B,) bool.
-
-    Args:
-        rows: Any tensor of the batch.
-        masks: (B,) bool of each modality, or (B, V) of an image of several views, of which one is enough; None says
-            that all are present.
-    """
-    present = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
-    for mask in masks:
-        present = present if mask is None else present & mask.view(mask.shape[0], -1).any(1)
-    return present
-
-
-def image_fingerprint(pixel_values: Tensor) -> Tensor:
-    """Return mean and deviation (B, 2) of each image: equal for equal images, and for hardly any others."""
-    flat = pixel_values.flatten(1)
-    return torch.stack([flat.mean(1), flat.std(1)], dim=1)
-
-
 class M3AEEncoders(M3AEPreTrainedModel):
     """Image and text encoders with their projections, or one of the two.
 

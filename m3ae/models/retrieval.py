@@ -28,10 +28,10 @@ from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.heads import ContrastiveHead, Float32Linear, matching_score
-from m3ae.models.losses import contrastive_loss, gather_pairs, ranking_loss
-from m3ae.models.masking import same_samples
-from m3ae.models.modeling import M3AEModel, all_present, image_fingerprint
+from m3ae.models.losses import contrastive_loss, ranking_loss
+from m3ae.models.modeling import M3AEModel
 from m3ae.models.option_checks import checked_arguments
+from m3ae.models.pairs import gather_pairs, image_text_batch, same_samples, sample_ids
 
 
 @dataclass
@@ -94,8 +94,8 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
     @checked_arguments
     def forward(
         self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
@@ -113,8 +113,8 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         are over the temperature, so that hard ones come first.
 
         Args:
-            pixel_values: (B, C, H, W); rows of absent images are ignored.
-            input_ids: (B, L); rows of absent texts are ignored.
+            pixel_values: (B, C, H, W), or None without images; rows of absent images are ignored.
+            input_ids: (B, L), or None without text; rows of absent texts are ignored.
             attention_mask: (B, L), 0 = padding.
             image_present: (B,) bool.
             text_present: (B,) bool.
@@ -127,12 +127,11 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             generator: Draws the noise if it is not given.
             return_loss: Not used; tells Trainer that there is a loss without labels.
         """
-        present = all_present(input_ids, image_present, text_present)
-        image_ids = image_fingerprint(pixel_values) if image_ids is None else image_ids
-        text_ids = input_ids if text_ids is None else text_ids
-        same = same_samples(image_ids, text_ids)
-        text = self.encode_text(input_ids, attention_mask, text_present)
-        image = self.encode_image(pixel_values, image_present)
+        batch = image_text_batch(self.config, pixel_values, input_ids, attention_mask, image_present, text_present)
+        ids, present = sample_ids(batch, image_ids, text_ids), batch.complete()
+        same = same_samples(*ids)
+        text = self.encode_text(batch.input_ids, batch.attention_mask, batch.text_present)
+        image = self.encode_image(batch.pixel_values, batch.image_present)
         similarity = None if self.itc_head is None else self.itc_head(text, image)
         losses: dict[str, Tensor] = {}
         scores = candidates = None
@@ -143,7 +142,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             scores, candidates = self._match(text, image, negatives, allowed)
             losses["irtr"] = ranking_loss(scores, present)
         if similarity is not None:
-            contrast = gather_pairs(image_ids, text_ids, present) if self.training else (same, present)
+            contrast = gather_pairs(*ids, present) if self.training else (same, present)
             losses["itc"] = contrastive_loss(similarity, *contrast)
         weights = {"irtr": 1.0, "itc": self.config.itc_weight}
         loss = torch.stack([weights[name] * own for name, own in losses.items()]).sum()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m3ae import M3AEForPreTraining
-from m3ae.models.masking import match_pairs
+from m3ae.models.pairs import match_pairs
 from tests.models.tiny import tiny_batch, tiny_config
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

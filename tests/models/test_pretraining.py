@@ -184,6 +184,22 @@ def test_fused_features_ignore_absent_inputs() -> None:
         model()
 
 
+def test_a_modality_that_is_left_out_is_absent_from_every_sample(model: M3AEForPreTraining) -> None:
+    batch, nobody = tiny_batch(), torch.zeros(4, dtype=torch.bool)
+    images = {name: batch[name] for name in ("pixel_values", "image_noise", "match_noise")}
+    output = model(**images)
+    expected = model(**batch, text_present=nobody)
+    torch.testing.assert_close(output.mim_logits, expected.mim_logits)
+    torch.testing.assert_close(output.loss, output.losses["mim"])
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask", "text_noise", "match_noise")}
+    output = model(**texts)
+    torch.testing.assert_close(output.mlm_logits, model(**batch, image_present=nobody).mlm_logits)
+    torch.testing.assert_close(output.loss, output.losses["mlm"])
+    assert (output.itm_labels == -100).all() and not output.mim_mask.any()
+    with pytest.raises(ValueError, match="pixel_values, input_ids, or both"):
+        model()
+
+
 def test_a_text_without_words_contributes_nothing(model: M3AEForPreTraining) -> None:
     batch = tiny_batch()
     batch["input_ids"][0] = torch.tensor([0, 2] + [1] * 10)

@@ -100,6 +100,11 @@ def _finite(output) -> list[tuple[int, int]]:
     return [(row, output.candidates[row, column].item()) for row, column in found]
 
 
+def test_images_alone_have_no_text_to_find(model) -> None:
+    output = model(pixel_values=tiny_pairs()["pixel_values"])
+    assert output.loss == 0 and output.logits[:, 1:].isneginf().all()
+
+
 def test_a_batch_of_one_has_nothing_to_tell_apart(model) -> None:
     assert model(**tiny_pairs(1)).loss == 0
 

@@ -1,0 +1,196 @@
+"""Pairs of images and texts: a batch of them, which of its samples are the same, and mismatched ones to tell apart.
+
+Shapes: B batch, V views, C channels, H×W pixels, L text tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+from transformers import PreTrainedConfig
+
+from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.models.encoders import denormalize_images
+
+
+class ImageTextBatch(NamedTuple):
+    """A batch of images and texts; the attributes are arguments of `M3AEForPreTraining.forward`."""
+
+    pixel_values: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    image_present: Tensor | None
+    text_present: Tensor | None
+
+    def pixels(self) -> Tensor:
+        """Return the images, zero where absent, so that no NaN of an absent one reaches a loss."""
+        if self.image_present is None:
+            return self.pixel_values
+        return torch.where(self.image_present[..., None, None, None], self.pixel_values, 0)
+
+    @property
+    def num_views(self) -> int:
+        """Number of images V of a sample."""
+        return 1 if self.pixel_values.dim() == 4 else self.pixel_values.shape[1]
+
+    def text(self) -> dict[str, Tensor]:
+        """Return the text as a batch of modalities has it."""
+        tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "present": self.text_present}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def view(self, number: int, config: M3AEImageConfig) -> dict[str, Tensor]:
+        """Return an image in [0, 1] as a batch of modalities has it."""
+        pixels, present = self.pixel_values, self.image_present
+        if pixels.dim() == 5:
+            pixels, present = pixels[:, number], None if present is None else present[:, number]
+        tensors = {"pixel_values": denormalize_images(pixels, config)}
+        return tensors if present is None else tensors | {"present": present}
+
+    def complete(self) -> Tensor:
+        """Return which samples (B,) have both modalities."""
+        return all_present(self.input_ids, self.image_present, self.text_present)
+
+
+def image_text_batch(
+    config: M3AEConfig,
+    pixel_values: Tensor | None,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    image_present: Tensor | None,
+    text_present: Tensor | None,
+) -> ImageTextBatch:
+    """Return a batch with a blank in place of a modality that is left out, which no sample has.
+
+    Raises:
+        ValueError: Both modalities are left out.
+    """
+    if pixel_values is None and input_ids is None:
+        raise ValueError("An M3AE model needs pixel_values, input_ids, or both; got neither.")
+    if pixel_values is None and input_ids is not None:
+        image = config.image_config
+        assert isinstance(image, M3AEImageConfig)
+        shape = (len(input_ids), image.num_channels, image.image_size, image.image_size)
+        pixel_values = torch.zeros(shape, device=input_ids.device)
+        image_present = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    assert pixel_values is not None
+    if input_ids is None:
+        assert isinstance(config.text_config, PreTrainedConfig)
+        device, pad = pixel_values.device, config.text_config.pad_token_id or 0
+        input_ids, attention_mask = torch.full((len(pixel_values), 1), pad, device=device), None
+        text_present = torch.zeros(len(pixel_values), dtype=torch.bool, device=device)
+    return ImageTextBatch(pixel_values, input_ids, attention_mask, image_present, text_present)
+
+
+def sample_ids(batch: ImageTextBatch, image_ids: Tensor | None, text_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the ids of the images and of the texts of a batch: the fingerprints and the tokens if there are none."""
+    images = image_fingerprint(batch.pixel_values) if image_ids is None else image_ids
+    return images, batch.input_ids if text_ids is None else text_ids
+
+
+def all_present(rows: Tensor, *masks: Tensor | None) -> Tensor:
+    """Return in which of the rows (B, …) every modality is present, (B,) bool.
+
+    Args:
+        rows: Any tensor of the batch.
+        masks: (B,) bool of each modality, or (B, V) of an image of several views, of which one is enough; None says
+            that all are present.
+    """
+    present = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
+    for mask in masks:
+        present = present if mask is None else present & mask.view(mask.shape[0], -1).any(1)
+    return present
+
+
+def image_fingerprint(pixel_values: Tensor) -> Tensor:
+    """Return mean and deviation (B, 2) of each image: equal for equal images, and for hardly any others."""
+    flat = pixel_values.flatten(1)
+    return torch.stack([flat.mean(1), flat.std(1)], dim=1)
+
+
+class MatchingPairs(NamedTuple):
+    """Pairs for image-text matching.
+
+    Attributes:
+        image_index: (B,) the image that each text is paired with.
+        labels: (B,) 1 = own image, 0 = another one.
+        valid: (B,) bool: the sample has both modalities.
+        same: (B, B) bool: the two samples share the image or the text.
+    """
+
+    image_index: Tensor
+    labels: Tensor
+    valid: Tensor
+    same: Tensor
+
+
+def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Tensor) -> MatchingPairs:
+    """Give half of the texts another sample's image: the next one in a random cyclic order that may serve.
+
+    A negative never shares the image or the text of the sample it is given to. A text without any such partner in the
+    batch keeps its own image.
+
+    Args:
+        image_ids: (B,) or (B, F): equal entries are the same image.
+        text_ids: (B,) or (B, F): equal entries are the same text.
+        present: (B,) bool: the sample has both modalities.
+        noise: (B, 2) uniform in [0, 1): the first channel decides who gets a negative, the second one which.
+    """
+    size = noise.shape[0]
+    same = same_samples(image_ids, text_ids)
+    allowed = ~same & present[:, None] & present[None, :]
+    ahead = (noise[None, :, 1] - noise[:, None, 1]) % 1.0
+    partner = ahead.masked_fill(~allowed, 2.0).argmin(dim=1)
+    candidate = allowed.any(1)
+    rank = noise[:, 0].masked_fill(~candidate, 2.0).argsort().argsort()
+    mismatched = candidate & (rank < (present.sum() + 1) // 2)
+    own = torch.arange(size, device=noise.device)
+    return MatchingPairs(torch.where(mismatched, partner, own), (~mismatched).long(), present, same)
+
+
+def same_samples(image_ids: Tensor, text_ids: Tensor) -> Tensor:
+    """Return which samples share the image or the text, (B, B) bool; the ids are those of `match_pairs`."""
+    return _equal(image_ids) | _equal(text_ids)
+
+
+def _equal(ids: Tensor) -> Tensor:
+    ids = ids.reshape(ids.shape[0], -1)
+    return (ids[:, None] == ids[None]).all(-1)
+
+
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows (B, …) of all P processes, (P·B, …), this one's first; gradients flow back to each process.
+
+    A loss over all rows, in whatever order, is the same number in every process, and the mean over processes of its
+    gradients, which every engine takes, is the gradient of one process with all the samples. The processes have to
+    call this together, each with the same number of rows.
+    """
+    if not _is_distributed():
+        return rows
+    rank, gathered = torch.distributed.get_rank(), list(all_gather(rows))
+    return torch.cat(gathered[rank:] + gathered[:rank])
+
+
+def gather_pairs(image_ids: Tensor, text_ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `contrastive_loss` needs to know of the samples of all P processes.
+
+    Args:
+        image_ids: (B,) or (B, F): equal entries are the same image.
+        text_ids: (B,): equal numbers are the same text.
+        valid: (B,) bool: the sample has both modalities.
+
+    Returns:
+        `same` (P·B, P·B) and `valid` (P·B,), in the order of `all_gather_rows`.
+
+    Raises:
+        ValueError: The texts have no ids, and their tokens are of different lengths in each process.
+    """
+    if text_ids.dim() > 1 and _is_distributed():
+        raise ValueError("text_ids: got None, expected numbers (B,): contrast across processes needs them in training")
+    return same_samples(all_gather_rows(image_ids), all_gather_rows(text_ids)), all_gather_rows(valid)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
