@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 # The command starts in the module `m3ae_command`, or as `python -m m3ae`: then argv[0] is "-m" during this import.
 _IS_COMMAND = "m3ae_command" in sys.modules or (sys.argv[:1] == ["-m"] and "m3ae" in sys.orig_argv)
 
-_OF_TRAINING = {"ArrayDataset": "m3ae.data.arrays", "train_generation": "m3ae.tasks.arrays"}  # need the extra `train`
+_OF_TRAINING = {  # names that need the extra `train`, by module
+    "ArrayDataset": "m3ae.data.arrays",
+    "register_source": "m3ae.data.sources",
+    "train_generation": "m3ae.tasks.arrays",
+}
 
 if TYPE_CHECKING:
     from m3ae.data.arrays import ArrayDataset as ArrayDataset
+    from m3ae.data.sources import register_source as register_source
     from m3ae.tasks.arrays import train_generation as train_generation
 
 if TYPE_CHECKING or not _IS_COMMAND:

@@ -22,6 +22,8 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from PIL import Image
 
+from m3ae.files import replacing
+
 DPI = 130
 INK, FAINT = "#1A1A1A", "#666666"
 BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
@@ -62,9 +64,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, into a folder that is made if there is none."""
+    """Write a figure in the format of the file's suffix, or as PNG; make the folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format=path.suffix[1:] or "png")
     return path
 
 

@@ -1,35 +1,29 @@
 """The command line as users meet it: help, errors, exit statuses."""
 
+import ast
+import inspect
 import io
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import click
-import datasets
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from m3ae.cli import cli
-from m3ae.commands.options import describe_arguments, options_of
+from m3ae.commands.data import data, describe_arguments, function_options, parse_module
+from m3ae.data.check import MAX_DISTANCE
 from m3ae.data.prepare import prepare
-from m3ae.data.sources import SOURCES, load_source
+from m3ae.data.show import show as show_rows
+from m3ae.data.sources import SOURCES, source_module
 from m3ae.transfer.text_encoders import load_tokenizer
-
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "image": datasets.Image(),
-        "text": datasets.List(datasets.Value("string")),
-    }
-)
 
 
 def run(*arguments: object) -> Result:
@@ -44,29 +38,62 @@ def error(*arguments: object, status: int = 2) -> str:
     return line
 
 
+SOURCE = '''"""Toys.
+
+More.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import datasets
+
+import m3ae
+
+STRING = datasets.Value("string")
+FEATURES = datasets.Features(
+    {"id": STRING, "split": STRING, "image": datasets.Image(), "text": datasets.List(STRING)}
+)
+MOST = 3
+ROWS = []
+
+
+def rows(
+    source: Path, *, order: Literal["up", "down"] = "up", shout: bool = False, most: int | None = MOST, by: str = "x"
+):
+    """Yield rows.
+
+    Args:
+        source: where they are not.
+        order: of the rows, as long
+            as there are some.
+        shout: in `capitals`.
+        most: rows at most.
+        by: the Author.
+
+    Returns:
+        Nothing else.
+    """
+    for row in ROWS if order == "up" else ROWS[::-1]:
+        yield row | {"text": [text.upper() if shout else text for text in row["text"]]}
+
+
+m3ae.register_source("toy", __name__)
+'''
+
+
 @pytest.fixture
-def source(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The rows of a source named `toy`, to be filled by the test."""
-    given: list[dict[str, Any]] = []
-
-    def rows(source: Path, *, order: Literal["up", "down"] = "up", shout: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield rows.
-
-        Args:
-            source: where they are not.
-            order: of the rows, as long
-                as there are some.
-            shout: in `capitals`.
-
-        Returns:
-            Nothing else.
-        """
-        for row in given if order == "up" else given[::-1]:
-            yield row | {"text": [text.upper() if shout else text for text in row["text"]]}
-
-    monkeypatch.setitem(SOURCES, "toy", "toy")
-    monkeypatch.setitem(sys.modules, "toy", SimpleNamespace(FEATURES=FEATURES, rows=rows, __doc__="Toys.\n\nMore."))
-    return given
+def source(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a source named `toy`, which a file of the user registers, to be filled by the test."""
+    file = tmp_path_factory.mktemp("parts") / "toys_of_mine.py"
+    file.write_text(SOURCE, encoding="utf-8")
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setenv("M3AE_IMPORT", str(file))
+    assert "toy" in run("prepare", "--help").stdout
+    yield sys.modules["toys_of_mine"].ROWS
+    del sys.modules["toys_of_mine"], SOURCES["toy"]
 
 
 def row(id: str, text: str = "one two three") -> dict[str, Any]:
@@ -104,7 +131,7 @@ def test_too_many_rejected_rows_end_with_status_1(tmp_path: Path, source: list[d
     reused = run(*arguments)
     assert (reused.exit_code, reused.stderr.splitlines()[-1]) == (1, message), "a folder that is reused is no better"
     assert run(*arguments, "--max-rejected", 0.75).exit_code == 0
-    sys.modules["toy"].LEFT_OUT_BY_CHOICE = ("duplicate id",)
+    sys.modules["toys_of_mine"].LEFT_OUT_BY_CHOICE = ("duplicate id",)
     assert run(*arguments).exit_code == 0, "half of what nobody chose to leave out is there"
     source.clear()
     assert error(*arguments[:-1], tmp_path / "none", status=1) == "error: the source has no rows"
@@ -121,18 +148,19 @@ def test_errors_are_one_line_and_say_what_to_do(tmp_path: Path, source: list[dic
     )
     assert error(*toy) == "error: Missing option '--source'. (see m3ae prepare toy --help)"
     assert "'sideways' is not one of 'up', 'down'" in error(*toy, "--source", "x", "--order", "sideways")
-    assert error("pretrain", absent).startswith("error: ")
+    assert error("train", absent).startswith("error: ")
     broken = tmp_path / "br\udcfcst"
     assert error("prepare", "iu_xray", "--source", broken, "--output", out).startswith("error: folder")
 
 
 def test_a_missing_library_is_named(tmp_path: Path, source: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows(source: Path) -> Iterator[Any]:
+    @wraps(sys.modules["toys_of_mine"].rows)
+    def rows(**options: Any) -> Iterator[Any]:
         import not_installed  # noqa: F401
 
         yield {}
 
-    monkeypatch.setattr(sys.modules["toy"], "rows", rows)
+    monkeypatch.setattr(sys.modules["toys_of_mine"], "rows", rows)
     expected = "error: No module named 'not_installed': install what is needed with pip install 'm3ae[train]'"
     assert error("prepare", "toy", "--source", tmp_path, "--output", tmp_path / "out") == expected
 
@@ -152,19 +180,38 @@ def test_help_comes_from_signature_and_docstring(source: list[Any]) -> None:
     assert "Toys. More." in help and "m3ae prepare toy --source DOWNLOADS/toy --output data/toy" in help
     assert "--source PATH where they are not [required] --output PATH" in help
     assert "--order [up|down] of the rows, as long as there are some [default: up]" in help
-    assert "--shout in capitals --shorter-side INTEGER" in help
+    assert "--shout in capitals --most INTEGER rows at most [default: 3] --by TEXT the Author [default: x]" in help
+    assert "--shorter-side INTEGER" in help
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_option_of_every_source_is_described(name: str) -> None:
-    common = options_of(prepare, skip=("name", "source", "options"))
-    options = options_of(load_source(name).rows)
-    assert all(option.help for option in [*common, *options])
-    assert not {option.name for option in common} & {option.name for option in options}
+    common = function_options(parse_module("m3ae.data.prepare"), "prepare", skip=("name", "source", "options"))
+    options = function_options(parse_module(source_module(name)), "rows")
+    assert all(option.help for option in [*common.values(), *options.values()])
+    assert not common.keys() & options.keys()
 
 
 def test_a_function_without_docstring_has_no_descriptions() -> None:
-    assert describe_arguments(lambda: None) == {}
+    assert describe_arguments("") == {}
+
+
+def test_an_option_of_another_type_is_refused() -> None:
+    for annotation in ("", ": list[str]"):
+        with pytest.raises(ValueError, match=r"labels: an option cannot have the type .*; expected Literal or str"):
+            function_options(ast.parse(f"def rows(labels{annotation}): ..."), "rows")
+
+
+def test_the_options_of_check_are_those_of_the_function() -> None:
+    defaults = {option.name: option.default for option in data.commands["check"].params}
+    assert defaults["max_distance"] == MAX_DISTANCE
+    (show,) = (option for option in data.commands["show"].params if option.name == "num_rows")
+    assert show.default == inspect.signature(show_rows).parameters["num_rows"].default
+
+
+def test_a_file_with_the_name_of_another_module_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("")
+    assert "has the name of another module, click: rename the file" in error("--import", tmp_path / "click.py", "data")
 
 
 HEAVY = {"datasets", "matplotlib", "numpy", "pyarrow", "sklearn", "timm", "torch", "torchvision", "transformers"}
@@ -204,7 +251,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     as_module = [sys.executable, "-X", "importtime", "-m", "m3ae", "prepare", "folder", "--help"]
     done = subprocess.run(as_module, capture_output=True, text=True, check=True)
-    assert "--text-column" in done.stdout and "m3ae.commands.prepare" in done.stderr
+    assert "--text-column" in done.stdout and "m3ae.commands.data" in done.stderr
     assert not HEAVY & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
 
 

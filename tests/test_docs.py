@@ -11,7 +11,7 @@ import pytest
 
 from m3ae import M3AEConfig
 from m3ae.cli import cli
-from m3ae.commands.configs import ConfigFile
+from m3ae.commands.options import ConfigFile
 from m3ae.options import dotted_keys
 from m3ae.training.config import RUNS, load_config
 

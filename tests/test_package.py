@@ -11,8 +11,9 @@ import yaml
 from click.testing import CliRunner
 from hatchling.builders.wheel import WheelBuilder
 
-from m3ae.cli import cli, evaluate, finetune
-from m3ae.commands.configs import CONFIGS
+from m3ae.cli import cli
+from m3ae.commands.options import CONFIGS
+from m3ae.commands.training import evaluate, finetune
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import gradio as gr
@@ -10,8 +11,8 @@ from PIL import Image
 from m3ae.app.session import PreparedSet, Session
 from m3ae.app.widgets import examples_row, image_input, picture, read_image, told
 from m3ae.figures import render
-from m3ae.inference import SearchIndex, index_folder, open_collection, open_index
-from m3ae.inference.drawing import draw_found_images
+from m3ae.inference import Hit, SearchIndex, index_folder, open_collection, open_index
+from m3ae.inference.drawing import draw_hits
 
 TOP = 6
 
@@ -26,22 +27,19 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
         collection = open_collection(prepared.folder, prepared.split)
         return open_index(model, processor, collection, index_folder(name, prepared.folder, prepared.split))
 
+    def table(hits: Sequence[Hit]) -> list[list[str]]:
+        return [[f"{hit.score:.2f}", hit.image or "", " ".join(hit.texts)] for hit in hits]
+
     @told
     def find_images(text: str) -> tuple[Image.Image, list[list[str]]]:
         if not text.strip():
             raise gr.Error("Write what to look for first.", print_exception=False)
-        hits = index().find_images(text, TOP)
-        collection = index().collection
-        drawn = render(draw_found_images(processor, collection, [text], [hits]))
-        return drawn, [[f"{hit.score:.2f}", hit.name, " ".join(collection.texts_of(hit.place))] for hit in hits]
+        hits = index().find(text, TOP)
+        return render(draw_hits(processor, index().collection, text, hits)), table(hits)
 
     @told
     def find_texts(path: str | None) -> list[list[str]]:
-        owners, names = index().collection.owners, index().collection.names
-        return [
-            [f"{hit.score:.2f}", names[owners[hit.place]] if owners[hit.place] >= 0 else "", hit.name]
-            for hit in index().find_texts(read_image(path), TOP)
-        ]
+        return table(index().find(read_image(path), TOP))
 
     headers, widths = ["score", "image", "text"], ["12%", "23%", "65%"]
     with gr.Tab("Search", id="search"):

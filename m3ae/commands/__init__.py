@@ -1,1 +1,1 @@
-"""Parts of the command line (`m3ae.cli`); importing them imports nothing heavy."""
+"""The commands of `m3ae.cli`; importing them imports nothing heavy."""

@@ -6,23 +6,22 @@ from pathlib import Path
 
 import click
 
-from m3ae.commands.configs import CONFIGS
-from m3ae.commands.shared import DEVICE, PATH, be_quiet
+from m3ae.commands.options import CONFIGS, DEVICE, PATH, be_quiet
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, metavar="DIR", help="a model; one of each task may be given")
+@click.option("--model", "models", multiple=True, metavar="DIR", help="a model; one for each task may be named")
 @click.option("--data", "sets", type=PATH, multiple=True, help="a prepared set to search, take rows from and browse")
 @click.option("--split", default="test", show_default=True, help="split of the sets, if they have it")
-@click.option("--host", default="127.0.0.1", show_default=True, help="any other address lets others use the app")
-@click.option("--port", type=int, default=7860, show_default=True, help="to listen on")
+@click.option("--host", default="127.0.0.1", show_default=True, help="address; any other one lets others use the app")
+@click.option("--port", type=int, default=7860, show_default=True, help="port to listen on")
 @DEVICE
 def app(models: tuple[str, ...], sets: tuple[Path, ...], split: str, host: str, port: int, device: str | None) -> None:
     """Try models in a browser.
 
-    What there is to see depends on the models: a pre-trained one reconstructs and searches, a fine-tuned one answers
-    questions, a latent one generates what is missing. Without a model, the quickstart is trained first, which takes
-    some minutes. Uploads are limited to 20 MB and never kept.
+    The tabs depend on the models: a pre-trained one reconstructs and searches, a fine-tuned one answers questions, a
+    latent one generates what is missing. Without a model, the app trains the quickstart first, which takes some
+    minutes. Uploads are limited to 20 MB and never kept.
 
     \b
     Examples:
@@ -43,7 +42,7 @@ def app(models: tuple[str, ...], sets: tuple[Path, ...], split: str, host: str, 
 
 
 def _train_quickstart() -> tuple[str, Path]:
-    """Return the folders of the quickstart's model and data; train it where it has not been."""
+    """Return the folders of the quickstart's model and data; train the model where there is none."""
     from m3ae.tasks import task_class
     from m3ae.training.config import load_config
     from m3ae.training.loop import train

@@ -1,26 +1,27 @@
-"""`m3ae convert` and `m3ae check-parity`: released checkpoints of the published code, into our format and back."""
+"""The commands that turn models into other formats, and back: `m3ae convert`, `check-parity` and `export`."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
-PATH = click.Path(path_type=Path)
+from m3ae.commands.options import MODEL, PATH, be_quiet
 
 
 @click.command()
 @click.option("--checkpoint", type=PATH, required=True, help="released file, m3ae.ckpt; with --reverse a folder")
-@click.option("--output", type=PATH, required=True, help="folder to write; with --reverse a file")
+@click.option("--output", type=PATH, required=True, help="new or empty folder; with --reverse a new file")
 @click.option("--tokenizer", help="tokenizer that the model was trained with: a folder, or a hub name (roberta-base)")
 @click.option("--answers", type=PATH, help="names of the answers or classes in the head's order, one a line or JSON")
-@click.option("--task", help="what to convert a file with several heads for, e.g. question_answering")
-@click.option("--reverse", is_flag=True, help="write a saved model back in the released format")
+@click.option("--task", help="task that a file with several heads is converted for, e.g. question_answering")
+@click.option("--reverse", is_flag=True, help="write a saved model in the released format")
 def convert(
     checkpoint: Path, output: Path, tokenizer: str | None, answers: Path | None, task: str | None, reverse: bool
 ) -> None:
     """Turn a released M3AE checkpoint into a folder that `from_pretrained` loads, or back.
 
-    Nothing that the file contains is run. All sizes are read off the weights, every parameter is either mapped or left
-    out for a stated reason, and anything else is an error.
+    Nothing that the file contains is run. All sizes are read off the weights. Every parameter is either mapped or left
+    out for a stated reason; anything else is an error.
 
     \b
     Examples:
@@ -33,8 +34,8 @@ def convert(
     if not reverse:
         click.echo(convert_released(checkpoint, output, task, tokenizer, answers))
         return
-    given = {"--task": task, "--tokenizer": tokenizer, "--answers": answers}
-    if unused := [name for name, value in given.items() if value is not None]:
+    options = {"--task": task, "--tokenizer": tokenizer, "--answers": answers}
+    if unused := [name for name, value in options.items() if value is not None]:
         raise click.UsageError(f"--reverse writes the whole model as it is and takes no {', '.join(unused)}")
     click.echo(release(checkpoint, output))
 
@@ -59,3 +60,27 @@ def check_parity(checkpoint: Path, expected: Path) -> None:
     failed = sum(not difference.ok for difference in differences)
     click.echo(f"{len(differences) - failed} of {len(differences)} tensors within tolerance")
     click.get_current_context().exit(1 if failed else 0)
+
+
+@click.command()
+@MODEL
+@click.option("--output", type=PATH, required=True, help="new or empty folder for the programs")
+@click.option("--format", "form", type=click.Choice(["pt2", "onnx"]), default="pt2", show_default=True)
+def export(model: str, output: Path, form: Literal["pt2", "onnx"]) -> None:
+    """Write a model as programs of torch.export or ONNX, for batches of any size.
+
+    image_encoder takes pixel values (B, C, H, W), normalised as the model's processor does; text_encoder takes token
+    ids and attention mask (B, L). Each gives tokens, and with a contrastive head embedding, the vectors that search
+    compares. model takes all three, and gives logits, or the score of a pair. For a latent model, encoder gives the
+    mean of z, and a decoder for each modality takes z. torch.export.load reads pt2; the programs are for the CPU.
+
+    \b
+    Example:
+      m3ae export --model runs/phantom --output exported --format onnx
+    """  # noqa: D301
+    from m3ae.inference.export import save_programs
+    from m3ae.inference.inputs import load_any
+
+    be_quiet()
+    for path in save_programs(load_any(model, "cpu")[0], output, form):
+        click.echo(path)

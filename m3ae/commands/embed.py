@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from m3ae.commands.shared import DEVICE, MODEL, PATH, be_quiet
+from m3ae.commands.options import DEVICE, MODEL, PATH, be_quiet
 
 
 @click.command()
 @click.argument("data", type=PATH)
 @MODEL
 @click.option("--output", type=PATH, required=True, help="folder to write: a new or empty one, or one to be continued")
-@click.option("--image-columns", help="columns of images, separated by commas; for a prepared set  [default: all]")
-@click.option("--text-column", default="text", show_default=True, help="column of texts, for a prepared set")
+@click.option("--image-columns", help="columns of images of a prepared set, separated by commas  [default: all]")
+@click.option("--text-column", default="text", show_default=True, help="column of texts of a prepared set")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="rows at once")
 @click.option("--shard-range", help="write only these shards, counted over all splits: 0:16 for the first sixteen")
 @DEVICE
-def embed(
-    data: Path,
-    model: str,
-    output: Path,
-    image_columns: str | None,
-    text_column: str,
-    batch_size: int,
-    shard_range: str | None,
-    device: str | None,
-) -> None:
+def embed(data: Path, output: Path, **options: Any) -> None:
     """Write the vectors of every row of a prepared set, or of a folder of images.
 
     DATA is a set made by m3ae prepare, and OUTPUT gets a shard of vectors for each of its shards; or DATA is a folder
@@ -43,16 +35,7 @@ def embed(
     from m3ae.inference.embedding import DESCRIPTION, embed_set
 
     be_quiet()
-    found = embed_set(
-        data,
-        output,
-        model=model,
-        image_columns=image_columns,
-        text_column=text_column,
-        batch_size=batch_size,
-        shard_range=shard_range,
-        device=device,
-    )
-    if found is not None:
-        rows = ", ".join(f"{count} {split}" for split, count in found["splits"].items())
+    description = embed_set(data, output, **options)
+    if description is not None:
+        rows = ", ".join(f"{count} {split}" for split, count in description["splits"].items())
         click.echo(f"{output / DESCRIPTION}: {rows}")

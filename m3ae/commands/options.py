@@ -1,95 +1,97 @@
-"""Command-line options from the signature and the docstring of a function, so that each is described once."""
+"""Options that several commands share, and what commands with these options do alike."""
 
-import ast
-import inspect
-import re
+import json
 import sys
-from collections.abc import Callable, Collection, Sequence
-from importlib.util import find_spec
+from contextlib import redirect_stdout
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+
+PACKAGE = Path(__file__).parents[1]
+CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+STDOUT = "m3ae.stdout"
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+MODEL = click.option("--model", required=True, metavar="DIR", help="folder of the model or of its run, or a hub name")
+DEVICE = click.option("--device", help="such as cuda:1  [default: a GPU if there is one]")
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
-def declaration(module: str, name: str) -> Callable[..., Any]:
-    """Return a function for its signature and docstring; its module's file is read where it has not been imported.
-
-    The libraries that a module imports take seconds, which help must not.
-
-    Args:
-        module: Name of the module.
-        name: Name of the function. Builtin types, `Path`, `Any`, `Literal` and `Sequence` are its annotations, and
-            literals or the module's constants its defaults.
-    """
-    if module in sys.modules:
-        function: Callable[..., Any] = getattr(sys.modules[module], name)
-        return function
-    nodes = parse_module(module).body
-    constants = [node for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
-    (node,) = (node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == name)
-    node.body, node.returns = node.body[:1], None
-    namespace: dict[str, Any] = {"Any": Any, "Literal": Literal, "Path": Path, "Sequence": Sequence}
-    exec(compile(ast.Module([*constants, node], []), module, "exec"), namespace)
-    declared: Callable[..., Any] = namespace[name]
-    return declared
-
-
-def parse_module(module: str) -> ast.Module:
-    """Return the syntax tree of a module that is not imported."""
-    spec = find_spec(module)
-    assert spec is not None and spec.origin is not None
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-
-
-def options_of(function: Callable[..., Any], skip: Collection[str] = ()) -> list[click.Option]:
-    """Return an option for every parameter of a function; those without a default are required.
+class ConfigFile(click.Path):
+    """A parameter that is a YAML file, or the name of a shipped one: `pretrain/quickstart`, or `quickstart` alone.
 
     Args:
-        function: its parameters are strings, numbers, booleans, paths or literals, possibly None, and the `Args:` of
-            its docstring describe each.
-        skip: parameters that get no option.
+        preferred: The folder whose file is meant where two folders hold a file of one name; None refuses such a name.
     """
-    types, helps = get_type_hints(function), describe_arguments(function)
-    return [
-        _option(name, parameter.default, types[name], helps.get(name))
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in skip
-    ]
+
+    def __init__(self, preferred: str | None = None) -> None:
+        super().__init__(path_type=Path)
+        self.preferred = preferred
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the file; a file of the user comes before a shipped one."""
+        path = Path(value)
+        if path.is_file():
+            return path
+        shipped = shipped_configs()
+        named = [name for name in shipped if str(path) in (name, name.partition("/")[2])]
+        if len(named) > 1 and self.preferred is None:
+            return self.fail(f"{path} may be {' or '.join(named)}: name the folder, too", param, ctx)
+        if not named:
+            return self.fail(f"no file {path}, and no shipped config of that name: {', '.join(shipped)}", param, ctx)
+        return shipped[min(named, key=lambda name: name.partition("/")[0] != self.preferred)]
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Complete names, and leave files to the shell."""
+        shipped = shipped_configs()
+        names = [*shipped, *dict.fromkeys(name.partition("/")[2] for name in shipped)]
+        completions = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return completions or super().shell_complete(ctx, param, incomplete)
 
 
-def describe_arguments(function: Callable[..., Any]) -> dict[str, str]:
-    """Return what the `Args:` of a docstring say, by name of the argument."""
-    section = re.search(r"^Args:\n((?: .*\n?)+)", inspect.getdoc(function) or "", re.MULTILINE)
-    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section.group(1) if section else "", re.MULTILINE)
-    return {name: " ".join(text.replace("`", "").split()).removesuffix(".") for name, text in entries}
+def shipped_configs() -> dict[str, Path]:
+    """Return the files of the shipped configurations of runs, by their folder and name."""
+    paths = (path for folder in ("pretrain", "finetune") for path in sorted((CONFIGS / folder).glob("*.yaml")))
+    return {f"{path.parent.name}/{path.stem}": path for path in paths}
 
 
-def describe(function: Callable[..., Any]) -> str:
-    """Return what a docstring says before its `Args:`, `Returns:` and the like."""
-    return re.split(r"\n\n\w+:\n", inspect.getdoc(function) or "")[0]
+class OutputFile(click.Path):
+    """A file that the command writes; the user learns at once that an older file of this name will be replaced."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path."""
+        path = Path(value)
+        if path.is_file():
+            click.echo(f"{path} exists, and will be replaced", err=True)
+        return path
 
 
-def example_of(command: str) -> str:
-    r"""Return the last part of a help text; `\b` keeps click from filling its lines."""
-    return f"\b\nExample:\n  {command}"
+OUTPUT_FILE = OutputFile()
 
 
-def _option(name: str, default: Any, annotation: Any, help: str | None) -> click.Option:
-    flag = "--" + name.replace("_", "-")
-    if annotation is bool:
-        return click.Option([f"{flag}/--no-{flag[2:]}" if default else flag], is_flag=True, default=default, help=help)
-    required = default is inspect.Parameter.empty
-    shown: dict[str, Any] = {} if required else {"default": default, "show_default": True}
-    return click.Option([flag], type=_type(annotation), required=required, help=help, **shown)
+def _only_the_result(context: click.Context, option: click.Parameter, as_json: bool) -> bool:
+    """Send whatever a function or a library prints to the standard error, so that the output is JSON alone."""
+    if as_json:
+        context.meta[STDOUT] = sys.stdout
+        context.with_resource(redirect_stdout(sys.stderr))
+    return as_json
 
 
-def _type(annotation: Any) -> click.ParamType[Any]:
-    union = get_origin(annotation) in (Union, UnionType)
-    members = [member for member in get_args(annotation) if member is not NoneType] if union else [annotation]
-    if Path in members:
-        return click.Path(path_type=Path)
-    if get_origin(members[0]) is Literal:
-        return click.Choice(get_args(members[0]))
-    return {str: click.STRING, int: click.INT, float: click.FLOAT}[members[0]]
+AS_JSON = click.option("--json", "as_json", is_flag=True, callback=_only_the_result, help="print the result as JSON")
+
+
+def print_json(value: Any) -> None:
+    """Print the result of a command that has `AS_JSON`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    click.echo(text, file=click.get_current_context().meta[STDOUT])
+
+
+def be_quiet() -> None:
+    """Let transformers load models without progress bars and notes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from m3ae.commands.shared import AS_JSON, DEVICE, FILE, MODEL, PATH, be_quiet, print_json
+from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, PATH, be_quiet, print_json
+
+RERANK = "candidates of the contrastive head, if there is one, that the matching head ranks; 0 for none"
 
 
 @click.command()
 @click.argument("data", type=PATH)
 @MODEL
-@click.option("--text", help="find the images that go with it")
-@click.option("--image", type=FILE, help="find the texts that go with it")
+@click.option("--text", help="find the images that go with this text")
+@click.option("--image", type=FILE, help="find the texts that go with this image")
 @click.option("--top-k", type=click.IntRange(1), default=10, show_default=True, help="results")
-@click.option("--split", default="test", show_default=True, help="of a prepared set")
-@click.option(
-    "--rerank",
-    type=click.IntRange(0),
-    default=20,
-    show_default=True,
-    help="candidates of the contrastive head, if there is one, that the matching head ranks; 0 for none",
-)
+@click.option("--split", default="test", show_default=True, help="split of a prepared set")
+@click.option("--rerank", type=click.IntRange(0), default=20, show_default=True, help=RERANK)
 @click.option("--index", type=PATH, help="folder of the index  [default: one below ~/.cache/m3ae/search]")
 @click.option("--rebuild", is_flag=True, help="build the index in any case")
-@click.option("--picture", type=PATH, help="PNG to draw; what is known to belong to the query is framed")
+@click.option("--picture", type=OUTPUT_FILE, help="PNG to draw; what is known to belong to the query is framed")
 @AS_JSON
 @DEVICE
 def search(
@@ -61,35 +56,21 @@ def search(
     be_quiet()
     collection = open_collection(data, split)
     loaded, processor = load_model(model, SEARCHING, device)
-    place = index or index_folder(model, data, split)
-    searcher = open_index(loaded, processor, collection, place, rebuild=rebuild)
-    queries = read_images([image]) if image is not None else []
-    hits = (
-        searcher.find_images(text, top_k, rerank)
-        if text is not None
-        else searcher.find_texts(queries[0], top_k, rerank)
-    )
+    folder = index or index_folder(model, data, split)
+    query = text if image is None else read_images([image])[0]
+    hits = open_index(loaded, processor, collection, folder, rebuild=rebuild).find(query, top_k, rerank)
     if picture is not None:
         from m3ae.figures import save_figure
-        from m3ae.inference.drawing import draw_found_images, draw_found_texts
+        from m3ae.inference.drawing import draw_hits
 
-        figure = (
-            draw_found_images(processor, collection, [text], [hits])
-            if text is not None
-            else draw_found_texts(processor, queries, [hits])
-        )
-        save_figure(figure, picture)
-    found: list[dict[str, Any]] = []
-    for number, hit in enumerate(hits, start=1):
-        owner = collection.owners[hit.place] if image is not None else hit.place
-        name = collection.names[owner] if owner >= 0 else None
-        own = {"text": hit.name} if image is not None else {"texts": collection.texts_of(hit.place)}
-        found.append({"rank": number, "score": hit.score, "image": name, **own})
+        save_figure(draw_hits(processor, collection, query, hits), picture)
     if as_json:
-        print_json(found)
+        texts = [{"texts": hit.texts} if image is None else {"text": hit.texts[0]} for hit in hits]
+        ranks = [{"rank": rank, "score": hit.score, "image": hit.image} for rank, hit in enumerate(hits, start=1)]
+        print_json([first | second for first, second in zip(ranks, texts, strict=True)])
         return
-    for row in found:
-        shown = row["text"] if image is not None else " | ".join(row["texts"])
-        click.echo(f"{row['rank']:>3}. {row['score']:>8.3f}  {row['image'] or '(no image)'}  {shown}".rstrip())
+    for rank, hit in enumerate(hits, start=1):
+        line = f"{rank:>3}. {hit.score:>8.3f}  {hit.image or '(no image)'}  {' | '.join(hit.texts)}"
+        click.echo(line.rstrip())
     if picture is not None:
         click.echo(picture)

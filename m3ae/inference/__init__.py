@@ -1,10 +1,9 @@
-"""What trained models do, as functions: the commands, the app and other programs call the same ones.
+"""What trained models do, as functions for the commands, the app and other programs.
 
-Nothing here needs more than `pip install m3ae`, but that prepared sets and tables are read with the extra `train`.
+`pip install m3ae` is enough; only prepared sets and tables need the extra `train`.
 """
 
-from m3ae.inference.answering import Answer, answer
-from m3ae.inference.attention import WordAttention, word_attention
+from m3ae.inference.answering import Answer, WordAttention, answer, word_attention
 from m3ae.inference.collections import Collection, open_collection
 from m3ae.inference.generation import generate, traverse
 from m3ae.inference.inputs import load_generator, load_model, read_images

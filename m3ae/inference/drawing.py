@@ -1,4 +1,4 @@
-"""Pictures of what models do, for commands, app and training; the extra `figures` has what they need."""
+"""Pictures of what models do, for commands, app and training; the extra `figures` has the libraries that draw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from m3ae.data.words import WORD
 from m3ae.figures import COLUMNS, Strip, draw_attention, draw_reconstructions, draw_retrieval
-from m3ae.inference.attention import word_attention
+from m3ae.inference.answering import word_attention
 from m3ae.inference.collections import Collection
 from m3ae.inference.inputs import pictures
 from m3ae.inference.reconstruction import MaskedWord, Reconstruction
@@ -26,59 +26,49 @@ def draw_samples(
     texts: Sequence[str | None],
     mask_ratio: float | None = None,
 ) -> Figure:
-    """Draw reconstructions of images; samples without one are left out.
+    """Draw reconstructions of images; samples without an image are left out.
 
     Args:
-        model: That has made them.
-        samples: Of which at least one has an image.
-        texts: Of the samples.
-        mask_ratio: That was asked for; None for the model's own.
+        model: The model that has made the reconstructions.
+        samples: The reconstructions; at least one has an image.
+        texts: The texts of the samples.
+        mask_ratio: The share of the patches that was hidden; None for the model's own.
     """
-    shown = [(sample, text) for sample, text in zip(samples, texts, strict=True) if sample.original is not None]
-    parts = [np.stack([getattr(sample, name) for sample, _ in shown]) for name in ("original", "masked", "filled")]
-    errors = np.stack([sample.errors for sample, _ in shown if sample.errors is not None])
+    with_images = [(sample, text) for sample, text in zip(samples, texts, strict=True) if sample.original is not None]
+    original, masked, filled, errors = (
+        np.stack([getattr(sample, name) for sample, _ in with_images])
+        for name in ("original", "masked", "filled", "errors")
+    )
     hidden = f"{model.config.mask_ratio if mask_ratio is None else mask_ratio:.0%} of the patches masked"
     note = "; mean and contrast of each patch are the original's" if model.config.norm_pix_loss else ""
-    below = [mark_words(text, sample.words) if text else None for sample, text in shown]
+    below = [mark_words(text, sample.words) if text else None for sample, text in with_images]
     words = "\n[…] words that were masked, and what the model put there if it is another" if any(below) else ""
-    return draw_reconstructions(parts[0], parts[1], parts[2], errors, below, hidden + note + words)
+    return draw_reconstructions(original, masked, filled, errors, below, hidden + note + words)
 
 
 def mark_words(text: str, words: Sequence[MaskedWord] | None) -> str:
-    """Return a text with its hidden words in brackets, and what the model puts there if it is another word."""
-    predicted = {word.place: word for word in words or []}
-    parts, end = [], 0
-    for place, match in enumerate(WORD.finditer(text)):
-        if place in predicted:
-            word = predicted[place].word
-            filled = "".join(char if char.isprintable() else "·" for char in predicted[place].predicted)
-            parts += [text[end : match.start()], f"[{word if filled == word else f'{word} → {filled}'}]"]
+    """Return a text with its hidden words in brackets, and the model's word where it is another one."""
+    hidden = {word.position: word for word in words or []}
+    pieces, end = [], 0
+    for position, match in enumerate(WORD.finditer(text)):
+        if position in hidden:
+            word = hidden[position].word
+            filled = "".join(char if char.isprintable() else "·" for char in hidden[position].predicted)
+            pieces += [text[end : match.start()], f"[{word if filled == word else f'{word} → {filled}'}]"]
             end = match.start() + len(word)
-    return "".join([*parts, text[end:]])
+    return "".join([*pieces, text[end:]])
 
 
-def draw_found_images(
-    processor: M3AEProcessor, collection: Collection, queries: Sequence[str], found: Sequence[Sequence[Hit]]
+def draw_hits(
+    processor: M3AEProcessor, collection: Collection, query: str | Image.Image, hits: Sequence[Hit]
 ) -> Figure:
-    """Draw the images found for texts; those that a text belongs to are framed."""
-    strips = []
-    for query, hits in zip(queries, found, strict=True):
-        right = {owner for text, owner in zip(collection.texts, collection.owners, strict=True) if text == query}
-        images = pictures(processor, [collection.load(hit.place) for hit in hits])
-        places = [number for number, hit in enumerate(hits) if hit.place in right]
-        strips.append(Strip(query, list(images), _captions(hits), places))
-    return draw_retrieval(strips)
-
-
-def draw_found_texts(
-    processor: M3AEProcessor, queries: Sequence[Image.Image], found: Sequence[Sequence[Hit]]
-) -> Figure:
-    """Draw the texts found for images."""
-    images = pictures(processor, queries)
-    strips = [
-        Strip(image, [hit.name for hit in hits], _captions(hits)) for image, hits in zip(images, found, strict=True)
-    ]
-    return draw_retrieval(strips)
+    """Draw the images that were found for a text, framed where the text belongs to them, or the texts for an image."""
+    captions = [f"{number}. {hit.score:.2f}" for number, hit in enumerate(hits, start=1)]
+    if not isinstance(query, str):
+        return draw_retrieval([Strip(pictures(processor, [query])[0], [hit.texts[0] for hit in hits], captions)])
+    images = pictures(processor, [collection.load(hit.row) for hit in hits])
+    framed = [number for number, hit in enumerate(hits) if query in hit.texts]
+    return draw_retrieval([Strip(query, list(images), captions, framed)])
 
 
 def draw_word_attention(
@@ -92,7 +82,3 @@ def draw_word_attention(
     """Draw an image and where in it each word of a text looks; `note` is a line below the text."""
     words, maps = word_attention(model, processor, image, text)
     return draw_attention(pictures(processor, [image])[0], words, maps.numpy(), text, note, columns)
-
-
-def _captions(hits: Sequence[Hit]) -> list[str]:
-    return [f"{number}. {hit.score:.2f}" for number, hit in enumerate(hits, start=1)]

@@ -1,4 +1,4 @@
-"""Missing modalities from those that are given, by a latent model.
+"""Missing modalities from present ones, by a latent model.
 
 Shapes: C channels, S side of the image in pixels, T time steps, F features, Z all latent dimensions.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from m3ae.files import replacing
 from m3ae.images.files import load_image
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.modalities import BatchOptions, check_names
@@ -23,8 +24,8 @@ from m3ae.models.modalities import BatchOptions, check_names
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# A modality as people give and get it: an image, a text, the name of a class or a list of them, or an array (T, F) or
-# (F,). Of a label, and of labels, what is generated is the probability of each class.
+# A modality as people give and get it: an image, a text, the name of a class or a list of names, or an array (T, F) or
+# (F,). A generated label, or labels, is the probability of each class.
 Value = Image.Image | str | list[str] | NDArray[np.float32] | dict[str, float]
 Batch = dict[str, dict[str, Tensor]]
 
@@ -39,32 +40,32 @@ def generate(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> dict[str, list[Value]]:
-    """Generate modalities of one sample from others, or all of them from the prior if none is given.
+    """Generate modalities of one sample from others, or all of them from the prior if no modality is given.
 
     Args:
-        model: In evaluation mode.
-        tokenizer: Of that model; None without texts.
-        given: Modalities by name.
-        targets: Names of those to generate; the ones that are not given if None.
-        num_samples: Samples of each.
-        temperature: Factor on the standard deviation of everything that is drawn; 0 for the means.
-        seed: Of what is drawn.
+        model: The model, in evaluation mode.
+        tokenizer: The model's tokenizer; None without texts.
+        given: The present modalities by name.
+        targets: The names of the modalities to generate; by default those that are not given.
+        num_samples: The number of samples of each modality.
+        temperature: A factor on the standard deviation of everything that is drawn; 0 for the means.
+        seed: The seed of the samples.
 
     Returns:
-        By name, so many samples.
+        The samples of each modality, by name.
 
     Raises:
-        ValueError: The model has no such modality, or what is given of one is of another kind.
+        ValueError: The model has no such modality, or a value is of another kind.
     """
     names = targets or [name for name in model.latent_head.modalities if name not in given]
     generator = torch.Generator(model.device).manual_seed(seed)
-    if not given:
-        made = model.sample_prior(num_samples, "own", names, temperature, generator)
-    else:
+    if given:
         batch = encode_modalities(model, tokenizer, given)
-        drawn = model.generate_modalities(batch, names, num_samples, temperature, generator)
-        made = {name: values[:, 0] for name, values in drawn.items()}
-    return {name: decode_values(model, tokenizer, name, values) for name, values in made.items()}
+        samples = model.generate_modalities(batch, names, num_samples, temperature, generator)
+        generated = {name: values[:, 0] for name, values in samples.items()}
+    else:
+        generated = model.sample_prior(num_samples, "own", names, temperature, generator)
+    return _user_values(model, tokenizer, generated)
 
 
 @torch.no_grad()
@@ -80,19 +81,20 @@ def traverse(
 ) -> dict[str, list[Value]]:
     """Generate modalities while one latent dimension takes some values and the others stay.
 
-    Where it is a shared one, the private latents follow: they are what their prior makes of it at its centre.
+    Where this is a shared dimension, the private latents follow: they take the mean of their prior given the others.
 
     Args:
-        model: See `generate`, as all that is not named here.
-        tokenizer: Of that model.
-        given: What the other dimensions are inferred from; they are drawn from the prior if it is empty.
-        dimension: Below `model.latent.total_size`; those from `model.latent.size` on are private to a modality.
-        values: Of this dimension; what is inferred from data is mostly within −3 to 3.
-        targets: Names of the modalities to generate; all if None.
-        seed: Of what is drawn.
+        model: The model, in evaluation mode.
+        tokenizer: The model's tokenizer; None without texts.
+        given: The modalities that the other dimensions are inferred from; without any, they are drawn from the prior.
+        dimension: A number below `model.latent.total_size`; from `model.latent.size` on, dimensions are private to a
+            modality.
+        values: The values of this dimension; those inferred from data are mostly within −3 to 3.
+        targets: The names of the modalities to generate; all by default.
+        seed: The seed of the draw.
 
     Returns:
-        By name, one for each value.
+        A sample for each value, by the name of the modality.
 
     Raises:
         ValueError: There is no such dimension or modality.
@@ -110,26 +112,25 @@ def traverse(
     if dimension < model.latent.size:
         moved[:, model.latent.size :] = 0
         moved = model.latent_head.complete(moved, {})
-    made = model.decode(moved, targets)
-    return {name: decode_values(model, tokenizer, name, found) for name, found in made.items()}
+    return _user_values(model, tokenizer, model.decode(moved, targets))
 
 
 def encode_modalities(
     model: M3AEForGeneration, tokenizer: PreTrainedTokenizerBase | None, given: Mapping[str, Value]
 ) -> Batch:
-    """Turn the modalities of one sample into what the model takes.
+    """Turn the modalities of one sample into the model's inputs.
 
     Raises:
-        ValueError: The model has no such modality, or no encoder of it, or what is given is of another kind.
+        ValueError: The model has no such modality, or no encoder of it, or a value is of another kind.
     """
     modalities = model.latent_head.modalities
     check_names(given, modalities)
     if silent := [name for name in given if name not in model.latent.experts]:
         raise ValueError(f"{silent[0]} has no encoder in this model: it can be generated, but not given")
-    options, draw = BatchOptions(tokenizer), np.random.default_rng(0)
+    options, generator = BatchOptions(tokenizer), np.random.default_rng(0)
     batch: Batch = {}
     for name, value in given.items():
-        tensors = modalities[name].batch([modalities[name].cell(value)], options, [draw])
+        tensors = modalities[name].batch([modalities[name].cell(value)], options, [generator])
         batch[name] = {key: tensor.to(model.device) for key, tensor in tensors.items()}
     return batch
 
@@ -147,7 +148,7 @@ def read_modality(model: M3AEForGeneration, name: str, value: str) -> Value:
     if value_type is str:
         return value
     if value_type is list:
-        return [own.strip() for own in value.split(",") if own.strip()]
+        return [label.strip() for label in value.split(",") if label.strip()]
     if value_type is Image.Image:
         return load_image(Path(value))
     try:
@@ -155,6 +156,25 @@ def read_modality(model: M3AEForGeneration, name: str, value: str) -> Value:
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: {value} is no array in a .npy file ({error})") from error
     return array
+
+
+def write_value(value: Value, path: Path) -> Any:
+    """Write an image as PNG or an array as .npy, and return the file; return texts and probabilities as they are.
+
+    Args:
+        value: A generated value.
+        path: The file without its suffix.
+    """
+    if not isinstance(value, Image.Image | np.ndarray):
+        return value
+    path = path.with_name(f"{path.name}.{'png' if isinstance(value, Image.Image) else 'npy'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if isinstance(value, Image.Image):
+            value.save(file, "PNG")
+        else:
+            np.save(file, value)
+    return str(path)
 
 
 def read_row(model: M3AEForGeneration, folder: Path, split: str, row: str, names: Sequence[str]) -> dict[str, Value]:
@@ -192,8 +212,9 @@ def read_values(model: M3AEForGeneration, rows: Dataset, number: int, names: Seq
     return {name: modalities[name].value(cell) for name, cell in sample.cells.items()}
 
 
-def decode_values(
-    model: M3AEForGeneration, tokenizer: PreTrainedTokenizerBase | None, name: str, values: Tensor
-) -> list[Value]:
-    """Turn what the model generates of one modality, a row a sample, into images, texts, probabilities or arrays."""
-    return model.latent_head.modalities[name].values(values, tokenizer)
+def _user_values(
+    model: M3AEForGeneration, tokenizer: PreTrainedTokenizerBase | None, generated: Mapping[str, Tensor]
+) -> dict[str, list[Value]]:
+    """Turn generated tensors, a row a sample, into images, texts, probabilities or arrays."""
+    modalities = model.latent_head.modalities
+    return {name: modalities[name].values(values, tokenizer) for name, values in generated.items()}

@@ -1,4 +1,4 @@
-"""Models, images and texts, ready to be used: what every function of inference begins with.
+"""Models, images and texts, ready to be used: every function of inference begins with them.
 
 Shapes: B batch, H×W pixels, L text tokens.
 """
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from m3ae import models
 from m3ae.images.files import load_image
 from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
@@ -35,13 +36,13 @@ def load_model(
     """Load a saved model in evaluation mode, and its processor.
 
     Args:
-        path: Folder of the model, or of the run that has made it, or a name on the hub.
-        classes: What the model may be.
-        device: Such as `cuda:1`; a GPU if there is one, by default. A model saved in bf16 is computed in float32 where
-            the device is slower in bf16.
+        path: The folder of the model or of its run, or a name on the hub.
+        classes: The classes that the model may have.
+        device: A device such as `cuda:1`; by default a GPU if there is one. A model saved in bf16 is computed in
+            float32 where the device is slower in bf16.
 
     Raises:
-        ValueError: There is no such model, it is of another class, or its processor contradicts its configuration.
+        ValueError: There is no such model, its class is another one, or its processor contradicts its configuration.
     """
     model = _load(find_model(path), classes, device)
     processor = M3AEProcessor.from_pretrained(find_model(path))
@@ -59,14 +60,22 @@ def load_generator(
     return model, AutoTokenizer.from_pretrained(find_model(path)) if has_texts else None
 
 
+def load_any(path: str | Path, device: str | None = None) -> tuple[M3AEPreTrainedModel, Any]:
+    """Load a model of any class, and its processor or its tokenizer; see `load_model` and `load_generator`."""
+    if saved_class(path) == M3AEForGeneration.__name__:
+        return load_generator(path, device)
+    public = [getattr(models, name) for name in models.__all__]
+    classes = [kind for kind in public if isinstance(kind, type) and issubclass(kind, M3AEPreTrainedModel)]
+    return load_model(path, classes, device)
+
+
 def saved_class(path: str | Path) -> str:
     """Return the name of the class of a saved model.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such model.
     """
-    config = _config(find_model(path))
-    return (config.architectures or ["a model of unknown class"])[0]
+    return (_config(find_model(path)).architectures or ["a model of unknown class"])[0]
 
 
 def find_model(path: str | Path) -> str:
@@ -76,7 +85,7 @@ def find_model(path: str | Path) -> str:
 
 
 def read_images(paths: Iterable[Path]) -> list[Image.Image]:
-    """Decode image files, see `m3ae.images.files.load_image`.
+    """Decode image files; see `m3ae.images.files.load_image`.
 
     Raises:
         ValueError: A file is missing or cannot be read.
@@ -103,12 +112,11 @@ def encode_words(model: M3AEPreTrainedModel, processor: M3AEProcessor, texts: Se
 
 
 def _load(path: str, classes: Sequence[type[ModelT]], device: str | None) -> ModelT:
-    found = (_config(path).architectures or ["a model of unknown class"])[0]
-    named = {own.__name__: own for own in classes}
-    if found not in named:
-        raise ValueError(f"the model in {path} is {found}, and this needs {' or '.join(named)}")
+    saved, by_name = saved_class(path), {kind.__name__: kind for kind in classes}
+    if saved not in by_name:
+        raise ValueError(f"the model in {path} is {saved}, and this needs {' or '.join(by_name)}")
     try:
-        loaded: Any = named[found].from_pretrained(path, output_loading_info=True)
+        loaded: Any = by_name[saved].from_pretrained(path, output_loading_info=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"the weights in {path} are missing, damaged or do not fit its config.json: {error}"

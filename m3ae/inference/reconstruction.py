@@ -1,4 +1,4 @@
-"""What a pre-trained model makes of an image whose patches are hidden, and of a text whose words are.
+"""What a pre-trained model fills in where patches of an image or words of a text are hidden.
 
 Shapes: B batch, H×W pixels, N patches, n×n of them, P patch side, C channels, L text tokens, M masked tokens.
 """
@@ -31,27 +31,27 @@ class MaskedWord(NamedTuple):
     """A word that was hidden.
 
     Attributes:
-        word: As it stands in the text.
-        place: Its number among the words and punctuation marks of the text.
-        predicted: What the model puts there.
-        score: Probability of what it puts there, the product over its tokens.
+        word: The word as it stands in the text.
+        position: Its position among the words and punctuation marks of the text.
+        predicted: The model's word.
+        score: The probability of the model's word, the product over its tokens.
     """
 
     word: str
-    place: int
+    position: int
     predicted: str
     score: float
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a model makes of one sample; of a missing image or text, the parts are None.
+    """What a model makes of one sample; the attributes of a missing image or text are None.
 
     Attributes:
         original: (H, W, 3) in [0, 1], the image as the model sees it.
-        masked: The same, grey where a patch was hidden.
-        filled: The same with what the model puts there.
-        errors: (n, n) mean absolute error of each hidden patch in the same units, NaN for visible ones.
+        masked: The image, grey where a patch was hidden.
+        filled: The image with the model's pixels in hidden patches.
+        errors: (n, n) mean absolute error of each hidden patch in units of `original`, NaN for visible ones.
         words: The hidden words.
     """
 
@@ -76,8 +76,8 @@ class _Words(NamedTuple):
         present: (B,) bool.
         encoded: `input_ids` and `attention_mask` (B, L) of the whole texts.
         masked_ids: (B, L) with the mask token in place of the hidden words.
-        labels: (B, L) the tokens there, −100 elsewhere.
-        numbers: (B, L) the word of each token, on the CPU.
+        labels: (B, L) the hidden tokens, −100 elsewhere.
+        positions: (B, L) the word of each token, on the CPU.
     """
 
     spellings: list[list[str]]
@@ -85,18 +85,11 @@ class _Words(NamedTuple):
     encoded: dict[str, Tensor]
     masked_ids: Tensor
     labels: Tensor
-    numbers: Tensor
+    positions: Tensor
 
 
 class _Patches(NamedTuple):
-    """Images with hidden patches.
-
-    Attributes:
-        pictures: (B, H, W, 3) in [0, 1].
-        present: (B,) bool.
-        pixels: (B, C, H, W).
-        mask: Of each image.
-    """
+    """Images with hidden patches: pictures (B, H, W, 3) in [0, 1], `present` (B,), pixels (B, C, H, W) and mask."""
 
     pictures: NDArray[np.float32]
     present: Tensor
@@ -118,22 +111,22 @@ def reconstruct(
     """Hide patches of images and words of texts, and let the model fill them in, each with the other modality's help.
 
     As in pre-training, hidden patches are predicted beside the whole text and hidden words beside the whole image, or,
-    with the schedule `joint`, beside what is left of it.
+    with the schedule `joint`, beside the visible remainder.
 
     Args:
-        model: In evaluation mode.
-        processor: Of that model, with a fast tokenizer.
+        model: The model, in evaluation mode.
+        processor: The model's processor, with a fast tokenizer.
         images: B images; None is missing.
         texts: B texts, cut to what the model takes; None is missing.
-        mask_ratio: Share of the patches that are hidden; the model's own if None.
-        word_ratio: Share of the words that are hidden, at least one; the model's share of tokens if None.
-        seed: Of the choice of patches and words; a sample's own depends on its place only.
+        mask_ratio: The share of the patches that are hidden; the model's own if None.
+        word_ratio: The share of the words that are hidden, at least one; the model's share of tokens if None.
+        seed: The seed of the choice of patches and words; the choice for a sample depends on its number only.
 
     Returns:
-        One of each sample.
+        A reconstruction of each sample.
 
     Raises:
-        ValueError: Not as many images as texts, or a share out of range.
+        ValueError: The numbers of images and texts differ, or a share is out of range.
     """
     if len(images) != len(texts) or not images:
         raise ValueError(f"expected as many images as texts, None for a missing one, got {len(images)}, {len(texts)}")
@@ -143,21 +136,20 @@ def reconstruct(
     for name, share in (("mask_ratio", mask_ratio), ("word_ratio", word_ratio)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is the share that is hidden, 0 to 1, got {share}")
-    words = _hide_words(processor, model, texts, word_ratio, seed) if any(text is not None for text in texts) else None
-    patches = (
-        _hide_patches(processor, model, images, mask_ratio, seed)
-        if any(image is not None for image in images)
-        else None
-    )
+    words = patches = None
+    if any(text is not None for text in texts):
+        words = _hide_words(processor, model, texts, word_ratio, seed)
+    if any(image is not None for image in images):
+        patches = _hide_patches(processor, model, images, mask_ratio, seed)
     hidden, context = _encode(model, words, patches)
-    found: list[dict[str, Any]] = [{} for _ in images]
+    samples: list[dict[str, Any]] = [{} for _ in images]
     if patches is not None:
-        for row, parts in _fill_patches(model, patches, context | {"image": hidden["image"]}):
-            found[row] |= parts
+        for row, filled in _fill_patches(model, patches, context | {"image": hidden["image"]}):
+            samples[row] |= filled
     if words is not None:
-        for row, filled in _fill_words(processor, model, words, context | {"text": hidden["text"]}):
-            found[row]["words"] = filled
-    return [Reconstruction(**parts) for parts in found]
+        for row, predicted in _fill_words(processor, model, words, context | {"text": hidden["text"]}):
+            samples[row]["words"] = predicted
+    return [Reconstruction(**sample) for sample in samples]
 
 
 def predicted_patches(model: M3AEForPreTraining, pixel_values: Tensor, mim_logits: Tensor) -> Tensor:
@@ -179,48 +171,49 @@ def _hide_patches(
     mask_ratio: float,
     seed: int,
 ) -> _Patches:
-    """Hide patches of each image, others of each."""
     shown = [Image.new("L", (16, 16)) if image is None else image for image in images]
     pixels = encode_pixels(model, processor, shown)
     count = (pixels.shape[-1] // model.patch_size) ** 2
-    draws = [torch.Generator().manual_seed(seed + row) for row in range(len(images))]
-    noise = torch.stack([torch.rand(count, generator=draw) for draw in draws]).to(model.device)
+    noise = [torch.rand(count, generator=torch.Generator().manual_seed(seed + row)) for row in range(len(images))]
     present = torch.tensor([image is not None for image in images], device=model.device)
-    mask = mask_patches(noise, mask_ratio)
+    mask = mask_patches(torch.stack(noise).to(model.device), mask_ratio)
     return _Patches(pictures(processor, shown), present, pixels, mask)
 
 
 def _hide_words(
     processor: M3AEProcessor, model: M3AEForPreTraining, texts: Sequence[str | None], share: float, seed: int
 ) -> _Words:
-    """Replace whole words of each text by the mask token, at least one where there is one."""
-    given, tokenizer = [text or "" for text in texts], processor.tokenizer
+    """Replace whole words of each text by the mask token, at least one where the text has a word."""
+    filled, tokenizer, device = [text or "" for text in texts], processor.tokenizer, model.device
     options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
-    encoded = tokenize(tokenizer, given, model.config.longest_text, **options)
-    ids, numbers, spellings = encoded["input_ids"], list[Tensor](), list[list[str]]()
-    for text, offsets, special in zip(given, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True):
-        own = word_ids(text, offsets[:, 0].numpy())
-        own[special.bool()] = -1
-        numbers.append(own)
-        spellings.append(spell_words(text, own, offsets[:, 1]))
-    words, hidden = torch.stack(numbers), torch.zeros_like(ids, dtype=torch.bool)
-    for row, spelt in enumerate(spellings):
-        kept = set(words[row].tolist())  # others are cut off
-        there = [n for n, word in enumerate(spelt) if n in kept and word[0].isalnum()]
-        order = np.random.default_rng([seed, row]).permutation(there)
+    encoded = tokenize(tokenizer, filled, model.config.longest_text, **options)
+    ids, positions, spellings = encoded["input_ids"], list[Tensor](), list[list[str]]()
+    for text, offsets, special in zip(filled, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True):
+        words = word_ids(text, offsets[:, 0].numpy())
+        words[special.bool()] = -1
+        positions.append(words)
+        spellings.append(spell_words(text, words, offsets[:, 1]))
+    hidden = torch.zeros_like(ids, dtype=torch.bool)
+    for row, (words, spelling) in enumerate(zip(positions, spellings, strict=True)):
+        kept = set(words.tolist())  # others are cut off
+        candidates = [n for n, word in enumerate(spelling) if n in kept and word[0].isalnum()]
+        order = np.random.default_rng([seed, row]).permutation(candidates)
         chosen = order[: max(1, round(share * len(order)))]
-        hidden[row] = torch.isin(words[row], torch.from_numpy(chosen.astype(np.int64)))
-    masked, labels = ids.masked_fill(hidden, tokenizer.mask_token_id), ids.masked_fill(~hidden, -100)
-    device = model.device
-    present = torch.tensor([text is not None for text in texts], device=device)
-    whole = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
-    return _Words(spellings, present, whole, masked.to(device), labels.to(device), words)
+        hidden[row] = torch.isin(words, torch.from_numpy(chosen.astype(np.int64)))
+    return _Words(
+        spellings,
+        present=torch.tensor([text is not None for text in texts], device=device),
+        encoded={name: encoded[name].to(device) for name in ("input_ids", "attention_mask")},
+        masked_ids=ids.masked_fill(hidden, tokenizer.mask_token_id).to(device),
+        labels=ids.masked_fill(~hidden, -100).to(device),
+        positions=torch.stack(positions),
+    )
 
 
 def _encode(
     model: M3AEForPreTraining, words: _Words | None, patches: _Patches | None
 ) -> tuple[dict[str, Stream], dict[str, Stream]]:
-    """Encode what is left of texts and images, and what the other modality is predicted beside."""
+    """Encode the visible remainder of texts and images, and the context in which the other modality is predicted."""
     trunk, hidden, context = model.m3ae, dict[str, Stream](), dict[str, Stream]()
     if words is not None:
         hidden["text"] = trunk.encode_text(words.masked_ids, words.encoded["attention_mask"], words.present)
@@ -238,49 +231,42 @@ def _encode(
 def _fill_patches(
     model: M3AEForPreTraining, patches: _Patches, streams: dict[str, Stream]
 ) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
-    """Yield the parts of a `Reconstruction` for each sample with an image."""
+    """Yield the attributes of a `Reconstruction` for each sample with an image."""
     depth = None if model.config.mim_layer < 0 else model.config.mim_layer
     fused = model.m3ae.fuse(streams, {"image": None}, depth)[-1]["image"]
-    logits = model.mim_head(fused, patches.mask.ids_restore)
-    predicted = predicted_patches(model, patches.pixels, logits)
+    predicted = predicted_patches(model, patches.pixels, model.mim_head(fused, patches.mask.ids_restore))
     size, channels = model.patch_size, patches.pixels.shape[1]
     assert isinstance(model.config.image_config, M3AEImageConfig)
     images = denormalize_images(unpatchify(predicted, size, channels), model.config.image_config)
-    made = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    side = made.shape[1] // size
+    filled = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    side = filled.shape[1] // size
     hidden = patches.mask.mask.view(-1, side, side).cpu().numpy()
     pixelwise = hidden.repeat(size, 1).repeat(size, 2)[..., None]
-    wrong = np.abs(made - patches.pictures).reshape(-1, side, size, side, size, channels).mean((2, 4, 5))
-    parts = {
+    errors = np.abs(filled - patches.pictures).reshape(-1, side, size, side, size, channels).mean((2, 4, 5))
+    attributes = {
         "original": patches.pictures,
         "masked": np.where(pixelwise, np.float32(0.5), patches.pictures),
-        "filled": np.where(pixelwise, made, patches.pictures),
-        "errors": np.where(hidden, wrong, np.float32(np.nan)),
+        "filled": np.where(pixelwise, filled, patches.pictures),
+        "errors": np.where(hidden, errors, np.float32(np.nan)),
     }
     for row in patches.present.nonzero()[:, 0].tolist():
-        yield row, {name: part[row] for name, part in parts.items()}
+        yield row, {name: values[row] for name, values in attributes.items()}
 
 
 def _fill_words(
     processor: M3AEProcessor, model: M3AEForPreTraining, words: _Words, streams: dict[str, Stream]
 ) -> Iterator[tuple[int, list[MaskedWord]]]:
     """Yield the hidden words of each sample with a text."""
-    positions, labels = collect_labels(words.labels)
-    fused = model.m3ae.fuse(streams, {"text": positions})[-1]["text"]
+    columns, labels = collect_labels(words.labels)
+    fused = model.m3ae.fuse(streams, {"text": columns})[-1]["text"]
     best = model.mlm_head(fused).float().softmax(-1).max(-1)
-    scores, tokens, positions, is_hidden = (part.cpu() for part in (*best, positions, labels != -100))
+    scores, tokens, columns, hidden = (values.cpu() for values in (*best, columns, labels != -100))
     for row in words.present.nonzero()[:, 0].tolist():
-        own = is_hidden[row]
-        numbers = words.numbers[row, positions[row, own]]
-        yield (
-            row,
-            [
-                MaskedWord(
-                    words.spellings[row][place],
-                    place,
-                    processor.tokenizer.decode(tokens[row, own][numbers == place]).strip(),
-                    float(scores[row, own][numbers == place].prod()),
-                )
-                for place in numbers.unique().tolist()
-            ],
-        )
+        kept, predicted = hidden[row], list[MaskedWord]()
+        positions = words.positions[row, columns[row, kept]]
+        for position in positions.unique().tolist():
+            pieces = positions == position
+            text = processor.tokenizer.decode(tokens[row, kept][pieces]).strip()
+            score = float(scores[row, kept][pieces].prod())
+            predicted.append(MaskedWord(words.spellings[row][position], position, text, score))
+        yield row, predicted

@@ -2,8 +2,8 @@
 
 ```
 images.npy, texts.npy   with a contrastive head: a unit vector of each; without: encoded tokens in half precision
-lengths.npy             tokens of each text; without a contrastive head
-index.json              what model and what data it is of; where it has checksums, too, the folder is complete
+lengths.npy             number of tokens of each text; without a contrastive head
+index.json              fingerprints of the model and of the data; with checksums, too, once the folder is complete
 ```
 
 Images that cannot be read are NaN.
@@ -59,14 +59,16 @@ class Hit(NamedTuple):
     """An image, or a text, that goes with a query.
 
     Attributes:
-        place: The number of the image, or the text, in the collection.
-        name: The name of the image, or the text itself.
-        score: Larger = better; scores compare within one search only.
+        row: The number of the image, or of the text, in the collection.
+        score: A score that compares within one search only; larger is better.
+        image: The name of the image, or of the image that the text belongs to; None for a text without image.
+        texts: The texts of the image, or the text.
     """
 
-    place: int
-    name: str
+    row: int
     score: float
+    image: str | None
+    texts: list[str]
 
 
 class SearchIndex:
@@ -83,69 +85,65 @@ class SearchIndex:
         self.model, self.processor, self.collection = model, processor, collection
         # Mapped copy-on-write: nothing is read before it is needed, and PyTorch takes no read-only memory.
         paths = (folder / name for name in ARRAYS)
-        self._arrays = {path.stem: np.load(path, mmap_mode="c") for path in paths if path.is_file()}
-        readable = ~np.isnan(self._arrays["images"].reshape(len(collection), -1)[:, 0])
-        self._places = {
-            "images": torch.from_numpy(readable.nonzero()[0]),
-            "texts": torch.arange(len(collection.texts)),
-        }
-
-    def find_images(self, text: str, k: int = 10, rerank: int = 20) -> list[Hit]:
-        """Return the k images that go best with a text.
-
-        Args:
-            text: The query, cut to what the model takes.
-            k: How many to find.
-            rerank: Candidates that the matching head ranks, of a model with a contrastive head; 0 leaves them in the
-                order of their cosines. A model without one has no candidates, and ranks everything.
-
-        Raises:
-            ValueError: `k` is below 1, or `rerank` below 0.
-        """
-        return self._find(_encode_texts(self.model, self.processor, [text]), "images", k, rerank)
-
-    def find_texts(self, image: Image.Image, k: int = 10, rerank: int = 20) -> list[Hit]:
-        """Return the k texts that go best with an image; see `find_images`.
-
-        Raises:
-            ValueError: The collection has no texts, `k` is below 1, or `rerank` below 0.
-        """
-        if not self.collection.texts:
-            raise ValueError("the collection has images only: there is no text to find")
-        return self._find(_encode_images(self.model, self.processor, [image]), "texts", k, rerank)
+        self._arrays = {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths if path.is_file()}
+        readable = ~self._arrays["images"].flatten(1)[:, 0].isnan()
+        self._candidates = {"images": readable.nonzero()[:, 0], "texts": torch.arange(len(collection.texts))}
 
     @torch.inference_mode()
-    def _find(self, query: Encoded, side: str, k: int, rerank: int) -> list[Hit]:
-        """Return the best candidates on a side for a query of the other modality."""
+    def find(self, query: str | Image.Image, k: int = 10, rerank: int = 20) -> list[Hit]:
+        """Return the `k` images that go best with a text, or the texts that go best with an image.
+
+        Args:
+            query: A text, cut to what the model takes, or an image.
+            k: The number of hits, at most.
+            rerank: The number of candidates that the matching head ranks, for a model with a contrastive head; 0
+                leaves the candidates in the order of their cosines. A model without this head ranks everything.
+
+        Raises:
+            ValueError: The collection has no texts for an image, `k` is below 1, or `rerank` is below 0.
+        """
         if k < 1 or rerank < 0:
             raise ValueError(f"k is {k} and rerank {rerank}: expected at least 1 and 0")
-        head, places = self.model.itc_head, self._places[side]
-        if head is None:
-            scores = self._match(query, side, places)
+        encoded: EncodedTexts | EncodedImages
+        if isinstance(query, str):
+            side, modality, encoded = "images", "text", _encode_texts(self.model, self.processor, [query])
+        elif self.collection.texts:
+            side, modality, encoded = "texts", "image", _encode_images(self.model, self.processor, [query])
         else:
-            vector = embed(head, "text" if side == "images" else "image", query)
-            vectors = torch.from_numpy(self._arrays[side])
-            if len(places) < len(vectors):
-                vectors = vectors[places]
-            cosines, numbers = nearest(vector, vectors, max(k, rerank))
-            scores, places = cosines[0], places[numbers[0]]
+            raise ValueError("the collection has images only: there is no text to find")
+        candidates, head = self._candidates[side], self.model.itc_head
+        if head is None:
+            scores = self._match(encoded, candidates)
+        else:
+            vectors = self._arrays[side]
+            if len(candidates) < len(vectors):
+                vectors = vectors[candidates]
+            cosines, rows = nearest(embed(head, modality, encoded), vectors, max(k, rerank))
+            scores, candidates = cosines[0], candidates[rows[0]]
             if rerank and _has_matching_head(self.model):
-                places = places[:rerank]
-                scores = self._match(query, side, places)
-        best = scores.topk(min(k, len(places)))
-        names = self.collection.names if side == "images" else self.collection.texts
-        numbered = zip(places[best.indices].tolist(), best.values.tolist(), strict=True)
-        return [Hit(place, names[place], score) for place, score in numbered]
+                candidates = candidates[:rerank]
+                scores = self._match(encoded, candidates)
+        best = scores.topk(min(k, len(candidates)))
+        return [
+            self._hit(side, row, score)
+            for row, score in zip(candidates[best.indices].tolist(), best.values.tolist(), strict=True)
+        ]
 
-    def _match(self, query: Encoded, side: str, places: Tensor) -> Tensor:
-        """Score a query against the candidates at some places by the matching head."""
-        zeros, numbers = torch.zeros_like(places), torch.arange(len(places))
+    def _hit(self, side: str, row: int, score: float) -> Hit:
+        names = self.collection.names
         if side == "images":
-            assert isinstance(query, EncodedTexts)
-            pairs = torch.stack([zeros, places], dim=1)
+            return Hit(row, score, names[row], self.collection.texts_of(row))
+        owner = self.collection.owners[row]
+        return Hit(row, score, names[owner] if owner >= 0 else None, [self.collection.texts[row]])
+
+    def _match(self, query: EncodedTexts | EncodedImages, candidates: Tensor) -> Tensor:
+        """Score a query against candidates of the other modality by the matching head."""
+        zeros = torch.zeros_like(candidates)
+        if isinstance(query, EncodedTexts):
+            pairs = torch.stack([zeros, candidates], dim=1)
             return score_pairs(self._score, query, self._images(), pairs, batch_size=BATCH_SIZE)
-        pairs = torch.stack([numbers, zeros], dim=1)
-        return score_pairs(self._score, self._texts(places), query, pairs, batch_size=BATCH_SIZE)
+        pairs = torch.stack([torch.arange(len(candidates)), zeros], dim=1)
+        return score_pairs(self._score, self._texts(candidates), query, pairs, batch_size=BATCH_SIZE)
 
     def _score(self, text: Stream, image: Stream) -> Tensor:
         streams = (stream._replace(tokens=stream.tokens.to(self.model.dtype)) for stream in (text, image))
@@ -153,33 +151,24 @@ class SearchIndex:
 
     def _images(self) -> Encoded:
         """Return the images: stored, or encoded when they are needed."""
-        if self.model.itc_head is None:
-            return EncodedImages(Stream(self._stored("images")))
         model, processor, load = self.model, self.processor, self.collection.load
+        if model.itc_head is None:
+            return EncodedImages(Stream(self._arrays["images"].to(model.device)))
         return ImagesOnDemand(
-            lambda places: model.m3ae.encode_image(encode_pixels(model, processor, [*map(load, places)])),
+            lambda rows: model.m3ae.encode_image(encode_pixels(model, processor, [*map(load, rows)])),
             len(self.collection),
             BATCH_SIZE,
         )
 
-    def _texts(self, places: Tensor) -> EncodedTexts:
-        """Return some texts: stored, or encoded now."""
+    def _texts(self, candidates: Tensor) -> EncodedTexts:
+        """Return the candidates: stored, where all texts are candidates, or encoded now."""
         if self.model.itc_head is None:
-            assert len(places) == len(self.collection.texts), "without a contrastive head every text is a candidate"
-            return EncodedTexts(self._stored("texts"), torch.from_numpy(self._arrays["lengths"]))
-        return _encode_texts(self.model, self.processor, [self.collection.texts[place] for place in places])
-
-    def _stored(self, side: str) -> Tensor:
-        return torch.from_numpy(self._arrays[side]).to(self.model.device)
+            return EncodedTexts(self._arrays["texts"].to(self.model.device), self._arrays["lengths"])
+        return _encode_texts(self.model, self.processor, [self.collection.texts[row] for row in candidates])
 
 
 def open_index(
-    model: Searching,
-    processor: M3AEProcessor,
-    collection: Collection,
-    folder: Path,
-    *,
-    rebuild: bool = False,
+    model: Searching, processor: M3AEProcessor, collection: Collection, folder: Path, *, rebuild: bool = False
 ) -> SearchIndex:
     """Open the index in a folder, or build it where there is none of this model and these data, or a damaged one.
 
@@ -194,26 +183,43 @@ def open_index(
         rebuild: Whether to build it in any case.
 
     Raises:
-        BlockingIOError: Another process is building it.
+        BlockingIOError: Another process is building the index.
         ValueError: The folder holds something else, the model cannot compare images and texts, or no image can be
             read.
     """
     if model.itc_head is None and not _has_matching_head(model):
         raise ValueError("the model was trained with neither a matching nor a contrastive head: it cannot search")
     source = {"model": model_fingerprint(model), "data": collection.fingerprint}
-    wanted = {"kind": KIND, "format": FORMAT_VERSION, **source}
+    description = {"kind": KIND, "format": FORMAT_VERSION, **source}
     stored = _read_description(folder)
-    if rebuild or stored != wanted | {"sha256": _checksums(folder)}:
+    if rebuild or stored != description | {"sha256": _checksums(folder)}:
         with only_process(folder):
-            write_text(folder / DESCRIPTION, json.dumps(wanted))  # the folder is ours from here on
+            write_text(folder / DESCRIPTION, json.dumps(description))  # the folder is ours from here on
             remove_files(folder, ARRAYS)
             _build(model, processor, collection, folder)
-            write_text(folder / DESCRIPTION, json.dumps(wanted | {"sha256": _checksums(folder)}))
+            write_text(folder / DESCRIPTION, json.dumps(description | {"sha256": _checksums(folder)}))
     return SearchIndex(model, processor, collection, folder)
 
 
+def index_folder(model: str | Path, data: Path, split: str) -> Path:
+    """Return the usual folder for the index of a model and a collection, below `~/.cache` or `XDG_CACHE_HOME`."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    local = Path(find_model(model))
+    source = f"{local.resolve() if local.is_dir() else model}\0{data.resolve()}\0{split}"
+    return cache / "m3ae" / "search" / hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def model_fingerprint(model: Searching) -> str:
+    """Return a text that differs for another model: sizes and times of the files, or the revision on the hub."""
+    folder = Path(model.name_or_path or "")
+    if not folder.is_dir():
+        return f"{model.name_or_path} {getattr(model.config, '_commit_hash', None)}"
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    return "\n".join(f"{file.name} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in files)
+
+
 def _read_description(folder: Path) -> dict[str, Any]:
-    """Return what `index.json` says; nothing if the folder is empty or the file is damaged.
+    """Return the contents of `index.json`, nothing if the folder is empty or the file is damaged.
 
     Raises:
         ValueError: The folder holds something else.
@@ -235,24 +241,6 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 def _checksums(folder: Path) -> dict[str, str]:
     return {name: file_sha256(folder / name) for name in ARRAYS if (folder / name).is_file()}
-
-
-def index_folder(model: str | Path, data: Path, split: str) -> Path:
-    """Return where the index of a model and a collection is usually kept: below `~/.cache`, or `XDG_CACHE_HOME`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    local = Path(find_model(model))
-    what = f"{local.resolve() if local.is_dir() else model}\0{data.resolve()}\0{split}"
-    return cache / "m3ae" / "search" / hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def model_fingerprint(model: Searching) -> str:
-    """Return what differs when another model is loaded: sizes and times of its files, or the revision on the hub."""
-    folder = Path(model.name_or_path or "")
-    if not folder.is_dir():
-        return f"{model.name_or_path} {getattr(model.config, '_commit_hash', None)}"
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-    lines = [f"{file.name} {(found := file.stat()).st_size} {found.st_mtime_ns}" for file in files]
-    return "\n".join(lines)
 
 
 def _has_matching_head(model: Searching) -> bool:
@@ -279,12 +267,12 @@ def _build(model: Searching, processor: M3AEProcessor, collection: Collection, f
     _save(folder / "images.npy", len(collection), _encoded_images(model, processor, collection))
 
 
-def _save(path: Path, count: int, parts: Iterable[tuple[int | list[int], Tensor]]) -> None:
-    """Write rows as they come, each part from its first row on or to its rows; rows that do not come are NaN."""
+def _save(path: Path, count: int, batches: Iterable[tuple[int | list[int], Tensor]]) -> None:
+    """Write batches to an array, each from its first row on or to its rows; rows without a batch are NaN."""
     stored: np.memmap[Any, np.dtype[Any]] | None = None
     with replacing(path) as temporary:
-        for rows, part in parts:
-            array = part.cpu().numpy()
+        for rows, batch in batches:
+            array = batch.cpu().numpy()
             if stored is None:
                 stored = np.lib.format.open_memmap(temporary, "w+", array.dtype, (count, *array.shape[1:]))
                 if array.dtype.kind == "f":
@@ -298,13 +286,13 @@ def _save(path: Path, count: int, parts: Iterable[tuple[int | list[int], Tensor]
 def _encoded_images(
     model: Searching, processor: M3AEProcessor, collection: Collection
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the places of images that can be read, and what is kept of them, a batch at a time."""
+    """Yield batches of the rows of images that can be read, with the array to be stored."""
     starts = range(0, len(collection), BATCH_SIZE)
     for start in tqdm(starts, desc="encoding images", unit=f"×{BATCH_SIZE}", disable=None, leave=False):
         images: dict[int, Image.Image] = {}
-        for place in range(start, min(start + BATCH_SIZE, len(collection))):
+        for row in range(start, min(start + BATCH_SIZE, len(collection))):
             try:
-                images[place] = collection.load(place)
+                images[row] = collection.load(row)
             except UnreadableImageError as error:
                 report(error)
         if images:

@@ -85,7 +85,9 @@ def test_reconstruct(models: Path, images: Path, tmp_path: Path) -> None:
     assert len(sample["words"]) == 2 and 0 < sample["error"] < 1 and found["picture"] == str(tmp_path / "r.png")
     with Image.open(tmp_path / "r.png") as picture:
         assert picture.width > picture.height, "one sample is a row"
-    lines = run(*common, "--image", images / "b.png").stdout.splitlines()
+    result = run(*common, "--image", images / "b.png")
+    assert result.stderr == f"{tmp_path / 'r.png'} exists, and will be replaced\n"
+    lines = result.stdout.splitlines()
     with Image.open(tmp_path / "r.png") as picture:
         assert picture.height > picture.width, "several are columns"
     assert len(lines) == 3 and lines[0].startswith(f"{images / 'a.png'}: mean absolute error 0.")
@@ -130,11 +132,16 @@ def test_generate(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert picture.size == (6, 6)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     data = write_splits(tmp_path / "data", {"test": [{"id": "x", "label": "c"}, {"id": "y", "label": None}]})
-    from_row = (*common, "--data", data, "--given", "label", "--seed", 3, "--target", "speech")
+    from_row = (*common[:-1], tmp_path / "row", "--data", data, "--given", "label", "--seed", 3, "--target", "speech")
     first = json.loads(run(*from_row, "--row", "x", "--json").stdout)["speech"][0]
-    row = np.load(first)
-    second = json.loads(run(*common, "--given", "label=c", "--seed", 3, "--target", "speech", "--json").stdout)
-    assert np.array_equal(row, np.load(second["speech"][0]))
+    named = (*common[:-1], tmp_path / "named", "--given", "label=c", "--seed", 3, "--target", "speech", "--json")
+    second = json.loads(run(*named).stdout)["speech"][0]
+    assert np.array_equal(np.load(first), np.load(second))
+    kept = Path(second).stat().st_mtime_ns
+    assert run(*named, status=2).stderr == f"error: {second} exists, and would be replaced: choose another --output\n"
+    assert Path(second).stat().st_mtime_ns == kept and len(list((tmp_path / "named").iterdir())) == 1
+    run(*from_row, "--row", "x", "--target", "glyph", status=2)
+    assert not list((tmp_path / "row").glob("glyph*")), "nothing is generated where one file would be replaced"
     assert "row 'y' has no label" in run(*from_row, "--row", "y", status=2).stderr
     assert "has no row 'z': its ids are x, y" in run(*from_row, "--row", "z", status=2).stderr
 
@@ -158,7 +165,7 @@ def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> No
     assert "images with one text for all or one for each" in error("reconstruct", "--model", models / "masked")
     assert "give either --text or --image" in error("search", images, "--model", models / "masked")
     assert "expected NAME=VALUE, or --data and --row" in error("generate", "--model", "x", "--given", "label")
-    assert "stands there 2 times" in error("generate", "--model", "x", "--given", "a=1", "--given", "a=2")
+    assert "--given names a 2 times" in error("generate", "--model", "x", "--given", "a=1", "--given", "a=2")
     damaged = tmp_path / "damaged"
     save_model(damaged, M3AEForQuestionAnswering, [TEXT], id2label={0: "yes", 1: "no"})
     (damaged / "model.safetensors").write_bytes(b"no weights")

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from m3ae import M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.figures import save_figure
-from m3ae.inference.attention import POOLED, word_attention
+from m3ae.inference.answering import POOLED, word_attention
 from m3ae.inference.drawing import draw_word_attention
 from tests.models.tiny import tiny_of
 

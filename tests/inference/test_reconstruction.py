@@ -110,5 +110,5 @@ def test_words_without_blanks_are_hidden_as_far_as_their_tokens_reach(processor)
     own = M3AEProcessor(processor.image_processor, train_tokenizer([text] * 3, 400))
     (found,) = reconstruct(build(own), own, [None], [text], word_ratio=1.0)
     assert len(found.words) > 3 and max(len(word.word) for word in found.words) > 1
-    assert all(word.word == text[word.place : word.place + len(word.word)] for word in found.words)
-    assert found.words[-1].place + len(found.words[-1].word) == len(text) - 1, "all but the full stop"
+    assert all(word.word == text[word.position : word.position + len(word.word)] for word in found.words)
+    assert found.words[-1].position + len(found.words[-1].word) == len(text) - 1, "all but the full stop"

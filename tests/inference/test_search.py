@@ -50,8 +50,8 @@ def matrix(model: Any, processor: M3AEProcessor, collection: Any) -> torch.Tenso
         for text in collection.texts:
             ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
             row = []
-            for place in range(len(collection)):
-                pixels = processor.image_processor(collection.load(place), return_tensors="pt")["pixel_values"]
+            for number in range(len(collection)):
+                pixels = processor.image_processor(collection.load(number), return_tensors="pt")["pixel_values"]
                 row.append(score(model.m3ae.encode_text(ids), model.m3ae.encode_image(pixels)))
             rows.append(torch.cat(row))
     return torch.stack(rows)
@@ -106,35 +106,35 @@ def test_what_is_found_is_what_the_matching_head_says(folder, processor, tmp_pat
     expected = matrix(model, processor, collection)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if options else {"rtol": 2e-3, "atol": 2e-3}  # stored in half precision
     for row, text in enumerate(collection.texts):
-        hits = index.find_images(text, k=3)
+        hits = index.find(text, k=3)
         torch.testing.assert_close(
             torch.tensor([hit.score for hit in hits]), expected[row].sort(descending=True)[0], **tolerance
         )
-        assert [hit.place for hit in hits] == expected[row].argsort(descending=True).tolist()
-    for place in range(len(collection)):
-        hits = index.find_texts(collection.load(place), k=4)
+        assert [hit.row for hit in hits] == expected[row].argsort(descending=True).tolist()
+    for number in range(len(collection)):
+        hits = index.find(collection.load(number), k=4)
         torch.testing.assert_close(
-            torch.tensor([hit.score for hit in hits]), expected[:, place].sort(descending=True)[0], **tolerance
+            torch.tensor([hit.score for hit in hits]), expected[:, number].sort(descending=True)[0], **tolerance
         )
-        assert hits[0].name == collection.texts[hits[0].place]
+        assert hits[0].texts == [collection.texts[hits[0].row]]
 
 
 def test_the_first_stage_is_the_cosine(folder, processor, tmp_path, capsys):
     model, collection = build(processor, M3AEForPreTraining, itc_weight=1.0), open_collection(folder)
     index = open_index(model, processor, collection, tmp_path / "index")
     text = processor.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
-    pixels = processor.image_processor([collection.load(place) for place in range(3)], return_tensors="pt")
+    pixels = processor.image_processor([collection.load(row) for row in range(3)], return_tensors="pt")
     with torch.no_grad():
         head, trunk = model.itc_head, model.m3ae
         cosines = (
             head.embed("image", trunk.encode_image(pixels["pixel_values"]))
             @ head.embed("text", trunk.encode_text(text))[0]
         )
-    hits = index.find_images(TEXTS[0], k=2, rerank=0)
-    assert [hit.place for hit in hits] == cosines.topk(2).indices.tolist()
+    hits = index.find(TEXTS[0], k=2, rerank=0)
+    assert [hit.row for hit in hits] == cosines.topk(2).indices.tolist()
     torch.testing.assert_close(torch.tensor([hit.score for hit in hits]), cosines.topk(2).values)
-    reranked = index.find_images(TEXTS[0], k=2, rerank=1)
-    assert [hit.place for hit in reranked] == [hits[0].place], "the matching head sees the best one only"
+    reranked = index.find(TEXTS[0], k=2, rerank=1)
+    assert [hit.row for hit in reranked] == [hits[0].row], "the matching head sees the best one only"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_first_stage_is_the_cosine(folder, processor, tmp_path, capsys):
 def test_an_untrained_matching_head_is_not_asked(folder, processor, tmp_path, capsys, model_class, untrained):
     model = build(processor, model_class, itc_weight=1.0, **{untrained: 0})
     index = open_index(model, processor, open_collection(folder), tmp_path / "index")
-    assert index.find_images(TEXTS[0], k=2) == index.find_images(TEXTS[0], k=2, rerank=0)
+    assert index.find(TEXTS[0], k=2) == index.find(TEXTS[0], k=2, rerank=0)
 
 
 def test_the_index_is_used_again_until_model_or_data_change(folder, processor, tmp_path, monkeypatch, capsys):
@@ -155,13 +155,13 @@ def test_the_index_is_used_again_until_model_or_data_change(folder, processor, t
         model = M3AEForPreTraining.from_pretrained(tmp_path / "model").eval()
         return open_index(model, processor, open_collection(folder), tmp_path / "index", **options)
 
-    first = opened().find_images(TEXTS[0])
-    assert opened().find_images(TEXTS[0]) == first and len(built) == 1
+    first = opened().find(TEXTS[0])
+    assert opened().find(TEXTS[0]) == first and len(built) == 1
     os.utime(tmp_path / "model" / "model.safetensors", ns=(1, 1))
     opened()
     assert len(built) == 2
     Image.new("L", (32, 32)).save(folder / "a.png")
-    assert opened().find_images(TEXTS[0]) != first and len(built) == 3
+    assert opened().find(TEXTS[0]) != first and len(built) == 3
     opened(rebuild=True)
     assert len(built) == 4 and sorted(path.name for path in tmp_path.iterdir()) == ["index", "model", "own"]
     assert "left out" not in capsys.readouterr().err
@@ -186,25 +186,25 @@ def test_a_folder_of_something_else_is_left_alone(folder, processor, tmp_path, d
 
 
 def test_a_new_index_takes_away_the_old_one_alone(folder, processor, tmp_path, capsys):
-    place, collection = tmp_path / "index", open_collection(folder)
-    open_index(build(processor, M3AEForPreTraining), processor, collection, place)
-    (place / "notes.txt").write_text("mine")
-    assert (place / "lengths.npy").is_file()
+    index, collection = tmp_path / "index", open_collection(folder)
+    open_index(build(processor, M3AEForPreTraining), processor, collection, index)
+    (index / "notes.txt").write_text("mine")
+    assert (index / "lengths.npy").is_file()
     contrastive = build(processor, M3AEForPreTraining, itc_weight=1.0)
-    open_index(contrastive, processor, collection, place, rebuild=True)
-    assert sorted(path.name for path in place.iterdir()) == ["images.npy", "index.json", "notes.txt", "texts.npy"]
-    assert (place / "notes.txt").read_text() == "mine"
-    description = json.loads((place / "index.json").read_text())
-    (place / "index.json").write_text(json.dumps({"format": 1, "model": "", "data": description["data"]}))  # earlier
-    open_index(contrastive, processor, collection, place)
-    assert json.loads((place / "index.json").read_text()) == description
+    open_index(contrastive, processor, collection, index, rebuild=True)
+    assert sorted(path.name for path in index.iterdir()) == ["images.npy", "index.json", "notes.txt", "texts.npy"]
+    assert (index / "notes.txt").read_text() == "mine"
+    description = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps({"format": 1, "model": "", "data": description["data"]}))  # earlier
+    open_index(contrastive, processor, collection, index)
+    assert json.loads((index / "index.json").read_text()) == description
 
 
 @pytest.mark.parametrize("name", ["images.npy", "texts.npy", "index.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_index_is_built_again(folder, processor, tmp_path, capsys, name, damage):
     model, collection = build(processor, M3AEForPreTraining, itc_weight=1.0), open_collection(folder)
-    expected = open_index(model, processor, collection, tmp_path / "index").find_images(TEXTS[0])
+    expected = open_index(model, processor, collection, tmp_path / "index").find(TEXTS[0])
     file = tmp_path / "index" / name
     content = bytearray(file.read_bytes())
     content[-9] ^= 1
@@ -215,18 +215,18 @@ def test_a_damaged_index_is_built_again(folder, processor, tmp_path, capsys, nam
         with pytest.raises(ValueError, match="holds something other than an index"):
             open_index(model, processor, collection, tmp_path / "index")
     else:
-        assert open_index(model, processor, collection, tmp_path / "index").find_images(TEXTS[0]) == expected
+        assert open_index(model, processor, collection, tmp_path / "index").find(TEXTS[0]) == expected
 
 
 def test_a_build_that_was_killed_leaves_nothing(folder, processor, tmp_path, capsys):
-    model, collection, place = build(processor, M3AEForPreTraining), open_collection(folder), tmp_path / "index"
-    place.mkdir()
-    (place / "index.json").write_text(json.dumps({"kind": search.KIND}))
+    model, collection, index = build(processor, M3AEForPreTraining), open_collection(folder), tmp_path / "index"
+    index.mkdir()
+    (index / "index.json").write_text(json.dumps({"kind": search.KIND}))
     for name in ("texts.npy", "images.npy.tmp", LOCK):
-        (place / name).write_bytes(b"half of it")
-    first = open_index(model, processor, collection, place).find_images(TEXTS[0])
-    assert sorted(path.name for path in place.iterdir()) == ["images.npy", "index.json", "lengths.npy", "texts.npy"]
-    assert open_index(model, processor, collection, tmp_path / "other").find_images(TEXTS[0]) == first
+        (index / name).write_bytes(b"half of it")
+    first = open_index(model, processor, collection, index).find(TEXTS[0])
+    assert sorted(path.name for path in index.iterdir()) == ["images.npy", "index.json", "lengths.npy", "texts.npy"]
+    assert open_index(model, processor, collection, tmp_path / "other").find(TEXTS[0]) == first
 
 
 @pytest.mark.parametrize("table", [True, False])
@@ -240,8 +240,8 @@ def test_images_that_cannot_be_read_are_left_out_with_their_path(folder, process
     model, collection = build(processor, M3AEForPreTraining, **options), open_collection(folder)
     for _ in range(2):  # built, and opened again
         index = open_index(model, processor, collection, tmp_path / "index")
-        assert [hit.name for hit in index.find_images(TEXTS[0])] == ["a.png"]
-        assert not table or {hit.name for hit in index.find_texts(collection.load(0))} == {*TEXTS}
+        assert [hit.image for hit in index.find(TEXTS[0])] == ["a.png"]
+        assert not table or {hit.texts[0] for hit in index.find(collection.load(0))} == {*TEXTS}
     lines = capsys.readouterr().err.splitlines()
     left_out = sorted(line for line in lines if line.startswith("left out: "))
     paths = ["sub/b.png", "c.png"] if table else ["sub/b.png", "sub/c.png", "c.png"]
@@ -254,7 +254,7 @@ def test_images_that_cannot_be_read_are_left_out_with_their_path(folder, process
 @pytest.mark.parametrize("options", [{}, {"itc_weight": 1.0}])
 def test_texts_are_indexed_a_batch_at_a_time(folder, processor, tmp_path, capsys, monkeypatch, options):
     model, collection = build(processor, M3AEForPreTraining, **options), open_collection(folder)
-    expected = open_index(model, processor, collection, tmp_path / "whole").find_texts(collection.load(0))
+    expected = open_index(model, processor, collection, tmp_path / "whole").find(collection.load(0))
     monkeypatch.setattr(search, "BATCH_SIZE", 1)
     sizes = []
 
@@ -265,8 +265,8 @@ def test_texts_are_indexed_a_batch_at_a_time(folder, processor, tmp_path, capsys
     monkeypatch.setattr(search, "encode_texts", encode)
     index = open_index(model, processor, collection, tmp_path / "batches")
     assert sizes == [1] * len(TEXTS)
-    found = index.find_texts(collection.load(0))
-    assert [hit.name for hit in found] == [hit.name for hit in expected]
+    found = index.find(collection.load(0))
+    assert [hit.texts for hit in found] == [hit.texts for hit in expected]
     assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
 
 
@@ -276,7 +276,7 @@ def test_images_outside_of_the_folder_are_not_read(folder, processor, tmp_path, 
     with (folder / "metadata.jsonl").open("a") as file:
         file.write(f'\n{{"file_name": "../secret.png"}}\n{{"file_name": "{tmp_path}/secret.png"}}')
     index = open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), tmp_path / "index")
-    assert {hit.name for hit in index.find_images(TEXTS[0])} == {"sub/b.png", "c.png"}
+    assert {hit.image for hit in index.find(TEXTS[0])} == {"sub/b.png", "c.png"}
     assert capsys.readouterr().err.count("left out: path leaves the source folder") == 3
 
 
@@ -286,8 +286,8 @@ def test_a_pre_trained_and_a_fine_tuned_model_of_the_same_weights_rank_alike(fol
     tuned = M3AEForImageTextRetrieval.from_pretrained(tmp_path / "model").eval()
     models, collection = {"pretrained": pretrained, "tuned": tuned}, open_collection(folder)
     one, two = (open_index(model, processor, collection, tmp_path / name) for name, model in models.items())
-    assert all(one.find_images(text) == two.find_images(text) for text in TEXTS)
-    assert one.find_texts(collection.load(0)) == two.find_texts(collection.load(0))
+    assert all(one.find(text) == two.find(text) for text in TEXTS)
+    assert one.find(collection.load(0)) == two.find(collection.load(0))
 
 
 def test_what_cannot_be_searched(folder, processor, tmp_path, capsys):
@@ -299,15 +299,15 @@ def test_what_cannot_be_searched(folder, processor, tmp_path, capsys):
     index = open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), tmp_path / "i")
     for options in ({"k": 0}, {"k": -1}, {"rerank": -1}):
         with pytest.raises(ValueError, match=r"k is .* and rerank .*: expected at least 1 and 0"):
-            index.find_images("normal", **options)
+            index.find("normal", **options)
     with pytest.raises(ValueError, match="images only"):
-        index.find_texts(Image.new("L", (32, 32)))
+        index.find(Image.new("L", (32, 32)))
 
 
-def test_each_model_and_set_has_its_own_place(tmp_path, monkeypatch):
+def test_each_model_and_set_has_an_index_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    places = {index_folder("org/model", data, split) for data in (Path("a"), Path("b")) for split in ("train", "test")}
-    assert len(places) == 4 and all(place.parent == tmp_path / "m3ae" / "search" for place in places)
+    paths = {index_folder("org/model", data, split) for data in (Path("a"), Path("b")) for split in ("train", "test")}
+    assert len(paths) == 4 and all(path.parent == tmp_path / "m3ae" / "search" for path in paths)
     (tmp_path / "run" / "model").mkdir(parents=True)
     assert index_folder(tmp_path / "run", Path("a"), "test") == index_folder(
         tmp_path / "run" / "model", Path("a"), "test"

@@ -41,15 +41,15 @@ def test_a_run_is_shown(finished: Path) -> None:
     for line in (
         "start at step 0, 20",
         "  seeds: 0\n",
-        f"  {data}: manifest {digest} (the same now)\n",
+        f"  {data}: manifest {digest} (unchanged)\n",
         "  max_steps: 8\n",
     ):
         assert line in printed
     changed = shutil.copytree(folder, finished / "copy")
     (data / "manifest.json").write_text("{ }")
-    assert "(another now)" in show(changed)
+    assert "(changed since)" in show(changed)
     (data / "manifest.json").unlink()
-    assert "(not there now)" in show(changed)
+    assert "(missing now)" in show(changed)
 
 
 def test_as_json_it_holds_everything(finished: Path) -> None:
