@@ -17,7 +17,7 @@ hide: [toc]
 # Models
 
 The shipped configs, what each costs and what to expect of it. The name is what the command takes, as in
-`m3ae pretrain phantom` or `m3ae finetune phantom_vqa model=runs/phantom/model`; `--print-config` shows all settings.
+`m3ae train phantom` or `m3ae train phantom_vqa model=runs/phantom/model`; `--print-config` shows all settings.
 The header of each file in `configs/` has the commands that prepare its data. The package comes without weights:
 recipes start from each other, or from [published weights](tutorials/published.md).
 """

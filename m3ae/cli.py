@@ -18,7 +18,7 @@ from m3ae.commands.reconstruct import reconstruct
 from m3ae.commands.search import search
 from m3ae.commands.training import evaluate, finetune, pretrain, run, summarize, sweep, train
 from m3ae.data.tables import printable
-from m3ae.training.safety import STOPPED_STATUS, TrainingStopped
+from m3ae.training import STOPPED_STATUS, TrainingStopped
 
 EXTRAS = {"matplotlib": "figures", "gradio": "app", "peft": "lora", "pydicom": "dicom"}
 

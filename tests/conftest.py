@@ -24,7 +24,7 @@ LONGEST = (
     "tasks/test_pretraining.py",
     "test_tutorials.py",
     "training/test_engines.py",
-    "scripts/test_pretrain.py",
+    "scripts/test_train.py",
     "faults/test_fuzz.py",
 )
 

@@ -24,8 +24,8 @@ from m3ae.training.config import RUNS, load_config
 from .test_layers import PACKAGE, imports
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"pretrain": "pretrain", "finetune": "finetune"}  # folder of configs → script
-CONFIGS = sorted(path for folder in COMMANDS for path in (ROOT / "configs" / folder).glob("*.yaml"))
+FOLDERS = ("pretrain", "finetune")
+CONFIGS = sorted(path for folder in FOLDERS for path in (ROOT / "configs" / folder).glob("*.yaml"))
 MODELS = {
     "pretraining": M3AEForPreTraining,
     "question_answering": M3AEForQuestionAnswering,
@@ -62,7 +62,9 @@ def test_config_opens_with_command_hardware_time_and_expectation(path: Path) -> 
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(header)
     folder = path.parent.name
-    assert f"accelerate launch scripts/{COMMANDS[folder]}.py configs/{folder}/{path.name}" in text
+    is_unique = [other.stem for other in CONFIGS].count(path.stem) == 1
+    name = path.stem if is_unique else f"{folder}/{path.stem}"
+    assert f" m3ae train {name}\n" in text or f" m3ae train {name} model=" in text
     assert (load_config(path).task in PRETRAINING_TASKS) == (folder == "pretrain")
     for word in ("hardware", "time", "expect"):
         assert f"# {word} " in text

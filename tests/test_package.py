@@ -13,7 +13,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 from m3ae.cli import cli
 from m3ae.commands.options import CONFIGS
-from m3ae.commands.training import evaluate, finetune
+from m3ae.commands.training import evaluate, finetune, pretrain, sweep, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,7 +39,7 @@ def test_the_wheel_holds_all_configs_and_modules(installed: Path) -> None:
 
 
 def test_a_shipped_config_is_found_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "m3ae", "pretrain", "quickstart", "training.max_steps=7", "--print-config"]
+    command = [sys.executable, "-m", "m3ae", "train", "quickstart", "training.max_steps=7", "--print-config"]
     environment = os.environ | {"PYTHONPATH": str(installed)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -48,19 +48,28 @@ def test_a_shipped_config_is_found_from_the_wheel(installed: Path, tmp_path: Pat
 
 
 def test_names_of_shipped_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of_finetune, of_evaluate = finetune.params[0], evaluate.params[0]
-    for parameter, name, expected in (
-        (of_finetune, "vqa_rad_small", "finetune/vqa_rad_small"),
-        (of_evaluate, "vqa_rad_small", "finetune/vqa_rad_small"),
-        (of_evaluate, "pretrain/vqa_rad_small", "pretrain/vqa_rad_small"),
-        (of_evaluate, "digits", "pretrain/digits"),
+    for command, name, expected in (
+        (pretrain, "vqa_rad_small", "pretrain/vqa_rad_small"),
+        (finetune, "vqa_rad_small", "finetune/vqa_rad_small"),
+        (evaluate, "vqa_rad_small", "finetune/vqa_rad_small"),
+        (evaluate, "pretrain/vqa_rad_small", "pretrain/vqa_rad_small"),
+        (train, "finetune/vqa_rad_small", "finetune/vqa_rad_small"),
+        (train, "digits", "pretrain/digits"),
+        (sweep, "vqa_rad", "finetune/vqa_rad"),
     ):
-        assert parameter.type.convert(name, None, None) == CONFIGS / f"{expected}.yaml"
+        assert command.params[0].type.convert(name, None, None) == CONFIGS / f"{expected}.yaml"
     monkeypatch.chdir(tmp_path)
     Path("mine").touch()
-    assert of_finetune.type.convert("mine", None, None) == Path("mine")
-    result = CliRunner().invoke(cli, ["pretrain", "quikstart"])
-    assert result.exit_code == 2 and result.stderr.startswith("error: Invalid value for 'CONFIG': no file quikstart")
-    assert "base, digits, " in result.stderr and "vqa_rad," not in result.stderr
-    completed = [item.value for item in of_finetune.type.shell_complete(None, of_finetune, "vqa_rad")]
-    assert completed == ["vqa_rad", "vqa_rad_small"]
+    config = train.params[0]
+    assert config.type.convert("mine", None, None) == Path("mine")
+    for name, message in (
+        ("quikstart", "no file quikstart, and no shipped config of that name: pretrain/base, pretrain/digits, "),
+        (
+            "vqa_rad_small",
+            "vqa_rad_small may be pretrain/vqa_rad_small or finetune/vqa_rad_small: name the folder, too",
+        ),
+    ):
+        result = CliRunner().invoke(cli, ["train", name])
+        assert result.exit_code == 2 and result.stderr.startswith(f"error: Invalid value for 'CONFIG': {message}")
+    completed = [item.value for item in config.type.shell_complete(None, config, "vqa_rad")]
+    assert completed == ["vqa_rad_small", "vqa_rad"]

@@ -61,7 +61,7 @@ def reconstruct(
         from m3ae.inference.drawing import draw_samples
 
         save_figure(draw_samples(loaded, samples, all_texts, options["mask_ratio"]), output)
-    names = [str(path) for path in images] or [None] * count
+    names: list[str | None] = [*map(str, images)] or [None] * count
     if as_json:
         described = [
             {

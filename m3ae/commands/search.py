@@ -57,7 +57,7 @@ def search(
     collection = open_collection(data, split)
     loaded, processor = load_model(model, SEARCHING, device)
     folder = index or index_folder(model, data, split)
-    query = text if image is None else read_images([image])[0]
+    query = (text or "") if image is None else read_images([image])[0]
     hits = open_index(loaded, processor, collection, folder, rebuild=rebuild).find(query, top_k, rerank)
     if picture is not None:
         from m3ae.figures import save_figure

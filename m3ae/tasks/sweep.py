@@ -20,11 +20,11 @@ from m3ae.options import parse_yaml
 from m3ae.tasks import task_class
 from m3ae.tasks.evaluation import evaluate
 from m3ae.tasks.summary import MAIN_METRICS, Metrics, check_metrics, final_metrics
+from m3ae.training import TrainingStopped
 from m3ae.training.checkpoint import flatten
 from m3ae.training.config import RunConfig, load_config
 from m3ae.training.loop import train
 from m3ae.training.run_folder import RunFolder
-from m3ae.training.safety import TrainingStopped
 
 TABLE, RESULTS = "sweep.md", "sweep.json"
 PRECISION = "training.mixed_precision"

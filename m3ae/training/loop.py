@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 from tqdm import tqdm
 
 from m3ae.files import complete_folder, is_full_disk, only_process, restore
+from m3ae.training import TrainingStopped
 from m3ae.training.batches import micro_batches
 from m3ae.training.checkpoint import TrainingState, choose_checkpoint, load_moments, load_weights, save_checkpoint
 from m3ae.training.config import RunConfig
@@ -22,7 +23,6 @@ from m3ae.training.progress import LossMeter, MetricsLog, Progress, format_metri
 from m3ae.training.run_folder import RunFolder
 from m3ae.training.safety import (
     StopRequest,
-    TrainingStopped,
     Watchdog,
     dead_workers_explained,
     out_of_memory_explained,

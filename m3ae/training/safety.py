@@ -19,15 +19,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 from m3ae.training.config import RunConfig
 from m3ae.training.sections import TrainingConfig
 
-STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 HUNG_STATUS = 2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables that accelerate and torchrun set
 _ONE_PRESS = 1.0  # seconds in which a terminal and a launcher pass on the same Ctrl-C
-
-
-class TrainingStopped(Exception):
-    """A run stopped before its end because it was asked to; resuming continues the run."""
 
 
 class StopRequest:

@@ -142,8 +142,10 @@ def test_generate(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert Path(second).stat().st_mtime_ns == kept and len(list((tmp_path / "named").iterdir())) == 1
     run(*from_row, "--row", "x", "--target", "glyph", status=2)
     assert not list((tmp_path / "row").glob("glyph*")), "nothing is generated where one file would be replaced"
-    assert "row 'y' has no label" in run(*from_row, "--row", "y", status=2).stderr
-    assert "has no row 'z': its ids are x, y" in run(*from_row, "--row", "z", status=2).stderr
+    assert "row 'y' has no label" in run(*from_row, "--row", "y", "--output", tmp_path / "z", status=2).stderr
+    assert (
+        "has no row 'z': its ids are x, y" in run(*from_row, "--row", "z", "--output", tmp_path / "z", status=2).stderr
+    )
 
 
 def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> None:

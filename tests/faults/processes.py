@@ -17,10 +17,10 @@ import torch
 import torch._dynamo  # as an optimiser does: the children inherit it
 from safetensors.torch import load_file
 
+from m3ae.training import STOPPED_STATUS, TrainingStopped
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.loop import train
 from m3ae.training.progress import read_metrics
-from m3ae.training.safety import STOPPED_STATUS, TrainingStopped
 from m3ae.training.task import Task
 from tests.training.toy import ToyTask, toy_config
 

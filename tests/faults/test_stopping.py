@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from m3ae.cli import cli
 from m3ae.precision import Precision
-from m3ae.training import engine, safety
+from m3ae.training import TrainingStopped, engine, safety
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import load_config
 from m3ae.training.loop import train
-from m3ae.training.safety import StopRequest, TrainingStopped
+from m3ae.training.safety import StopRequest
 
 from ..training.toy import ToyTask, toy_config
 from .processes import losses

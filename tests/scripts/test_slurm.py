@@ -36,6 +36,6 @@ def test_a_job_starts_all_processes_and_is_requeued_when_it_can_be_resumed(tmp_p
     command = ["bash", str(SCRIPT), "a config.yaml", "training.seed=1"]
     done = subprocess.run(command, env=os.environ | job | own, check=False)
     assert done.returncode == status
-    arguments = "scripts/pretrain.py a config.yaml training.seed=1 --resume"
+    arguments = "scripts/train.py a config.yaml training.seed=1 --resume"
     started = [f"{rank} {rank % 2} 4 2 node-3 32345 {arguments}" for rank in range(4)]
     assert calls.read_text().splitlines() == started + requeued

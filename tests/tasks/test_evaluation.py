@@ -96,12 +96,13 @@ def test_classes_of_other_data_are_explained(tmp_path: Path, options: Any, messa
 
 
 def test_commands_say_which_one_a_config_is_for(questions: Path, tmp_path: Path) -> None:
-    assert "has the task question_answering: use m3ae finetune" in command("pretrain", questions)
+    assert "has the task question_answering: use m3ae finetune, or m3ae train" in command("pretrain", questions)
     phantoms = tmp_path / "phantoms.yaml"
     phantoms.write_text(dump_config(tiny_run(tmp_path / "phantoms", tmp_path / "run")))
-    assert "has the task pretraining: use m3ae pretrain" in command("finetune", phantoms)
+    assert "has the task pretraining: use m3ae pretrain, or m3ae train" in command("finetune", phantoms)
     assert "task: got pretraining" in command("evaluate", phantoms)
     assert "frozen: nothing" in command("finetune", questions, "--print-config")
+    assert command("train", questions, "--print-config") == command("finetune", questions, "--print-config")
     with pytest.raises(ValueError, match="unknown task 'vqa': expected one of pretraining, question_answering"):
         task_class("vqa")
 

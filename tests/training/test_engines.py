@@ -35,7 +35,7 @@ def fresh_state():
 def launched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the variables that `accelerate launch` sets for a config."""
     monkeypatch.chdir(ROOT)
-    command = ["--config_file", f"configs/accelerate/{name}.yaml", "--main_process_port", "0", "scripts/pretrain.py"]
+    command = ["--config_file", f"configs/accelerate/{name}.yaml", "--main_process_port", "0", "scripts/train.py"]
     found: list[Namespace] = []
     for launcher in ("deepspeed_launcher", "multi_gpu_launcher"):
         monkeypatch.setattr(launch, launcher, found.append)
@@ -71,7 +71,7 @@ def test_engines_train_as_one_process(tmp_path, names):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_accelerate_reads_the_launch_configs(path, monkeypatch):
     launched(path.stem, monkeypatch)
-    assert f"accelerate launch --config_file configs/accelerate/{path.name} scripts/" in path.read_text()
+    assert f"accelerate launch --config_file configs/accelerate/{path.name} -m m3ae train base" in path.read_text()
     if path.stem == "fsdp2":
         plugin = FullyShardedDataParallelPlugin()
         assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (

@@ -15,7 +15,7 @@ from m3ae.training.progress import read_metrics
 from tests.tasks.tiny import tiny_run
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "scripts" / "pretrain.py")
+SCRIPT = str(ROOT / "scripts" / "train.py")
 QUICKSTART = str(ROOT / "configs" / "pretrain" / "quickstart.yaml")
 
 
