@@ -97,6 +97,7 @@ def micro_batches(
     return islice(loader, skipped, None)
 
 
+@dataclass(eq=False)
 class MicroBatchSampler(Sampler[list[Visit]]):
     """Yield the micro-batches of one process, from any optimiser step on.
 
@@ -105,7 +106,7 @@ class MicroBatchSampler(Sampler[list[Visit]]):
     micro-batches a on P processes r, optimiser step s takes number (s·A + a)·P + r. Two processes therefore see what
     one process with twice the accumulation sees.
 
-    Args:
+    Attributes:
         dataset_size: Number of samples.
         batch_size: Samples of a micro-batch.
         seed: Seed of the run.
@@ -121,46 +122,40 @@ class MicroBatchSampler(Sampler[list[Visit]]):
         ValueError: The dataset is smaller than one micro-batch, or has no lengths to bucket by.
     """
 
-    def __init__(
-        self,
-        dataset_size: int,
-        batch_size: int,
-        *,
-        seed: int,
-        first_step: int,
-        last_step: int,
-        gradient_accumulation_steps: int = 1,
-        num_processes: int = 1,
-        process_index: int = 0,
-        bucket_batches: int = 1,
-        length: Callable[[Visit], int] | None = None,
-    ) -> None:
-        if dataset_size < batch_size:
+    dataset_size: int
+    batch_size: int
+    seed: int
+    first_step: int
+    last_step: int
+    gradient_accumulation_steps: int = 1
+    num_processes: int = 1
+    process_index: int = 0
+    bucket_batches: int = 1
+    length: Callable[[Visit], int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dataset_size < self.batch_size:
             raise ValueError(
-                f"training.batch_size: got {batch_size} for {dataset_size} training samples, expected at most as many "
-                f"as there are samples; lower training.batch_size"
+                f"training.batch_size: got {self.batch_size} for {self.dataset_size} training samples, expected at "
+                f"most as many as there are samples; lower training.batch_size"
             )
-        if bucket_batches > 1 and length is None:
+        if self.bucket_batches > 1 and self.length is None:
             raise ValueError(
-                f"data.bucket_batches: got {bucket_batches} for training samples without lengths; set it to 0"
+                f"data.bucket_batches: got {self.bucket_batches} for training samples without lengths; set it to 0"
             )
-        self.dataset_size = dataset_size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.bucket_batches, self.length = bucket_batches, length if bucket_batches > 1 else None
-        # With s·A + a as one counter, (s·A + a)·P + r is an arithmetic progression.
-        self._numbers = range(
-            first_step * gradient_accumulation_steps * num_processes + process_index,
-            last_step * gradient_accumulation_steps * num_processes,
-            num_processes,
-        )
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the micro-batches: with s·A + a as one counter they are an arithmetic progression."""
+        steps = self.gradient_accumulation_steps * self.num_processes
+        return range(self.first_step * steps + self.process_index, self.last_step * steps, self.num_processes)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[list[Visit]]:
         window, batches = -1, list[list[Visit]]()
-        for number in self._numbers:
+        for number in self.numbers:
             if number // self.bucket_batches != window:
                 window = number // self.bucket_batches
                 batches = self._window(window)
@@ -170,7 +165,7 @@ class MicroBatchSampler(Sampler[list[Visit]]):
         """Return the micro-batches that are formed together."""
         size = self.batch_size * self.bucket_batches
         visits = [self._visit(position) for position in range(number * size, (number + 1) * size)]
-        if self.length is None:
+        if self.length is None or self.bucket_batches == 1:
             return [visits]
         buckets = length_buckets([self.length(visit) for visit in visits], self.batch_size, (self.seed, number))
         return [[visits[position] for position in bucket] for bucket in buckets]
@@ -185,14 +180,7 @@ class MicroBatchSampler(Sampler[list[Visit]]):
 class StreamBatches(IterableDataset[Sequence[Any]]):
     """The endless micro-batches that a process, or one of its workers, forms of a stream.
 
-    Attributes:
-        stream: The samples.
-        batch_size: Samples of a micro-batch.
-        seed: Seed of the run.
-        first_batch: Micro-batches of this process or worker already made.
-        num_processes: Number of processes.
-        process_index: This process.
-        bucket_batches: This many micro-batches at a time are formed among their samples sorted by length.
+    `first_batch` is the number of micro-batches already made; the others are those of `MicroBatchSampler`.
     """
 
     stream: TrainingStream

@@ -33,7 +33,7 @@ class TrainingState:
     Attributes:
         step: Optimiser steps made, the skipped ones included.
         skipped_steps: Steps skipped so far because the loss or the gradient was not finite.
-        skipped_in_a_row: Those among the last steps.
+        skipped_in_a_row: Steps skipped since the last one that was made.
         best: Best value of the best metric, None before the first validation.
         log_lines: Lines of `metrics.jsonl` so far.
     """
@@ -46,7 +46,7 @@ class TrainingState:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return `folder` if it is a checkpoint, else those of the run in it, oldest first, damaged ones included."""
+    """Return `folder` if it is a checkpoint, else the checkpoints of the run in it, oldest first, damaged or not."""
     if folder.is_dir() and (re.fullmatch(_NAME, folder.name) or (folder / _STATE_FILE).is_file()):
         return [folder]
     return _checkpoints(folder / "checkpoints")
@@ -168,7 +168,7 @@ def load_weights(
     Raises:
         ValueError: The weights are those of another model, or the checkpoint is of another version of m3ae.
     """
-    with _unlike_ours(checkpoint):
+    with _named_in_errors(checkpoint):
         record = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
         state = TypeAdapter(TrainingState).validate_python(record["training"])
         remarks = _changes(flatten(record["config"]), flatten(config.model_dump(mode="json")))
@@ -187,14 +187,14 @@ def load_moments(accelerator: Accelerator, checkpoint: Path, trained: TrainedMod
     Raises:
         ValueError: The checkpoint is of another version of m3ae.
     """
-    with _unlike_ours(checkpoint):
+    with _named_in_errors(checkpoint):
         trained.load_moments(checkpoint)
         scaler = accelerator.scaler if (checkpoint / SCALER_NAME).exists() else None
         load_accelerator_state(str(checkpoint), [], [], [], [], accelerator.process_index, scaler)
 
 
 @contextmanager
-def _unlike_ours(checkpoint: Path) -> Iterator[None]:
+def _named_in_errors(checkpoint: Path) -> Iterator[None]:
     """Name a checkpoint whose checksums are right and whose contents are not."""
     try:
         yield

@@ -36,16 +36,14 @@ ENGINES = {
     "ACCELERATE_USE_FSDP": ("FSDP", DistributedType.FSDP),
     "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", DistributedType.DEEPSPEED),
 }
-# What the run's own config decides; a DeepSpeed file says "auto", or nothing.
-OWN_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "torch_autocast")
+# The run's config decides what these sections say; a DeepSpeed file has "auto" there, or nothing.
+DECIDED_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "torch_autocast")
 
 
 def settle_precision(config: RunConfig, checkpoints: Sequence[Path] = ()) -> RunConfig:
     """Return a run with another `training.mixed_precision` than `auto`, and print what was chosen and why.
 
-    Args:
-        config: The run.
-        checkpoints: What it may continue from, oldest first: it keeps the precision of the newest.
+    A run that may continue from `checkpoints`, the newest last, keeps their precision.
     """
     if config.training.mixed_precision != "auto":
         return config
@@ -63,9 +61,9 @@ def build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
     """Return the accelerator of a run.
 
     Raises:
-        ValueError: The tracker or DeepSpeed is not installed, or the engine that was asked for cannot do what it is
-            asked: FSDP or DeepSpeed without GPUs, FSDP1, a setting that contradicts the run's config;
-            halving of micro-batches with several processes.
+        ValueError: The tracker or DeepSpeed is not installed, or the chosen engine does not fit: FSDP or DeepSpeed
+            without GPUs, FSDP1, a setting that contradicts the run's config, halving of micro-batches with several
+            processes.
     """
     tracker = config.training.tracker
     if tracker == "wandb" and importlib.util.find_spec("wandb") is None:
@@ -76,7 +74,7 @@ def build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
     ]
     if timeout := _timeout(config):
         handlers.append(InitProcessGroupKwargs(**timeout))
-    deepspeed = _deepspeed(config) if _asked_for("ACCELERATE_USE_DEEPSPEED") else None
+    deepspeed = _deepspeed(config) if _is_chosen("ACCELERATE_USE_DEEPSPEED") else None
     accelerator = Accelerator(
         mixed_precision="no" if deepspeed else config.training.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.training.gradient_accumulation_steps),
@@ -84,7 +82,7 @@ def build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.tensorboard)),
         kwargs_handlers=handlers,
         deepspeed_plugin=deepspeed,
-        fsdp_plugin=_fsdp() if _asked_for("ACCELERATE_USE_FSDP") else None,
+        fsdp_plugin=_fsdp() if _is_chosen("ACCELERATE_USE_FSDP") else None,
     )
     _refuse_fall_back(accelerator)
     if config.training.halve_on_out_of_memory and (accelerator.num_processes > 1 or deepspeed):
@@ -121,7 +119,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _asked_for(variable: str) -> bool:
+def _is_chosen(variable: str) -> bool:
     return bool(str_to_bool(os.environ.get(variable, "false")))
 
 
@@ -131,14 +129,16 @@ def _deepspeed(config: RunConfig) -> DeepSpeedPlugin:
     training = config.training
     if training.mixed_precision == "fp16":
         raise ValueError("training.mixed_precision: got fp16, expected bf16 or no with DeepSpeed")
-    plugin = DeepSpeedPlugin(zero3_init_flag=False)  # every process builds the whole model, then keeps its part
+    plugin = DeepSpeedPlugin(zero3_init_flag=False)  # every process builds the whole model, then keeps its share
     settings: dict[str, Any] = plugin.deepspeed_config
     contradictions = [
-        name for name in OWN_SECTIONS if settings.get(name, {"enabled": False}).get("enabled") not in (False, "auto")
+        name
+        for name in DECIDED_SECTIONS
+        if settings.get(name, {"enabled": False}).get("enabled") not in (False, "auto")
     ]
     if contradictions:
         raise ValueError(
-            f"the DeepSpeed config has {', '.join(contradictions)}: leave that out, the run's own config decides "
+            f"the DeepSpeed config has {', '.join(contradictions)}: leave that out, the run's config decides "
             f"optimizer, schedule and training.mixed_precision"
         )
     for name in ("offload_optimizer", "offload_param"):
@@ -173,7 +173,7 @@ def _refuse_fall_back(accelerator: Accelerator) -> None:
     """Raise where accelerate goes on without the engine that was asked for, as it does on a CPU."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for variable, (name, kind) in ENGINES.items():
-        if _asked_for(variable) and (accelerator.distributed_type, accelerator.num_processes) != (kind, processes):
+        if _is_chosen(variable) and (accelerator.distributed_type, accelerator.num_processes) != (kind, processes):
             raise ValueError(
                 f"{variable}: got true, but accelerate has no {name} for {processes} processes on "
                 f"{accelerator.device} and would go on without; expected GPUs and `accelerate launch`. Without GPUs "

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,61 +23,29 @@ from m3ae.training.progress import read_metrics
 
 ENVIRONMENT = "environment.json"
 _PACKAGES = (
-    "m3ae",
-    "accelerate",
-    "datasets",
-    "numpy",
-    "pillow",
-    "pydantic",
-    "safetensors",
-    "timm",
-    "tokenizers",
-    "torch",
-    "torchvision",
-    "transformers",
+    *("m3ae", "accelerate", "datasets", "numpy", "pillow", "pydantic", "safetensors"),
+    *("timm", "tokenizers", "torch", "torchvision", "transformers"),
 )
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Where a run writes.
+    """The files and folders of a run.
 
-    ```
-    config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  best/  model/  figures/
-    ```
+    Attributes:
+        root: The folder, which also holds `config.yaml` and `environment.json`.
+        metrics: One JSON object a line: losses, learning rate, speed, validation metrics.
+        tensorboard: Event files.
+        checkpoints: The checkpoints that a run resumes from.
+        best: The model with the best validation metric, in hub format.
+        model: The last model, in hub format.
+        figures: Loss curves and the task's pictures.
     """
 
-    root: Path
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line: losses, learning rate, speed, validation metrics."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.root / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What a run resumes from."""
-        return self.root / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """The model with the best validation metric, in hub format."""
-        return self.root / "best"
-
-    @property
-    def model(self) -> Path:
-        """The last model, in hub format."""
-        return self.root / "model"
-
-    @property
-    def figures(self) -> Path:
-        """Loss curves and the task's pictures."""
-        return self.root / "figures"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.metrics = root / "metrics.jsonl"
+        self.tensorboard, self.checkpoints = root / "tensorboard", root / "checkpoints"
+        self.best, self.model, self.figures = root / "best", root / "model", root / "figures"
 
     def starting_points(self, resume: Path | bool) -> list[Path]:
         """Return the checkpoints to start from, the newest last; none to start afresh.
@@ -94,34 +61,30 @@ class RunFolder:
             if (self.root / name).exists() and not (self.root / ENVIRONMENT).exists():
                 raise FileExistsError(f"{self.root} holds a {name} that is not of a run; pass another output_dir")
         check_replaceable(self.root / ENVIRONMENT, '"git_revision"')
-        own = list_checkpoints(self.root)
-        chosen = own if resume is True else list_checkpoints(resume) if resume else []
+        here = list_checkpoints(self.root)
+        chosen = here if resume is True else list_checkpoints(resume) if resume else []
         if resume and resume is not True and not chosen:
             raise FileNotFoundError(
                 f"no checkpoint in {resume}; expected a run folder or a checkpoints/step-* folder in it"
             )
-        if own and (not chosen or chosen[-1].resolve() != own[-1].resolve()):
+        if here and (not chosen or chosen[-1].resolve() != here[-1].resolve()):
             raise FileExistsError(
-                f"{self.root} holds a run up to {own[-1].name}; pass --resume to continue it, or another output_dir"
+                f"{self.root} holds a run up to {here[-1].name}; pass --resume to continue it, or another output_dir"
             )
         if not chosen and self.model.exists():
             raise FileExistsError(f"{self.root} holds a trained model without checkpoints; pass another output_dir")
         return chosen
 
     def describe_run(self, config: RunConfig, *, step: int, device: str, num_processes: int) -> None:
-        """Write `config.yaml`, and add this start of the run to `environment.json`.
-
-        Args:
-            config: The configuration.
-            step: Optimiser steps already made; 0 starts the record afresh.
-            device: The device in words.
-            num_processes: Number of processes.
-        """
+        """Write `config.yaml`, and add this start of the run, after `step` steps, to `environment.json`."""
         self.root.mkdir(parents=True, exist_ok=True)
         file = self.root / ENVIRONMENT
         starts = json.loads(file.read_text(encoding="utf-8")) if step and file.exists() else []
         seeds = [config.training.seed + process for process in range(num_processes)]
-        record = {"step": step, "device": device, "seeds": seeds, "data": data_checksums(config)}
+        folders = (*(prepared.path for prepared in config.data.sets), *config.data.held_out)
+        manifests = [folder / MANIFEST for folder in folders]  # each holds the checksums of its shards
+        checksums = {str(manifest.parent): file_sha256(manifest) for manifest in manifests if manifest.is_file()}
+        record = {"step": step, "device": device, "seeds": seeds, "data": checksums}
         starts.append(record | environment())
         write_text(file, json.dumps(starts, indent=2) + "\n")
         write_text(self.root / "config.yaml", dump_config(config))
@@ -150,13 +113,6 @@ class RunFolder:
             "starts": starts,
             "config": settings,
         }
-
-
-def data_checksums(config: RunConfig) -> dict[str, str]:
-    """Return the SHA-256 of the manifest of each prepared folder of a run; it holds those of the shards."""
-    data = config.data
-    manifests = [folder / MANIFEST for folder in (*(part.path for part in data.sets), *data.held_out)]
-    return {str(file.parent): file_sha256(file) for file in manifests if file.is_file()}
 
 
 def environment() -> dict[str, Any]:
