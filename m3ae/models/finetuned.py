@@ -1,11 +1,13 @@
-"""Fine-tuned models of image-text pairs: question answering, and classification.
+"""Fine-tuned models of image-text pairs, whose pooled features one head maps to answers or classes.
 
 Shapes: B batch, C channels, H×W pixels, L text tokens, A answers or classes.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
@@ -23,11 +25,11 @@ class M3AEForClassificationOutput(ModelOutput):
     """Class scores.
 
     Attributes:
-        loss: () if labels were given.
+        loss: () if there are labels.
         losses: {"cls": loss}.
-        logits: (B, A); `config.id2label[a]` names column a.
-        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
-        attentions: With `output_attentions`, see there.
+        logits: (B, A); `config.id2label[a]` is the class, or the answer, that column a stands for.
+        hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
+        attentions: With `output_attentions`, what it records.
     """
 
     loss: Tensor | None = None
@@ -37,32 +39,21 @@ class M3AEForClassificationOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class M3AEForClassification(M3AEPreTrainedModel):
-    """The trunk with the published classification head (Chen et al. 2022).
+class M3AEForQuestionAnsweringOutput(M3AEForClassificationOutput):
+    """Answer scores: the attributes are those of `M3AEForClassificationOutput`, with `losses` of {"vqa": loss}."""
 
-    `config.id2label` names the classes, `config.class_weights` weighs them in the loss, and
-    `config.problem_type = "multi_label_classification"` lets a sample have any number of them.
 
-    Raises:
-        ValueError: `class_weights` and `id2label` differ in length, or the problem type is regression.
-    """
+class _PooledModel(M3AEPreTrainedModel):
+    """The trunk and a `PooledHead` with the name `<task>_head`."""
 
     _keys_to_ignore_on_load_unexpected = OTHER_HEADS
+    task: ClassVar[str]
+    output_class: ClassVar[type[M3AEForClassificationOutput]] = M3AEForClassificationOutput
 
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__(config)
-        if config.problem_type == "regression":
-            raise ValueError(
-                "M3AEForClassification has no regression; set problem_type to 'single_label_classification' or "
-                "'multi_label_classification'."
-            )
-        if config.class_weights is not None and len(config.class_weights) != config.num_labels:
-            raise ValueError(
-                f"class_weights needs one weight for each of the {config.num_labels} classes of id2label, "
-                f"got {len(config.class_weights)}."
-            )
         self.m3ae = M3AEModel(config)
-        self.cls_head = PooledHead(config)
+        self.add_module(f"{self.task}_head", PooledHead(config))
         self.post_init()
 
     @checked_arguments
@@ -75,53 +66,32 @@ class M3AEForClassification(M3AEPreTrainedModel):
         text_present: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> M3AEForClassificationOutput:
-        """Classify image-text pairs, either side of them missing.
+        """Score the answers or classes of image-text pairs, either side of them missing.
 
         Args:
-            pixel_values: (B, C, H, W), or None without images.
+            pixel_values: (B, C, H, W), or (B, V, C, H, W) of a model of several views; None without images.
             input_ids: (B, L), or None without text.
             attention_mask: (B, L), 0 = padding.
-            image_present: (B,) bool, False where a sample has no image.
+            image_present: (B,) bool, False where a sample has no image; (B, V) of several views.
             text_present: (B,) bool, False where a sample has no text.
-            labels: (B,) the class, or (B, A) 0 or 1 for multi-label problems; −100 = unknown.
+            labels: What `loss` takes.
 
         Raises:
-            ValueError: Neither images nor text given.
+            ValueError: Neither images nor texts are there.
         """
         streams = self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
-        logits = self.cls_head(self.m3ae.fuse_and_pool(streams))
+        logits = self.get_submodule(f"{self.task}_head")(self.m3ae.fuse_and_pool(streams))
         if labels is None:
-            return M3AEForClassificationOutput(logits=logits)
-        loss = self._loss(logits, labels)
-        return M3AEForClassificationOutput(loss, {"cls": loss}, logits)
+            return self.output_class(logits=logits)
+        loss = self.loss(logits, labels)
+        return self.output_class(loss, {self.task: loss}, logits)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        config = self.config
-        weights = None if config.class_weights is None else logits.new_tensor(config.class_weights).float()
-        loss = multi_label_loss if config.problem_type == "multi_label_classification" else class_loss
-        return loss(logits, labels, weights)
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of logits (B, A) against labels."""
 
 
-@dataclass
-class M3AEForQuestionAnsweringOutput(ModelOutput):
-    """Answers.
-
-    Attributes:
-        loss: () if labels were given.
-        losses: {"vqa": loss}.
-        logits: (B, A); `config.id2label[a]` is the answer that column a stands for.
-        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
-        attentions: With `output_attentions`, see there.
-    """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-class M3AEForQuestionAnswering(M3AEPreTrainedModel):
+class M3AEForQuestionAnswering(_PooledModel):
     """The trunk with the published question-answering head (Chen et al. 2022).
 
     The answer list is `config.id2label`: `from_pretrained(folder, id2label=dict(enumerate(answers)))` on a pre-trained
@@ -129,46 +99,17 @@ class M3AEForQuestionAnswering(M3AEPreTrainedModel):
     "single_label_classification"` the answers exclude each other, which takes far fewer questions to learn.
     """
 
-    _keys_to_ignore_on_load_unexpected = OTHER_HEADS
-
-    def __init__(self, config: M3AEConfig) -> None:
-        super().__init__(config)
-        self.m3ae = M3AEModel(config)
-        self.vqa_head = PooledHead(config)
-        self.post_init()
-
-    @checked_arguments
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_present: Tensor | None = None,
-        text_present: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> M3AEForQuestionAnsweringOutput:
-        """Answer questions about images, either of them missing.
-
-        Args:
-            pixel_values: (B, C, H, W), or None without images.
-            input_ids: (B, L), or None without questions.
-            attention_mask: (B, L), 0 = padding.
-            image_present: (B,) bool, False where a sample has no image.
-            text_present: (B,) bool, False where a sample has no question.
-            labels: (B,) the answer's index, −100 if it is not in the list; or (B, A) how right each answer is.
-
-        Raises:
-            ValueError: Neither images nor text given.
-        """
-        streams = self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
-        logits = self.vqa_head(self.m3ae.fuse_and_pool(streams))
-        if labels is None:
-            return M3AEForQuestionAnsweringOutput(logits=logits)
-        loss = self.loss(logits, labels)
-        return M3AEForQuestionAnsweringOutput(loss, {"vqa": loss}, logits)
+    vqa_head: PooledHead
+    task = "vqa"
+    output_class = M3AEForQuestionAnsweringOutput
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of logits (B, A) against labels, as `forward` takes them."""
+        """Return the loss of logits (B, A).
+
+        Args:
+            logits: (B, A).
+            labels: (B,) the answer's index, −100 if the answer is not in the list; or (B, A) how right each answer is.
+        """
         return answer_loss(logits, labels, exclusive=self._exclusive)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -178,3 +119,43 @@ class M3AEForQuestionAnswering(M3AEPreTrainedModel):
     @property
     def _exclusive(self) -> bool:
         return bool(self.config.problem_type == "single_label_classification")
+
+
+class M3AEForClassification(_PooledModel):
+    """The trunk with the published classification head (Chen et al. 2022).
+
+    `config.id2label` names the classes, `config.class_weights` weighs them in the loss, and
+    `config.problem_type = "multi_label_classification"` lets a sample have any number of them.
+
+    Raises:
+        ValueError: `class_weights` and `id2label` differ in length, or the problem type is regression.
+    """
+
+    cls_head: PooledHead
+    task = "cls"
+
+    def __init__(self, config: M3AEConfig) -> None:
+        if config.problem_type == "regression":
+            raise ValueError(
+                "M3AEForClassification has no regression; set problem_type to 'single_label_classification' or "
+                "'multi_label_classification'."
+            )
+        if config.class_weights is not None and len(config.class_weights) != config.num_labels:
+            raise ValueError(
+                f"class_weights needs one weight for each of the {config.num_labels} classes of id2label, "
+                f"got {len(config.class_weights)}."
+            )
+        super().__init__(config)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of logits (B, A).
+
+        Args:
+            logits: (B, A).
+            labels: (B,) the class, or (B, A) 0 or 1 for multi-label problems; −100 = unknown.
+        """
+        weights = self.config.class_weights
+        weight = None if weights is None else logits.new_tensor(weights).float()
+        if self.config.problem_type == "multi_label_classification":
+            return multi_label_loss(logits, labels, weight)
+        return class_loss(logits, labels, weight)

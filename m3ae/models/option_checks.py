@@ -62,7 +62,7 @@ def checked_arguments(forward: Callable[Arguments, Output]) -> Callable[Argument
         wanted = {name: _option(model, kwargs, f"output_{name}") for name in RECORDED}
         for name in [name for name in kwargs if name not in known]:
             if kwargs.pop(name) is not None and name not in TRANSFORMERS_ARGUMENTS:
-                raise TypeError(f"{forward.__qualname__} has no argument {name!r}.{nearest_keys(name, known)}")
+                raise TypeError(f"{type(model).__name__}.forward has no argument {name!r}.{nearest_keys(name, known)}")
         output: Any
         if any(wanted.values()):
             with recording(model, wanted) as recorded:
