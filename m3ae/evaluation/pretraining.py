@@ -24,8 +24,7 @@ from m3ae.inference.reconstruction import predicted_patches
 from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.metrics.retrieval import DIRECTIONS, Ranking, summarize_ranks
 from m3ae.models.configuration import M3AEImageConfig
-from m3ae.models.losses import patchify
-from m3ae.models.masking import collect_labels
+from m3ae.models.masking import collect_labels, patchify
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.tasks.gallery import Gallery
 

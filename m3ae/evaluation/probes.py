@@ -25,8 +25,8 @@ from m3ae.evaluation.passes import Array, Rows
 from m3ae.evaluation.report import ProblemResult
 from m3ae.metrics.classification import UNKNOWN, multi_label_metrics
 from m3ae.metrics.generation import all_right, frechet_distance
+from m3ae.models.finetuned import class_loss
 from m3ae.models.latent_networks import cnn_encoder, mlp_encoder
-from m3ae.models.losses import class_loss
 from m3ae.models.modalities import ModalityConfig
 from m3ae.tasks.classification import UNCERTAIN, Labels, choose_classes, encode, labels_of
 from m3ae.training.config import ClassificationConfig, ProblemsConfig

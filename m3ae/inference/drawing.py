@@ -15,7 +15,7 @@ from m3ae.inference.collections import Collection
 from m3ae.inference.inputs import pictures
 from m3ae.inference.reconstruction import MaskedWord, Reconstruction
 from m3ae.inference.search import Hit
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
 

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from m3ae.files import new_folder
-from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.heads import ContrastiveHead
 from m3ae.models.modalities import BatchOptions, Modality
-from m3ae.models.modeling import M3AEModel
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
 

@@ -19,10 +19,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from m3ae import models
 from m3ae.images.files import load_image
-from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.modalities.text import tokenize
+from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor, check_normalization
 from m3ae.precision import choose_precision
 

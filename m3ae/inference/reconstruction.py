@@ -20,8 +20,7 @@ from m3ae.inference.inputs import encode_pixels, pictures
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.encoders import denormalize_images
 from m3ae.models.fusion import Stream
-from m3ae.models.losses import patchify, unpatchify
-from m3ae.models.masking import PatchMask, collect_labels, mask_patches
+from m3ae.models.masking import PatchMask, collect_labels, mask_patches, patchify, unpatchify
 from m3ae.models.modalities.text import tokenize
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor

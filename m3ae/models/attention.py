@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if TYPE_CHECKING:
-    from m3ae.models.base import M3AEPreTrainedModel
+    from m3ae.models.modeling import M3AEPreTrainedModel
 
 
 def attend(

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from m3ae.models.attention import attend
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.losses import patchify
+from m3ae.models.masking import patchify
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:

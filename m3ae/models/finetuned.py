@@ -9,14 +9,14 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.utils.generic import ModelOutput
 
-from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.heads import PooledHead
-from m3ae.models.losses import answer_loss, class_loss, multi_label_loss
-from m3ae.models.modeling import M3AEModel
+from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.option_checks import checked_arguments
 
 
@@ -159,3 +159,55 @@ class M3AEForClassification(_PooledModel):
         if self.config.problem_type == "multi_label_classification":
             return multi_label_loss(logits, labels, weight)
         return class_loss(logits, labels, weight)
+
+
+def answer_loss(logits: Tensor, labels: Tensor, *, exclusive: bool = False) -> Tensor:
+    """Cross-entropy of the answers, averaged over the questions.
+
+    Args:
+        logits: (B, A).
+        labels: (B,) the answer's index, −100 for a question without one in the list, which is left out; or (B, A) how
+            right each answer is, from 0 to 1.
+        exclusive: Whether one answer out of all is right (softmax; what is right is divided by its sum), rather than
+            each of them by itself (binary cross-entropy summed over the answers; Chen et al. 2022).
+    """
+    if labels.dim() == 1:
+        known = labels != -100
+        targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float()
+    else:
+        known = torch.ones_like(labels[:, 0], dtype=torch.bool)
+        targets = labels.float()
+    if exclusive:
+        shares = targets / targets.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        loss = F.cross_entropy(logits.float(), shares, reduction="none")
+    else:
+        loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(-1)
+    return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def class_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy over the labelled samples, averaged with the weight of each one's class.
+
+    Args:
+        logits: (B, A).
+        labels: (B,) −100 = unknown.
+        weights: (A,) one for each class; 1 if None.
+    """
+    loss = F.cross_entropy(logits.float(), labels, weights, ignore_index=-100, reduction="none")
+    known = labels != -100
+    weight = known.float() if weights is None else weights[labels.clamp(min=0)] * known
+    return loss.sum() / torch.where(known.any(), weight.sum(), 1)
+
+
+def multi_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy over the known entries; 0 where there is none.
+
+    Args:
+        logits: (B, A).
+        labels: (B, A) 0 or 1, −100 = unknown.
+        weights: (A,) of the positives of each label; 1 if None.
+    """
+    known = labels != -100
+    targets = labels.float().masked_fill(~known, 0)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=weights, reduction="none")
+    return (loss * known).sum() / known.sum().clamp(min=1)

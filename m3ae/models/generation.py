@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from m3ae.models import bounds, gaussians
-from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
 from m3ae.models.bounds import Elbo
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
@@ -24,7 +23,7 @@ from m3ae.models.latent_head import (
     init_latent_weights,
 )
 from m3ae.models.modalities import LatentInputs, Modalities, build_modalities, check_names, only, read_inputs
-from m3ae.models.modeling import STREAMS, M3AEEncoders
+from m3ae.models.modeling import OTHER_HEADS, STREAMS, M3AEEncoders, M3AEPreTrainedModel
 from m3ae.models.objectives import M3AEForGenerationOutput, latent_pass, posterior_members
 from m3ae.models.option_checks import checked_arguments
 from m3ae.models.priors import FittedPrior

@@ -24,7 +24,7 @@ from m3ae.models.fusion import Stream
 from m3ae.models.gaussians import Gaussian, dtype_of, upcast
 from m3ae.models.heads import sincos_positions
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.losses import unpatchify
+from m3ae.models.masking import unpatchify
 
 if TYPE_CHECKING:
     from m3ae.models.modalities.base import Modality, ModalityConfig, TransformerModalityConfig

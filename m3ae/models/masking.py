@@ -1,4 +1,4 @@
-"""Masking as pure functions of uniform noise: 1 (or True) always means masked.
+"""Masking as pure functions of uniform noise, and what predicts the masked: 1 (or True) always means masked.
 
 Shapes: B batch, N patches, L text tokens, D width.
 """
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class PatchMask(NamedTuple):
@@ -143,3 +144,53 @@ def collect_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
     slots = max(1, int(is_label.sum(1).max()))
     positions = is_label.int().argsort(dim=1, descending=True, stable=True)[:, :slots]
     return positions, labels.gather(1, positions)
+
+
+def patchify(pixel_values: Tensor, patch_size: int) -> Tensor:
+    """Cut images (B, C, H, W) into patches (B, N, P·P·C), channels last within a patch (He et al. 2022)."""
+    batch, channels, height, width = pixel_values.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = pixel_values.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(patches: Tensor, patch_size: int, num_channels: int, rows: int | None = None) -> Tensor:
+    """Put images (B, C, H, W) together from patches (B, N, P·P·C) in some rows: the inverse of `patchify`.
+
+    Without a number of rows, images are square.
+    """
+    batch, count, _ = patches.shape
+    rows = rows or round(count**0.5)
+    columns = count // rows
+    grid = patches.reshape(batch, rows, columns, patch_size, patch_size, num_channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, num_channels, rows * patch_size, columns * patch_size)
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Give each patch (…, P·P·C) mean 0 and variance 1: (x − mean) / √(var + 1e-6)."""
+    centred = patches - patches.mean(dim=-1, keepdim=True)
+    variance = centred.square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)  # `var` takes ten times as long
+    return centred / (variance + 1e-6).sqrt()
+
+
+def masked_image_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the masked patches; 0 where nothing is masked.
+
+    Args:
+        prediction: (B, N, P·P·C).
+        target: (B, N, P·P·C).
+        mask: (B, N) bool, True = masked and present.
+    """
+    error = (prediction.float() - target.float()).square().mean(-1)
+    return (error * mask).sum() / mask.sum().clamp(min=1)
+
+
+def masked_language_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over the labelled slots; 0 where there is none.
+
+    Args:
+        logits: (B, M, V).
+        labels: (B, M), −100 = no label.
+    """
+    total = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The M3AE trunk: encoders of one modality each and a co-attention fusion.
+"""The M3AE trunk, encoders of one modality each and a co-attention fusion, and the base class of all M3AE models.
 
 Shapes: B batch, V views, C channels, H×W pixels, N patches, K visible patches, L text tokens, D fusion width.
 Presence: True = the sample has this modality.
@@ -6,23 +6,140 @@ Presence: True = the sample has this modality.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.encoders import ImageEncoder
+from m3ae.models.encoders import ImageEncoder, PatchTransformer
 from m3ae.models.fusion import Fusion, Stream
-from m3ae.models.heads import Pooler
+from m3ae.models.heads import ContrastiveHead, PixelDecoder, Pooler, sincos_positions
+from m3ae.models.hub import publish_card
 from m3ae.models.option_checks import checked_arguments
+from m3ae.models.text_decoders import TextDecoder
 from m3ae.models.text_encoder import build_text_encoder
 
 STREAMS = ("text", "image")  # in this order poolers are concatenated and modality types are numbered
+TRUNK = ("encoder", "fusion")  # its learning-rate groups
+
+# Heads of another task in a saved model are not loaded, without a warning.
+OTHER_HEADS = [r"^(mim|mlm|itm|itc|vqa|cls|latent)_head\."]
+
+
+class M3AEPreTrainedModel(PreTrainedModel):
+    """What all M3AE models share: configuration, initialisation, loading, saving and attention."""
+
+    config_class = M3AEConfig
+    config: M3AEConfig
+    base_model_prefix = "m3ae"
+    main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]  # noqa: RUF012 (a list in the base class)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means over a batch: Trainer averages them over accumulated ones
+    _supports_sdpa = True
+    _no_split_modules = [  # noqa: RUF012 (a list in the base class)
+        "FusionLayer",
+        "PatchTransformer",
+        "PixelDecoder",
+        "ContrastiveHead",
+        "AttentionPool",
+        "PatchDecoder",
+        "LatentLayer",
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PatchTransformer):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            side, width = round((module.pos_embed.shape[1] - 1) ** 0.5), module.pos_embed.shape[-1]
+            init.copy_(module.pos_embed, sincos_positions(side, width))  # learned, but positions differ from the start
+        elif isinstance(module, ContrastiveHead):
+            init.constant_(module.log_scale, math.log(1 / 0.07))
+        elif isinstance(module, PixelDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+            init.copy_(module.positions, sincos_positions(module.side, module.positions.shape[-1]))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes, even while accelerate has offloaded the parameters."""
+        for module in self.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        return super().device
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[str, Any], allow_all_kernels: bool = False
+    ) -> None:
+        """Choose the implementation of attention: one for all, or one for each sub-configuration by name."""
+        named = attn_implementation if isinstance(attn_implementation, dict) else {}
+        before = []
+        for name in ("image_config", "latent"):  # transformers looks for models of these, and warns
+            config = getattr(self.config, name)
+            if isinstance(config, PreTrainedConfig):
+                before.append((config, config._attn_implementation))
+                unnamed = config._attn_implementation if named is attn_implementation else attn_implementation
+                config._attn_implementation = named.get(name, unnamed)
+        try:
+            super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        except (ImportError, ValueError):
+            for config, implementation in before:
+                config._attn_implementation = implementation
+            raise
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Take another number of words, as `transformers.PreTrainedModel` does, in the decoders of texts, too."""
+        embeddings: nn.Embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        for module in self.modules():
+            if isinstance(module, TextDecoder) and module.vocab_size != embeddings.num_embeddings:
+                module.resize(
+                    embeddings.num_embeddings,
+                    partial(self._get_resized_embeddings, mean_resizing=mean_resizing),
+                    partial(self._get_resized_lm_head, mean_resizing=mean_resizing),
+                )
+        return embeddings
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        """Save the model; the option `push_to_hub` uploads the model with its card."""
+        if options.get("push_to_hub"):
+            repo_id = options.get("repo_id", Path(save_directory).name)
+            publish_card(self, repo_id, **{name: options[name] for name in ("token", "private") if name in options})
+        super().save_pretrained(save_directory, *args, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]  # wrapped in the base class
+        """Upload model and card with the options of `transformers.PreTrainedModel.push_to_hub`.
+
+        A repository without a card gets that of the folder which the model was loaded from, if the model is still of
+        that class, or else a generated card, which lacks data and metrics.
+        """
+        publish_card(self, repo_id, **{name: options[name] for name in ("token", "private") if name in options})
+        url: str = super().push_to_hub(repo_id, **options)  # type: ignore[arg-type]
+        return url
+
+    def parameter_group(self, name: str) -> str:
+        """Return the learning-rate group of the parameter called `name`: `encoder`, `fusion` or `heads`.
+
+        The decoder of modality M from z is in the group `heads.decoders.M`.
+        """
+        path = name.removeprefix("m3ae.")
+        if path.startswith(("image_encoder.", "text_encoder.")):
+            return "encoder"
+        if path.startswith("latent_head.decoders."):
+            return f"heads.decoders.{path.split('.')[2]}"
+        return "fusion" if path.startswith(("projections.", "modality_types.", "fusion.", "poolers.")) else "heads"
 
 
 @dataclass
@@ -34,8 +151,8 @@ class M3AEModelOutput(ModelOutput):
         image_hidden_state: (B, 1 + N, D), the class token first, or None without images; (B, V·(1 + N), D) of several
             views, one after the other.
         pooler_output: (B, 2·D) pooled text then pooled image; zeros for an absent modality.
-        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
-        attentions: With `output_attentions`, see there.
+        hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
+        attentions: With `output_attentions`, what it records.
     """
 
     text_hidden_state: Tensor | None = None
@@ -60,8 +177,8 @@ class M3AEEncoders(M3AEPreTrainedModel):
     """Image and text encoders with their projections, or one of the two.
 
     Args:
-        config: Of the model.
-        streams: Which of `STREAMS` to build.
+        config: The model's configuration.
+        streams: Those of `STREAMS` to build.
     """
 
     def __init__(self, config: M3AEConfig, streams: Collection[str] = STREAMS) -> None:
@@ -103,11 +220,11 @@ class M3AEEncoders(M3AEPreTrainedModel):
         """Encode images alone, ready to be fused.
 
         Args:
-            pixel_values: (B, C, H, W), or (B, V, C, H, W) of the first V of `config.views`; whatever stands in the
-                rows of absent images is ignored.
+            pixel_values: (B, C, H, W), or (B, V, C, H, W) of the first V of `config.views`; rows of absent images are
+                ignored.
             ids_keep: (B, K) visible patches, or (B·V, K); all of them if None.
             present: (B,) bool, or (B, V); all present if None.
-            view: Number of the view that images (B, C, H, W) are, see `M3AEConfig.view_number`.
+            view: Number of the view of images (B, C, H, W), from `M3AEConfig.view_number`.
 
         Returns:
             Tokens (B, V·(1 + K), D), the class token of each view first.
@@ -179,10 +296,10 @@ class M3AEModel(M3AEEncoders):
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
     ) -> dict[str, Stream]:
-        """Encode each given modality alone; the arguments are those of `forward`.
+        """Encode each modality alone; the arguments are those of `forward`.
 
         Raises:
-            ValueError: Neither images nor text given.
+            ValueError: Neither images nor texts are there.
         """
         streams = {}
         if input_ids is not None:
@@ -199,7 +316,7 @@ class M3AEModel(M3AEEncoders):
         read: Mapping[str, Tensor | None] | None = None,
         num_layers: int | None = None,
     ) -> list[dict[str, Tensor]]:
-        """Fuse encoded streams; see `Fusion.forward`."""
+        """Fuse encoded streams, as `Fusion.forward` does."""
         states: list[dict[str, Tensor]] = self.fusion(streams, read, num_layers)
         return states
 
@@ -266,7 +383,7 @@ class M3AEModel(M3AEEncoders):
             text_present: (B,) bool, False where a sample has no text.
 
         Raises:
-            ValueError: Neither images nor text given, or more views than the model has.
+            ValueError: Neither images nor texts are there, or more views than the model has.
         """
         streams = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
         fused = self.fuse(streams)[-1]

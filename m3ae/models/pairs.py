@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import denormalize_images
+from m3ae.models.masking import masked_language_loss
 
 
 class ImageTextBatch(NamedTuple):
@@ -194,3 +195,39 @@ def gather_pairs(image_ids: Tensor, text_ids: Tensor, valid: Tensor) -> tuple[Te
 
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def matching_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy over the pairs that have both modalities; 0 where there is none.
+
+    Args:
+        logits: (B, 2).
+        labels: (B,) 1 = matched.
+        valid: (B,) bool.
+    """
+    return masked_language_loss(logits, labels.masked_fill(~valid, -100))
+
+
+def contrastive_loss(logits: Tensor, same: Tensor, valid: Tensor) -> Tensor:
+    """Symmetric InfoNCE: each text finds its image among the batch's, and each image its text (Radford et al. 2021).
+
+    Args:
+        logits: (B, B) similarity of text i and image j over the temperature.
+        same: (B, B) bool: i and j share the image or the text; such a pair is no negative.
+        valid: (B,) bool: the sample has both modalities.
+    """
+    own = torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device)
+    masked = logits.float().masked_fill((same & ~own) | ~(valid[:, None] & valid[None]) & ~own, -torch.inf)
+    log_odds = masked.log_softmax(1).diagonal() + masked.log_softmax(0).diagonal()
+    return -(log_odds * valid).sum() / (2 * valid.sum().clamp(min=1))
+
+
+def ranking_loss(scores: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of finding the first among the candidates; 0 where there is nothing to find.
+
+    Args:
+        scores: (B, 1 + K), the positive in column 0, −∞ where a candidate does not count.
+        valid: (B,) bool: the row has a positive.
+    """
+    loss = torch.where(valid, -scores.float().log_softmax(-1)[:, 0], 0)
+    return loss.sum() / valid.sum().clamp(min=1)

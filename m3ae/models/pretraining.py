@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils.generic import ModelOutput
 
-from m3ae.models import losses, masking
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models import masking, pairs
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.heads import ContrastiveHead, Float32Linear, PixelDecoder, TokenHead, matching_score
@@ -25,10 +24,10 @@ from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import LatentHead, init_latent_weights
 from m3ae.models.masked_pass import SCHEDULES, FusedTokens, Masks, check_modalities
 from m3ae.models.modalities import read_inputs
-from m3ae.models.modeling import M3AEModel
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.objectives import M3AEForGenerationOutput, latent_pass
 from m3ae.models.option_checks import checked_arguments, without_labels
-from m3ae.models.pairs import ImageTextBatch, gather_pairs, image_text_batch, match_pairs, sample_ids
+from m3ae.models.pairs import ImageTextBatch, image_text_batch, match_pairs, sample_ids
 from m3ae.models.text_encoder import special_ids
 
 
@@ -174,8 +173,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         draw = partial(_draw, generator=generator, device=batch.input_ids.device)
         patches = self._mask_patches(batch, image_noise, draw)
         words = self._mask_words(batch, special_tokens_mask, word_ids, (mlm_input_ids, mlm_labels), text_noise, draw)
-        pairs = match_pairs(*ids, batch.complete(), draw(match_noise, batch.input_ids.shape[0], 2))
-        masks = Masks(patches, words, pairs)
+        matched = match_pairs(*ids, batch.complete(), draw(match_noise, batch.input_ids.shape[0], 2))
+        masks = Masks(patches, words, matched)
         fused = SCHEDULES[schedule or self.config.schedule](self.config, self.m3ae, self.itc_head, batch, masks)
         latent = self._latent_pass(batch, fused.whole, beta=beta, generator=generator)
         return self._decode(batch, masks, ids, fused, latent)
@@ -240,7 +239,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         latent: M3AEForGenerationOutput | None,
     ) -> M3AEForPreTrainingOutput:
         """Predict what is hidden, and compute the losses."""
-        config, (patches, words, pairs) = self.config, masks
+        config, (patches, words, matched) = self.config, masks
         predicted: dict[str, Any] = {}
         computed: dict[str, Tensor] = {}
         if config.mim_weight and fused.image is not None:
@@ -248,21 +247,21 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             views = fused.image.unflatten(1, (batch.num_views, -1)).flatten(0, 1)  # (B·V, 1 + K, D)
             prediction = self.mim_head(views, patches.ids_restore)
             target = self.mim_target(batch.pixels().flatten(0, -4))
-            computed["mim"] = losses.masked_image_loss(prediction, target, mask)
+            computed["mim"] = masking.masked_image_loss(prediction, target, mask)
             lead = batch.pixel_values.shape[:-3]
             predicted |= {"mim_logits": prediction.unflatten(0, lead), "mim_mask": mask.unflatten(0, lead)}
         if config.mlm_weight and fused.text is not None:
             logits = self.mlm_head(fused.text)
-            computed["mlm"] = losses.masked_language_loss(logits, words.labels)
+            computed["mlm"] = masking.masked_language_loss(logits, words.labels)
             predicted |= {"mlm_logits": logits, "mlm_positions": words.positions, "mlm_labels": words.labels}
         if config.itm_weight and fused.pair is not None:
             present = {"image": fused.pair_present} if batch.num_views > 1 else None
             logits = self.itm_head(self.m3ae.pool(fused.pair, present, batch.num_views))
-            computed["itm"] = losses.matching_loss(logits, pairs.labels, pairs.valid)
-            predicted |= {"itm_logits": logits, "itm_labels": pairs.labels.masked_fill(~pairs.valid, -100)}
+            computed["itm"] = pairs.matching_loss(logits, matched.labels, matched.valid)
+            predicted |= {"itm_logits": logits, "itm_labels": matched.labels.masked_fill(~matched.valid, -100)}
         if fused.similarity is not None:
-            comparable = gather_pairs(*ids, pairs.valid) if self.training else (pairs.same, pairs.valid)
-            computed["itc"] = losses.contrastive_loss(fused.similarity, *comparable)
+            comparable = pairs.gather_pairs(*ids, matched.valid) if self.training else (matched.same, matched.valid)
+            computed["itc"] = pairs.contrastive_loss(fused.similarity, *comparable)
         weights = {name: getattr(config, f"{name}_weight") for name in computed}
         if latent is not None and self.latent_head is not None:
             assert latent.loss is not None and latent.losses is not None
@@ -296,8 +295,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
 
     def mim_target(self, pixel_values: Tensor) -> Tensor:
         """Patches (B, N, P·P·C) that masked-image modelling predicts, normalised if the config says so."""
-        target = losses.patchify(pixel_values, self.patch_size)
-        return losses.normalize_patches(target) if self.config.norm_pix_loss else target
+        target = masking.patchify(pixel_values, self.patch_size)
+        return masking.normalize_patches(target) if self.config.norm_pix_loss else target
 
     def score(self, text: Stream, image: Stream) -> Tensor:
         """Score encoded texts and images row by row, (B,) float32, as `M3AEForImageTextRetrieval.score` does.

@@ -24,14 +24,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.generic import ModelOutput
 
-from m3ae.models.base import OTHER_HEADS, M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.heads import ContrastiveHead, Float32Linear, matching_score
-from m3ae.models.losses import contrastive_loss, ranking_loss
-from m3ae.models.modeling import M3AEModel
+from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.option_checks import checked_arguments
-from m3ae.models.pairs import gather_pairs, image_text_batch, same_samples, sample_ids
+from m3ae.models.pairs import contrastive_loss, gather_pairs, image_text_batch, ranking_loss, same_samples, sample_ids
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from m3ae.models.base import TRUNK, M3AEPreTrainedModel
+from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
 from m3ae.training.config import LoraConfig
 
 

@@ -23,8 +23,7 @@ from m3ae.data.examples import Example, ExampleDataset, Sample
 from m3ae.figures import draw_roc, save_figure
 from m3ae.metrics.aggregation import bootstrap
 from m3ae.metrics.classification import UNKNOWN, multi_label_metrics, single_label_metrics
-from m3ae.models.finetuned import M3AEForClassification
-from m3ae.models.losses import class_loss, multi_label_loss
+from m3ae.models.finetuned import M3AEForClassification, class_loss, multi_label_loss
 from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.controls import bag_of_words, bag_of_words_scores, majority
 from m3ae.tasks.finetuning import (

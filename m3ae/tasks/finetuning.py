@@ -24,7 +24,7 @@ from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import load_manifest
 from m3ae.files import replacing, write_text
 from m3ae.metrics.aggregation import Interval, bootstrap_means, gather_rows
-from m3ae.models.base import TRUNK, M3AEPreTrainedModel
+from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.adapters import add_adapters, merge_adapters, merged_weights
 from m3ae.tasks.model_card import write_model_card

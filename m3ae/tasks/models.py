@@ -11,9 +11,8 @@ from accelerate.utils import set_seed
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.modeling import M3AEModel
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_normalization
 from m3ae.training.config import RunConfig
 from m3ae.training.sections import InitConfig, check_overrides, named

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from m3ae.files import new_folder, replacing
-from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.finetuned import M3AEForClassification, M3AEForQuestionAnswering
 from m3ae.models.hub import model_card
+from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.models.retrieval import M3AEForImageTextRetrieval

@@ -17,11 +17,10 @@ from transformers import CLIPVisionModel, ViTMAEModel
 from transformers.activations import ACT2FN
 from transformers.image_processing_base import ImageProcessingMixin
 
-from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import activation, resample_positions
 from m3ae.models.heads import PixelDecoder, sincos_positions
-from m3ae.models.modeling import M3AEModel
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.transfer.checkpoints import first_line, is_torchscript, read_tensors, some
 from m3ae.transfer.names import OPENAI, renamed

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.finetuned import M3AEForQuestionAnswering
-from m3ae.models.losses import masked_language_loss, matching_loss
-from m3ae.models.modeling import M3AEModel
+from m3ae.models.masking import masked_language_loss
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
+from m3ae.models.pairs import matching_loss
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
 from m3ae.transfer.convert import build

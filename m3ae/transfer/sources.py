@@ -12,8 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from m3ae.models.base import M3AEPreTrainedModel
-from m3ae.models.modeling import M3AEEncoders
+from m3ae.models.modeling import M3AEEncoders, M3AEPreTrainedModel
 from m3ae.transfer.checkpoints import first_line, some
 
 Normalization = tuple[list[float], list[float]]  # mean and standard deviation of each channel

@@ -10,9 +10,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, RobertaTokenizer
 
-from m3ae.models.base import M3AEPreTrainedModel
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.modeling import M3AEModel
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.text_encoder import check_text_encoder, encoder_class, encoder_options
 from m3ae.transfer.checkpoints import first_line
 from m3ae.transfer.sources import InitReport, load_published, read_config, require_encoder, require_none

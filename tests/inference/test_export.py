@@ -16,7 +16,7 @@ from m3ae import (
 from m3ae.cli import cli
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.inference.export import save_programs
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.tiny import tiny_of, tiny_pairs
 from tests.models.tiny_latent import digits_batch, latent_model
 

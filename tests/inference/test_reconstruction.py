@@ -8,7 +8,7 @@ from m3ae.data.tokenizer import train_tokenizer
 from m3ae.inference import MaskedWord, reconstruct
 from m3ae.inference.drawing import mark_words
 from m3ae.inference.reconstruction import predicted_patches
-from m3ae.models.losses import patchify
+from m3ae.models.masking import patchify
 from tests.models.tiny import tiny_of
 
 TEXTS = ["A large nodule on the left.", "Small effusion, right lower zone; no pneumothorax."]

@@ -12,7 +12,7 @@ from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEImageProcess
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.files import LOCK
 from m3ae.inference import SearchIndex, index_folder, open_collection, open_index, search
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.retrieval import encode_texts
 from tests.models.tiny import tiny_of
 from tests.tasks.tiny_finetuning import write_splits

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from m3ae import M3AEForGeneration, M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEModel
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.test_other_programs import CASES, build, every_class
 from tests.models.tiny import tiny_of, tiny_pairs
 from tests.models.tiny_latent import digits_batch, latent_model

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from m3ae import M3AEForClassification, M3AEForPreTraining, M3AEForQuestionAnswering
-from m3ae.models import losses
+from m3ae.models.finetuned import answer_loss, class_loss, multi_label_loss
 from tests.models.tiny import tiny_model, tiny_of, tiny_pairs
 
 ANSWERS = dict(enumerate(["yes", "no", "left lung"]))
@@ -77,7 +80,7 @@ def test_one_class_a_sample() -> None:
     labels = torch.tensor([0, 2, -100, 1])
     output = model(**tiny_pairs(), labels=labels)
     assert output.logits.shape == (4, 3) and list(output.losses) == ["cls"]
-    expected = losses.class_loss(output.logits, labels, torch.tensor([1.0, 2.0, 5.0]))
+    expected = class_loss(output.logits, labels, torch.tensor([1.0, 2.0, 5.0]))
     torch.testing.assert_close(output.loss, expected)
     assert model(**tiny_pairs()).loss is None
 
@@ -86,7 +89,7 @@ def test_any_number_of_labels() -> None:
     model = tiny_of(M3AEForClassification, id2label=CLASSES, problem_type="multi_label_classification")
     labels = torch.tensor([[0, 1, 1], [-100, -100, 0], [1, 0, 0], [0, 0, 0]])
     output = model(**tiny_pairs(), labels=labels)
-    torch.testing.assert_close(output.loss, losses.multi_label_loss(output.logits, labels))
+    torch.testing.assert_close(output.loss, multi_label_loss(output.logits, labels))
 
 
 def test_text_alone_and_image_alone() -> None:
@@ -108,3 +111,45 @@ def test_options_that_do_not_fit() -> None:
         tiny_of(M3AEForClassification, id2label=CLASSES, class_weights=[1.0, 2.0])
     with pytest.raises(ValueError, match="no regression; set problem_type"):
         tiny_of(M3AEForClassification, problem_type="regression")
+
+
+def test_answer_loss_is_the_mean_times_the_number_of_answers() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    scores = torch.tensor([[0, 1, 0, 0.3, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0.6]])
+    published = F.binary_cross_entropy_with_logits(logits, scores) * 5
+    torch.testing.assert_close(answer_loss(logits, scores), published)
+
+
+def test_the_loss_of_answers_that_exclude_each_other() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    loss = answer_loss(logits, torch.tensor([1, -100, 4]), exclusive=True)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor([1, -100, 4])))
+    two_right = torch.tensor([[0.0, 1, 0, 1, 0]])
+    expected = -logits[:1].log_softmax(-1)[0, [1, 3]].mean()
+    torch.testing.assert_close(answer_loss(logits[:1], two_right, exclusive=True), expected)
+
+
+def test_answer_loss_leaves_out_questions_without_an_answer_in_the_list() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    one_hot = F.one_hot(torch.tensor([1, 4]), 5)
+    loss = answer_loss(logits, torch.tensor([1, -100, 4]))
+    torch.testing.assert_close(loss, answer_loss(logits[[0, 2]], one_hot))
+    assert answer_loss(logits, torch.full((3,), -100)) == 0
+
+
+def test_class_loss_is_the_weighted_cross_entropy_of_the_known() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    labels, weights = torch.tensor([0, -100, 2, 2]), torch.tensor([1.0, 2.0, 5.0])
+    torch.testing.assert_close(class_loss(logits, labels), F.cross_entropy(logits, labels))
+    torch.testing.assert_close(class_loss(logits, labels, weights), F.cross_entropy(logits, labels, weights))
+    assert class_loss(logits, torch.full((4,), -100), weights) == 0
+
+
+def test_multi_label_loss_ignores_unknown_entries() -> None:
+    logits = torch.tensor([[0.0, 3.0], [-1.0, 2.0]])
+    labels = torch.tensor([[1, -100], [0, 1]])
+    log = [math.log(2), math.log1p(math.exp(-1)), math.log1p(math.exp(-2))]
+    assert multi_label_loss(logits, labels).item() == pytest.approx(sum(log) / 3)
+    weighted = multi_label_loss(logits, labels, torch.tensor([1.0, 4.0]))
+    assert weighted.item() == pytest.approx((log[0] + log[1] + 4 * log[2]) / 3)
+    assert multi_label_loss(logits, torch.full((2, 2), -100)) == 0

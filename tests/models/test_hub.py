@@ -16,7 +16,7 @@ from m3ae import (
     M3AEForQuestionAnswering,
     M3AEModel,
 )
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.tiny import tiny_batch, tiny_model, tiny_of, tiny_pairs
 
 

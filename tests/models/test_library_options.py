@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel
 
 from m3ae import M3AEForGeneration, M3AEForPreTraining
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.test_other_programs import GENERATORS, build, every_class, same
 from tests.models.tiny import tiny_batch, tiny_config, tiny_model
 

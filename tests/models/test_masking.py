@@ -113,3 +113,31 @@ def test_collect_labels() -> None:
     positions, collected = masking.collect_labels(labels)
     assert positions[0].tolist() == [1, 3] and positions[1, 0] == 2
     assert collected.tolist() == [[7, 8], [9, -100]]
+
+
+def test_patchify_and_back() -> None:
+    images = torch.arange(2 * 3 * 4 * 4).float().reshape(2, 3, 4, 4)
+    patches = masking.patchify(images, 2)
+    assert patches.shape == (2, 4, 12)
+    assert patches[0, 1, :6].tolist() == [images[0, c, 0, x].item() for x in (2, 3) for c in range(3)]
+    assert torch.equal(masking.unpatchify(patches, 2, 3), images)
+
+
+def test_normalize_patches() -> None:
+    normalized = masking.normalize_patches(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+    torch.testing.assert_close(normalized, torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), atol=1e-5, rtol=0)
+
+
+def test_masked_image_loss_counts_masked_patches_only() -> None:
+    prediction, target = torch.zeros(1, 3, 2), torch.tensor([[[1.0, 1.0], [3.0, 1.0], [100.0, 100.0]]])
+    loss = masking.masked_image_loss(prediction, target, torch.tensor([[True, True, False]]))
+    assert loss.item() == (1 + 5) / 2
+    assert masking.masked_image_loss(prediction, target, torch.zeros(1, 3, dtype=torch.bool)).item() == 0
+
+
+def test_masked_language_loss_is_the_mean_over_labels() -> None:
+    logits = torch.zeros(2, 2, 8)
+    assert masking.masked_language_loss(logits, torch.tensor([[1, -100], [3, -100]])).item() == torch.tensor(8.0).log()
+    none = masking.masked_language_loss(logits.requires_grad_(), torch.full((2, 2), -100))
+    none.backward()
+    assert none.item() == 0 and logits.grad is not None and logits.grad.abs().sum() == 0

@@ -15,7 +15,7 @@ from m3ae import (
     M3AEForQuestionAnswering,
     M3AEModel,
 )
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.tiny import tiny_of, tiny_pairs
 from tests.models.tiny_latent import digits_batch, latent_model
 

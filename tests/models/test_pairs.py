@@ -1,6 +1,9 @@
+import math
+
+import pytest
 import torch
 
-from m3ae.models.pairs import match_pairs
+from m3ae.models.pairs import contrastive_loss, match_pairs, matching_loss, ranking_loss
 
 
 def test_match_pairs_gives_half_of_the_texts_another_image() -> None:
@@ -35,3 +38,31 @@ def test_match_pairs_without_a_partner_keeps_its_own_image() -> None:
         pairs = match_pairs(ids, ids, present, noise)
         assert pairs.labels[present].sum() == 1 and pairs.image_index[1] == 1
         assert 1 not in pairs.image_index[present].tolist()
+
+
+def test_matching_loss_leaves_out_incomplete_pairs() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [50.0, -50.0]])
+    loss = matching_loss(logits, torch.tensor([1, 1]), torch.tensor([True, False]))
+    torch.testing.assert_close(loss, torch.tensor(-math.log(0.75)))
+
+
+def test_contrastive_loss_leaves_out_pairs_that_share_something_and_incomplete_ones() -> None:
+    logits = torch.tensor([[2.0, 1.0, 9.0, 0.0], [0.0, 3.0, 9.0, 9.0], [9.0, 9.0, 9.0, 9.0], [1.0, 9.0, 9.0, 4.0]])
+    same = torch.eye(4, dtype=torch.bool)
+    same[1, 3] = same[3, 1] = True
+    loss = contrastive_loss(logits, same, torch.tensor([True, True, False, True]))
+
+    def log_odds(own: float, *others: float) -> float:
+        return own - math.log(sum(map(math.exp, (own, *others))))
+
+    rows = log_odds(2, 1, 0) + log_odds(3, 0) + log_odds(4, 1)
+    columns = log_odds(2, 0, 1) + log_odds(3, 1) + log_odds(4, 0)
+    torch.testing.assert_close(loss, torch.tensor(-(rows + columns) / 6))
+
+
+def test_ranking_loss_counts_rows_with_a_positive_and_their_candidates() -> None:
+    scores = torch.tensor([[2.0, 1.0, -torch.inf], [5.0, -torch.inf, -torch.inf], [1.0, 1.0, 1.0]], requires_grad=True)
+    loss = ranking_loss(scores, torch.tensor([True, False, True]))
+    assert loss.item() == pytest.approx((math.log1p(math.exp(-1)) + math.log(3)) / 2)
+    loss.backward()
+    assert scores.grad.isfinite().all() and not scores.grad[1].any()

@@ -20,7 +20,7 @@ from transformers import (
 
 from m3ae import M3AEForClassification, M3AEForPreTraining, M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.test_other_programs import CASES, build
 from tests.models.tiny import tiny_batch, tiny_config, tiny_model, tiny_pairs
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from m3ae import M3AEConfig, M3AEForPreTraining
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 
 
 def tiny_config(**overrides: Any) -> M3AEConfig:

@@ -13,7 +13,7 @@ from PIL import Image
 from m3ae import M3AEProcessor
 from m3ae.data.prepared import Manifest, SplitInfo
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.training.config import RunConfig, make_config
 from tests.models.tiny import tiny_config

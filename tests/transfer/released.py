@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.transfer.convert import released_content
 
 # What released files hold beside the model: CLIP's text tower, RoBERTa's pooler, metric states.

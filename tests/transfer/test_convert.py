@@ -8,7 +8,7 @@ import torch
 from transformers import AutoProcessor, BertTokenizer
 
 from m3ae import M3AEConfig
-from m3ae.models.base import M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.text_encoder import special_ids
 from m3ae.transfer.checkpoints import CheckpointError
 from m3ae.transfer.convert import TASKS, build, choose_task, convert, read_answers, release, released_content
