@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from m3ae.data.collate import Batch
-from m3ae.evaluation.passes import select
+from m3ae.evaluation.passes import batch_size, select
 from m3ae.figures import STYLES, draw_value, new_figure, save_figure
 from m3ae.models.generation import M3AEForGeneration
 
@@ -33,9 +32,9 @@ class LatentFigures:
     """Draws PNGs of a model and some samples that have every modality.
 
     Args:
-        model: In evaluation mode.
-        batch: N samples, on the model's device.
-        seed: Of all that is drawn.
+        model: The model in evaluation mode.
+        batch: B samples, on the model's device.
+        seed: Seed of everything that is sampled.
         tokenizer: Tokenizer of the model; needed for texts.
     """
 
@@ -52,43 +51,33 @@ class LatentFigures:
         self.pictured = [name for name, modality in self.modalities.items() if modality.is_pictured]
 
     def draw_all(self, folder: Path) -> list[Path]:
-        """Draw `cross_generation.png`, `traversal.png` and `prior_samples.png`; return those that there are.
-
-        A traversal needs an image or a sequence.
-        """
+        """Draw `cross_generation.png`, and of images and sequences `traversal.png` and `prior_samples.png`."""
         paths = [self.cross_generation(folder / "cross_generation.png")]
         if self.pictured:
             paths += [self.traversal(folder / "traversal.png"), self.prior_samples(folder / "prior_samples.png")]
         return paths
 
     def cross_generation(self, path: Path) -> Path:
-        """Draw a block of examples for each modality that is given: it, and samples of every modality from it."""
+        """Draw a block of examples for each modality with an encoder: its value, and samples of all modalities."""
         experts = self.model.latent.experts
-        draws = {name: DRAWS if own.value_type in (np.ndarray, Image) else 1 for name, own in self.modalities.items()}
-        examples = select(self.batch, torch.arange(min(EXAMPLES, self._size())))
-        count = len(next(iter(examples.values()))["present"])
-        columns = 1 + sum(draws.values())
+        draws = {name: DRAWS if m.value_type in (np.ndarray, Image) else 1 for name, m in self.modalities.items()}
+        examples = select(self.batch, torch.arange(min(EXAMPLES, batch_size(self.batch))))
+        count, columns = batch_size(examples), 1 + sum(draws.values())
         figure = new_figure(1.0 * columns, 1.05 * count * len(experts) + 0.6)
         axes = figure.subplots(count * len(experts), columns, squeeze=False)
         for block, given in enumerate(experts):
-            made = self.model.generate_modalities(
+            samples = self.model.generate_modalities(
                 {given: examples[given]}, num_samples=DRAWS, generator=self.generator
             )
-            real = self._shown(given, self.modalities[given].elements(examples[given]))
-            shown = {
-                name: [self._shown(name, value[draw]) for draw in range(draws[name])] for name, value in made.items()
-            }
-            for example in range(count):
-                row = axes[block * count + example]
-                cells = [(given, real[example])]
-                cells += [(name, own[example]) for name, draws_of in shown.items() for own in draws_of]
-                titles = [f"given {given}", *(name for name in shown for _ in shown[name])]
-                for panel, (name, cell), title in zip(row, cells, titles, strict=True):
-                    self._draw(panel, name, cell)
-                    if example == 0:
-                        panel.set_title(
-                            title, fontsize=8, parse_math=False, weight="bold" if panel is row[0] else None
-                        )
+            real = self._drawables(given, self.modalities[given].elements(examples[given]))
+            cells = [(given, f"given {given}", real)]  # modality, title and drawables of each column
+            for name, values in samples.items():
+                cells += [(name, name, self._drawables(name, value)) for value in values[: draws[name]]]
+            for panels, (name, title, drawables) in zip(axes[block * count :].T, cells, strict=True):
+                for panel, drawable in zip(panels[:count], drawables, strict=True):
+                    draw_value(panel, self.modalities[name], drawable)
+                weight = "bold" if title != name else None
+                panels[0].set_title(title, fontsize=8, parse_math=False, weight=weight)
         return save_figure(figure, path)
 
     def traversal(self, path: Path) -> Path:
@@ -105,24 +94,21 @@ class LatentFigures:
         figure = new_figure(2.6 * len(self.pictured), 5.6)
         axes = figure.subplots(2, len(self.pictured), squeeze=False)
         for column, name in enumerate(self.pictured):
-            for row, part in enumerate((shared, head.private_dimensions[name])):
-                panel = axes[row, column]
-                chosen = spread[part].argsort(descending=True)[:DIMENSIONS] + part.start
-                if not len(chosen):
+            ranges = {"shared": shared, "private": head.private_dimensions[name]}
+            for panel, (kind, dimensions) in zip(axes[:, column], ranges.items(), strict=True):
+                active = spread[dimensions].argsort(descending=True)[:DIMENSIONS] + dimensions.start
+                if not len(active):
                     panel.set_axis_off()
                     continue
-                moved = z[:1].expand(len(chosen), len(STEPS), -1).clone()
-                for number, dimension in enumerate(chosen.tolist()):
+                moved = z[:1].expand(len(active), len(STEPS), -1).clone()
+                for number, dimension in enumerate(active.tolist()):
                     moved[number, :, dimension] = centre[dimension] + spread[dimension] * z.new_tensor(STEPS)
-                if part == shared:
+                if kind == "shared":
                     moved[..., shared.stop :] = 0
                     moved = head.complete(moved, {})
                 decoded = self.model.decode(moved, [name])[name].flatten(0, 1)
-                mosaic = _mosaic(self._shown(name, decoded), len(STEPS))
-                self._draw(panel, name, mosaic)
-                panel.set_title(
-                    f"{name}: {'shared' if part == shared else 'private'} dimensions", fontsize=9, parse_math=False
-                )
+                draw_value(panel, self.modalities[name], _mosaic(self._drawables(name, decoded), len(STEPS)))
+                panel.set_title(f"{name}: {kind} dimensions", fontsize=9, parse_math=False)
                 panel.set_xlabel(f"{STEPS[0]:g} … {STEPS[-1]:g} standard deviations", fontsize=8)
         return save_figure(figure, path)
 
@@ -131,34 +117,27 @@ class LatentFigures:
         densities: list[Literal["own", "fitted"]] = ["own"]
         densities += ["fitted"] if self.model.fitted_prior is not None else []
         figure = new_figure(0.8 * PRIOR_SAMPLES, 0.95 * len(self.pictured) * len(densities) + 0.4)
-        axes = figure.subplots(len(self.pictured) * len(densities), 1, squeeze=False)[:, 0]
+        axes = figure.subplots(len(densities) * len(self.pictured), 1, squeeze=False)
         labels = [name for name, modality in self.modalities.items() if modality.is_class]
-        for number, density in enumerate(densities):
+        for density, panels in zip(densities, axes.reshape(len(densities), -1), strict=True):
             names = [*self.pictured, *labels]
-            made = self.model.sample_prior(PRIOR_SAMPLES, density, names, generator=self.generator)
-            own = axes[number * len(self.pictured) : (number + 1) * len(self.pictured)]
-            for panel, name in zip(own, self.pictured, strict=True):
-                self._draw(panel, name, _mosaic(self._shown(name, made[name]), PRIOR_SAMPLES))
+            samples = self.model.sample_prior(PRIOR_SAMPLES, density, names, generator=self.generator)
+            for panel, name in zip(panels, self.pictured, strict=True):
+                mosaic = _mosaic(self._drawables(name, samples[name]), PRIOR_SAMPLES)
+                draw_value(panel, self.modalities[name], mosaic)
                 panel.set_ylabel(name, fontsize=8, parse_math=False)
-            own[0].set_title(f"{density} prior", fontsize=9)
+            panels[0].set_title(f"{density} prior", fontsize=9)
             if labels:
-                shown = [self._shown(name, made[name]) for name in labels]
-                width = np.ptp(own[-1].get_xlim()) / PRIOR_SAMPLES
+                classes = zip(*(self._drawables(name, samples[name]) for name in labels), strict=True)
+                width = np.ptp(panels[-1].get_xlim()) / PRIOR_SAMPLES
                 centres = [(column + 0.5) * width for column in range(PRIOR_SAMPLES)]
-                names_below = [" / ".join(classes) for classes in zip(*shown, strict=True)]
-                own[-1].set_xticks(centres, names_below, fontsize=8, parse_math=False)
+                panels[-1].set_xticks(centres, [" / ".join(column) for column in classes], fontsize=8, parse_math=False)
         return save_figure(figure, path)
 
-    def _size(self) -> int:
-        return len(next(iter(self.batch.values()))["present"])
-
-    def _shown(self, name: str, values: Tensor) -> list[Any]:
-        """Return what is drawn of values (N, …): pictures (H, W[, 3]), curves, names of classes, or texts."""
+    def _drawables(self, name: str, values: Tensor) -> list[Any]:
+        """Return what is drawn of values (n, …): pictures (H, W[, 3]), curves, names of classes, or texts."""
         modality = self.modalities[name]
         return [modality.drawable(value) for value in modality.values(values, self.tokenizer)]
-
-    def _draw(self, axes: Axes, name: str, value: Any) -> None:
-        draw_value(axes, self.modalities[name], value)
 
 
 def plot_missing_rates(path: Path, curve: Mapping[str, Sequence[float]]) -> Path:
