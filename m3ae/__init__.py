@@ -14,13 +14,13 @@ _IS_COMMAND = "m3ae_command" in sys.modules or (sys.argv[:1] == ["-m"] and "m3ae
 _OF_TRAINING = {  # names that need the extra `train`, by module
     "ArrayDataset": "m3ae.data.arrays",
     "register_source": "m3ae.data.sources",
-    "train_generation": "m3ae.tasks.arrays",
+    "train_generation": "m3ae.tasks.generation",
 }
 
 if TYPE_CHECKING:
     from m3ae.data.arrays import ArrayDataset as ArrayDataset
     from m3ae.data.sources import register_source as register_source
-    from m3ae.tasks.arrays import train_generation as train_generation
+    from m3ae.tasks.generation import train_generation as train_generation
 
 if TYPE_CHECKING or not _IS_COMMAND:
     from m3ae.models import *  # noqa: F403

@@ -131,7 +131,9 @@ class LatentFigures:
                 classes = zip(*(self._drawables(name, samples[name]) for name in labels), strict=True)
                 width = np.ptp(panels[-1].get_xlim()) / PRIOR_SAMPLES
                 centres = [(column + 0.5) * width for column in range(PRIOR_SAMPLES)]
-                panels[-1].set_xticks(centres, [" / ".join(column) for column in classes], fontsize=8, parse_math=False)
+                panels[-1].set_xticks(
+                    centres, [" / ".join(column) for column in classes], fontsize=8, parse_math=False
+                )
         return save_figure(figure, path)
 
     def _drawables(self, name: str, values: Tensor) -> list[Any]:

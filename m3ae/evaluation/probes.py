@@ -80,6 +80,10 @@ class ProblemReader:
         )
         self.names = choose_classes(list(self._read("train").values()), self._section)
 
+    def read(self, learnt: Sequence[str], split: str, ids: Sequence[str]) -> Problems:
+        """Return the problems of training rows and of rows of a split, by their ids."""
+        return Problems(self.names, self.targets("train", learnt), self.targets(split, ids))
+
     def targets(self, split: str, ids: Sequence[str]) -> Classes:
         """Return the problems (n, A) of rows of a split."""
         examples, empty = self._read(split), Labels(())

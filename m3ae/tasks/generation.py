@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from m3ae.data.arrays import ArrayDataset
 from m3ae.data.collate import Batch, Collator
-from m3ae.data.prepared import Manifest, load_manifest, load_split
+from m3ae.data.prepared import Manifest, SplitInfo, load_manifest, load_split
 from m3ae.data.samples import ColumnDataset, Columns, Sample, evenly, read_texts
 from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
@@ -24,23 +25,22 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.modalities import KINDS, BatchOptions
 from m3ae.models.modeling import M3AEModel
-from m3ae.tasks.finetuning import in_main_process
+from m3ae.tasks.finetuning import in_main_process, prefixed
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import build_tokenizer, check_model, merged_config, new_config, saved_config, start_encoders
 from m3ae.tasks.pretraining_data import check_splits, is_filled, prepare_sets, refuse_test_rows
 from m3ae.training.batches import Visit
 from m3ae.training.config import GenerationRun
+from m3ae.training.loop import train
 from m3ae.transfer.image_encoders import resize_images
 from m3ae.transfer.text_encoders import load_tokenizer
 
 if TYPE_CHECKING:
-    from m3ae.evaluation.latent import LatentEvaluator
-    from m3ae.evaluation.probes import ProblemReader, Problems
-    from m3ae.evaluation.report import TextReport
+    from m3ae.evaluation.probes import ProblemReader
 
-FITTED_SAMPLES = 10_000  # training samples that the prior is fitted on, at most
-LEARNT_ROWS = 20_000  # training rows that probes and classifiers of the evaluation learn from, at most
-DRAWN_ROWS = 64  # rows of which figures know, at most
+FITTED_SAMPLES = 10_000  # training samples, at most, that the prior is fitted on
+LEARNT_ROWS = 20_000  # training rows, at most, that probes and classifiers of the evaluation learn from
+FIGURE_ROWS = 64  # rows, at most, that figures are made of
 
 
 class Generation:
@@ -49,7 +49,7 @@ class Generation:
     Args:
         config: The run.
         model: The model.
-        tokenizer: Of its texts; None without texts.
+        tokenizer: The tokenizer of the model's texts; None without texts.
     """
 
     def __init__(
@@ -59,7 +59,11 @@ class Generation:
         self.modalities = model.latent_head.modalities
         self.train_dataset = self.dataset("train")
         self.manifest = self.read_manifest()
-        self.problem_reader = _open_problems(config)
+        self.problem_reader: ProblemReader | None = None
+        if config.generation.problems is not None:
+            from m3ae.evaluation import probes  # needs scikit-learn, which is slow to import
+
+            self.problem_reader = probes.ProblemReader(config.data.path, config.generation.problems)
         options = BatchOptions(tokenizer, config.data.max_text_length)
         self._evaluation_collator = Collator(self.modalities, options)
         options = replace(options, augmentation=config.data.augmentation)
@@ -71,7 +75,7 @@ class Generation:
 
         Args:
             config: The run.
-            for_training: Whether what the config says about the model counts; otherwise the saved one stays as it is.
+            for_training: Whether the config's overrides of the model count; otherwise the saved model stays as it is.
 
         Raises:
             FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
@@ -91,13 +95,13 @@ class Generation:
         return task
 
     def check_splits(self) -> None:
-        """Make sure, before the first step, that all splits can be used that the run will use."""
+        """Check, before the first step, all splits that the run will use."""
         for split in ("train", "validation", "test"):
             if self.has(split):
                 self.check(split)
 
     def check(self, split: str) -> None:
-        """Make sure that a split can be trained or measured on.
+        """Check that a split can be trained or measured on.
 
         Raises:
             ValueError: No training row has some modality, no row has one that z is inferred from, a label is unknown
@@ -118,7 +122,7 @@ class Generation:
         for name, modality in self.modalities.items():
             modality.check_column(partial(rows.__getitem__, name), training=split == "train")
         options = self.config.generation.text_options
-        if options and not any(own.config.decoder == "autoregressive" for own in self.modalities.values()):
+        if options and not any(modality.config.decoder == "autoregressive" for modality in self.modalities.values()):
             raise ValueError(
                 f"generation.text_options: got {', '.join(options)}, which only the decoder autoregressive has, and "
                 "no text of the model has this decoder; leave them out"
@@ -154,12 +158,12 @@ class Generation:
     def evaluate(self, model: M3AEForGeneration, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return on a split, in nats a sample, the negative ELBO with β = 1 (`loss`) and its terms.
 
-        They are `kl` and `nll_<modality>`, this over the samples that have the modality. Every component of the
-        posterior counts, and no weight does.
+        The terms are `kl` and `nll_<modality>`, the latter over the samples that have the modality. Every component
+        of the posterior counts, and no weight does.
         """
         dataset, sums = self.dataset(split), MeanMetrics()
-        own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-        for batch in self.batches(dataset, own):
+        share = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+        for batch in self.batches(dataset, share):
             batch = send_to_device(batch, accelerator.device)
             elbo = model.elbo(batch)
             sums.add("loss", -elbo.bound)
@@ -172,9 +176,11 @@ class Generation:
         """Fit the prior, and measure validation and test: names are `<split>/<metric>`."""
         if self.config.generation.prior_components:
             self.fit_prior(model, accelerator)
-        splits = [split for split in ("validation", "test") if self.has(split)]
-        found = {split: self.evaluate(model, accelerator, split) for split in splits}
-        return {f"{split}/{name}": value for split, metrics in found.items() for name, value in metrics.items()}
+        metrics: dict[str, float] = {}
+        for split in ("validation", "test"):
+            if self.has(split):
+                metrics |= prefixed(split, self.evaluate(model, accelerator, split), "/")
+        return metrics
 
     def has(self, split: str) -> bool:
         """Return whether the data have a split."""
@@ -185,55 +191,38 @@ class Generation:
 
         The main process works alone.
         """
-        found = in_main_process(accelerator, lambda: self._evaluate_everything(model, split))
-        return {f"{split}/{name}": value for name, value in found.items()}
+        return prefixed(split, in_main_process(accelerator, lambda: self._write_report(model, split)), "/")
 
-    def _evaluate_everything(self, model: M3AEForGeneration, split: str) -> dict[str, float]:
+    def _write_report(self, model: M3AEForGeneration, split: str) -> dict[str, float]:
         # scikit-learn and matplotlib are slow to import, and only a report needs them.
         from m3ae.evaluation.figures import plot_missing_rates
         from m3ae.evaluation.latent import LatentEvaluator
         from m3ae.evaluation.report_files import write_report
+        from m3ae.evaluation.texts import TextEvaluator, Texts
 
-        dataset, folder = self.dataset(split), self.config.output_dir
-        learnt = evenly(len(self.train_dataset), LEARNT_ROWS)
-        evaluator = LatentEvaluator(
-            model,
-            self.batches(self.train_dataset, learnt),
-            self.batches(dataset, range(len(dataset))),
-            self.config.generation,
-            self.config.training.seed,
-            self._problems(split, dataset.ids, [self.train_dataset.ids[row] for row in learnt]),
-        )
-        report = evaluator.evaluate()
-        texts, written = self._write_texts(evaluator, dataset, learnt)
-        report = replace(report, texts=texts)
+        dataset, folder, options = self.dataset(split), self.config.output_dir, self.config.generation
+        train, seed = self.train_dataset, self.config.training.seed
+        learnt = evenly(len(train), LEARNT_ROWS)
+        problems = None
+        if self.problem_reader is not None:
+            problems = self.problem_reader.read([train.ids[row] for row in learnt], split, dataset.ids)
+        batches = self.batches(train, learnt), self.batches(dataset, range(len(dataset)))
+        evaluator = LatentEvaluator(model, *batches, options, seed, problems)
+        report, lines = evaluator.evaluate(), list[dict[str, Any]]()
+        if self.tokenizer is not None and options.text_rows:
+            texts = {}
+            for name in _texts(model.latent):
+                of_training = train.texts_of(name)
+                texts[name] = Texts([of_training[row] for row in learnt], dataset.texts_of(name))
+            decode = partial(self.tokenizer.batch_decode, skip_special_tokens=True)
+            writer = TextEvaluator(evaluator, decode, options.text_rows, seed)
+            reports, lines = writer.evaluate(texts, dataset.ids)
+            report = replace(report, texts=reports)
         folder.mkdir(parents=True, exist_ok=True)
         self._draw(model, dataset, folder)
         plot_missing_rates(folder / "missing_rates.png", report.missing_rate)
-        write_report(folder, f"{self.config.model.path} on {split}", report, written)
+        write_report(folder, f"{self.config.model.path} on {split}", report, lines)
         return report.main_metrics()
-
-    def _write_texts(
-        self, evaluator: LatentEvaluator, dataset: ColumnDataset, learnt: Sequence[int]
-    ) -> tuple[dict[str, TextReport], list[dict[str, Any]]]:
-        """Return `TextEvaluator.evaluate` of a model with texts, and nothing of others."""
-        from m3ae.evaluation.texts import TextEvaluator, Texts
-
-        decode, names = self._decode_text(), _texts(self.model.latent)
-        if decode is None or not self.config.generation.text_rows:
-            return {}, []
-        training = {name: self.train_dataset.texts_of(name) for name in names}
-        texts = {name: Texts([training[name][row] for row in learnt], dataset.texts_of(name)) for name in names}
-        writer = TextEvaluator(evaluator, decode, self.config.generation.text_rows, self.config.training.seed)
-        return writer.evaluate(texts, dataset.ids)
-
-    def _problems(self, split: str, ids: Sequence[str], learnt: Sequence[str]) -> Problems | None:
-        from m3ae.evaluation.probes import Problems
-
-        reader = self.problem_reader
-        if reader is None:
-            return None
-        return Problems(reader.names, reader.targets("train", learnt), reader.targets(split, ids))
 
     def fit_prior(self, model: M3AEForGeneration, accelerator: Accelerator) -> None:
         """Fit the prior on training samples, the same in every process."""
@@ -259,27 +248,12 @@ class Generation:
         """Draw the figures of the first rows that have all modalities; none if there is no such row."""
         from m3ae.evaluation.figures import LatentFigures
 
-        complete: list[int] = []
-        for index in range(len(dataset)):
-            if len(complete) < DRAWN_ROWS and dataset[Visit(index, seed=0)].present.all():
-                complete.append(index)
+        rows = (row for row in range(len(dataset)) if dataset[Visit(row, seed=0)].present.all())
+        complete = list(islice(rows, FIGURE_ROWS))
         if not complete:
             return []
         batch = send_to_device(next(self.batches(dataset, complete)), model.device)
         return LatentFigures(model, batch, self.config.training.seed, self.tokenizer).draw_all(folder)
-
-    def _decode_text(self) -> Callable[[Tensor], list[str]] | None:
-        if self.tokenizer is None:
-            return None
-        return partial(self.tokenizer.batch_decode, skip_special_tokens=True)
-
-
-def _open_problems(config: GenerationRun) -> ProblemReader | None:
-    if config.generation.problems is None:
-        return None
-    from m3ae.evaluation.probes import ProblemReader  # needs scikit-learn, which is slow to import
-
-    return ProblemReader(config.data.path, config.generation.problems)
 
 
 def _texts(latent: LatentConfig) -> list[str]:
@@ -289,14 +263,12 @@ def _texts(latent: LatentConfig) -> list[str]:
 
 def _build(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
     """Build a new model, and the tokenizer of its texts."""
-    given = dict(config.model.overrides)
-    latent = given.pop("latent")
-    tokenizer, texts = None, _texts(LatentConfig(**latent))
-    if texts:
+    overrides, tokenizer = dict(config.model.overrides), None
+    if texts := _texts(LatentConfig(**overrides["latent"])):
         tokenizer = build_tokenizer(config, lambda: read_texts(config.data.path, "train", texts))
-        model_config = new_config(config, tokenizer, given | {"latent": latent})
+        model_config = new_config(config, tokenizer, overrides)
     else:
-        model_config = M3AEConfig.named(config.model.size, **given, latent=latent)
+        model_config = M3AEConfig.named(config.model.size, **overrides)
     set_seed(config.training.seed)
     model = M3AEForGeneration(model_config)
     start_encoders(model, config.model.init)
@@ -304,11 +276,7 @@ def _build(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenize
 
 
 def _load(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
-    """Load a saved model: one of this class, or any whose trunk the experts start from.
-
-    Raises:
-        ValueError: There is none, it has no latent head and the config names none, or sizes change.
-    """
+    """Load a saved model: one of this class, or any whose trunk the experts start from."""
     path = config.model.path
     assert path is not None
     saved = saved_config(path)
@@ -316,17 +284,17 @@ def _load(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenizer
     if not isinstance(wanted.latent, LatentConfig):
         raise ValueError(f"model.overrides.latent: {path!r} has no latent head, and the config names none.")
     assert isinstance(saved.image_config, M3AEImageConfig) and isinstance(wanted.image_config, M3AEImageConfig)
-    own_size, anew = saved.image_config.image_size, config.model.from_scratch
-    if image_size != own_size and saved.latent is not None and not anew:
+    saved_size, anew = saved.image_config.image_size, config.model.from_scratch
+    if image_size != saved_size and saved.latent is not None and not anew:
         raise ValueError(
             f"model.overrides.image_config.image_size: got {image_size} for a latent head that has learnt images of "
-            f"{own_size} px; it keeps their size."
+            f"{saved_size} px; it keeps their size."
         )
     set_seed(config.training.seed)
     if anew:
         wanted.image_config.image_size = image_size
         model = M3AEForGeneration(wanted)
-    elif image_size == own_size:
+    elif image_size == saved_size:
         model = M3AEForGeneration.from_pretrained(path, config=wanted)
     else:
         model = _resized(path, wanted, image_size)
@@ -342,4 +310,84 @@ def _resized(path: str, config: M3AEConfig, image_size: int) -> M3AEForGeneratio
     model = M3AEForGeneration(config)
     used = model.base_model.state_dict().keys()
     model.base_model.load_state_dict({name: value for name, value in trunk.state_dict().items() if name in used})
+    return model
+
+
+class ArrayGeneration(Generation):
+    """The latent head on arrays.
+
+    Args:
+        config: The run.
+        model: The model.
+        splits: Name → samples; `train` is trained on.
+    """
+
+    def __init__(self, config: GenerationRun, model: M3AEForGeneration, splits: dict[str, ArrayDataset]) -> None:
+        self.splits = splits
+        super().__init__(config, model, None)
+
+    def dataset(self, split: str) -> ArrayDataset:  # type: ignore[override]  # all that the loop needs of one
+        """Return the samples of a split."""
+        return self.splits[split]
+
+    def read_manifest(self) -> Manifest:
+        """Describe the arrays as far as a model card does."""
+        infos = {split: SplitInfo(len(samples), {}, None, 0, {}) for split, samples in self.splits.items()}
+        return Manifest("arrays in memory", {}, "", infos, {}, {})
+
+
+def train_generation(
+    dataset: ArrayDataset,
+    output_dir: str | Path,
+    *,
+    validation: ArrayDataset | None = None,
+    steps: int = 2000,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    missing_rate: float = 0.0,
+    seed: int = 0,
+    resume: bool = False,
+    **latent: Any,
+) -> M3AEForGeneration:
+    """Train a multimodal VAE on arrays, and leave it in `output_dir/model` with metrics and figures.
+
+    Args:
+        dataset: The training samples.
+        output_dir: A new folder, or one of an interrupted run.
+        validation: Samples that the loss is measured on ten times, and at the end.
+        steps: Optimiser steps.
+        batch_size: Samples of a step, at most as many as there are.
+        lr: Learning rate after warm-up, which falls to 0.
+        missing_rate: Share of the modalities that training is not shown, beside those that are missing.
+        seed: Seed of the weights, of the order of the samples and of all noise.
+        resume: Whether to continue an interrupted run in `output_dir`.
+        latent: Options of `LatentConfig`, such as `kind="mopoe"`, `size=16`, `objective="dreg", num_samples=8`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileExistsError: The folder holds another run.
+        ValueError: An option does not exist, or does not fit the arrays.
+    """
+    options = {"modalities": dataset.modalities, **latent}
+    optimizer = {"lr": lr, "betas": (0.9, 0.999), "weight_decay": 0.0, "lr_multipliers": {}, "schedule": "cosine"}
+    training = {"max_steps": steps, "batch_size": min(batch_size, len(dataset)), "seed": seed, "tracker": "none"}
+    validate_every = None if validation is None else max(1, steps // 10)
+    config = GenerationRun.model_validate(
+        {
+            "task": "generation",
+            "output_dir": Path(output_dir),
+            "data": {"path": Path(output_dir)},
+            "model": {"size": "small", "overrides": {"latent": options}},
+            "optimizer": optimizer,
+            "training": {**training, "validate_every": validate_every},
+            "generation": {"missing_rate": missing_rate, "prior_components": min(10, len(dataset))},
+        }
+    )
+    set_seed(seed)
+    model = M3AEForGeneration(M3AEConfig.named(config.model.size, latent=options))
+    splits = {"train": dataset} | ({} if validation is None else {"validation": validation})
+    train(config, ArrayGeneration(config, model, splits), resume=resume)
+    model.eval()
     return model
