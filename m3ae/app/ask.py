@@ -6,7 +6,7 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import Session
-from m3ae.app.widgets import examples_row, image_input, picture, read_image, told
+from m3ae.app.widgets import examples_row, image_input, picture, read_image, shows_errors
 from m3ae.figures import render
 from m3ae.inference import answer
 from m3ae.inference.drawing import draw_word_attention
@@ -17,26 +17,24 @@ def add_tab(session: Session) -> None:
     assert session.answering is not None
     model, processor = session.answering
 
-    @told
+    @shows_errors
     def run(path: str | None, question: str) -> tuple[dict[str, float], Image.Image]:
         image = read_image(path)
         if not question.strip():
             raise gr.Error("Ask a question first.", print_exception=False)
-        (found,) = answer(model, processor, [image], [question])
-        note = f"answer: {found[0].answer} ({found[0].score:.2f})"
-        drawn = draw_word_attention(model, processor, image, question, note, columns=4)
-        return {own.answer: own.score for own in found}, render(drawn)
+        (answers,) = answer(model, processor, [image], [question])
+        note = f"answer: {answers[0].answer} ({answers[0].score:.2f})"
+        figure = draw_word_attention(model, processor, image, question, note, columns=4)
+        return dict(answers), render(figure)
 
     with gr.Tab("Ask", id="ask"):
         gr.Markdown(
             f"Ask about an image; the model chooses among its {len(model.config.id2label or {}):,} answers. The maps "
             "show what each word read in the last layer, not why the answer was given."
         )
-        image, question = (
-            image_input(),
-            gr.Textbox(label="Question", placeholder="Is there an effusion?", render=False),
-        )
-        examples_row(session.examples(questions=True), lambda own: (own.image, own.question), [image, question])
+        image = image_input()
+        question = gr.Textbox(label="Question", placeholder="Is there an effusion?", render=False)
+        examples_row(session.examples(questions=True), lambda case: (case.image, case.question), [image, question])
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 image.render()
@@ -45,5 +43,4 @@ def add_tab(session: Session) -> None:
                 scores = gr.Label(label="Answers and their probabilities", num_top_classes=5)
             with gr.Column(scale=2, min_width=500):
                 shown = picture("Where each word looks: attention over the image")
-        button.click(run, [image, question], [scores, shown])
-        question.submit(run, [image, question], [scores, shown])
+        gr.on([button.click, question.submit], run, [image, question], [scores, shown])

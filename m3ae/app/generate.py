@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import PreparedSet, Session
-from m3ae.app.widgets import picture, told
+from m3ae.app.widgets import picture, shows_errors
 from m3ae.figures import draw_modalities, render
 from m3ae.inference import generate, traverse
 from m3ae.inference.generation import Value, read_values
@@ -22,34 +22,31 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
     """Add the tab, for rows of a prepared set that has the model's modalities."""
     assert session.latent is not None
     model, tokenizer = session.latent
-    modalities = model.latent_head.modalities
-    experts, rows = model.latent.experts, prepared.rows
+    modalities, experts, rows = model.latent_head.modalities, model.latent.experts, prepared.rows
 
     def read(row: float, names: Sequence[str]) -> dict[str, Value]:
         return read_values(model, rows, int(row), names)
 
-    @told
+    @shows_errors
     def run(row: float, given: list[str], temperature: float, seed: float) -> Image.Image:
-        values = read(row, given)
-        made = generate(
-            model, tokenizer, values, [*modalities], num_samples=SAMPLES, temperature=temperature, seed=int(seed)
-        )
-        present = [name for name in modalities if rows[int(row)][name] is not None]
-        real = read(row, present)
-        titled = {f"{name}\n(given)" if name in given else name: name for name in made}
-        shown = {title: [real.get(name), *made[name]] for title, name in titled.items()}
-        titles = ["the row's own", *(f"sample {number}" for number in range(1, SAMPLES + 1))]
+        options = {"num_samples": SAMPLES, "seed": int(seed)}
+        samples = generate(model, tokenizer, read(row, given), [*modalities], temperature=temperature, **options)
+        real = read(row, [name for name in modalities if rows[int(row)][name] is not None])
+        titled = {f"{name}\n(given)" if name in given else name: name for name in samples}
+        shown = {title: [real.get(name), *samples[name]] for title, name in titled.items()}
+        titles = ["the row", *(f"sample {number}" for number in range(1, SAMPLES + 1))]
         return render(draw_modalities(shown, {title: modalities[name] for title, name in titled.items()}, titles))
 
-    @told
+    @shows_errors
     def move(row: float, given: list[str], dimension: float, seed: float) -> Image.Image:
-        made = traverse(model, tokenizer, read(row, given), int(dimension), STEPS, seed=int(seed))
-        return render(draw_modalities(made, modalities, _titles()))
+        samples = traverse(model, tokenizer, read(row, given), int(dimension), STEPS, seed=int(seed))
+        titles = [f"{step:+g}" if step else "0" for step in STEPS]
+        return render(draw_modalities(samples, modalities, titles))
 
     with gr.Tab("Generate", id="generate"):
         gr.Markdown(
             f"Take a row of {prepared.folder.name}, tell the model some of its modalities, and let it generate all: "
-            f"samples from the posterior of what is given. With nothing given, it draws from its prior."
+            f"samples from the posterior of the given ones. With nothing given, it draws from its prior."
         )
         with gr.Row():
             row = gr.Slider(0, len(rows) - 1, 0, step=1, label="Row of the set")
@@ -57,27 +54,22 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
             seed = gr.Number(0, precision=0, label="Seed")
         temperature = gr.Slider(0, 1.5, 0.7, step=0.1, label="Temperature: 0 gives the means, 1 the samples")
         button = gr.Button("Generate", variant="primary")
-        shown = picture("The row's own modalities, and what is generated")
+        shown = picture("The modalities of the row, and generated ones")
         gr.Markdown(
             f"Move along one of {model.latent.total_size} latent dimensions while the others stay, and private ones "
-            f"follow a shared one: {_parts(model)}."
+            f"follow a shared one: {_owners(model)}."
         )
         dimension = gr.Slider(0, model.latent.total_size - 1, 0, step=1, label="Latent dimension")
         walk = gr.Button("Traverse", variant="primary")
         path = picture("What changes while the dimension goes from −3 to 3")
         button.click(run, [row, given, temperature, seed], shown)
-        walk.click(move, [row, given, dimension, seed], path)
-        dimension.release(move, [row, given, dimension, seed], path)
+        gr.on([walk.click, dimension.release], move, [row, given, dimension, seed], path)
 
 
-def _parts(model: M3AEForGeneration) -> str:
-    """Say which latent dimensions are whose."""
-    parts = [f"0–{model.latent.size - 1} are shared by all"]
-    for name, own in model.latent_head.private_dimensions.items():
-        if own.stop > own.start:
-            parts.append(f"{own.start}–{own.stop - 1} are {name}'s own")
-    return ", ".join(parts)
-
-
-def _titles() -> list[str]:
-    return [f"{step:+g}" if step else "0" for step in STEPS]
+def _owners(model: M3AEForGeneration) -> str:
+    """Say which modality each latent dimension belongs to."""
+    private = model.latent_head.private_dimensions.items()
+    ranges = [
+        f"{span.start}–{span.stop - 1} are private to {name}" for name, span in private if span.stop > span.start
+    ]
+    return ", ".join([f"0–{model.latent.size - 1} are shared by all", *ranges])

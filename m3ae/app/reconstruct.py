@@ -6,7 +6,7 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import Session
-from m3ae.app.widgets import examples_row, image_input, picture, read_image, told
+from m3ae.app.widgets import examples_row, image_input, picture, read_image, shows_errors
 from m3ae.figures import render
 from m3ae.inference import reconstruct
 from m3ae.inference.drawing import draw_samples
@@ -17,25 +17,22 @@ def add_tab(session: Session) -> None:
     assert session.masked is not None
     model, processor = session.masked
 
-    @told
+    @shows_errors
     def run(
         path: str | None, text: str, mask_ratio: float, word_ratio: float, seed: float
     ) -> tuple[Image.Image, list[tuple[str, str | None]]]:
-        given = text.strip() or None
-        samples = reconstruct(
-            model, processor, [read_image(path)], [given], mask_ratio=mask_ratio, word_ratio=word_ratio, seed=int(seed)
-        )
-        drawn = render(draw_samples(model, samples, [None], mask_ratio))
+        ratios = {"mask_ratio": mask_ratio, "word_ratio": word_ratio}
+        samples = reconstruct(model, processor, [read_image(path)], [text.strip() or None], **ratios, seed=int(seed))
         words: list[tuple[str, str | None]] = []
         for word in samples[0].words or []:
             verdict = "right" if word.predicted == word.word else "wrong"
             words += [(f"{word.word} → {word.predicted} ({word.score:.2f})", verdict), ("  ", None)]
-        return drawn, words
+        return render(draw_samples(model, samples, [None], mask_ratio)), words
 
     with gr.Tab("Reconstruct", id="reconstruct"):
         gr.Markdown("Hide patches of an image and words of its report; the model fills them in, each from both.")
         image, text = image_input(), gr.Textbox(label="Report (may be left out)", lines=3, render=False)
-        examples_row(session.examples(), lambda own: (own.image, own.text), [image, text])
+        examples_row(session.examples(), lambda case: (case.image, case.text), [image, text])
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 image.render()
@@ -46,11 +43,9 @@ def add_tab(session: Session) -> None:
                 button = gr.Button("Reconstruct", variant="primary")
             with gr.Column(scale=2, min_width=500):
                 shown = picture("Original, masked, reconstruction, error of each patch")
-                found = gr.HighlightedText(
-                    label="Hidden words → what the model puts there (probability)",
+                predictions = gr.HighlightedText(
+                    label="Hidden words → the model's words (probability)",
                     color_map={"right": "#56B4E9", "wrong": "#E69F00"},
                     show_legend=True,
                 )
-        inputs = [image, text, mask, words, seed]
-        button.click(run, inputs, [shown, found])
-        mask.release(run, inputs, [shown, found])
+        gr.on([button.click, mask.release], run, [image, text, mask, words, seed], [shown, predictions])

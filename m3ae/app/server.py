@@ -26,7 +26,7 @@ def build(session: Session) -> gr.Blocks:
     """Return the app: a tab for everything that models and sets allow.
 
     Raises:
-        ValueError: A model needs a prepared set that is not there.
+        ValueError: No prepared set goes with a model.
     """
     import gradio as gr
 
@@ -39,7 +39,7 @@ def build(session: Session) -> gr.Blocks:
                 reconstruct.add_tab(session)
             if session.answering is not None:
                 ask.add_tab(session)
-            with_images = next((own for own in session.sets if own.image_columns), None)
+            with_images = next((prepared for prepared in session.sets if prepared.image_columns), None)
             if session.searching is not None and with_images is not None:
                 search.add_tab(session, with_images)
             elif session.searching is not None and session.masked is None:
@@ -70,24 +70,24 @@ def serve(
 ) -> str:
     """Serve the app until it is interrupted.
 
-    Uploads are at most 20 MB; they lie in a temporary folder, from which they are deleted after ten minutes, and which
-    is removed at the end, by SIGTERM and SIGHUP, too; what a killed app has left is removed when the next one starts.
+    Uploads are at most 20 MB. They lie in a temporary folder, and are deleted after ten minutes. The folder is removed
+    at the end, by SIGTERM and SIGHUP, too; the next app removes the folder of a killed one.
 
     Args:
         models: Folders or hub names, at most one for each task.
         sets: Prepared folders.
-        split: That rows and examples are taken from.
-        host: Address to listen on; any but the default lets others use the app.
-        port: To listen on.
-        device: Of the models.
+        split: The split that rows and examples are taken from.
+        host: The address to listen on; any but the default lets others use the app.
+        port: The port to listen on.
+        device: The device of the models.
         block: Whether to wait; otherwise the app is served in the background.
 
     Returns:
-        Its address.
+        The address of the app.
 
     Raises:
         FileNotFoundError: There is no such prepared folder.
-        ValueError: A model cannot be loaded, or needs a prepared set that is not there.
+        ValueError: A model cannot be loaded, or no prepared set goes with it.
         OSError: The port is taken.
     """
     with ExitStack() as stack:

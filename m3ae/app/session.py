@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import datasets
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from m3ae.data.pairs import PairColumns
 from m3ae.data.prepared import image_columns, load_manifest, load_split
 from m3ae.images.files import decode_image
-from m3ae.inference.inputs import find_model, load_generator, load_model, saved_class
+from m3ae.inference.inputs import find_model, load_any
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.finetuned import M3AEForQuestionAnswering
 from m3ae.models.generation import M3AEForGeneration
@@ -54,17 +52,16 @@ class PreparedSet:
     @cached_property
     def examples(self) -> list[Example]:
         """Some rows with an image, spread over the split."""
-        found: list[Example] = []
-        step = max(1, len(self.rows) // NUM_EXAMPLES)
-        texts = PairColumns.of((), "text" if "text" in self.rows.features else None)
-        for place in range(0, len(self.rows), step):
-            row = self.rows[place]
+        examples: list[Example] = []
+        for number in range(0, len(self.rows), max(1, len(self.rows) // NUM_EXAMPLES)):
+            row = self.rows[number]
             content = next((cell["bytes"] for name in self.image_columns if (cell := row[name])), None)
-            if content is not None and len(found) < NUM_EXAMPLES:
-                own = texts.texts_of(row) if texts.texts else []
+            if content is not None and len(examples) < NUM_EXAMPLES:
+                text = row.get("text") or ""
+                first = text if isinstance(text, str) else text[0]
                 picture = decode_image(content, row["id"]).convert("RGB")
-                found.append(Example(picture, own[0] if own else "", row.get("question") or ""))
-        return found
+                examples.append(Example(picture, first, row.get("question") or ""))
+        return examples
 
 
 @dataclass
@@ -72,10 +69,10 @@ class Session:
     """Everything that the tabs use; loaded once.
 
     Attributes:
-        masked: For reconstructions.
-        answering: For questions.
-        searching: For search, with the folder or hub name that it is of.
-        latent: For generation, with its tokenizer.
+        masked: A model for reconstructions.
+        answering: A model for questions.
+        searching: A model for search, with its folder or hub name.
+        latent: A model for generation, with its tokenizer.
         sets: Prepared sets.
         runs: Folders of the runs that have made the models.
     """
@@ -88,16 +85,15 @@ class Session:
     runs: list[Path] = field(default_factory=list)
 
     def examples(self, *, questions: bool = False) -> list[Example]:
-        """Return examples of the first set that has images, and questions if these are wanted."""
-        for prepared in self.sets:
-            own = prepared.examples if prepared.image_columns else []
-            if own and (not questions or any(example.question for example in own)):
-                return own
-        return self.examples() if questions else []
+        """Return examples of the first set that has images; with `questions`, a set that has questions comes first."""
+        with_images = [prepared.examples for prepared in self.sets if prepared.image_columns and prepared.examples]
+        if questions:
+            with_images.sort(key=lambda examples: not any(example.question for example in examples))
+        return with_images[0] if with_images else []
 
     def set_of(self, columns: Sequence[str]) -> PreparedSet | None:
         """Return the first set that has these columns."""
-        return next((own for own in self.sets if not set(columns) - set(own.rows.features)), None)
+        return next((prepared for prepared in self.sets if set(columns) <= set(prepared.rows.features)), None)
 
 
 def open_session(models: Sequence[str], sets: Sequence[Path], split: str, device: str | None = None) -> Session:
@@ -109,27 +105,25 @@ def open_session(models: Sequence[str], sets: Sequence[Path], split: str, device
     """
     session = Session()
     for name in models:
-        saved, loaded = saved_class(name), dict[str, Any]()
-        if saved == "M3AEForGeneration":
-            loaded["latent"] = load_generator(name, device)
-        elif saved == "M3AEForQuestionAnswering":
-            loaded["answering"] = load_model(name, [M3AEForQuestionAnswering], device)
-        elif saved in {own.__name__ for own in SEARCHING}:
-            model, processor = load_model(name, SEARCHING, device)
-            loaded["searching"] = (model, processor, name)
+        model, processor = load_any(name, device)
+        previous: object = None
+        if isinstance(model, M3AEForGeneration):
+            previous, session.latent = session.latent, (model, processor)
+        elif isinstance(model, M3AEForQuestionAnswering):
+            previous, session.answering = session.answering, (model, processor)
+        elif isinstance(model, SEARCHING):
+            session.searching = (model, processor, name)
             if isinstance(model, M3AEForPreTraining):
-                loaded["masked"] = (model, processor)
+                previous, session.masked = session.masked, (model, processor)
         else:
-            raise ValueError(f"--model {name} is {saved}, for which the app has no tab")
-        for what, own in loaded.items():
-            if getattr(session, what) is not None and what != "searching":
-                raise ValueError(f"--model {name} is {saved}, as is another one: give one of each")
-            setattr(session, what, own)
+            raise ValueError(f"--model {name} is {type(model).__name__}, for which the app has no tab")
+        if previous is not None:
+            raise ValueError(f"--model {name} is {type(model).__name__}, as is another one: give one of each")
         folder = Path(find_model(name)).parent
         if (folder / "metrics.jsonl").is_file():
             session.runs.append(folder)
     for folder in sets:
-        splits = [own for own, info in load_manifest(folder).splits.items() if info.rows]
+        splits = [name for name, info in load_manifest(folder).splits.items() if info.rows]
         if not splits:
             raise ValueError(f"{folder} has no rows")
         session.sets.append(PreparedSet(folder, split if split in splits else splits[0]))

@@ -18,45 +18,33 @@ Result = TypeVar("Result")
 
 
 def image_input(label: str = "Image") -> gr.Image:
-    """Return a place to drop an image, to be rendered."""
+    """Return an input for an image, to be rendered."""
+    sources = ["upload", "clipboard"]
     return gr.Image(
-        label=label,
-        type="filepath",
-        image_mode=None,
-        format="png",
-        sources=["upload", "clipboard"],
-        height=300,
-        render=False,
+        label=label, type="filepath", image_mode=None, format="png", sources=sources, height=300, render=False
     )
 
 
-def picture(label: str, height: int | None = None) -> gr.Image:
-    """Return a place for a picture that the app draws."""
-    return gr.Image(
-        label=label,
-        format="png",
-        interactive=False,
-        height=height,
-        show_label=False,
-        buttons=["download", "fullscreen"],
-        placeholder=label,
-    )
+def picture(label: str) -> gr.Image:
+    """Return an output for a picture that the app draws."""
+    buttons = ["download", "fullscreen"]
+    return gr.Image(label=label, format="png", interactive=False, show_label=False, buttons=buttons, placeholder=label)
 
 
 def read_image(path: str | None) -> Image.Image:
     """Decode an uploaded image.
 
     Raises:
-        gr.Error: There is none.
-        ValueError: It cannot be read.
+        gr.Error: Nothing was uploaded.
+        ValueError: The image cannot be read.
     """
     if path is None:
         raise gr.Error("Give an image first.", print_exception=False)
     return load_image(Path(path))
 
 
-def told(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Show what a function complains about instead of hiding it from the user."""
+def shows_errors(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Let the user read the message of an error that a function raises."""
 
     @wraps(function)
     def run(*args: Parameters.args, **options: Parameters.kwargs) -> Result:
@@ -69,7 +57,7 @@ def told(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
 
 
 def examples_row(examples: Sequence[Example], fill: Callable[[Example], Any], outputs: Sequence[Any]) -> None:
-    """Show examples, of which a click fills in `outputs` with what `fill` returns; nothing if there are none."""
+    """Show examples; a click on one fills in `outputs` with the values of `fill`."""
     if not examples:
         return
 
@@ -78,7 +66,7 @@ def examples_row(examples: Sequence[Example], fill: Callable[[Example], Any], ou
 
     gr.Markdown("Take a case of the prepared set, or give an image of your own:")
     gallery = gr.Gallery(
-        [(own.image, "") for own in examples],
+        [(example.image, "") for example in examples],
         label="Cases of the prepared set",
         show_label=False,
         columns=len(examples),
