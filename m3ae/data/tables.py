@@ -206,6 +206,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+def is_nested(cell: Any) -> bool:
+    """Return whether a cell of a JSON file holds more than a value or a list of values."""
+    if isinstance(cell, list):
+        return any(isinstance(value, dict | list) for value in cell)
+    return isinstance(cell, dict)
+
+
 def plain_or_gzipped(path: Path) -> Path:
     """Return a file, or, where it is missing, its twin with or without `.gz`.
 

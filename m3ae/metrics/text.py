@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
-from m3ae.data.answers import ANSWER_TYPES, count_covered, normalize_answer
+from m3ae.data.questions import ANSWER_TYPES, count_covered, normalize_answer
 from m3ae.data.words import name_pattern, space_words
 
 ORDERS = (1, 2, 3, 4)
@@ -31,7 +31,7 @@ def vqa_accuracy(
 ) -> dict[str, float]:
     """Return the share of N questions whose predicted answer is one of the accepted ones, after normalisation.
 
-    Answers are compared as in the VQA evaluation (Antol et al. 2015; `m3ae.data.answers.normalize_answer`).
+    Answers are compared as in the VQA evaluation (Antol et al. 2015; `m3ae.data.questions.normalize_answer`).
 
     Args:
         predictions: An answer for each question.

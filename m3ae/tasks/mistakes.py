@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from m3ae.data.answers import normalize_answer
+from m3ae.data.questions import normalize_answer
 from m3ae.figures import VERMILION, cut, new_figure, save_figure
 from m3ae.metrics.text import is_right
 

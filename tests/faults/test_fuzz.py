@@ -11,9 +11,9 @@ from PIL import Image
 
 from m3ae import M3AEForPreTraining
 from m3ae.data.collate import PairCollator
-from m3ae.data.mfcc import UnreadableRecordingError, load_recording
 from m3ae.data.pairs import PairColumns, PairDataset
 from m3ae.data.prepared import load_manifest, load_split
+from m3ae.data.sources._digit_files import UnreadableRecordingError, load_recording
 from m3ae.data.sources.digits import read_idx
 from m3ae.data.streaming import PairStream, StreamedSet, UnreadableShardError
 from m3ae.data.tables import read_csv

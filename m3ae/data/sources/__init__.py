@@ -1,12 +1,12 @@
-"""The sources that can be prepared, by name; a module is imported when its source is asked for.
+"""The sources that can be prepared, by name; a module is imported when its source is used.
 
-A source is a module of `SOURCES` with `FEATURES` and `rows(...)`, an iterator of rows, `Rejected` and `Metadata`. A
-row has a unique `id`, a `split`, `text` (a list of strings, or None) where that is a column, and one cell for every
-other column of `FEATURES`. An image cell is None, the path of a file still to be decoded, a picklable function without
-arguments that returns a PIL image, or an encoded image as bytes, which are kept. A source may derive files from the
-rows that were kept, such as a list of answers: `extras(rows by split, arguments of rows)` returns their contents by
-name; the `summary` of one is printed. `LEFT_OUT_BY_CHOICE` lists the reasons for rejecting that an option asked for
-and that are no sign of a fault.
+A source is a module with `FEATURES` and `rows(...)`, an iterator of rows, `Rejected` and `Metadata`. A row has a
+unique `id`, a `split`, `text` (a list of strings, or None) where that is a column, and one cell for every other column
+of `FEATURES`. An image cell is None, the path of a file, a picklable function without arguments that returns a PIL
+image, or the bytes of an encoded image, which are kept. A source may derive files from the rows that were kept, such
+as a list of answers: `extras(rows by split, arguments of rows)` returns their contents by name; `prepare` prints the
+`summary` of each. `LEFT_OUT_BY_CHOICE` lists reasons for rejecting rows that an option chose and that are no sign of a
+fault.
 """
 
 from importlib import import_module
@@ -39,20 +39,12 @@ def register_source(name: str, module: str) -> None:
 
 
 def source_module(name: str) -> str:
-    """Return the name of a source's module.
-
-    Raises:
-        ValueError: there is no such source.
-    """
+    """Return the name of a source's module; raise ValueError for an unknown source."""
     if name not in SOURCES:
         raise ValueError(f"unknown source {name!r}: expected one of {', '.join(SOURCES)}")
     return SOURCES[name]
 
 
 def load_source(name: str) -> ModuleType:
-    """Import the module of a source.
-
-    Raises:
-        ValueError: there is no such source.
-    """
+    """Import the module of a source; raise ValueError for an unknown source."""
     return import_module(source_module(name))

@@ -1,7 +1,7 @@
-"""Digits in three modalities: handwritten in Farsi and in Kannada, and spoken in English; rows are of one class.
+"""Digits in three modalities: handwritten in Farsi and in Kannada, and spoken in English; a row is of one class.
 
 The sets are Hoda (Khosravi and Kabir 2007), Kannada-MNIST (Prabhu 2019) and the Free Spoken Digit Dataset (Jackson et
-al. 2018). Of train and test file, one is enough: it is then divided.
+al. 2018). One of the train and test files is enough: it is then divided.
 
 Layout:
 
@@ -10,16 +10,13 @@ Layout:
   spoken/   {digit}_{speaker}_{index}.wav
 """
 
-import gzip
 import hashlib
 import io
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +26,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.preprocessing import StandardScaler
 
-from m3ae.data.hoda import read_cdb
-from m3ae.data.mfcc import UnreadableRecordingError, load_recording, mfcc, stretch_frames
 from m3ae.data.prepared import Metadata, Rejected
-from m3ae.data.tables import plain_or_gzipped, require_folder
+from m3ae.data.sources._common import IMAGE, STRING, features
+from m3ae.data.sources._digit_files import (
+    UnreadableRecordingError,
+    load_recording,
+    mfcc,
+    read_cdb,
+    read_idx,
+    stretch_frames,
+)
+from m3ae.data.tables import require_folder
 
 NUM_DIGITS = 10
 IMAGE_SIDE = 28  # px
@@ -40,21 +44,17 @@ SAMPLING_RATE = 8000  # Hz
 NUM_FRAMES, NUM_COEFFICIENTS = 20, 13
 MODALITIES = ("farsi", "kannada", "speech")
 
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "farsi": datasets.Image(),
-        "kannada": datasets.Image(),
-        "speech": datasets.List(datasets.List(datasets.Value("float32"), length=NUM_COEFFICIENTS), length=NUM_FRAMES),
-        "label": datasets.Value("string"),
-        **{f"{name}_id": datasets.Value("string") for name in MODALITIES},
-    }
+FEATURES = features(
+    farsi=IMAGE,
+    kannada=IMAGE,
+    speech=datasets.List(datasets.List(datasets.Value("float32"), length=NUM_COEFFICIENTS), length=NUM_FRAMES),
+    label=STRING,
+    **{f"{name}_id": STRING for name in MODALITIES},
 )
 
 FARSI_FILES = {"train": "Train 60000.cdb", "test": "Test 20000.cdb"}
-SPLITS = ("test", "validation", "train")  # of equal items, the first of these has one
-TEST_RECORDINGS = 5  # of each speaker and digit the first ones
+SPLITS = ("test", "validation", "train")  # equal items come into the first of these
+TEST_RECORDINGS = 5  # the first recordings of each speaker and digit
 ONE_IN_TEST, ONE_IN_VALIDATION = 5, 20
 
 
@@ -63,10 +63,10 @@ class Item:
     """An image or a recording.
 
     Attributes:
-        id: of its modality, unique there.
-        digit: 0 to 9.
-        split: train or test, as its file or name says.
-        value: pixels (28, 28) uint8, ink 255, or coefficients (20, 13) float32.
+        id: An id that is unique in its modality.
+        digit: The digit, 0 to 9.
+        split: The published split, train or test.
+        value: Pixels (28, 28) uint8, ink 255, or coefficients (20, 13) float32.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Item:
 
     @cached_property
     def digest(self) -> bytes:
-        """The same for equal values."""
+        """A digest that equal values share."""
         return hashlib.sha256(self.value.tobytes()).digest()
 
     @cached_property
@@ -95,15 +95,15 @@ def rows(
 ) -> Iterator[dict[str, Any] | Rejected | Metadata]:
     """Yield rows of a Farsi digit, a Kannada digit and a recording of one class; the classes are equally frequent.
 
-    No image and no recording is in two splits, and the seed does not change which split it is in. The test sets are
-    the published ones: the test files, and the first five recordings of each speaker and digit. Where there is only
-    one file, a fifth of each class is for testing. Of what is left, a twentieth of each class is for validation. Both
-    are chosen by a digest of the contents. A split uses all its items equally often, or nearly so; the seed draws
-    which ones come together, and the columns `farsi_id`, `kannada_id` and `speech_id` say it.
+    No image and no recording is in two splits, and the seed does not change its split. The test sets are the published
+    ones: the test files, and the first five recordings of each speaker and digit. If a set has only one file, a fifth
+    of each class is for testing. A twentieth of each remaining class is for validation. A digest of the contents
+    chooses both. A split uses all its items nearly equally often; the seed decides which ones come together, and the
+    columns `farsi_id`, `kannada_id` and `speech_id` name them.
 
-    Images are 28x28 px, white on black; Farsi ones are shrunk where they are larger, never enlarged, and centred.
-    Recordings are 13 mel-frequency cepstral coefficients in 20 frames (`m3ae.data.mfcc`), each coefficient with mean 0
-    and standard deviation 1 over the recordings for training; what was subtracted and divided by is in the manifest.
+    Images are 28x28 px, white on black; larger Farsi ones are shrunk, smaller ones are not enlarged, and all are
+    centred. Recordings are 13 mel-frequency cepstral coefficients in 20 frames (`mfcc`), each coefficient with mean 0
+    and standard deviation 1 over the recordings for training; the manifest has the means and deviations.
 
     Args:
         source: the folder with farsi, kannada and spoken.
@@ -113,8 +113,8 @@ def rows(
         seed: another seed puts other items together.
 
     Raises:
-        FileNotFoundError: a folder or a file is missing.
-        ValueError: a file is damaged, a digit has too few items, or an argument is out of range.
+        FileNotFoundError: A folder or a file is missing.
+        ValueError: A file is damaged, a digit has too few items, or an argument is out of range.
     """
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     for name, value, least in (*((f"num_{split}", count, 1) for split, count in counts.items()), ("seed", seed, 0)):
@@ -127,14 +127,14 @@ def rows(
         "kannada": read_kannada(source / "kannada"),
         "speech": read_speech(source / "spoken", rejected),
     }
-    pools = {name: divide(name, found, rejected) for name, found in items.items()}
+    pools = {name: divide(name, members, rejected) for name, members in items.items()}
     yield from rejected
     yield Metadata("items", {name: {split: len(pool[split]) for split in counts} for name, pool in pools.items()})
     scaler = StandardScaler().fit(np.concatenate([item.value for item in pools["speech"]["train"]], dtype=np.float64))
     yield Metadata("speech", {"mean": scaler.mean_.tolist(), "standard_deviation": scaler.scale_.tolist()})
     for number, (split, count) in enumerate(counts.items()):
         by_modality = [pools[name][split] for name in MODALITIES]
-        for index, row in enumerate(draw_rows(by_modality, count, np.random.default_rng([seed, number]))):
+        for index, row in enumerate(combine(by_modality, count, np.random.default_rng([seed, number]))):
             farsi, kannada, speech = row
             yield {
                 "id": f"{split}-{index:06d}",
@@ -147,30 +147,102 @@ def rows(
             }
 
 
-def read_farsi(folder: Path) -> list[Item]:
-    """Read the images of the Hoda set, fitted into the square.
+def divide(name: str, items: Sequence[Item], rejected: list[Rejected]) -> Pool:
+    """Divide the items of a modality among the splits, class by class.
+
+    Items of a class with equal contents come into one split. An item is left out if an equal one, by publication or
+    because it is of another class, is in a split closer to the test.
+
+    Args:
+        name: The name of the modality.
+        items: Items with their published split; if all have the same one, the items are divided.
+        rejected: A list that items are added to whose equal is in another split.
 
     Raises:
-        FileNotFoundError: there is neither of the two files.
-        ValueError: one of them is damaged or holds letters.
+        ValueError: A split has no item of a digit.
     """
+    is_divided = len({item.split for item in items}) == 2
+    by_digit: dict[int, list[Item]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: item.digest):
+        by_digit[item.digit].append(item)
+    candidates: Pool = {split: [] for split in SPLITS}
+    for members in by_digit.values():
+        test, others = ([item for item in members if item.split == split] for split in ("test", "train"))
+        if not is_divided:
+            test, others = cut(members, ONE_IN_TEST)
+        for split, selected in zip(SPLITS, (test, *cut(others, ONE_IN_VALIDATION)), strict=True):
+            candidates[split] += selected
+
+    split_of: dict[bytes, str] = {}
+    pool: Pool = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for item in candidates[split]:
+            if (first := split_of.setdefault(item.digest, split)) == split:
+                pool[split].append(item)
+            else:
+                rejected.append(Rejected(item.id, "its equal is in another split", split, detail=first))
+        if missing := set(range(NUM_DIGITS)) - {item.digit for item in pool[split]}:
+            raise ValueError(
+                f"{name} has no {min(missing)} for the split {split} among {len(by_digit[min(missing)])} items: "
+                "expected at least three items of each digit"
+            )
+    return pool
+
+
+def cut(items: list[Item], one_in: int) -> tuple[list[Item], list[Item]]:
+    """Cut off the first of every `one_in` items in the order of their digests, and those that equal the last one."""
+    size = -(-len(items) // one_in)
+    while size < len(items) and items[size].digest == items[size - 1].digest:
+        size += 1
+    return items[:size], items[size:]
+
+
+def combine(modalities: Sequence[Sequence[Item]], count: int, rng: np.random.Generator) -> list[list[Item]]:
+    """Put items of one class together: classes, and items within a class, occur as equally often as possible.
+
+    Args:
+        modalities: The items of one split by modality.
+        count: The number of rows.
+        rng: The source of all randomness.
+    """
+    digits = rng.permutation(np.arange(count) % NUM_DIGITS)
+    cells = np.empty((count, len(modalities)), dtype=object)
+    for digit in range(NUM_DIGITS):
+        positions = np.flatnonzero(digits == digit)
+        for column, items in enumerate(modalities):
+            members = np.array([item for item in items if item.digit == digit], dtype=object)
+            passes = np.tile(np.arange(len(members)), (-(-len(positions) // len(members)), 1))
+            cells[positions, column] = members[rng.permuted(passes, axis=1).ravel()[: len(positions)]]
+    rows: list[list[Item]] = cells.tolist()
+    return rows
+
+
+def read_farsi(folder: Path) -> list[Item]:
+    """Read the images of the Hoda set, fitted into the square."""
     paths = {split: folder / name for split, name in FARSI_FILES.items() if (folder / name).is_file()}
     if not paths:
         raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FARSI_FILES.values())}")
-    items = []
-    for split, path in paths.items():
-        for number, (label, image) in enumerate(read_cdb(path)):
-            items.append(Item(f"farsi-{split}-{number:05d}", _digit(path, label), split, fit_image(image)))
-    return items
+    return [
+        Item(f"farsi-{split}-{number:05d}", _digit(path, label), split, fit_image(image))
+        for split, path in paths.items()
+        for number, (label, image) in enumerate(read_cdb(path))
+    ]
+
+
+def fit_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Centre an image (H, W) in a black square; a larger one is shrunk, its shape kept.
+
+    Bilinear interpolation, unlike bicubic, leaves the background black.
+    """
+    fitted = Image.fromarray(image)
+    fitted.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR)
+    square = Image.new("L", (IMAGE_SIDE, IMAGE_SIDE))
+    square.paste(fitted, ((IMAGE_SIDE - fitted.width) // 2, (IMAGE_SIDE - fitted.height) // 2))
+    return np.asarray(square)
 
 
 def read_kannada(folder: Path) -> list[Item]:
-    """Read the images of Kannada-MNIST.
-
-    Raises:
-        FileNotFoundError: there are images of neither split, or their labels are missing.
-        ValueError: a file is damaged, or images and labels do not fit together.
-    """
+    """Read the images of Kannada-MNIST."""
     names = {split: folder / f"X_kannada_MNIST_{split}-idx3-ubyte.gz" for split in FARSI_FILES}
     paths = {split: path for split, path in names.items() if path.is_file() or path.with_suffix("").is_file()}
     if not paths:
@@ -189,15 +261,7 @@ def read_kannada(folder: Path) -> list[Item]:
 
 
 def read_speech(folder: Path, rejected: list[Rejected]) -> list[Item]:
-    """Read the recordings as cepstral coefficients.
-
-    Args:
-        folder: with the WAV files.
-        rejected: list that unusable recordings are added to.
-
-    Raises:
-        FileNotFoundError: there is no recording.
-    """
+    """Read the recordings as cepstral coefficients, and add unusable ones to `rejected`."""
     items = []
     paths = sorted(folder.glob("*.wav"))
     if not paths:
@@ -217,108 +281,6 @@ def read_speech(folder: Path, rejected: list[Rejected]) -> list[Item]:
         frames = mfcc(signal, SAMPLING_RATE, NUM_COEFFICIENTS)
         items.append(Item(path.stem, digit, split, stretch_frames(frames, NUM_FRAMES)))
     return items
-
-
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an array from a file in the format of MNIST, plain or gzipped.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged or holds something else than bytes.
-    """
-    path = plain_or_gzipped(path)
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}): download it again") from error
-    if content[:3] != b"\0\0\x08" or len(content) < 4 or len(content) < (start := 4 + 4 * content[3]):
-        raise ValueError(f"{path} is no idx file of bytes: expected one of Kannada-MNIST")
-    shape = np.frombuffer(content, ">u4", content[3], 4).tolist()
-    if len(content) - start != prod(shape):
-        raise ValueError(f"{path} has {len(content) - start:,} of {prod(shape):,} values: download it again")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def fit_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Centre an image (H, W) in a black square; a larger one is shrunk, its shape kept.
-
-    Bilinear interpolation, unlike bicubic, leaves the background black.
-    """
-    fitted = Image.fromarray(image)
-    fitted.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR)
-    square = Image.new("L", (IMAGE_SIDE, IMAGE_SIDE))
-    square.paste(fitted, ((IMAGE_SIDE - fitted.width) // 2, (IMAGE_SIDE - fitted.height) // 2))
-    return np.asarray(square)
-
-
-def divide(name: str, items: Sequence[Item], rejected: list[Rejected]) -> Pool:
-    """Divide the items of a modality among the splits, class by class.
-
-    Items of a class with equal contents come into the same split. Those whose equal is in a split closer to the test,
-    by publication or because it is of another class, are left out.
-
-    Args:
-        name: of the modality.
-        items: with the published split, or all of one.
-        rejected: list that items are added to whose equal is in another split.
-
-    Raises:
-        ValueError: a split has no item of a digit.
-    """
-    is_divided = len({item.split for item in items}) == 2
-    by_digit: dict[int, list[Item]] = defaultdict(list)
-    for item in sorted(items, key=lambda item: item.digest):
-        by_digit[item.digit].append(item)
-    candidates: Pool = {split: [] for split in SPLITS}
-    for own in by_digit.values():
-        test, others = [item for item in own if item.split == "test"], [item for item in own if item.split == "train"]
-        if not is_divided:
-            test, others = cut(own, ONE_IN_TEST)
-        for split, part in zip(SPLITS, (test, *cut(others, ONE_IN_VALIDATION)), strict=True):
-            candidates[split] += part
-
-    owner: dict[bytes, str] = {}
-    pool: Pool = {split: [] for split in SPLITS}
-    for split in SPLITS:
-        for item in candidates[split]:
-            if (first := owner.setdefault(item.digest, split)) == split:
-                pool[split].append(item)
-            else:
-                rejected.append(Rejected(item.id, "its equal is in another split", split, detail=first))
-        if missing := set(range(NUM_DIGITS)) - {item.digit for item in pool[split]}:
-            raise ValueError(
-                f"{name} has no {min(missing)} for the split {split} among {len(by_digit[min(missing)])} items: "
-                "expected at least three items of each digit"
-            )
-    return pool
-
-
-def cut(items: list[Item], one_in: int) -> tuple[list[Item], list[Item]]:
-    """Cut off the first of every `one_in` items in the order of their digests, and what equals the last of them."""
-    size = -(-len(items) // one_in)
-    while size < len(items) and items[size].digest == items[size - 1].digest:
-        size += 1
-    return items[:size], items[size:]
-
-
-def draw_rows(modalities: Sequence[Sequence[Item]], count: int, rng: np.random.Generator) -> list[list[Item]]:
-    """Put items of one class together, so that classes, and items within a class, occur as equally often as possible.
-
-    Args:
-        modalities: items of one split by modality.
-        count: rows.
-        rng: source of all randomness.
-    """
-    digits = rng.permutation(np.arange(count) % NUM_DIGITS)
-    drawn = np.empty((count, len(modalities)), dtype=object)
-    for digit in range(NUM_DIGITS):
-        places = np.flatnonzero(digits == digit)
-        for column, items in enumerate(modalities):
-            own = np.array([item for item in items if item.digit == digit], dtype=object)
-            passes = np.tile(np.arange(len(own)), (-(-len(places) // len(own)), 1))
-            drawn[places, column] = own[rng.permuted(passes, axis=1).ravel()[: len(places)]]
-    rows: list[list[Item]] = drawn.tolist()
-    return rows
 
 
 def _digit(path: Path, label: int) -> int:

@@ -15,15 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
-
-from m3ae.data.columns import ImageFiles, ImageTree, Table, choose_columns, file_name, is_nested, strings
 from m3ae.data.prepared import Rejected
-from m3ae.data.splits import SPLIT_NAMES, find_split, hash_split
+from m3ae.data.sources._columns import ImageFiles, ImageTree, Table, choose_columns, file_name, strings
+from m3ae.data.sources._common import IMAGE, SPLIT_NAMES, STRING, STRINGS, features, find_split, hash_split
 from m3ae.data.tables import (
     HIDDEN,
     TABLE_SUFFIXES,
     Broken,
+    is_nested,
     printable,
     read_csv,
     read_json,
@@ -33,17 +32,7 @@ from m3ae.data.tables import (
 )
 from m3ae.images.files import is_image
 
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "image": datasets.Image(),
-        "text": datasets.List(datasets.Value("string")),
-        "labels": datasets.List(datasets.Value("string")),
-        "question": datasets.Value("string"),
-        "answer": datasets.Value("string"),
-    }
-)
+FEATURES = features(image=IMAGE, text=STRINGS, labels=STRINGS, question=STRING, answer=STRING)
 
 ONE_VALUE = ("question", "answer", "id", "split", "group")
 UNREAD_SUFFIXES = (".xlsx", ".xls", ".ods", ".parquet")

@@ -10,26 +10,22 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from m3ae.data.prepared import Rejected
-from m3ae.data.sources._common import read_records, read_splits
-from m3ae.data.splits import hash_split
+from m3ae.data.sources._common import (
+    IMAGE,
+    STRING,
+    STRINGS,
+    check_sections,
+    features,
+    hash_split,
+    read_records,
+    read_splits,
+)
 from m3ae.data.tables import require_folder
 
 LEFT_OUT_BY_CHOICE = ("study not in splits.csv",)
 
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "study": datasets.Value("string"),
-        "frontal": datasets.Image(),
-        "lateral": datasets.Image(),
-        "text": datasets.List(datasets.Value("string")),
-        "labels": datasets.List(datasets.Value("string")),
-    }
-)
+FEATURES = features(study=STRING, frontal=IMAGE, lateral=IMAGE, text=STRINGS, labels=STRINGS)
 
 SECTIONS = ("findings", "impression", "indication", "comparison")
 PROJECTION_COLUMNS = ("uid", "filename", "projection")
@@ -43,16 +39,14 @@ def rows(source: Path, *, sections: str = "findings,impression") -> Iterator[dic
 
     Args:
         source: the unpacked folder with its CSV files.
-        sections: parts of the report that make up the text, in this order, out of findings, impression, indication and
-            comparison, separated by commas.
+        sections: sections of the report that make up the text, in this order, out of findings, impression, indication
+            and comparison, separated by commas.
 
     Raises:
-        FileNotFoundError: the folder, a CSV file or the image folder is missing.
-        ValueError: a CSV file is empty, lacks a column, or names an unknown split; or there is no such section.
+        FileNotFoundError: The folder, a CSV file or the image folder is missing.
+        ValueError: A CSV file is empty, lacks a column, or names an unknown split; or a section is unknown.
     """
-    chosen = [section.strip() for section in sections.split(",")]
-    if unknown := [section for section in chosen if section not in SECTIONS]:
-        raise ValueError(f"unknown sections {', '.join(unknown)}: expected some of {', '.join(SECTIONS)}")
+    chosen = check_sections(sections, SECTIONS)
     require_folder(source, "the unpacked IU X-ray folder with its CSV files")
     rejected: list[Rejected] = []
     reports = read_records(source / "indiana_reports.csv", ("uid", "Problems", *chosen), None, rejected, "text")
@@ -69,7 +63,10 @@ def rows(source: Path, *, sections: str = "findings,impression") -> Iterator[dic
 
     known = {report["uid"] for report in reports}
     reports += [dict.fromkeys(("Problems", *chosen), "") | {"uid": uid} for uid in views if uid not in known]
-    split_of = _splits(source / "splits.csv") or {report["uid"]: hash_split(report["uid"]) for report in reports}
+    splits = source / "splits.csv"
+    table = read_splits(splits, ("uid",), "uid", "study") if splits.is_file() else []
+    split_of = {record["uid"]: record["split"] for record in table}
+    split_of = split_of or {report["uid"]: hash_split(report["uid"]) for report in reports}
     for report in reports:
         if report["uid"] in split_of:
             text = " ".join(report[section] for section in chosen)
@@ -109,11 +106,3 @@ def _image_files(source: Path) -> dict[str, Path]:
 
 def _stem(filename: str) -> str:
     return filename.partition(".")[0]
-
-
-def _splits(path: Path) -> dict[str, str]:
-    split_of: dict[str, str] = {}
-    for record in read_splits(path, ("uid",)) if path.is_file() else []:
-        if split_of.setdefault(record["uid"], record["split"]) != record["split"]:
-            raise ValueError(f"{path} puts study {record['uid']} into {split_of[record['uid']]} and {record['split']}")
-    return split_of

@@ -5,7 +5,7 @@ Layout: the folder `release` (or the one that holds it) with the images `figures
 
 The published M3AE takes the figures marked as radiology in the order of the table, shuffles their positions 0 … n−1 by
 `random.seed(42); random.shuffle(positions)`, and lets the last 1,000 be test, the 1,000 before them validation. Only
-with the whole table are these the published splits.
+the whole table gives the published splits.
 """
 
 import random
@@ -13,24 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
-
-from m3ae.data.columns import is_nested
 from m3ae.data.prepared import Rejected
-from m3ae.data.splits import hash_split
-from m3ae.data.tables import Broken, read_jsonl, require_folder
+from m3ae.data.sources._common import IMAGE, STRING, STRINGS, cell_texts, features, hash_split
+from m3ae.data.tables import Broken, is_nested, read_jsonl, require_folder
 
 LEFT_OUT_BY_CHOICE = ("not radiology",)
 
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "article": datasets.Value("string"),
-        "image": datasets.Image(),
-        "text": datasets.List(datasets.Value("string")),
-    }
-)
+FEATURES = features(article=STRING, image=IMAGE, text=STRINGS)
 
 TABLES = ("s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl", "sample.jsonl")
 TEXTS = ("s2_caption", "s2orc_references")
@@ -50,7 +39,7 @@ def rows(
             where there are fewer than 10,000; `article` keeps the figures of an article in one split, 8:1:1.
 
     Raises:
-        FileNotFoundError: the folder or its table is missing.
+        FileNotFoundError: The folder or its table is missing.
     """
     release = source / "release" if (source / "release").is_dir() else source
     require_folder(release, "the MedICaT folder `release`")
@@ -82,19 +71,11 @@ def published_splits(count: int) -> list[str]:
     return splits
 
 
-def texts_of(*cells: Any) -> list[str]:
-    """Return the texts in cells of JSON: each holds a text, a list of texts or null."""
-    values = [value for cell in cells for value in (cell if isinstance(cell, list) else [cell])]
-    return [str(value) for value in values if value is not None]
-
-
-def _row(
-    place: str, record: dict[str, Any] | Broken, figures: Path, radiology_only: bool
-) -> dict[str, Any] | Rejected:
+def _row(line: str, record: dict[str, Any] | Broken, figures: Path, radiology_only: bool) -> dict[str, Any] | Rejected:
     if isinstance(record, Broken):
-        return Rejected(place, record.reason, detail=record.detail)
+        return Rejected(line, record.reason, detail=record.detail)
     if not all(isinstance(record.get(key), str) for key in ("pdf_hash", "fig_uri")):
-        return Rejected(place, "id missing", detail="pdf_hash and fig_uri make up the name of the image")
+        return Rejected(line, "id missing", detail="pdf_hash and fig_uri make up the name of the image")
     name = f"{record['pdf_hash']}_{record['fig_uri']}"
     if nested := [key for key in TEXTS if is_nested(record.get(key))]:
         return Rejected(name, "object in a cell", detail=", ".join(nested))
@@ -104,5 +85,5 @@ def _row(
         "id": name,
         "article": record["pdf_hash"],
         "image": figures / name,
-        "text": texts_of(*map(record.get, TEXTS)),
+        "text": cell_texts(*map(record.get, TEXTS)),
     }

@@ -10,22 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from m3ae.data.prepared import Rejected
-from m3ae.data.sources._common import read_records, split_tables
+from m3ae.data.sources._common import IMAGE, STRING, STRINGS, features, read_records, split_tables
 
 LABELS = ("i_meth", "p_meth", "i_meth_label", "p_meth_label")
 
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "image": datasets.Image(),
-        "text": datasets.List(datasets.Value("string")),
-        **{label: datasets.Value("string") for label in LABELS},
-    }
-)
+FEATURES = features(image=IMAGE, text=STRINGS, **dict.fromkeys(LABELS, STRING))
 
 
 def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
@@ -37,8 +27,8 @@ def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
         source: the folder with the CSV files and `melinda_images`.
 
     Raises:
-        FileNotFoundError: the folder or every table is missing.
-        ValueError: a table is empty or damaged, or lacks a column.
+        FileNotFoundError: The folder or every table is missing.
+        ValueError: A table is empty or damaged, or lacks a column.
     """
     seen: Counter[str] = Counter()
     for path, split in split_tables(source, ".csv", "the MELINDA folder with its CSV files").items():

@@ -2,40 +2,35 @@
 
 Layout: `files/p10/p10000032/s50414267/<dicom_id>.jpg` (all files of one format), and beside `files/` the tables of
 MIMIC-CXR-JPG, plain or gzipped: `mimic-cxr-2.0.0-metadata.csv`, `-split.csv`, `-chexpert.csv`, `-negbio.csv`. Reports
-lie beside the study folders, `files/p10/p10000032/s50414267.txt`, or in the same layout elsewhere.
+lie beside the study folders, `files/p10/p10000032/s50414267.txt`, or in an equal layout elsewhere.
 """
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
-
 from m3ae.data.prepared import Rejected
-from m3ae.data.reports import HEADINGS, split_sections
-from m3ae.data.sources._common import read_records, read_splits
-from m3ae.data.splits import hash_split
+from m3ae.data.sources._common import (
+    IMAGE,
+    STRING,
+    STRINGS,
+    check_sections,
+    features,
+    hash_split,
+    read_records,
+    read_splits,
+)
 from m3ae.data.tables import require_folder
 
-STRINGS = datasets.List(datasets.Value("string"))
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "subject": datasets.Value("string"),
-        "study": datasets.Value("string"),
-        "view": datasets.Value("string"),
-        "frontal": datasets.Image(),
-        "lateral": datasets.Image(),
-        "text": STRINGS,
-        "labels": STRINGS,
-        "labels_negative": STRINGS,
-        "labels_uncertain": STRINGS,
-    }
+FEATURES = features(
+    **dict.fromkeys(("subject", "study", "view"), STRING),
+    **dict.fromkeys(("frontal", "lateral"), IMAGE),
+    **dict.fromkeys(("text", "labels", "labels_negative", "labels_uncertain"), STRINGS),
 )
 
 TABLE = "mimic-cxr-2.0.0-{}.csv"
@@ -44,6 +39,35 @@ FRONTAL, LATERAL = ("PA", "AP"), ("LATERAL", "LL")
 SUFFIXES = (".jpg", ".png", ".dcm")
 SECTIONED = ("findings", "impression", "comparison")  # of mimic_cxr_sectioned.csv, with last_paragraph
 LABEL_COLUMNS = {"1": "labels", "0": "labels_negative", "-1": "labels_uncertain"}
+
+HEADINGS = {
+    "examination": ("EXAMINATION", "EXAM", "EXAMINATIONS", "TYPE OF EXAMINATION", "STUDY"),
+    "indication": (
+        *("INDICATION", "INDICATIONS", "CLINICAL INDICATION", "INDICATION FOR STUDY"),
+        *("HISTORY", "CLINICAL HISTORY", "PATIENT HISTORY", "MEDICAL HISTORY", "CLINICAL INFORMATION"),
+        *("REASON FOR EXAM", "REASON FOR EXAMINATION", "REASON FOR STUDY", "REASON FOR THIS EXAMINATION"),
+    ),
+    "technique": ("TECHNIQUE", "TECHNIQUES"),
+    "comparison": (
+        *("COMPARISON", "COMPARISONS", "COMPARISON EXAM", "COMPARISON EXAMS", "COMPARISON FILM", "COMPARISON FILMS"),
+        *("COMPARISON STUDY", "COMPARISON STUDIES", "COMPARISON EXAMINATION", "REFERENCE EXAM"),
+    ),
+    "findings": ("FINDINGS", "FINDING"),
+    "impression": (
+        *("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "FINDINGS AND IMPRESSION", "FINDINGS/IMPRESSION"),
+        *("FINDINGS AND IMPRESSIONS", "IMPRESSION AND FINDINGS", "IMPRESSION/FINDINGS", "FINAL IMPRESSION"),
+    ),
+    "recommendations": ("RECOMMENDATION", "RECOMMENDATIONS", "RECOMMENDATION(S)"),
+    "notification": ("NOTIFICATION", "NOTIFICATIONS"),
+    "comment": ("COMMENT", "COMMENTS"),
+    "wet_read": ("WET READ", "WETREAD", "PROVISIONAL FINDINGS IMPRESSION (PFI)", "PROVISIONAL FINDINGS IMPRESSION"),
+    "addendum": ("ADDENDUM", "FINAL ADDENDUM"),
+}
+NOTES = ("wet_read", "addendum")
+BEFORE_FINDINGS = ("preamble", "examination", "indication", "technique", "comparison")
+VIEW_WORDS = {"CHEST", "VIEW", "VIEWS", "RADIOGRAPH", "RADIOGRAPHS", "FILM", "FILMS", "PA", "AP", "LATERAL"}
+
+_SECTION_OF = {name: section for section, names in HEADINGS.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -73,25 +97,23 @@ def rows(
 
     A row has the `dicom_id` of its first image; a study without usable views is a row with a text only, `s50414267`.
     `labels` holds the positive findings, `labels_negative` the absent and `labels_uncertain` the uncertain ones; a
-    finding in none of them was not mentioned, and all three are null where the study was not labelled. Splits are the
-    official ones; without their table, subjects are split 8:1:1. No dates are kept.
+    report does not mention the findings that none of them holds, and all three are null where the study has no labels.
+    Splits are the official ones; without their table, subjects are split 8:1:1. No dates are kept.
 
     Args:
         source: the folder that holds `files/` and the tables of MIMIC-CXR-JPG.
-        reports: the folder that holds the reports, if that is another one.
-        sections: parts of the report that make up the text, in this order, such as findings, impression or indication,
-            separated by commas; taken from `mimic_cxr_sectioned.csv` where that has them, else from the reports.
+        reports: the folder that holds the reports, if they are elsewhere.
+        sections: sections of the report that make up the text, in this order, such as findings, impression or
+            indication, separated by commas; from `mimic_cxr_sectioned.csv` if it has them, else from the reports.
         last_paragraph: take the last paragraph of a report that has neither findings nor an impression.
-        labeler: whose labels to take: chexpert, negbio or none.
+        labeler: program that made the labels to take: chexpert, negbio or none.
 
     Raises:
-        FileNotFoundError: a folder or a table is missing, or there are no images.
-        ValueError: there is no such section; or a table lacks a column, names an unknown split or puts a
-            subject into two splits.
+        FileNotFoundError: A folder or a table is missing, or the folder has no images.
+        ValueError: A section is unknown, or a table lacks a column, names an unknown split or puts a subject into two
+            splits.
     """
-    chosen = [section.strip() for section in sections.split(",")]
-    if unknown := [section for section in chosen if section not in HEADINGS]:
-        raise ValueError(f"unknown sections {', '.join(unknown)}: expected some of {', '.join(HEADINGS)}")
+    chosen = check_sections(sections, HEADINGS)
     require_folder(source, "the folder that holds files/ and the tables of MIMIC-CXR-JPG")
     reports = require_folder(reports or source, "the folder that holds the reports")
     rejected: list[Rejected] = []
@@ -114,7 +136,7 @@ def rows(
 
 
 def _sort_into(studies: dict[str, Study], source: Path) -> Iterator[Rejected]:
-    """Sort the images of the metadata table into studies, and yield those that have no place."""
+    """Sort the images of the metadata table into studies, and yield those that belong to none."""
     rejected: list[Rejected] = []
     records = read_records(source / TABLE.format("metadata"), METADATA_COLUMNS, None, rejected)
     yield from rejected
@@ -184,24 +206,19 @@ class ReportReader:
             except OSError:
                 return None, "report missing"
             sections = split_sections(report)
-        parts = [sections[name] for name in self.sections if sections.get(name)]
-        if not parts and self.last_paragraph and sections.get("last_paragraph"):
-            parts = [sections["last_paragraph"]]
-        return ([" ".join(parts)], None) if parts else (None, "report without the chosen sections")
+        texts = [sections[name] for name in self.sections if sections.get(name)]
+        if not texts and self.last_paragraph and sections.get("last_paragraph"):
+            texts = [sections["last_paragraph"]]
+        return ([" ".join(texts)], None) if texts else (None, "report without the chosen sections")
 
 
 def _splits(source: Path, records: list[dict[str, str]]) -> dict[str, str]:
     """Return the split of every image."""
     path = source / TABLE.format("split")
     try:
-        table = read_splits(path, ("dicom_id", "subject_id"))
+        table = read_splits(path, ("dicom_id", "subject_id"), "subject_id", "subject")
     except FileNotFoundError:
         return {record["dicom_id"]: hash_split(record["subject_id"]) for record in records}
-    split_of_subject: dict[str, str] = {}
-    for record in table:
-        subject, split = record["subject_id"], record["split"]
-        if split_of_subject.setdefault(subject, split) != split:
-            raise ValueError(f"{path} puts subject {subject} into {split_of_subject[subject]} and into {split}")
     return {record["dicom_id"]: record["split"] for record in table}
 
 
@@ -225,11 +242,101 @@ def _read_labels(source: Path, labeler: str, rejected: list[Rejected]) -> dict[s
 
 
 def _image_suffix(files: Path) -> str:
-    """Return how image names end, from the first folder with images: asking for each file would take hours."""
+    """Return the suffix of the images in the first folder that has any: a look for each file would take hours."""
     for _, folders, names in os.walk(require_folder(files, "the images, p10/p10000032/s50414267/<dicom_id>.jpg")):
         folders.sort()
-        found = {os.path.splitext(name)[1] for name in names}
+        present = {os.path.splitext(name)[1] for name in names}
         for suffix in SUFFIXES:
-            if suffix in found:
+            if suffix in present:
                 return suffix
     raise FileNotFoundError(f"{files} holds no images: expected p10/p10000032/s50414267/<dicom_id>.jpg, .png or .dcm")
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return "|".join(re.escape(name).replace(r"\ ", "[ ]+") for name in sorted(names, key=len, reverse=True))
+
+
+_NAMES = _any_of(_SECTION_OF)
+_HEADING = re.compile(
+    rf"""
+    ^[ \t]* (?P<line>{_NAMES}) [ \t]*$                                           # alone on a line
+    | (?<!\S) (?P<capitals>{_NAMES}) [ \t]*:                                     # in capitals, anywhere
+    | (?:^|(?<=[.;!?_\d)])[ ]) [ \t]* (?P<mixed>(?=[A-Z])(?i:{_NAMES})) [ \t]*:  # else only where a sentence may begin
+    | ^[ \t]* (?P<title>[A-Z] (?:[A-Z_ ,()/.&-]|\d|(?<=\d):(?=\d)){{1,100}}) :(?=\s)
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+_NOTE = re.compile(
+    rf"^[ \t]*(?P<line>{_any_of(name for note in NOTES for name in HEADINGS[note])})\b(?:[ ]VERSION[ ]\#\d+)?[ \t]*:?",
+    re.MULTILINE,
+)
+_FINAL_REPORT = re.compile(r"^[ \t]*FINAL REPORT\b:?", re.MULTILINE)
+_RULER = re.compile(r"^[ \t]*_{10,}[ \t]*$", re.MULTILINE)
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
+
+
+def split_sections(report: str) -> dict[str, str]:
+    """Cut a report into its sections.
+
+    A report is plain text with `___` where something was removed:
+
+    ```
+                                     FINAL REPORT
+     EXAMINATION:  CHEST (PA AND LAT)
+
+     INDICATION:  ___ year old woman with cough.  COMPARISON:  None.
+
+     FINDINGS:
+
+     The lungs are clear.
+
+     IMPRESSION:  No acute disease.
+    ```
+
+    Headings are recognised in capitals anywhere and in mixed case where a sentence may begin; a title such as "CHEST,
+    TWO VIEWS:" opens the findings. "FINDINGS AND IMPRESSION" is an impression and a history an indication. The lines
+    above "FINAL REPORT" are a preliminary reading or an addendum and do not mix with the report.
+
+    Returns:
+        The texts that are not empty, white space collapsed, by section: the keys of `HEADINGS`, and "preamble" for
+        the lines before the first heading. Sections of equal names are joined. Without findings and impression,
+        "last_paragraph" is all behind the first paragraph of the last section, as in the published
+        `mimic_cxr_sectioned.csv`, or all of a report of one paragraph without headings.
+    """
+    report = _RULER.sub("", report.replace("\r\n", "\n"))
+    final = _FINAL_REPORT.search(report)
+    above, body = (report[: final.start()], report[final.end() :]) if final else ("", report)
+    pieces = _cut(body, _HEADING)
+    if not any(section in ("findings", "impression") for section, _ in pieces):
+        pieces = _with_last_paragraph(pieces)
+    sections: dict[str, list[str]] = {}
+    for section, text in _cut(above, _NOTE) + pieces:
+        sections.setdefault(section, []).extend(text.split())
+    return {section: " ".join(words) for section, words in sections.items()}
+
+
+def _cut(text: str, heading: re.Pattern[str]) -> list[tuple[str, str]]:
+    """Return the section and text of every piece that is not empty."""
+    pieces: list[tuple[str, str]] = []
+    section, start, is_title = "preamble", 0, False
+    for match in [*heading.finditer(text), None]:
+        name = re.sub(" +", " ", match[match.lastgroup or 0].upper()) if match else ""
+        opens_title = name not in _SECTION_OF
+        if match and opens_title and not (section in BEFORE_FINDINGS and VIEW_WORDS & set(re.findall("[A-Z]+", name))):
+            continue
+        piece = text[start : match.start() if match else len(text)].strip()
+        if piece and not (is_title and not re.search("[A-Za-z]", piece)):  # a title may be followed by a date only
+            pieces.append((section, piece))
+        if match:
+            section, start, is_title = _SECTION_OF.get(name, "findings"), match.end(), opens_title
+    return pieces
+
+
+def _with_last_paragraph(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    if not pieces:
+        return []
+    section, text = pieces[-1]
+    first, *others = _BLANK_LINE.split(text)
+    if others:
+        return [*pieces[:-1], (section, first), ("last_paragraph", "\n\n".join(others))]
+    return pieces if len(pieces) > 1 or section != "preamble" else [("last_paragraph", text)]

@@ -14,30 +14,25 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
-
-from m3ae.data.columns import is_nested
 from m3ae.data.prepared import Rejected
-from m3ae.data.sources._common import read_records
-from m3ae.data.sources.medicat import texts_of
-from m3ae.data.splits import SPLIT_NAMES, hash_split
-from m3ae.data.tables import HIDDEN, Broken, read_jsonl, require_folder
+from m3ae.data.sources._common import (
+    IMAGE,
+    SPLIT_NAMES,
+    STRING,
+    STRINGS,
+    cell_texts,
+    features,
+    hash_split,
+    read_records,
+)
+from m3ae.data.tables import HIDDEN, Broken, is_nested, read_jsonl, require_folder
 
 Table = list[dict[str, str]]
 
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "group": datasets.Value("string"),
-        "article": datasets.Value("string"),
-        "figure": datasets.Value("string"),
-        "image": datasets.Image(),
-        "text": datasets.List(datasets.Value("string")),
-        "labels": datasets.List(datasets.Value("string")),
-        "keywords": datasets.List(datasets.Value("string")),
-        "semantic_types": datasets.List(datasets.Value("string")),
-    }
+FEATURES = features(
+    **dict.fromkeys(("group", "article", "figure"), STRING),
+    image=IMAGE,
+    **dict.fromkeys(("text", "labels", "keywords", "semantic_types"), STRINGS),
 )
 
 GROUPS = ("radiology", "non-radiology")
@@ -57,8 +52,8 @@ def rows(
 ) -> Iterator[dict[str, Any] | Rejected]:
     """Yield one row per figure: UMLS concepts are `labels`, semantic types have their names.
 
-    A figure that only some of the files name is a row that lacks what the others would say: labels that no line gives
-    are null, those of an empty line an empty list.
+    A figure that only some of the files name is a row without the cells of the others: labels that no line gives are
+    null, those of an empty line an empty list.
 
     Args:
         source: the cloned repository, or the unpacked copy of Kaggle, with the images that could be downloaded.
@@ -69,8 +64,8 @@ def rows(
             sentences that cite a figure become further texts.
 
     Raises:
-        FileNotFoundError: the folder, the group, the captions of a split or the references are missing.
-        ValueError: a table is empty or damaged, or lacks a column.
+        FileNotFoundError: The folder, the group, the captions of a split or the references are missing.
+        ValueError: A table is empty or damaged, or lacks a column.
     """
     folders = _group_folders(source, GROUPS if group == "both" else (group,))
     rejected: list[Rejected] = []
@@ -86,8 +81,8 @@ def rows(
             else:
                 used.add(entry["figure"])
                 texts = [*entry["text"], *sentences.get(entry["figure"], [])]
-                own_split = split if split_by == "published" else hash_split(entry["article"])
-                yield entry | {"split": own_split, "text": texts or None}
+                new_split = split if split_by == "published" else hash_split(entry["article"])
+                yield entry | {"split": new_split, "text": texts or None}
     for figure in sentences:
         if figure not in used:
             yield Rejected(figure, "figure of the references missing", column="text")
@@ -98,8 +93,8 @@ def _group_folders(source: Path, groups: tuple[str, ...]) -> dict[Path, str]:
     require_folder(source, "the ROCO repository or its copy on Kaggle")
     for root in (source / "data", source / "all_data", source):
         folders = {root / name / group: split for name, split in SPLIT_NAMES.items() for group in groups}
-        if found := {folder: split for folder, split in folders.items() if folder.is_dir()}:
-            return found
+        if present := {folder: split for folder, split in folders.items() if folder.is_dir()}:
+            return present
     raise FileNotFoundError(
         f"{source} holds no folder {' or '.join(groups)} of a split: expected data/train/{groups[0]} as in the "
         f"repository, all_data/train/{groups[0]} as on Kaggle, or train/{groups[0]}"
@@ -131,7 +126,7 @@ def _folder_rows(folder: Path, split: str) -> Iterator[dict[str, Any] | Rejected
             "figure": figure,
             "image": images / next((file for file in file_names if file in present), expected),
             "text": [] if caption is None else [caption],
-            **{column: found.get(name) for column, found in labels.items()},
+            **{column: by_name.get(name) for column, by_name in labels.items()},
         }
 
 
@@ -179,8 +174,8 @@ def _labels(path: Path, split: str, column: str, rejected: list[Rejected]) -> di
     """Return the labels of every id, in order and without repetition; the codes before semantic types are left out."""
     labels: dict[str, list[str]] = {}
     for name, cells in _read_lines(path, split, column, rejected):
-        own = [label for cell in cells if (label := cell.strip()) and not SEMANTIC_TYPE_CODE.fullmatch(label)]
-        labels[name] = list(dict.fromkeys([*labels.get(name, []), *own]))
+        new = [label for cell in cells if (label := cell.strip()) and not SEMANTIC_TYPE_CODE.fullmatch(label)]
+        labels[name] = list(dict.fromkeys([*labels.get(name, []), *new]))
     return labels
 
 
@@ -196,8 +191,8 @@ def _read_lines(
             if ROCO_ID.fullmatch(name.strip()):
                 yield name.strip(), cells or [""]
             elif line.strip():
-                place = f"{path.parent.parent.name}/{path.parent.name}/{path.name}, line {number}"
-                rejected.append(Rejected(place, "id missing", split, column, line.strip()))
+                name = f"{path.parent.parent.name}/{path.parent.name}/{path.name}, line {number}"
+                rejected.append(Rejected(name, "id missing", split, column, line.strip()))
 
 
 def _read_references(path: Path, rejected: list[Rejected]) -> dict[str, list[str]]:
@@ -208,13 +203,13 @@ def _read_references(path: Path, rejected: list[Rejected]) -> dict[str, list[str
     sentences: dict[str, list[str]] = {}
     for file in files:
         for number, record in read_jsonl(file):
-            place = f"{file.name}, line {number}"
+            name = f"{file.name}, line {number}"
             if isinstance(record, Broken):
-                rejected.append(Rejected(place, record.reason, column="text", detail=record.detail))
+                rejected.append(Rejected(name, record.reason, column="text", detail=record.detail))
             elif not isinstance(record.get("roco_image_id"), str):
-                rejected.append(Rejected(place, "id missing", column="text"))
+                rejected.append(Rejected(name, "id missing", column="text"))
             elif is_nested(record.get("gorc_references")):
                 rejected.append(Rejected(record["roco_image_id"], "object in a cell", column="text"))
             else:
-                sentences.setdefault(record["roco_image_id"], []).extend(texts_of(record.get("gorc_references")))
+                sentences.setdefault(record["roco_image_id"], []).extend(cell_texts(record.get("gorc_references")))
     return sentences

@@ -8,36 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from m3ae.data.prepared import Rejected
-from m3ae.data.sources._common import read_records, split_tables
-from m3ae.data.splits import SPLIT_NAMES
+from m3ae.data.sources._common import IMAGE, SPLIT_NAMES, STRINGS, features, read_records, split_tables
 
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "image": datasets.Image(),
-        "text": datasets.List(datasets.Value("string")),
-        "labels": datasets.List(datasets.Value("string")),
-        "manual_labels": datasets.List(datasets.Value("string")),
-    }
-)
+FEATURES = features(image=IMAGE, text=STRINGS, labels=STRINGS, manual_labels=STRINGS)
 
 
 def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
     """Yield one row per figure: all its UMLS concepts are `labels`, the manually curated ones `manual_labels`.
 
-    A figure that only some of the tables name is a row that lacks what the others would say: an id without concepts
-    has no labels (null; an empty cell is an empty list), an id without a caption has no text.
+    A figure that only some of the tables name is a row without the cells of the others: an id without concepts has no
+    labels (null; an empty cell is an empty list), an id without a caption has no text.
 
     Args:
         source: the folder with the CSV files and the unpacked images.
 
     Raises:
-        FileNotFoundError: the folder or every table of captions is missing.
-        ValueError: a table is empty or damaged, or lacks a column.
+        FileNotFoundError: The folder or every table of captions is missing.
+        ValueError: A table is empty or damaged, or lacks a column.
     """
     for path, split in split_tables(source, "_captions.csv", "the ROCOv2 folder with its CSV files").items():
         name = path.name.removesuffix("_captions.csv")
@@ -71,6 +59,6 @@ def _concepts(path: Path, split: str, rejected: list[Rejected], column: str) -> 
 
 def _image_folder(source: Path, name: str, split: str) -> Path:
     """Find the images of a split; tables say `valid` where folders may say `validation`."""
-    names = [name, *(other for other, own in SPLIT_NAMES.items() if own == split)]
+    names = [name, *(other for other, standard in SPLIT_NAMES.items() if standard == split)]
     candidates = [source / f"{folder}{suffix}" for folder in names for suffix in ("", "_images")]
     return next((folder for folder in candidates if folder.is_dir()), source / name)

@@ -9,10 +9,18 @@ from typing import Any, Literal
 
 import datasets
 
-from m3ae.data.answers import ANSWERS_FILE, describe_answers
 from m3ae.data.prepared import Rejected
-from m3ae.data.questions import QUESTION_FEATURES, by_image, cell_text, question_row, read_records
+from m3ae.data.questions import (
+    ANSWERS_FILE,
+    QUESTION_FEATURES,
+    by_image,
+    cell_text,
+    describe_answers,
+    question_row,
+    read_records,
+)
 from m3ae.data.rows import Row
+from m3ae.data.sources._common import STRING, STRINGS
 from m3ae.data.tables import require_folder
 
 LEFT_OUT_BY_CHOICE = ("language not chosen",)
@@ -20,11 +28,8 @@ LEFT_OUT_BY_CHOICE = ("language not chosen",)
 FEATURES = datasets.Features(
     {
         **QUESTION_FEATURES,
-        "language": datasets.Value("string"),
-        "modality": datasets.Value("string"),
-        "location": datasets.Value("string"),
-        "base_type": datasets.Value("string"),
-        "triple": datasets.List(datasets.Value("string")),
+        **dict.fromkeys(("language", "modality", "location", "base_type"), STRING),
+        "triple": STRINGS,
     }
 )
 
@@ -41,26 +46,27 @@ def rows(
 
     Args:
         source: the folder with train.json, validate.json, test.json and imgs.
-        language: of the questions: en, zh or both. The published splits differ by language, so that 142 of 180 test
-            images are for training in the other one: with both, each image is where its English questions are.
+        language: language of the questions: en, zh or both. The published splits differ by language, so that 142 of
+            180 test images are for training in the other one: with both, each image is in the split of its English
+            questions.
         answers_from: splits that the list of answers is made from: train, or all of them, test included, which gives
             the list of the published M3AE in its order.
 
     Raises:
-        FileNotFoundError: the folder or one of its JSON files is missing.
-        ValueError: one of them is no JSON list.
+        FileNotFoundError: The folder or one of its JSON files is missing.
+        ValueError: One of them is no JSON list.
     """
     require_folder(source, "the SLAKE folder with train.json, validate.json, test.json and imgs")
     records = [(split, *entry) for split, path in _files(source) for entry in read_records(path)]
     split_of = _splits_by_image(records) if language == "both" else {}
     yield from by_image(
-        _row(source, place, record, split_of.get(cell_text(record, "img_name"), split), LANGUAGES[language])
-        for split, place, record in records
+        _row(source, name, record, split_of.get(cell_text(record, "img_name"), split), LANGUAGES[language])
+        for split, name, record in records
     )
 
 
 def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the list of answers as the contents of `answers.json`, see `m3ae.data.answers.describe_answers`."""
+    """Return the list of answers as the contents of `answers.json`, see `m3ae.data.questions.describe_answers`."""
     published = published_answers(options["source"], options["language"]) if options["answers_from"] == "all" else None
     return {ANSWERS_FILE: describe_answers(rows, published)}
 
@@ -88,9 +94,9 @@ def _splits_by_image(records: list[tuple[str, str, dict[str, Any]]]) -> dict[str
     return {cell_text(record, "img_name"): split for split, _, record in english_last}
 
 
-def _row(source: Path, place: str, record: dict[str, Any], split: str, languages: tuple[str, ...]) -> Row | Rejected:
+def _row(source: Path, name: str, record: dict[str, Any], split: str, languages: tuple[str, ...]) -> Row | Rejected:
     if not (qid := cell_text(record, "qid")):
-        return Rejected(place, "id missing", split)
+        return Rejected(name, "id missing", split)
     language = _language(record)
     if language not in languages:
         return Rejected(qid, "language not chosen", split, detail=language or None)
@@ -109,5 +115,5 @@ def _row(source: Path, place: str, record: dict[str, Any], split: str, languages
         modality=cell_text(record, "modality"),
         location=cell_text(record, "location"),
         base_type=cell_text(record, "base_type"),
-        triple=[str(part) for part in triple] if isinstance(triple, list) else None,
+        triple=[str(term) for term in triple] if isinstance(triple, list) else None,
     )

@@ -13,11 +13,17 @@ from typing import Any, Literal, NamedTuple
 
 import datasets
 
-from m3ae.data.answers import ANSWERS_FILE, describe_answers
 from m3ae.data.prepared import Rejected
-from m3ae.data.questions import QUESTION_FEATURES, SPLITS, by_image, question_row
+from m3ae.data.questions import (
+    ANSWERS_FILE,
+    QUESTION_FEATURES,
+    SPLITS,
+    by_image,
+    describe_answers,
+    question_row,
+)
 from m3ae.data.rows import Row
-from m3ae.data.splits import SPLIT_NAMES
+from m3ae.data.sources._common import SPLIT_NAMES
 from m3ae.data.tables import require_folder
 
 LEFT_OUT_BY_CHOICE = ("question about abnormality",)
@@ -29,7 +35,7 @@ LEFT_OUT = "abnormality"  # free text, hardly an answer twice: left out in the p
 
 
 class _Line(NamedTuple):
-    """A line of a table: `cells` are image, question and answer, unless it is broken."""
+    """A line of a table: `cells` are image, question and answer, unless the line is broken."""
 
     id: str
     images: Path
@@ -42,7 +48,7 @@ class _Line(NamedTuple):
 def rows(source: Path, *, answers_from: Literal["train", "all"] = "train") -> Iterator[Row | Rejected]:
     """Yield one row per question, in the order of the images; the id is made of split, category and line.
 
-    Where `a#b` is the answer, either is right, and with the published list, which has `a#b` as one answer, that, too.
+    Where `a#b` is the answer, both are right; with the published list, which has `a#b` as one answer, so is `a#b`.
     Questions about abnormality are left out. The answer type, which is not published, is closed where the answer is
     yes or no.
 
@@ -52,15 +58,15 @@ def rows(source: Path, *, answers_from: Literal["train", "all"] = "train") -> It
             the list of the published M3AE in its order.
 
     Raises:
-        FileNotFoundError: the folder is missing, or holds no table of questions.
-        ValueError: nothing says which split a table belongs to.
+        FileNotFoundError: The folder is missing, or holds no table of questions.
+        ValueError: Neither the name of a table nor its folders name a split.
     """
     require_folder(source, "the VQA-Med 2019 folder with the unpacked training, validation and test parts")
     yield from by_image(_row(line, answers_from == "all") for line in _lines(source))
 
 
 def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the list of answers as the contents of `answers.json`, see `m3ae.data.answers.describe_answers`."""
+    """Return the list of answers as the contents of `answers.json`, see `m3ae.data.questions.describe_answers`."""
     published = published_answers(options["source"]) if options["answers_from"] == "all" else None
     return {ANSWERS_FILE: describe_answers(rows, published)}
 

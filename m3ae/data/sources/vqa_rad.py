@@ -11,11 +11,18 @@ from typing import Any, Literal
 
 import datasets
 
-from m3ae.data.answers import ANSWERS_FILE, describe_answers
 from m3ae.data.prepared import Rejected
-from m3ae.data.questions import QUESTION_FEATURES, by_image, cell_text, question_row, read_records
+from m3ae.data.questions import (
+    ANSWERS_FILE,
+    QUESTION_FEATURES,
+    by_image,
+    cell_text,
+    describe_answers,
+    question_row,
+    read_records,
+)
 from m3ae.data.rows import Row
-from m3ae.data.splits import hash_split
+from m3ae.data.sources._common import STRING, STRINGS, hash_split
 from m3ae.data.tables import require_folder
 
 LEFT_OUT_BY_CHOICE = ("image in the test split",)
@@ -23,9 +30,9 @@ LEFT_OUT_BY_CHOICE = ("image in the test split",)
 FEATURES = datasets.Features(
     {
         **QUESTION_FEATURES,
-        "question_types": datasets.List(datasets.Value("string")),
-        "phrase_type": datasets.Value("string"),
-        "image_organ": datasets.Value("string"),
+        "question_types": STRINGS,
+        "phrase_type": STRING,
+        "image_organ": STRING,
     }
 )
 
@@ -42,7 +49,7 @@ def rows(
     """Yield one row per question, in the order of the images.
 
     The test split is always the published one, so that results on it can be compared. Validation is a tenth of train
-    that is to it what test is: other questions about the images of train, or questions about other images.
+    that resembles test: other questions about the images of train, or questions about other images.
 
     Args:
         source: the folder with trainset.json, testset.json and images.
@@ -53,8 +60,8 @@ def rows(
             the list of the published M3AE in its order.
 
     Raises:
-        FileNotFoundError: the folder or one of its JSON files is missing.
-        ValueError: one of them is no JSON list.
+        FileNotFoundError: The folder or one of its JSON files is missing.
+        ValueError: One of them is no JSON list.
     """
     require_folder(source, "the VQA-RAD folder with trainset.json, testset.json and images")
     train, test = (list(read_records(source / f"{name}set.json")) for name in ("train", "test"))
@@ -62,15 +69,15 @@ def rows(
     kept_apart = test_images if split == "image_disjoint" else set()
     by = "image_name" if split == "image_disjoint" else "qid"
     entries = [
-        _row(source, place, record, _train_split(record, by) if carve_validation else "train", kept_apart)
-        for place, record in train
+        _row(source, name, record, _train_split(record, by) if carve_validation else "train", kept_apart)
+        for name, record in train
     ]
-    entries += [_row(source, place, record, "test", kept_apart=set()) for place, record in test]
+    entries += [_row(source, name, record, "test", kept_apart=set()) for name, record in test]
     yield from by_image(entries)
 
 
 def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the list of answers as the contents of `answers.json`, see `m3ae.data.answers.describe_answers`."""
+    """Return the list of answers as the contents of `answers.json`, see `m3ae.data.questions.describe_answers`."""
     published = published_answers(options["source"]) if options["answers_from"] == "all" else None
     return {ANSWERS_FILE: describe_answers(rows, published)}
 
@@ -85,14 +92,14 @@ def _train_split(record: dict[str, Any], by: str) -> str:
     return "validation" if hash_split(cell_text(record, by)) == "validation" else "train"
 
 
-def _row(source: Path, place: str, record: dict[str, Any], split: str, kept_apart: set[str]) -> Row | Rejected:
+def _row(source: Path, name: str, record: dict[str, Any], split: str, kept_apart: set[str]) -> Row | Rejected:
     image, answer = cell_text(record, "image_name"), cell_text(record, "answer")
     if not (qid := cell_text(record, "qid")):
-        return Rejected(place, "id missing", split)
+        return Rejected(name, "id missing", split)
     if image in kept_apart:
         return Rejected(qid, "image in the test split", split, detail=image)
-    types = [name.strip() for name in cell_text(record, "question_type").lower().split(",")]
-    types = [MISSPELT_TYPES.get(name, name) for name in types]
+    types = [kind.strip() for kind in cell_text(record, "question_type").lower().split(",")]
+    types = [MISSPELT_TYPES.get(kind, kind) for kind in types]
     return question_row(
         qid,
         split,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3ae.data.mfcc import load_recording, mfcc, stretch_frames
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Metadata, Rejected, load_manifest, load_split
 from m3ae.data.sources import digits
+from m3ae.data.sources._digit_files import load_recording, mfcc, stretch_frames
 from m3ae.data.sources.digits import fit_image, read_farsi, read_idx, read_kannada
 from tests.data.digit_files import cdb, idx, write_cdb, write_kannada, write_wav
 

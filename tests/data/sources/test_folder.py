@@ -10,7 +10,7 @@ from PIL import Image
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Rejected
 from m3ae.data.sources import folder
-from m3ae.data.splits import hash_split
+from m3ae.data.sources._common import hash_split
 
 
 def make(root: Path, *images: str, **tables: str | list[Any]) -> Path:

@@ -140,7 +140,7 @@ def test_sections_are_chosen_and_ordered(tmp_path: Path) -> None:
         ("indiana_projections.csv", "uid,file\n1,a\n", "lacks the columns filename, projection"),
         ("indiana_reports.csv", "uid,Problems,findings,impression,uid\n1,a,b,c,d\n", "has several columns called uid"),
         ("splits.csv", "uid,split\n1,fold1\n", r"unknown splits \['fold1'\]: expected train, "),
-        ("splits.csv", "uid,split\n1,train,\n1,test\n", "puts study 1 into train and test"),
+        ("splits.csv", "uid,split\n1,train,\n1,test\n", "puts study 1 into train and into test"),
         ("splits.csv", 'uid,split\n1,"train\n', "does not give the split of 1: quotation mark not closed"),
     ],
 )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from m3ae.data.answers import normalize_answer
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Rejected
+from m3ae.data.questions import normalize_answer
 from m3ae.data.sources import slake
 
 RECORD = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from m3ae.data.answers import normalize_answer
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Rejected, load_split
+from m3ae.data.questions import normalize_answer
 from m3ae.data.sources import vqa_med_2019
 
 MODALITY = "synpic2|was the mri taken with contrast?|no\nsynpic1|what modality is shown?|cta - ct angiography\n"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from m3ae.data.answers import normalize_answer
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import REJECTED, Rejected, load_manifest, load_split
+from m3ae.data.questions import normalize_answer
 from m3ae.data.sources import vqa_rad
 
 TRAIN_IMAGE, VALIDATION_IMAGE, TEST_IMAGE = "synpic1.jpg", "synpic15.jpg", "synpic2.jpg"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from m3ae.data.columns import ImageFiles, ImageTree, Table, choose_columns, is_nested, strings
-from m3ae.data.tables import Broken
+from m3ae.data.sources._columns import ImageFiles, ImageTree, Table, choose_columns, strings
+from m3ae.data.tables import Broken, is_nested
 
 ROLES = ("image", "text", "label", "id", "split", "group")
 

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from m3ae.data.splits import find_split, hash_split
+from m3ae.data.sources._common import find_split, hash_split
 
 
 def test_hashes_split_80_10_10_and_never_change() -> None:

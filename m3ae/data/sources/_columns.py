@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
-from m3ae.data.splits import SPLIT_NAMES, find_split
+from m3ae.data.sources._common import SPLIT_NAMES, find_split
 from m3ae.data.tables import Broken, printable
 from m3ae.images.files import is_image
 
@@ -149,11 +149,6 @@ def _file_names(folder: Path) -> set[str]:
 
 def _plain(name: str) -> str:
     return normalize("NFC", name).casefold()
-
-
-def is_nested(cell: Any) -> bool:
-    """Return whether a cell of a JSON file holds more than a value or a list of values."""
-    return any(isinstance(value, dict | list) for value in (cell if isinstance(cell, list) else [cell]))
 
 
 def choose_columns(

@@ -4,7 +4,7 @@ from time import perf_counter
 
 import pytest
 
-from m3ae.data.reports import split_sections
+from m3ae.data.sources.mimic_cxr import split_sections
 
 USUAL = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
