@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
 
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.option_checks import StrictConfig, check_fraction, check_heads, check_width
+from m3ae.models.option_checks import StrictConfig, check_choice, check_fraction, check_heads, check_width
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.models.text_encoder import check_text_encoder, longest_text, text_config_of
 
@@ -28,6 +28,14 @@ class M3AEImageConfig(StrictConfig):
         mlp_ratio: Width of a block's MLP over `hidden_size`.
         hidden_act: timm name of the MLP's activation.
         pre_norm: Normalise the embedded patches before the first block, as CLIP does.
+        class_token: Whether a class token goes through the blocks with the patches. Of an encoder without one, the
+            mean of the encoded patches is what the class token is elsewhere.
+        num_registers: Register tokens, which go through the blocks and are left out afterwards, as in DINOv3.
+        layer_scale: Initial factor of what attention and MLP add to each feature, a parameter; None leaves it out.
+        gated_mlp: Whether the MLP is gated; with `hidden_act: silu` that is SwiGLU.
+        qk_norm: Whether each head's queries and keys are normalised.
+        qkv_bias: Which projections of attention have a bias: `all`, `no_key` (queries and values) or `none`.
+        rope_theta: Base of DINOv3's rotary positions, which replace the table of positions; None has the table.
         dropout: Dropout after projections and MLPs.
         layer_norm_eps: Epsilon of the layer normalisations.
         image_mean: Mean of each channel, which the processor subtracts from values in [0, 1]; CLIP's if None.
@@ -50,6 +58,13 @@ class M3AEImageConfig(StrictConfig):
     mlp_ratio: float = 4.0
     hidden_act: str = "quick_gelu"
     pre_norm: bool = True
+    class_token: bool = True
+    num_registers: int = 0
+    layer_scale: float | None = None
+    gated_mlp: bool = False
+    qk_norm: bool = False
+    qkv_bias: Literal["all", "no_key", "none"] = "all"
+    rope_theta: float | None = None
     dropout: float = 0.0
     layer_norm_eps: float = 1e-5
     image_mean: list[float] | None = None
@@ -66,6 +81,12 @@ class M3AEImageConfig(StrictConfig):
             )
         check_width("image_config.hidden_size", self.hidden_size)
         check_heads("image_config", self.hidden_size, self.num_attention_heads)
+        check_choice("image_config.qkv_bias", self.qkv_bias, ("all", "no_key", "none"))
+        if self.rope_theta is not None and self.hidden_size // self.num_attention_heads % 4:
+            raise ValueError(
+                f"image_config.rope_theta needs heads whose width is a multiple of 4, got {self.hidden_size} / "
+                f"{self.num_attention_heads}."
+            )
         super().__post_init__(**kwargs)
 
     @property

@@ -1,4 +1,4 @@
-"""Parameter names of the published M3AE checkpoints (Chen et al. 2022) and ours."""
+"""Parameter names of the published M3AE checkpoints (Chen et al. 2022), of other libraries' encoders, and ours."""
 
 from __future__ import annotations
 
@@ -35,6 +35,85 @@ OPENAI = {  # the vision transformer of OpenAI's CLIP → timm's names, which ou
     "ln_post.": "norm.",
     **nested("transformer.resblocks.#.", "blocks.#.", _BLOCK),
 }
+
+# Vision transformers of transformers → timm's names. Queries, keys and values, and the halves of a gated MLP, are
+# joined afterwards.
+_LAYER = {
+    "attention.q_proj.": "attn.q.",
+    "attention.k_proj.": "attn.k.",
+    "attention.v_proj.": "attn.v.",
+    "attention.o_proj.": "attn.proj.",
+    "layernorm_before.": "norm1.",
+    "layernorm_after.": "norm2.",
+    "norm1.": "norm1.",
+    "norm2.": "norm2.",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "mlp.fc1.": "mlp.fc1.",
+    "mlp.fc2.": "mlp.fc2.",
+}
+_GATED = {"mlp.gate_proj.": "mlp.gate.", "mlp.up_proj.": "mlp.up.", "mlp.down_proj.": "mlp.fc2."}
+_TOKENS = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.register_tokens": "reg_token",
+    "embeddings.mask_token": "mask_token",  # left out afterwards
+}
+VIT = {  # ViT, ViT-MAE
+    **_TOKENS,
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+    "layernorm.": "norm.",
+    **nested("layers.#.", "blocks.#.", _LAYER),
+}
+DINOV2 = {
+    **{name: ours for name, ours in VIT.items() if not name.startswith("layers.")},
+    **nested("encoder.layer.#.", "blocks.#.", _LAYER | _GATED),
+}
+DINOV3 = {
+    **_TOKENS,
+    "embeddings.patch_embeddings.": "patch_embed.proj.",
+    "norm.": "norm.",
+    **nested("model.layer.#.", "blocks.#.", _LAYER | _GATED),
+}
+CLIP = {  # CLIP, SigLIP, SigLIP 2
+    "embeddings.class_embedding": "cls_token",
+    "embeddings.position_embedding.weight": "pos_embed",
+    "embeddings.patch_embedding.": "patch_embed.proj.",
+    "pre_layrnorm.": "norm_pre.",
+    "post_layernorm.": "norm.",
+    **nested(
+        "encoder.layers.#.",
+        "blocks.#.",
+        {
+            "layer_norm1.": "norm1.",
+            "layer_norm2.": "norm2.",
+            "self_attn.q_proj.": "attn.q.",
+            "self_attn.k_proj.": "attn.k.",
+            "self_attn.v_proj.": "attn.v.",
+            "self_attn.out_proj.": "attn.proj.",
+            "mlp.": "mlp.",
+        },
+    ),
+}
+# timm's variants of its own names, and those of Meta's DINOv2 files.
+TIMM = {
+    "register_tokens": "reg_token",
+    **nested(
+        "blocks.#.",
+        "blocks.#.",
+        {
+            "gamma_1": "ls1.gamma",
+            "gamma_2": "ls2.gamma",
+            "attn.q_bias": "attn.q.bias",
+            "attn.v_bias": "attn.v.bias",
+            "mlp.fc1_g.": "mlp.gate.",
+            "mlp.fc1_x.": "mlp.up.",
+            "mlp.w12.": "mlp.fc1.",
+            "mlp.w3.": "mlp.fc2.",
+        },
+    ),
+}
+
 _FUSION_LAYER = {
     "attention.output.dense.": "self_attention.output.",
     "attention.output.LayerNorm.": "self_attention.norm.",

@@ -1,0 +1,154 @@
+"""Each family of vision transformers, tiny and random, computes here what it computes in the library that saved it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models._hub import save_for_hf
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
+
+from m3ae import M3AEForPreTraining
+from m3ae.transfer.image_encoders import image_options, init_image_encoder
+from m3ae.transfer.vision_sources import read_vit
+from tests.models.published import assert_close, encode, images, shake
+from tests.models.tiny import tiny_batch, tiny_model
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+TIMM = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
+MLP = {"intermediate_size": 96}
+DINO3 = SIZES | MLP | {"num_register_tokens": 3}
+
+
+OF_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    "timm vit": ("vit_base_patch16_224", {}),
+    "timm avg-pooled": ("vit_base_patch16_224", {"class_token": False, "global_pool": "avg", "fc_norm": False}),
+    "timm no_embed_class": ("vit_base_patch16_224", {"no_embed_class": True, "act_layer": "gelu_tanh"}),
+    "timm registers": ("vit_base_patch14_reg4_dinov2", {}),
+    "timm embedded registers": ("vit_base_patch16_224", {"reg_tokens": 4, "init_values": 0.1}),
+    "timm swiglu": ("vit_giant_patch14_dinov2", {"mlp_ratio": 2}),
+    "timm qk_norm": ("vit_base_patch16_224", {"qk_norm": True, "qkv_bias": False}),
+    "timm siglip": ("vit_base_patch16_siglip_224", {}),
+    "timm clip": ("vit_base_patch16_clip_quickgelu_224", {}),
+    "timm dinov3": ("vit_small_patch16_dinov3", {}),
+    "timm dinov3 with biases": ("vit_small_patch16_dinov3_qkvb", {}),
+    "timm dinov3 swiglu": ("vit_small_plus_patch16_dinov3", {"mlp_ratio": 1.5}),
+    "timm eva": ("eva_giant_patch14_224", {"mlp_ratio": 2, "global_pool": "token"}),
+}
+SIGLIP2 = {name: value for name, value in SIZES.items() if name != "image_size"} | MLP | {"num_patches": 16}
+OF_TRANSFORMERS: dict[str, tuple[Any, Any]] = {
+    "vit": (ViTModel, ViTConfig(**SIZES, **MLP)),
+    "vit classifier": (ViTForImageClassification, ViTConfig(**SIZES, **MLP, qkv_bias=False)),
+    "dinov2": (Dinov2Model, Dinov2Config(**SIZES, mlp_ratio=2)),
+    "dinov2 swiglu": (Dinov2Model, Dinov2Config(**SIZES, mlp_ratio=2, use_swiglu_ffn=True)),
+    "dinov2 registers": (Dinov2WithRegistersModel, Dinov2WithRegistersConfig(**SIZES, mlp_ratio=2)),
+    "dinov3": (DINOv3ViTModel, DINOv3ViTConfig(**DINO3)),
+    "dinov3 swiglu": (DINOv3ViTModel, DINOv3ViTConfig(**DINO3, use_gated_mlp=True, hidden_act="silu", key_bias=True)),
+    "siglip": (SiglipVisionModel, SiglipVisionConfig(**SIZES, **MLP)),
+    "siglip2": (Siglip2VisionModel, Siglip2VisionConfig(**SIGLIP2)),
+    "clip": (CLIPVisionModel, CLIPVisionConfig(**SIZES, **MLP)),
+}
+FAMILIES = [*OF_TIMM, *OF_TRANSFORMERS]
+
+
+def saved(name: str, folder: Path) -> tuple[Any, str]:
+    """A model of a family, and the folder that its library has saved it in."""
+    if name in OF_TIMM:
+        architecture, options = OF_TIMM[name]
+        source = shake(timm.create_model(architecture, **TIMM, **options))
+        save_for_hf(source, folder, model_args=TIMM | options, safe_serialization=True)
+    else:
+        model_class, config = OF_TRANSFORMERS[name]
+        source = shake(model_class(config))
+        source.save_pretrained(folder)
+    return source, str(folder)
+
+
+@torch.no_grad()
+def features(model: Any, pixels: Tensor) -> Tensor:
+    """The source's tokens after its last normalisation: class token, or the mean of the patches, and the patches."""
+    if hasattr(model, "forward_features"):
+        tokens, prefix = model.forward_features(pixels), model.num_prefix_tokens
+        has_class = model.cls_token is not None
+    elif isinstance(model, Siglip2VisionModel):
+        side = pixels.shape[-1] // 8
+        patches = pixels.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+        shapes = torch.tensor([[side, side]] * len(pixels))
+        tokens = model(patches, torch.ones(patches.shape[:2], dtype=torch.long), shapes).last_hidden_state
+        prefix, has_class = 0, False
+    else:
+        model = getattr(model, "vit", model)
+        rotary = isinstance(model, DINOv3ViTModel) or "dinov2" in model.config.model_type
+        keywords = {} if rotary else {"interpolate_pos_encoding": True}
+        tokens = model(pixels, **keywords).last_hidden_state
+        if isinstance(model, CLIPVisionModel):
+            tokens = model.post_layernorm(tokens)
+        has_class = not isinstance(model, SiglipVisionModel)
+        prefix = has_class + getattr(model.config, "num_register_tokens", 0)
+    patches = tokens[:, prefix:]
+    return torch.cat([tokens[:, :1] if has_class else patches.mean(1, keepdim=True), patches], dim=1)
+
+
+def model_of(source: str, **overrides: Any) -> M3AEForPreTraining:
+    return tiny_model(image_config=image_options(read_vit(source)) | overrides)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family(name: str, tmp_path: Path) -> None:
+    source, folder = saved(name, tmp_path / "source")
+    model = model_of(folder)
+    report = init_image_encoder(model, folder)
+    assert not report.missing
+    expected = features(source, images())
+    assert_close(encode(model), expected)
+
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(encode(M3AEForPreTraining.from_pretrained(tmp_path / "saved").eval()), encode(model))
+
+    keep = torch.arange(16).repeat(2, 1).flip(1)  # all patches in another order: what each computes stays
+    reordered = model.m3ae.image_encoder(images(), keep)
+    assert_close(reordered[:, 1:].flip(1), expected[:, 1:])
+    assert_close(reordered[:, 0], expected[:, 0])
+
+    larger = model_of(folder, image_size=48)
+    init_image_encoder(larger, folder)
+    if hasattr(source, "forward_features"):
+        source = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=48).eval()
+    assert_close(encode(larger, images(48)), features(source, images(48)))
+
+
+@pytest.mark.parametrize("name", ["timm avg-pooled", "dinov2 registers", "dinov3", "siglip", "timm qk_norm"])
+def test_a_training_step_hides_patches(name: str, tmp_path: Path) -> None:
+    _, folder = saved(name, tmp_path)
+    model = model_of(folder)
+    init_image_encoder(model, folder)
+    vit, pixels = model.m3ae.image_encoder.vit, images()
+    hidden = pixels.clone()
+    hidden[..., :8, :8] = 7.0  # the first patch is not among those that are kept
+    keep = torch.tensor([[5, 2, 9], [1, 15, 3]])
+    assert torch.equal(vit(pixels, keep), vit(hidden, keep))
+    assert vit(pixels, keep).shape == (2, 4, 64)
+    model.train()
+    model(**tiny_batch()).loss.backward()
+    untrained = [
+        name for name, parameter in vit.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert untrained == []
