@@ -21,7 +21,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.encoders import ImageEncoder, PatchTransformer
+from m3ae.models.encoders import ImageEncoder, LayerScale, PatchTransformer
 from m3ae.models.fusion import Fusion, Stream
 from m3ae.models.heads import ContrastiveHead, PixelDecoder, Pooler, sincos_positions
 from m3ae.models.hub import publish_card
@@ -61,9 +61,14 @@ class M3AEPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, PatchTransformer):
-            init.normal_(module.cls_token, std=self.config.initializer_range)
-            side, width = round((module.pos_embed.shape[1] - 1) ** 0.5), module.pos_embed.shape[-1]
-            init.copy_(module.pos_embed, sincos_positions(side, width))  # learned, but positions differ from the start
+            for token in (module.cls_token, module.reg_token):
+                if token is not None:
+                    init.normal_(token, std=self.config.initializer_range)
+            if module.pos_embed is not None:  # learned, but the patches have different positions from the start
+                table = sincos_positions(module.side, module.pos_embed.shape[-1])
+                init.copy_(module.pos_embed, table[:, module.cls_token is None :])
+        elif isinstance(module, LayerScale):
+            init.constant_(module.gamma, module.value)
         elif isinstance(module, ContrastiveHead):
             init.constant_(module.log_scale, math.log(1 / 0.07))
         elif isinstance(module, PixelDecoder):

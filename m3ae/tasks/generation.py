@@ -27,7 +27,16 @@ from m3ae.models.modalities import KINDS, BatchOptions
 from m3ae.models.modeling import M3AEModel
 from m3ae.tasks.finetuning import in_main_process, prefixed
 from m3ae.tasks.model_card import write_model_card
-from m3ae.tasks.models import build_tokenizer, check_model, merged_config, new_config, saved_config, start_encoders
+from m3ae.tasks.models import (
+    build_tokenizer,
+    check_model,
+    merged_config,
+    new_config,
+    read_image_encoder,
+    saved_config,
+    start_encoders,
+    with_image_options,
+)
 from m3ae.tasks.pretraining_data import check_splits, is_filled, prepare_sets, refuse_test_rows
 from m3ae.training.batches import Visit
 from m3ae.training.config import GenerationRun
@@ -263,15 +272,16 @@ def _texts(latent: LatentConfig) -> list[str]:
 
 def _build(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
     """Build a new model, and the tokenizer of its texts."""
-    overrides, tokenizer = dict(config.model.overrides), None
+    overrides, tokenizer, init = dict(config.model.overrides), None, config.model.init
+    image_encoder = read_image_encoder(init)
     if texts := _texts(LatentConfig(**overrides["latent"])):
         tokenizer = build_tokenizer(config, lambda: read_texts(config.data.path, "train", texts))
-        model_config = new_config(config, tokenizer, overrides)
+        model_config = new_config(config, tokenizer, image_encoder, overrides)
     else:
-        model_config = M3AEConfig.named(config.model.size, **overrides)
+        model_config = M3AEConfig.named(config.model.size, **with_image_options(image_encoder, overrides))
     set_seed(config.training.seed)
     model = M3AEForGeneration(model_config)
-    start_encoders(model, config.model.init)
+    start_encoders(model, image_encoder, init.text_encoder)
     return model, tokenizer
 
 

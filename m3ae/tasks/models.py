@@ -16,8 +16,9 @@ from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_normalization
 from m3ae.training.config import RunConfig
 from m3ae.training.sections import InitConfig, check_overrides, named
-from m3ae.transfer.image_encoders import init_image_encoder, resize_images
+from m3ae.transfer.image_encoders import image_contradictions, image_options, init_image_encoder, resize_images
 from m3ae.transfer.text_encoders import contradictions, init_text_encoder, load_tokenizer, read_text_config
+from m3ae.transfer.vision_transformers import PublishedViT
 
 NOT_FOUND = "there is no such folder, and the hub has no model of this name or cannot be reached"
 
@@ -74,9 +75,9 @@ def open_model(
     """
     options, overrides = dict(options or {}), config.overrides
     if config.model.path is None:
-        tokenizer = build_tokenizer(config, texts)
-        model = model_class(new_config(config, tokenizer, overrides | options))
-        start_encoders(model, config.model.init)
+        tokenizer, image_encoder = build_tokenizer(config, texts), read_image_encoder(config.model.init)
+        model = model_class(new_config(config, tokenizer, image_encoder, overrides | options))
+        start_encoders(model, image_encoder, config.model.init.text_encoder)
         processor = M3AEProcessor(image_processor_for(model), tokenizer)
     else:
         model, processor = load_model(
@@ -107,8 +108,16 @@ def build_tokenizer(config: RunConfig, texts: Callable[[], Sequence[str]]) -> Pr
     return load_tokenizer(path) if path is not None else train_tokenizer(texts(), config.tokenizer.vocab_size)
 
 
-def new_config(config: RunConfig, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> M3AEConfig:
-    """Return the configuration of the named size with the tokenizer's vocabulary; seed the generators for it."""
+def new_config(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, image_encoder: PublishedViT | None, options: dict[str, Any]
+) -> M3AEConfig:
+    """Return the configuration of a named size with a tokenizer's vocabulary and the sizes of published encoders.
+
+    The generators are seeded for it.
+
+    Raises:
+        ValueError: `model.overrides` contradict a published encoder.
+    """
     vocabulary = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -120,7 +129,10 @@ def new_config(config: RunConfig, tokenizer: PreTrainedTokenizerBase, options: d
     if source is not None:  # whose file may hold more than its type of configuration declares
         text_config = AutoConfig.for_model(**_source_options(source, vocabulary, chosen) | chosen)
     model_config = M3AEConfig.named(
-        config.model.size, mask_token_id=tokenizer.mask_token_id, text_config=text_config, **options
+        config.model.size,
+        mask_token_id=tokenizer.mask_token_id,
+        text_config=text_config,
+        **with_image_options(image_encoder, options),
     )
     set_seed(config.training.seed)
     return model_config
@@ -133,28 +145,60 @@ def _source_options(source: str, vocabulary: dict[str, Any], overrides: Mapping[
         ValueError: `model.overrides.text_config` contradicts the source.
     """
     config = read_text_config(source)
-    if different := contradictions(config, overrides):
-        named = "; ".join(
-            f"{name} is {value} there and {overrides.get(name)} here" for name, value in different.items()
-        )
-        raise ValueError(
-            f"model.overrides.text_config contradicts the text encoder in {source!r}: {named}. Leave these out: the "
-            "text encoder's sizes are taken from the source."
-        )
+    _require_agreement("text", source, contradictions(config, overrides), overrides)
     special = {name: value for name, value in vocabulary.items() if name != "vocab_size" and value is not None}
     return {name: value for name, value in config.to_dict().items() if name not in _BOOKKEEPING} | special
 
 
-def start_encoders(model: M3AEPreTrainedModel, init: InitConfig) -> None:
+def _require_agreement(kind: str, source: str, different: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Raise ValueError if overrides contradict a published encoder, whose options `different` has by name."""
+    if different:
+        pairs = "; ".join(
+            f"{name} is {value} there and {overrides.get(name)} here" for name, value in different.items()
+        )
+        raise ValueError(
+            f"model.overrides.{kind}_config contradicts the {kind} encoder in {source!r}: {pairs}. Leave these out: "
+            f"the {kind} encoder's sizes are taken from the source."
+        )
+
+
+def read_image_encoder(init: InitConfig) -> PublishedViT | None:
+    """Read the published image encoder that a run starts from, if there is one.
+
+    Raises:
+        ValueError: The encoder cannot be read.
+    """
+    if init.image_encoder is None:
+        return None
+    from m3ae.transfer.vision_sources import read_vit  # needs timm, which is slow to import
+
+    return read_vit(init.image_encoder)
+
+
+def with_image_options(published: PublishedViT | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of `M3AEConfig` with the sizes of the image encoder that a run starts from.
+
+    Raises:
+        ValueError: The options of `image_config` contradict the encoder.
+    """
+    if published is None:
+        return dict(options)
+    chosen = dict(options.get("image_config") or {})
+    theirs = {name: value for name, value in image_options(published).items() if name not in published.assumed}
+    _require_agreement("image", published.source, image_contradictions(theirs, chosen), chosen)
+    return {**options, "image_config": image_options(published) | chosen}
+
+
+def start_encoders(model: M3AEPreTrainedModel, image_encoder: PublishedViT | None, text_encoder: str | None) -> None:
     """Copy published encoders into a new model, and print what was copied.
 
     Raises:
         ValueError: An encoder cannot be read or does not fit the model.
     """
-    if init.image_encoder is not None:
-        PartialState().print(init_image_encoder(model, init.image_encoder))
-    if init.text_encoder is not None:
-        PartialState().print(init_text_encoder(model, init.text_encoder))
+    if image_encoder is not None:
+        PartialState().print(init_image_encoder(model, image_encoder))
+    if text_encoder is not None:
+        PartialState().print(init_text_encoder(model, text_encoder))
 
 
 def image_processor_for(model: M3AEPreTrainedModel) -> M3AEImageProcessor:

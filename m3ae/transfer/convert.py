@@ -34,6 +34,8 @@ TASKS: dict[str, type[M3AEPreTrainedModel]] = {
 # The published name of each objective; the head that it trains is called <name>_head.
 _PRETRAINING = ("mlm", "mim", "itm")
 _TUNED = {"question_answering": "vqa", "classification": "cls", "retrieval": "irtr"}
+# Options of an image encoder for which the released format has no parameters.
+_VARIANTS = ("class_token", "num_registers", "layer_scale", "gated_mlp", "qk_norm", "qkv_bias", "rope_theta")
 _DATA_SETS = {"vqa_vqa_rad": "vqa_rad", "vqa_slack": "slake", "vqa_medvqa_2019": "vqa_med_2019"}  # published: ours
 
 
@@ -133,12 +135,18 @@ def release(folder: str | Path, output: str | Path) -> Report:
     architecture = (config.architectures or ["model without a class"])[0]
     if architecture not in classes:
         raise ValueError(f"{folder} holds a {architecture}; the released format has only {', '.join(classes)}.")
-    assert isinstance(config.text_config, PreTrainedConfig)
-    if config.text_config.model_type not in ("bert", "roberta") or config.num_views > 1:
+    image, text = config.image_config, config.text_config
+    assert isinstance(image, M3AEImageConfig) and isinstance(text, PreTrainedConfig)
+    if text.model_type not in ("bert", "roberta") or config.num_views > 1:
         raise ValueError(
-            f"{folder} has a text encoder of the type {config.text_config.model_type} and {config.num_views} views; "
-            "the released format has one image and a bert or roberta."
+            f"{folder} has a text encoder of the type {text.model_type} and {config.num_views} views; the released "
+            "format has one image and a bert or roberta."
         )
+    names, plain = _VARIANTS, M3AEImageConfig()
+    if variants := [
+        f"{name} {getattr(image, name)}" for name in names if getattr(image, name) != getattr(plain, name)
+    ]:
+        raise ValueError(f"{folder} has an image encoder with {', '.join(variants)}; the released format has CLIP's.")
     model = classes[architecture].from_pretrained(folder)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ from m3ae.models.heads import PixelDecoder, sincos_positions
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.transfer.checkpoints import some
 from m3ae.transfer.sources import InitReport, require_encoder, require_none, trunk_of
-from m3ae.transfer.vision_sources import read_vit
 from m3ae.transfer.vision_transformers import SOURCES, PublishedViT, activation_name, block_number
 
 
@@ -38,9 +37,13 @@ def init_image_encoder(model: M3AEPreTrainedModel, source: str | PublishedViT) -
     encoder: Any = require_encoder(model, "image_encoder", "vit")
     vit, config = encoder.vit, model.config.image_config
     assert isinstance(config, M3AEImageConfig)
-    published = source if isinstance(source, PublishedViT) else read_vit(source)
+    if isinstance(source, str):
+        from m3ae.transfer.vision_sources import read_vit  # needs timm, which is slow to import
+
+        source = read_vit(source)
+    published = source
     theirs = published.options | _stated_normalization(config, published)
-    different = image_contradictions(published, theirs, config.to_dict())
+    different = image_contradictions(theirs, config.to_dict())
     require_none("vision transformer", published.source, config, different, "image_config", _hint(different, config))
     state, expected = dict(published.state), vit.state_dict().keys()
     deeper = [name for name in state if block_number(name) >= config.num_hidden_layers]
@@ -72,13 +75,10 @@ def image_options(published: PublishedViT) -> dict[str, Any]:
     return options
 
 
-def image_contradictions(
-    published: PublishedViT, theirs: Mapping[str, Any], options: Mapping[str, Any]
-) -> dict[str, Any]:
+def image_contradictions(theirs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a published encoder that our options contradict.
 
     Args:
-        published: The encoder.
         theirs: Options of the published encoder.
         options: Options of `M3AEImageConfig`, or some of them. The image size may differ, as positions are
             interpolated, and so may `layer_norm_eps` and the initial `layer_scale`; there may be fewer blocks.

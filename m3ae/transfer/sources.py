@@ -77,7 +77,7 @@ def load_published(source: str, model_class: Any, **options: Any) -> tuple[Any, 
     try:
         with _quiet():
             model, info = model_class.from_pretrained(source, output_loading_info=True, **options)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"transformers cannot load {source!r}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(

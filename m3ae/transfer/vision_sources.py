@@ -18,7 +18,7 @@ from timm.layers.attention import Attention
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPVisionModel,
     Dinov2Model,
@@ -132,6 +132,8 @@ def _timm_options(model: Any, source: str) -> dict[str, Any]:
             names = " and ".join(kind.__name__ for kind in kinds)
             raise refusal(source, f"holds timm's {type(model).__name__} with blocks of another kind ({names})")
     block, rope = model.blocks[0], getattr(model, "rope", None)
+    if not isinstance(block.norm1, nn.LayerNorm):
+        raise refusal(source, f"normalises by {type(block.norm1).__name__}, which ours does not")
     gate_first = isinstance(block.mlp, SwiGLU) or (isinstance(block.mlp, GluMlp) and not block.mlp.gate_last)
     if type(block.mlp) is not Mlp and not gate_first:
         raise refusal(source, f"has timm's {type(block.mlp).__name__} for an MLP, which ours is not")

@@ -111,6 +111,13 @@ def test_a_text_encoder_that_the_released_format_lacks(tmp_path) -> None:
         release(tmp_path, tmp_path / "m3ae.ckpt")
 
 
+def test_an_image_encoder_that_the_released_format_lacks(tmp_path) -> None:
+    image = {"num_registers": 2, "class_token": False}
+    tiny_of(TASKS["pretraining"], image_config=image).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has an image encoder with class_token False, num_registers 2; the released"):
+        release(tmp_path, tmp_path / "m3ae.ckpt")
+
+
 def test_heads_of_attention_without_a_word_on_them() -> None:
     state = released("pretraining", text_config={"num_attention_heads": 4}, num_attention_heads=4).state
     settings = {"config": {"num_heads": 4, "mim_layer": 1, "mim_decoder_num_heads": 2}}

@@ -1,14 +1,19 @@
 """Each family of vision transformers, tiny and random, computes here what it computes in the library that saved it."""
 
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
+from timm.layers.mlp import SwiGLUPacked
 from timm.models._hub import save_for_hf
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
+    CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
@@ -19,6 +24,8 @@ from transformers import (
     DINOv3ViTModel,
     Siglip2VisionConfig,
     Siglip2VisionModel,
+    SiglipConfig,
+    SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
     ViTConfig,
@@ -28,6 +35,7 @@ from transformers import (
 
 from m3ae import M3AEForPreTraining
 from m3ae.transfer.image_encoders import image_options, init_image_encoder
+from m3ae.transfer.names import OPENAI, renamed
 from m3ae.transfer.vision_sources import read_vit
 from tests.models.published import assert_close, encode, images, shake
 from tests.models.tiny import tiny_batch, tiny_model
@@ -152,3 +160,98 @@ def test_a_training_step_hides_patches(name: str, tmp_path: Path) -> None:
         name for name, parameter in vit.named_parameters() if parameter.grad is None or not parameter.grad.any()
     ]
     assert untrained == []
+
+
+def plain(**options: Any) -> Any:
+    """A vision transformer with timm's names, and its features."""
+    return shake(timm.create_model("vit_base_patch16_224", **{**TIMM, "num_heads": 1, "num_classes": 0, **options}))
+
+
+def test_a_pre_training_file_of_mae(tmp_path: Path) -> None:
+    source = plain()
+    decoder = {"decoder_embed.weight": torch.zeros(8, 64), "decoder_blocks.0.norm1.bias": torch.zeros(8)}
+    state = source.state_dict() | decoder | {"mask_token": torch.zeros(1, 1, 8)}
+    for legacy in (False, True):
+        content = {"model": state, "args": argparse.Namespace(batch_size=64, lr=None), "epoch": 3}
+        torch.save(content, tmp_path / "mae.pth", _use_new_zipfile_serialization=not legacy)
+        model = model_of(str(tmp_path / "mae.pth"))
+        report = init_image_encoder(model, str(tmp_path / "mae.pth"))
+        assert_close(encode(model), source.forward_features(images()))
+        assert {name.partition("_")[0] for name in report.unexpected} == {"decoder", "mask"} and not report.missing
+        assert "num_attention_heads 1, hidden_act gelu, layer_norm_eps 1e-06" in str(report)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_file_of_dinov2_as_meta_names_its_parameters(tmp_path: Path, gated: bool) -> None:
+    mlp = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU} if gated else {}
+    source = plain(reg_tokens=4, init_values=0.1, no_embed_class=True, **mlp)
+    names = {"reg_token": "register_tokens"} | ({"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"} if gated else {})
+    state = source.state_dict()
+    for old, new in names.items():
+        state = {name.replace(old, new): value for name, value in state.items()}
+    # Meta's class token has a row of positions, which timm adds to the token.
+    state["pos_embed"] = torch.cat([torch.full((1, 1, 64), 0.5), state["pos_embed"]], dim=1)
+    state["cls_token"] = state["cls_token"] - 0.5
+    torch.save(state | {"mask_token": torch.zeros(1, 64)}, tmp_path / "dinov2.pth")
+    model = model_of(str(tmp_path / "dinov2.pth"))
+    init_image_encoder(model, str(tmp_path / "dinov2.pth"))
+    tokens = source.forward_features(images())
+    assert_close(encode(model), torch.cat([tokens[:, :1], tokens[:, 5:]], dim=1))
+
+
+def test_the_image_tower_of_biomedclip(tmp_path: Path) -> None:
+    """A vision transformer of timm behind `visual.trunk.`, in a folder of open_clip."""
+    source = shake(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0))
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear", "image_size": 32}
+    preprocessing = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    config = {"model_cfg": {"vision_cfg": vision, "text_cfg": {}}, "preprocess_cfg": preprocessing}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"has open_clip_config.json but none of open_clip_model.safetensors"):
+        read_vit(str(tmp_path))
+    state = {f"visual.trunk.{name}": value for name, value in source.state_dict().items()}
+    state |= {"visual.head.proj.weight": torch.zeros(4, 192), "text.transformer.x": torch.zeros(1)}
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
+    model = model_of(str(tmp_path))
+    report = init_image_encoder(model, str(tmp_path))
+    assert_close(encode(model), source.forward_features(images()))
+    assert report.unexpected == ["visual.head.proj.weight", "text.transformer.x"]
+    assert report.normalization == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"vision_cfg": {"timm_model_name": "resnet18"}}))
+    with pytest.raises(ValueError, match="holds timm's ResNet; expected"):
+        read_vit(str(tmp_path))
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_a_clip_of_open_clip(tmp_path: Path, act: str) -> None:
+    source = shake(timm.create_model("vit_base_patch16_clip_quickgelu_224", **TIMM, act_layer=act))
+    theirs = {ours: name for name, ours in OPENAI.items()}
+    state = {f"visual.{renamed(name, theirs) or name}": value for name, value in source.state_dict().items()}
+    state["visual.class_embedding"] = state["visual.class_embedding"].flatten()
+    state["visual.positional_embedding"] = state["visual.positional_embedding"][0]
+    state = {name: value.contiguous() for name, value in state.items() if "head" not in name}
+    save_file(state | {"visual.proj": torch.zeros(64, 8)}, tmp_path / "open_clip_model.safetensors")
+    model_cfg = {"vision_cfg": {"image_size": 32, "head_width": 32}, "quick_gelu": act == "quick_gelu"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    model = model_of(str(tmp_path))
+    report = init_image_encoder(model, str(tmp_path))
+    assert_close(encode(model), source.forward_features(images()))
+    assert report.unexpected == ["visual.proj"] and model.config.image_config.hidden_act == act
+
+
+def test_a_whole_siglip(tmp_path: Path) -> None:
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    source = shake(SiglipModel(SiglipConfig(text_config=text | {"vocab_size": 50}, vision_config=SIZES | MLP)))
+    source.save_pretrained(tmp_path)
+    CLIPImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path)
+    model = model_of(str(tmp_path))
+    report = init_image_encoder(model, str(tmp_path))
+    assert_close(encode(model), features(source.vision_model, images()))
+    assert model.config.image_config.image_mean == [0.5] * 3 and "logit_scale" in report.unexpected
+
+
+def test_an_override_that_contradicts_the_source(tmp_path: Path) -> None:
+    _, folder = saved("dinov3", tmp_path)
+    with pytest.raises(ValueError, match="hidden_act is gelu there and quick_gelu here"):
+        init_image_encoder(model_of(folder, hidden_act="quick_gelu"), folder)
+    fewer = model_of(folder, num_hidden_layers=1)
+    assert "the first 1 of its 2 blocks" in init_image_encoder(fewer, folder).remarks
