@@ -190,9 +190,9 @@ class InitConfig(Section):
 
     Attributes:
         image_encoder: Name of a timm model such as `vit_base_patch16_clip_224.openai`; a folder or `.safetensors` file
-            that timm has saved; a folder or hub name of transformers (ViT, ViT-MAE, DINOv2, DINOv3, CLIP, SigLIP) or of
-            open_clip; a file of OpenAI's CLIP or of MAE. Its sizes are the model's, as far as `model.overrides` leave
-            image size and depth out.
+            that timm has saved; a folder or hub name of transformers (ViT, ViT-MAE, DINOv2, DINOv3, CLIP, SigLIP) or
+            of open_clip; a file of OpenAI's CLIP or of MAE. Its sizes are the model's; `overrides.image_config` may
+            take another image size, or fewer blocks.
         text_encoder: Folder or hub name of a bidirectional text encoder of transformers, such as BERT, RoBERTa or
             ModernBERT; its sizes are the model's, and its tokenizer is used if `tokenizer.path` is unset.
     """
