@@ -5,7 +5,7 @@ Shapes: B batch, H×W pixels, N patches, n×n of them, P patch side, C channels,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,10 +19,9 @@ from m3ae.data.collate import spell_words, word_ids
 from m3ae.inference.inputs import encode_pixels, pictures
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.encoders import denormalize_images
-from m3ae.models.fusion import Stream
-from m3ae.models.masking import PatchMask, collect_labels, mask_patches, patchify, unpatchify
+from m3ae.models.masking import patchify, unpatchify
 from m3ae.models.modalities.text import tokenize
-from m3ae.models.pretraining import M3AEForPreTraining
+from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.models.processing import M3AEProcessor
 
 
@@ -68,32 +67,10 @@ class Reconstruction:
 
 
 class _Words(NamedTuple):
-    """Texts with hidden words.
+    """The words of a text, and the word (L,) of each token; −1 for special tokens."""
 
-    Attributes:
-        spellings: The words of each of the B texts.
-        present: (B,) bool.
-        encoded: `input_ids` and `attention_mask` (B, L) of the whole texts.
-        masked_ids: (B, L) with the mask token in place of the hidden words.
-        labels: (B, L) the hidden tokens, −100 elsewhere.
-        positions: (B, L) the word of each token, on the CPU.
-    """
-
-    spellings: list[list[str]]
-    present: Tensor
-    encoded: dict[str, Tensor]
-    masked_ids: Tensor
-    labels: Tensor
+    spellings: list[str]
     positions: Tensor
-
-
-class _Patches(NamedTuple):
-    """Images with hidden patches: pictures (B, H, W, 3) in [0, 1], `present` (B,), pixels (B, C, H, W) and mask."""
-
-    pictures: NDArray[np.float32]
-    present: Tensor
-    pixels: Tensor
-    mask: PatchMask
 
 
 @torch.inference_mode()
@@ -135,19 +112,25 @@ def reconstruct(
     for name, share in (("mask_ratio", mask_ratio), ("word_ratio", word_ratio)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is the share that is hidden, 0 to 1, got {share}")
-    words = patches = None
-    if any(text is not None for text in texts):
-        words = _hide_words(processor, model, texts, word_ratio, seed)
-    if any(image is not None for image in images):
-        patches = _hide_patches(processor, model, images, mask_ratio, seed)
-    hidden, context = _encode(model, words, patches)
+    if any(image is not None for image in images) and not config.mim_weight:
+        raise ValueError("the model was trained without masked images: it cannot fill in patches")
+    if any(text is not None for text in texts) and not config.mlm_weight:
+        raise ValueError("the model was trained without masked texts: it cannot fill in words")
+    shown = [Image.new("L", (16, 16)) if image is None else image for image in images]
+    inputs, words = _hide_words(processor, config.longest_text, texts, word_ratio, seed)
+    inputs |= _hide_patches(model, encode_pixels(model, processor, shown), images, seed)
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    generator = torch.Generator(model.device).manual_seed(seed)
+    output = model(**inputs, mask_ratio=mask_ratio, generator=generator)
     samples: list[dict[str, Any]] = [{} for _ in images]
-    if patches is not None:
-        for row, filled in _fill_patches(model, patches, context | {"image": hidden["image"]}):
-            samples[row] |= filled
-    if words is not None:
-        for row, predicted in _fill_words(processor, model, words, context | {"text": hidden["text"]}):
-            samples[row]["words"] = predicted
+    if config.mim_weight:
+        filled = _fill_patches(model, pictures(processor, shown), inputs["pixel_values"], output)
+        for row in inputs["image_present"].nonzero()[:, 0].tolist():
+            samples[row] |= {name: values[row] for name, values in filled.items()}
+    if config.mlm_weight:
+        predicted = _fill_words(processor, words, output)
+        for row in inputs["text_present"].nonzero()[:, 0].tolist():
+            samples[row]["words"] = predicted[row]
     return [Reconstruction(**sample) for sample in samples]
 
 
@@ -164,108 +147,79 @@ def predicted_patches(model: M3AEForPreTraining, pixel_values: Tensor, mim_logit
 
 
 def _hide_patches(
-    processor: M3AEProcessor,
-    model: M3AEForPreTraining,
-    images: Sequence[Image.Image | None],
-    mask_ratio: float,
-    seed: int,
-) -> _Patches:
-    shown = [Image.new("L", (16, 16)) if image is None else image for image in images]
-    pixels = encode_pixels(model, processor, shown)
+    model: M3AEForPreTraining, pixels: Tensor, images: Sequence[Image.Image | None], seed: int
+) -> dict[str, Tensor]:
+    """Return inputs of the model that hide patches of each image."""
     count = (pixels.shape[-1] // model.patch_size) ** 2
     noise = [torch.rand(count, generator=torch.Generator().manual_seed(seed + row)) for row in range(len(images))]
-    present = torch.tensor([image is not None for image in images], device=model.device)
-    mask = mask_patches(torch.stack(noise).to(model.device), mask_ratio)
-    return _Patches(pictures(processor, shown), present, pixels, mask)
+    present = torch.tensor([image is not None for image in images])
+    return {"pixel_values": pixels, "image_present": present, "image_noise": torch.stack(noise)}
 
 
 def _hide_words(
-    processor: M3AEProcessor, model: M3AEForPreTraining, texts: Sequence[str | None], share: float, seed: int
-) -> _Words:
-    """Replace whole words of each text by the mask token, at least one where the text has a word."""
-    filled, tokenizer, device = [text or "" for text in texts], processor.tokenizer, model.device
+    processor: M3AEProcessor, longest: int, texts: Sequence[str | None], share: float, seed: int
+) -> tuple[dict[str, Tensor], list[_Words]]:
+    """Return inputs of the model in which whole words are masked, at least one of each text, and the texts' words."""
     options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
-    encoded = tokenize(tokenizer, filled, model.config.longest_text, **options)
-    ids, positions, spellings = encoded["input_ids"], list[Tensor](), list[list[str]]()
-    for text, offsets, special in zip(filled, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True):
-        words = word_ids(text, offsets[:, 0].numpy())
-        words[special.bool()] = -1
-        positions.append(words)
-        spellings.append(spell_words(text, words, offsets[:, 1]))
+    encoded = tokenize(processor.tokenizer, [text or "" for text in texts], longest, **options)
+    ids, all_words = encoded["input_ids"], list[_Words]()
     hidden = torch.zeros_like(ids, dtype=torch.bool)
-    for row, (words, spelling) in enumerate(zip(positions, spellings, strict=True)):
-        kept = set(words.tolist())  # others are cut off
-        candidates = [n for n, word in enumerate(spelling) if n in kept and word[0].isalnum()]
+    for row, (text, offsets) in enumerate(zip(texts, encoded["offset_mapping"], strict=True)):
+        positions = word_ids(text or "", offsets[:, 0].numpy())
+        positions[encoded["special_tokens_mask"][row].bool()] = -1
+        words = _Words(spell_words(text or "", positions, offsets[:, 1]), positions)
+        kept = set(positions.tolist())  # others are cut off
+        candidates = [n for n, word in enumerate(words.spellings) if n in kept and word[0].isalnum()]
         order = np.random.default_rng([seed, row]).permutation(candidates)
         chosen = order[: max(1, round(share * len(order)))]
-        hidden[row] = torch.isin(words, torch.from_numpy(chosen.astype(np.int64)))
-    return _Words(
-        spellings,
-        present=torch.tensor([text is not None for text in texts], device=device),
-        encoded={name: encoded[name].to(device) for name in ("input_ids", "attention_mask")},
-        masked_ids=ids.masked_fill(hidden, tokenizer.mask_token_id).to(device),
-        labels=ids.masked_fill(~hidden, -100).to(device),
-        positions=torch.stack(positions),
-    )
-
-
-def _encode(
-    model: M3AEForPreTraining, words: _Words | None, patches: _Patches | None
-) -> tuple[dict[str, Stream], dict[str, Stream]]:
-    """Encode the visible remainder of texts and images, and the context in which the other modality is predicted."""
-    trunk, hidden, context = model.m3ae, dict[str, Stream](), dict[str, Stream]()
-    if words is not None:
-        hidden["text"] = trunk.encode_text(words.masked_ids, words.encoded["attention_mask"], words.present)
-    if patches is not None:
-        hidden["image"] = trunk.encode_image(patches.pixels, patches.mask.ids_keep, patches.present)
-    if words is None or patches is None:
-        return hidden, context
-    if model.config.schedule == "joint":
-        return hidden, hidden
-    context["text"] = trunk.encode_text(**words.encoded, present=words.present)
-    context["image"] = trunk.encode_image(patches.pixels, None, patches.present)
-    return hidden, context
+        hidden[row] = torch.isin(positions, torch.from_numpy(chosen.astype(np.int64)))
+        all_words.append(words)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": encoded["attention_mask"],
+        "text_present": torch.tensor([text is not None for text in texts]),
+        "mlm_input_ids": ids.masked_fill(hidden, processor.tokenizer.mask_token_id),
+        "mlm_labels": ids.masked_fill(~hidden, -100),
+    }
+    return inputs, all_words
 
 
 def _fill_patches(
-    model: M3AEForPreTraining, patches: _Patches, streams: dict[str, Stream]
-) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
-    """Yield the attributes of a `Reconstruction` for each sample with an image."""
-    depth = None if model.config.mim_layer < 0 else model.config.mim_layer
-    fused = model.m3ae.fuse(streams, {"image": None}, depth)[-1]["image"]
-    predicted = predicted_patches(model, patches.pixels, model.mim_head(fused, patches.mask.ids_restore))
-    size, channels = model.patch_size, patches.pixels.shape[1]
+    model: M3AEForPreTraining, pictures: NDArray[np.float32], pixels: Tensor, output: M3AEForPreTrainingOutput
+) -> dict[str, NDArray[np.float32]]:
+    """Return the attributes of a `Reconstruction` for each of the B images."""
+    assert output.mim_logits is not None and output.mim_mask is not None
     assert isinstance(model.config.image_config, M3AEImageConfig)
-    images = denormalize_images(unpatchify(predicted, size, channels), model.config.image_config)
+    size, channels = model.patch_size, pixels.shape[1]
+    patches = predicted_patches(model, pixels, output.mim_logits)
+    images = denormalize_images(unpatchify(patches, size, channels), model.config.image_config)
     filled = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     side = filled.shape[1] // size
-    hidden = patches.mask.mask.view(-1, side, side).cpu().numpy()
+    hidden = output.mim_mask.view(-1, side, side).cpu().numpy()
     pixelwise = hidden.repeat(size, 1).repeat(size, 2)[..., None]
-    errors = np.abs(filled - patches.pictures).reshape(-1, side, size, side, size, channels).mean((2, 4, 5))
-    attributes = {
-        "original": patches.pictures,
-        "masked": np.where(pixelwise, np.float32(0.5), patches.pictures),
-        "filled": np.where(pixelwise, filled, patches.pictures),
+    errors = np.abs(filled - pictures).reshape(-1, side, size, side, size, channels).mean((2, 4, 5))
+    return {
+        "original": pictures,
+        "masked": np.where(pixelwise, np.float32(0.5), pictures),
+        "filled": np.where(pixelwise, filled, pictures),
         "errors": np.where(hidden, errors, np.float32(np.nan)),
     }
-    for row in patches.present.nonzero()[:, 0].tolist():
-        yield row, {name: values[row] for name, values in attributes.items()}
 
 
 def _fill_words(
-    processor: M3AEProcessor, model: M3AEForPreTraining, words: _Words, streams: dict[str, Stream]
-) -> Iterator[tuple[int, list[MaskedWord]]]:
-    """Yield the hidden words of each sample with a text."""
-    columns, labels = collect_labels(words.labels)
-    fused = model.m3ae.fuse(streams, {"text": columns})[-1]["text"]
-    best = model.mlm_head(fused).float().softmax(-1).max(-1)
-    scores, tokens, columns, hidden = (values.cpu() for values in (*best, columns, labels != -100))
-    for row in words.present.nonzero()[:, 0].tolist():
-        kept, predicted = hidden[row], list[MaskedWord]()
-        positions = words.positions[row, columns[row, kept]]
-        for position in positions.unique().tolist():
-            pieces = positions == position
-            text = processor.tokenizer.decode(tokens[row, kept][pieces]).strip()
-            score = float(scores[row, kept][pieces].prod())
-            predicted.append(MaskedWord(words.spellings[row][position], position, text, score))
-        yield row, predicted
+    processor: M3AEProcessor, words: Sequence[_Words], output: M3AEForPreTrainingOutput
+) -> list[list[MaskedWord]]:
+    """Return the hidden words of each text."""
+    assert output.mlm_logits is not None and output.mlm_positions is not None and output.mlm_labels is not None
+    scores, tokens = (values.cpu() for values in output.mlm_logits.float().softmax(-1).max(-1))
+    columns, hidden = output.mlm_positions.cpu(), output.mlm_labels.cpu() != -100
+    all_predicted = []
+    for row, (spellings, positions) in enumerate(words):
+        word_of_token, predicted = positions[columns[row, hidden[row]]], list[MaskedWord]()
+        for position in word_of_token.unique().tolist():
+            pieces = word_of_token == position
+            text = processor.tokenizer.decode(tokens[row, hidden[row]][pieces]).strip()
+            score = float(scores[row, hidden[row]][pieces].prod())
+            predicted.append(MaskedWord(spellings[position], position, text, score))
+        all_predicted.append(predicted)
+    return all_predicted

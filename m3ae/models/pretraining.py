@@ -138,6 +138,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         match_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         schedule: str | None = None,
+        mask_ratio: float | None = None,
         beta: float | Tensor | None = None,
         labels: Tensor | None = None,
         return_loss: bool = True,
@@ -161,6 +162,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             match_noise: (B, 2) uniform noise that chooses the mismatched pairs.
             generator: Source of the noise that is None.
             schedule: `separate` or `joint`; the config's if None.
+            mask_ratio: Share of patches to hide; the config's if None.
             beta: Weight of the KL in the latent pass; the config's if None.
             labels: `mlm_labels` where `input_ids` is masked, as `DataCollatorForLanguageModeling` returns them.
             return_loss: Not used; tells Trainer that a loss needs no labels.
@@ -171,7 +173,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         batch = image_text_batch(self.config, pixel_values, input_ids, attention_mask, image_present, text_present)
         ids = sample_ids(batch, image_ids, text_ids)
         draw = partial(_draw, generator=generator, device=batch.input_ids.device)
-        patches = self._mask_patches(batch, image_noise, draw)
+        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        patches = self._mask_patches(batch, image_noise, ratio, draw)
         words = self._mask_words(batch, special_tokens_mask, word_ids, (mlm_input_ids, mlm_labels), text_noise, draw)
         matched = match_pairs(*ids, batch.complete(), draw(match_noise, batch.input_ids.shape[0], 2))
         masks = Masks(patches, words, matched)
@@ -190,10 +193,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         return self.config.image_config
 
     def _mask_patches(
-        self, batch: ImageTextBatch, noise: Tensor | None, draw: Callable[..., Tensor]
+        self, batch: ImageTextBatch, noise: Tensor | None, mask_ratio: float, draw: Callable[..., Tensor]
     ) -> masking.PatchMask:
         noise = draw(noise, batch.pixel_values.shape[0] * batch.num_views, self._image.num_patches)
-        return masking.mask_patches(noise.flatten(0, -2), self.config.mask_ratio)
+        return masking.mask_patches(noise.flatten(0, -2), mask_ratio)
 
     def _mask_words(
         self,
