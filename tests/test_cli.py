@@ -19,7 +19,7 @@ from PIL import Image
 
 from m3ae.cli import cli
 from m3ae.commands.data import data, describe_arguments, function_options, parse_module
-from m3ae.data.check import MAX_DISTANCE
+from m3ae.data.leaks import MAX_DISTANCE
 from m3ae.data.prepare import prepare
 from m3ae.data.show import show as show_rows
 from m3ae.data.sources import SOURCES, source_module

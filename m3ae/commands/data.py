@@ -200,10 +200,10 @@ def check(folders: tuple[Path, ...], json: Path | None, **options: Any) -> None:
     Example:
       m3ae data check data/iu_xray data/vqa_rad
     """  # noqa: D301
-    from m3ae.data.check import check
+    from m3ae.data.leaks import find_leaks
     from m3ae.files import write_text
 
-    report = check(folders, **options)
+    report = find_leaks(folders, **options)
     click.echo(str(report))
     if json is not None:
         write_text(json, report.to_json())

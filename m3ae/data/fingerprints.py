@@ -1,8 +1,8 @@
-"""Fingerprints of the rows of a prepared folder, by which equal images and texts are found.
+"""Fingerprints of the rows of a prepared folder, by which equal images and texts are recognised.
 
-An image has two: a digest of its pixels, the same in whatever format they are stored, and the 256-bit perceptual hash
-of the `imagehash` library (signs of the lowest 16×16 frequencies, Zauner 2010), which a change of size or compression
-moves by a few bits. They are kept beside the shards in `fingerprints.npz`, which is made again when the shards change.
+An image has two: a digest of its pixels, and the 256-bit perceptual hash of the `imagehash` library (signs of the
+lowest 16×16 frequencies, Zauner 2010), which a change of size or compression moves by a few bits. They are kept beside
+the shards in `fingerprints.npz`, until the shards change.
 """
 
 import io
@@ -32,37 +32,17 @@ HASH_BITS = HASH_SIDE**2
 BLOCK = 4096  # images compared with as many others at once: 64 MiB of distances
 
 
-class ImageFingerprint(NamedTuple):
-    """Digest of the pixels, and the perceptual hash as 32 bytes."""
-
-    pixels: int
-    look: bytes
-
-
-class _RowFingerprint(NamedTuple):
-    id: str
-    images: list[ImageFingerprint]
-    texts: list[int]
-
-
-class _Group(NamedTuple):
-    """A row group of a shard."""
-
-    path: Path
-    number: int
-
-
 @dataclass(frozen=True)
-class SplitFingerprints:
-    """Fingerprints of a split; an image or text that occurs n times is there n times.
+class Fingerprints:
+    """Fingerprints of a split; an image or text that occurs n times has n entries.
 
     Attributes:
-        ids: (rows,) names of the rows.
-        image_rows: (images,) row that each image belongs to.
-        pixels: (images,) digests.
-        looks: (images, 32) perceptual hashes, 8 bits a byte.
-        text_rows: (texts,) row that each text belongs to.
-        texts: (texts,) digests of the texts, white space and case aside; a question and its answer are one text.
+        ids: The names (rows,) of the rows.
+        image_rows: The row (images,) of each image.
+        pixels: Digests (images,) of the pixels, which do not depend on the format of the file.
+        looks: Perceptual hashes (images, 32), 8 bits a byte.
+        text_rows: The row (texts,) of each text.
+        texts: Digests (texts,) of the texts, white space and case aside; a question and its answer are one text.
     """
 
     ids: np.ndarray
@@ -73,49 +53,107 @@ class SplitFingerprints:
     texts: np.ndarray
 
 
-def load_fingerprints(folder: Path, num_workers: int | None = None) -> dict[str, SplitFingerprints]:
-    """Return the fingerprints of a prepared folder by split; where they are not there yet, every image is decoded.
-
-    Args:
-        folder: The prepared folder.
-        num_workers: Processes; by default one per core.
-
-    Raises:
-        FileNotFoundError: The folder, its manifest or a shard is missing.
-        ValueError: The manifest or an image is damaged.
-    """
+def load_fingerprints(folder: Path, num_workers: int | None = None) -> dict[str, Fingerprints]:
+    """Return the fingerprints of a prepared folder by split; where the folder has none, every image is decoded."""
     manifest = load_manifest(folder)
     key = json.dumps([VERSION, {split: info.shards for split, info in manifest.splits.items()}])
     path = folder / FINGERPRINTS
-    if (stored := _read(path, key, list(manifest.splits))) is not None:
-        return stored
-    found = _fingerprint_folder(folder, manifest, num_workers)
-    with suppress(OSError):  # a folder that may not be written is fingerprinted every time
-        _write(path, key, found)
-    return found
+    names = [field.name for field in fields(Fingerprints)]
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
+        if str(stored["key"]) == key:  # else they are those of other shards
+            return {split: Fingerprints(*(stored[f"{split}.{name}"] for name in names)) for split in manifest.splits}
+    prints = _fingerprint_folder(folder, manifest, num_workers)
+    arrays = {f"{split}.{name}": array for split, some in prints.items() for name, array in asdict(some).items()}
+    # A folder that is read-only is fingerprinted every time. Machines may write at once: the first one wins.
+    with suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, key=np.array(key), **arrays)
+    return prints
 
 
-def fingerprint_image(content: bytes) -> ImageFingerprint:
-    """Decode an image and return its fingerprint; grey stored as grey and as colour are the same."""
+class _RowFingerprint(NamedTuple):
+    id: str
+    images: list[tuple[int, bytes]]
+    texts: list[int]
+
+
+def _fingerprint_folder(folder: Path, manifest: Manifest, num_workers: int | None) -> dict[str, Fingerprints]:
+    groups = [
+        (split, path, number)
+        for split, info in manifest.splits.items()
+        for path in (folder / name for name in info.shards)
+        for number in range(pq.ParquetFile(path).num_row_groups)
+    ]
+    rows: dict[str, list[_RowFingerprint]] = {split: [] for split in manifest.splits}
+    results = map_in_order(_fingerprint_group, [(path, number) for _, path, number in groups], num_workers)
+    total = sum(info.rows for info in manifest.splits.values())
+    with tqdm(total=total, desc=f"fingerprints of {folder.name}", unit="row") as bar:
+        for (split, *_), group_rows in zip(groups, results, strict=True):
+            rows[split] += group_rows
+            bar.update(len(group_rows))
+    return {split: _columns(split_rows) for split, split_rows in rows.items()}
+
+
+def _fingerprint_group(group: tuple[Path, int]) -> list[_RowFingerprint]:
+    """Return the fingerprints of the rows of one row group of a shard."""
+    path, number = group
+    file = pq.ParquetFile(path)
+    features = datasets.Features.from_arrow_schema(file.schema_arrow)
+    images = image_columns(features)
+    texts = [column for column in ("text", "question", "answer") if column in features]
+    fingerprint = cache(fingerprint_image)  # several questions about an image are neighbours
+    rows = []
+    for row in file.read_row_group(number, columns=["id", *images, *texts]).to_pylist():
+        try:
+            prints = [fingerprint(row[column]["bytes"]) for column in images if row[column] is not None]
+        except OSError as error:
+            raise ValueError(
+                f"{path}: row {row['id']} holds a damaged image ({error}): prepare the folder again"
+            ) from error
+        rows.append(_RowFingerprint(row["id"], prints, [digest(text.encode()) for text in _texts(row)]))
+    return rows
+
+
+def fingerprint_image(content: bytes) -> tuple[int, bytes]:
+    """Return the digest of an image's pixels, equal for grey stored as colour, and its perceptual hash (32 bytes)."""
     with Image.open(io.BytesIO(content)) as image:
         pixels = b"%d %d " % image.size + image.convert("RGB").tobytes()
         look = imagehash.phash(image, hash_size=HASH_SIDE).hash
-    return ImageFingerprint(digest(pixels), np.packbits(look).tobytes())
+    return digest(pixels), np.packbits(look).tobytes()
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    """Return the texts of a row, each in lower case and with single blanks."""
+    question = " ".join(row[column] for column in ("question", "answer") if row.get(column))
+    normalised = (" ".join(text.split()).casefold() for text in [*(row.get("text") or []), question])
+    return [text for text in normalised if text]
+
+
+def _columns(rows: list[_RowFingerprint]) -> Fingerprints:
+    images = [(number, *image) for number, row in enumerate(rows) for image in row.images]
+    texts = [(number, text) for number, row in enumerate(rows) for text in row.texts]
+    return Fingerprints(
+        ids=np.array([row.id for row in rows], dtype=np.str_),
+        image_rows=np.array([number for number, _, _ in images], dtype=np.int64),
+        pixels=np.array([pixels for _, pixels, _ in images], dtype=np.int64),
+        looks=np.frombuffer(b"".join(look for *_, look in images), np.uint8).reshape(-1, HASH_BITS // 8),
+        text_rows=np.array([number for number, _ in texts], dtype=np.int64),
+        texts=np.array([text for _, text in texts], dtype=np.int64),
+    )
 
 
 def near_twins(a: np.ndarray, b: np.ndarray, max_distance: int) -> tuple[np.ndarray, np.ndarray]:
     """Find for every hash of `a` one of `b` that is at most `max_distance` bits away, and the other way round.
 
-    As vectors of ±1, two hashes of n bits have the inner product n − 2·distance, so that blocks of pairs are compared
-    by one matrix product each: 512 operations a pair.
+    As vectors of ±1, two hashes of n bits have the inner product n − 2·distance: one matrix product compares a block
+    of pairs, 512 operations a pair.
 
     Args:
-        a: (n, 32) bytes.
-        b: (m, 32) bytes; if it is the same array, a hash is not its own twin.
-        max_distance: In bits; below 0, nothing has a twin.
+        a: Hashes (n, 32), 8 bits a byte.
+        b: Hashes (m, 32); if it is the same array, a hash is not a twin of itself.
+        max_distance: The distance in bits; with a negative one, nothing has a twin.
 
     Returns:
-        Positions (n,) in `b` and (m,) in `a`; −1 where there is none.
+        Positions (n,) in `b` and (m,) in `a`; −1 for no twin.
     """
     twins_a, twins_b = np.full(len(a), -1), np.full(len(b), -1)
     if max_distance < 0:
@@ -137,77 +175,3 @@ def near_twins(a: np.ndarray, b: np.ndarray, max_distance: int) -> tuple[np.ndar
 def _signs(hashes: np.ndarray) -> np.ndarray:
     """Turn hashes (n, 32) into vectors of ±1 (n, 256)."""
     return 1 - 2 * np.unpackbits(hashes, axis=1).astype(np.float32)
-
-
-def _fingerprint_folder(folder: Path, manifest: Manifest, num_workers: int | None) -> dict[str, SplitFingerprints]:
-    groups = [
-        (split, _Group(path, number))
-        for split, info in manifest.splits.items()
-        for path in (folder / name for name in info.shards)
-        for number in range(pq.ParquetFile(path).num_row_groups)
-    ]
-    rows: dict[str, list[_RowFingerprint]] = {split: [] for split in manifest.splits}
-    results = map_in_order(_fingerprint_group, [group for _, group in groups], num_workers)
-    total = sum(info.rows for info in manifest.splits.values())
-    with tqdm(total=total, desc=f"fingerprints of {folder.name}", unit="row") as bar:
-        for (split, _), found in zip(groups, results, strict=True):
-            rows[split] += found
-            bar.update(len(found))
-    return {split: _columns(found) for split, found in rows.items()}
-
-
-def _fingerprint_group(group: _Group) -> list[_RowFingerprint]:
-    file = pq.ParquetFile(group.path)
-    features = datasets.Features.from_arrow_schema(file.schema_arrow)
-    images = image_columns(features)
-    texts = [column for column in ("text", "question", "answer") if column in features]
-    fingerprint = cache(fingerprint_image)  # several questions about an image are neighbours
-    rows = []
-    for row in file.read_row_group(group.number, columns=["id", *images, *texts]).to_pylist():
-        try:
-            found = [fingerprint(row[column]["bytes"]) for column in images if row[column] is not None]
-        except OSError as error:
-            raise ValueError(
-                f"{group.path}: row {row['id']} holds a damaged image ({error}): prepare the folder again"
-            ) from error
-        rows.append(_RowFingerprint(row["id"], found, [digest(text.encode()) for text in _texts(row)]))
-    return rows
-
-
-def _texts(row: dict[str, Any]) -> list[str]:
-    """Return the texts of a row, each in lower case and with single blanks."""
-    question = " ".join(row[column] for column in ("question", "answer") if row.get(column))
-    normalised = (" ".join(text.split()).casefold() for text in [*(row.get("text") or []), question])
-    return [text for text in normalised if text]
-
-
-def _columns(rows: list[_RowFingerprint]) -> SplitFingerprints:
-    images = [(number, image) for number, row in enumerate(rows) for image in row.images]
-    texts = [(number, text) for number, row in enumerate(rows) for text in row.texts]
-    return SplitFingerprints(
-        ids=np.array([row.id for row in rows], dtype=np.str_),
-        image_rows=np.array([number for number, _ in images], dtype=np.int64),
-        pixels=np.array([image.pixels for _, image in images], dtype=np.int64),
-        looks=np.frombuffer(b"".join(image.look for _, image in images), np.uint8).reshape(-1, HASH_BITS // 8),
-        text_rows=np.array([number for number, _ in texts], dtype=np.int64),
-        texts=np.array([text for _, text in texts], dtype=np.int64),
-    )
-
-
-def _read(path: Path, key: str, splits: list[str]) -> dict[str, SplitFingerprints] | None:
-    """Return what is stored, or None if that is nothing, damaged, or of other shards."""
-    names = [field.name for field in fields(SplitFingerprints)]
-    try:
-        with np.load(path) as stored:
-            if str(stored["key"]) == key:
-                return {split: SplitFingerprints(**{n: stored[f"{split}.{n}"] for n in names}) for split in splits}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    return None
-
-
-def _write(path: Path, key: str, found: dict[str, SplitFingerprints]) -> None:
-    arrays = {f"{split}.{name}": array for split, part in found.items() for name, array in asdict(part).items()}
-    # Processes of several machines may write the same at once: the first one has put it in place.
-    with suppress(FileNotFoundError), replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, key=np.array(key), **arrays)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3ae.data.check import refuse_leaks
 from m3ae.data.collate import PairCollator
+from m3ae.data.leaks import refuse_leaks
 from m3ae.data.mixing import MixedPairs
 from m3ae.data.pairs import PairColumns, PairDataset
 from m3ae.data.prepare import prepare
@@ -83,7 +83,7 @@ def refuse_test_rows(data: DataConfig) -> None:
 
     Raises:
         FileNotFoundError: A prepared folder is missing.
-        ValueError: There is such an image (see `m3ae.data.check.refuse_leaks`).
+        ValueError: There is such an image (see `m3ae.data.leaks.refuse_leaks`).
     """
     if data.allow_test_rows:
         return

@@ -19,7 +19,7 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor
 
 from m3ae.data.examples import Example, ExampleDataset, Sample
-from m3ae.data.phantom_questions import ask
+from m3ae.data.phantom.report import ask
 from m3ae.data.prepared import load_manifest
 from m3ae.data.questions import ANSWERS_FILE, count_answers, normalize_answer
 from m3ae.data.tables import read_json

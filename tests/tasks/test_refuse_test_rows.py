@@ -29,7 +29,7 @@ def test_held_out_folders_and_further_sets_are_read(leaky: Path, tmp_path: Path)
     refuse_test_rows(tiny_run(new, tmp_path / "run", data={"path": new, "prepare": None}).data)
     held_out = {"path": new, "prepare": None, "held_out": [leaky]}
     with pytest.raises(
-        ValueError, match="0 of the 1 images of leaky/test are in new/train, and 1 look like one there"
+        ValueError, match="0 of the 1 images of leaky/test are in new/train, and 1 look like one of its images"
     ):
         refuse_test_rows(tiny_run(new, tmp_path / "run", data=held_out).data)
     also = {"path": new, "prepare": None, "also": [{"path": leaky}]}

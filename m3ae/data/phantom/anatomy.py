@@ -1,4 +1,4 @@
-"""The healthy chest of the phantom, as attenuation along the rays of a frontal and of a lateral view.
+"""The healthy chest of the phantom: attenuation along the rays of a frontal and of a lateral view.
 
 Lengths are in half-images: the field of view spans [-1, 1] on both axes and y points down. The frontal view follows
 the radiological convention, the patient's left is at the image's right (x > 0, and u = |x| points outwards); in the
@@ -27,7 +27,7 @@ def _within(low: float, high: float) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Patient:
-    """Everything about a patient and an exposure that no factor tells, each uniform within the range given here."""
+    """The properties of a patient and an exposure that no factor describes, each uniform within its range."""
 
     shift: float = _within(-0.04, 0.04)
     tilt: float = _within(-0.035, 0.035)  # in the image plane, radians
@@ -70,7 +70,7 @@ class Lung:
     """One lung in one view."""
 
     air: Field  # along the ray, 1 at most
-    pleura: Field  # level set of the lung's surface, < 1 inside; after a collapse the lung is smaller than the air
+    pleura: Field  # level set of the lung's surface, < 1 inside; a collapsed lung is smaller than the air
     meniscus: Field  # height of a fluid level that touches the dome of the diaphragm
 
 
@@ -83,23 +83,20 @@ class Stroke:
     strength: float
 
 
-# --- shapes -------------------------------------------------------------------------------------------------------
-
-
 def ellipsoid(x: Field, y: Field, cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> Field:
-    """Path length through an ellipsoid: 1 at its centre, 0 outside; `angle` turns the x axis towards y."""
+    """Return the path length through an ellipsoid: 1 at its centre, 0 outside; `angle` turns the x axis towards y."""
     dx, dy, cos, sin = x - cx, y - cy, math.cos(angle), math.sin(angle)
     u, v = (cos * dx + sin * dy) / rx, (cos * dy - sin * dx) / ry
     return np.sqrt(np.maximum(1 - u * u - v * v, 0))
 
 
 def inside(distance: Field, softness: float = 0.012) -> Field:
-    """Soft indicator of `distance > 0`."""
+    """Return a soft indicator of `distance > 0`."""
     return 0.5 + 0.5 * np.tanh(distance / softness)
 
 
 def cloud(rng: np.random.Generator, knots: int, image_size: int) -> Field:
-    """Smooth noise of about unit variance from `knots` random values per axis."""
+    """Return smooth noise of about unit variance from `knots` random values per axis."""
     values = Image.fromarray(rng.standard_normal((knots, knots), dtype=np.float32))
     return np.asarray(values.resize((image_size, image_size), Image.Resampling.BICUBIC))
 
@@ -127,7 +124,7 @@ def _tube(distance: Field, radius: float) -> Field:
 
 
 def _slab(position: Field) -> Field:
-    """A trunk's flat thickness over a position that is ±1 at its skin."""
+    """Return a trunk's flat thickness over a position that is ±1 at its skin."""
     thickness: Field = np.maximum(1 - position**4, 0) ** 0.45
     return thickness
 
@@ -140,19 +137,19 @@ def _smoothed(knots: tuple[tuple[float, float], ...]) -> tuple[Field, Field]:
 
 
 def _profile(y: Field, *knots: tuple[float, float]) -> Field:
-    """A smooth function of height that follows the (height, value) knots."""
+    """Return a smooth function of height that follows the (height, value) knots."""
     rows, values = _smoothed(knots)
     return np.interp(y, rows, values).astype(np.float32)
 
 
 def _rib_band(phase: Field) -> Field:
-    """Ribs at every unit of `phase`, thinner between their cortices."""
+    """Return ribs at every unit of `phase`, thinner between their cortices."""
     offset = (phase - np.floor(phase) - 0.5) / 0.26
     return _tube(offset, 1.0) - 0.35 * _tube(offset, 0.6)
 
 
 def vessels(rng: np.random.Generator, root: tuple[float, float], fan: tuple[float, float]) -> list[Stroke]:
-    """A tree of vessels that fans out from a hilum, forking and thinning at every generation."""
+    """Return a tree of vessels that fans out from a hilum and forks and thins at every generation."""
     angle = np.linspace(*fan, 7) + rng.normal(0, 0.12, 7)
     end = np.tile(np.array(root), (7, 1)) + rng.normal(0, 0.035, (7, 2))
     strokes: list[Stroke] = []
@@ -170,7 +167,7 @@ def vessels(rng: np.random.Generator, root: tuple[float, float], fan: tuple[floa
 
 
 def stomach_bubble(p: Patient, a: Field, y: Field, centre: float) -> Field:
-    """Gas under the left hemidiaphragm, over a fluid level; `a` is the horizontal axis of either view."""
+    """Return gas under the left hemidiaphragm, over a fluid level; `a` is the horizontal axis of either view."""
     top = p.dome + p.dome_difference
     return p.gas * ellipsoid(a, y, centre, top + 0.19, 0.17, 0.13) * inside(top + 0.22 - y, 0.015)
 
@@ -179,19 +176,11 @@ def stomach_bubble(p: Patient, a: Field, y: Field, centre: float) -> Field:
 
 
 def frontal_body(p: Patient, x: Field, y: Field) -> Field:
-    """Soft tissue of neck, shoulders, trunk and breasts, less the air of trachea and main bronchi."""
-    knots = (
-        (-1.5, 0.24),
-        (-0.9, 0.26),
-        (-0.76, 0.55),
-        (-0.62, 0.86),
-        (-0.2, 0.86),
-        (0.2, 0.83),
-        (0.7, 0.84),
-        (1.5, 0.9),
-    )
+    """Return the soft tissue of neck, shoulders, trunk and breasts, less the air of trachea and main bronchi."""
+    neck = ((-1.5, 0.24), (-0.9, 0.26), (-0.76, 0.55))
+    chest = ((-0.62, 0.86), (-0.2, 0.86), (0.2, 0.83), (0.7, 0.84), (1.5, 0.9))
     u = np.abs(x)
-    trunk = 1.72 * _slab(x / (_profile(y, *knots) + p.fat))
+    trunk = 1.72 * _slab(x / (_profile(y, *neck, *chest) + p.fat))
     shoulder = 1.35 * ellipsoid(u, y, 0.84 + p.fat, -0.42, 0.36, 0.33)
     arm = 1.05 * ellipsoid(u, y, 1.08 + p.fat, 0.1, 0.20, 1.1, -0.12)
     breast = ellipsoid(u, y, 0.44, p.breast_height, 0.36, 0.32) * inside(y - p.breast_height + 0.05, 0.25)
@@ -204,7 +193,7 @@ def frontal_body(p: Patient, x: Field, y: Field) -> Field:
 
 
 def frontal_bones(p: Patient, x: Field, y: Field) -> Field:
-    """Spine, ribs as tilted rings around the lungs, clavicles, shoulder blades and arms."""
+    """Return the spine, ribs as tilted rings around the lungs, clavicles, shoulder blades and arms."""
     u = np.abs(x)
     spine = 0.28 * np.square(_tube(x, 0.12)) * (1 + 0.2 * np.cos((2 * np.pi / p.vertebra) * y))
     half = 0.75 * np.clip((y - p.apex + 0.03) / 0.75, 0.03, 1) ** 0.45
@@ -224,7 +213,7 @@ def frontal_bones(p: Patient, x: Field, y: Field) -> Field:
 
 
 def frontal_mediastinum(p: Patient, x: Field, y: Field, heart: float) -> Field:
-    """Heart (of relative size `heart`, growing mostly to the left) and great vessels, in [0, 1]."""
+    """Return the heart (of relative size `heart`, growing mostly to the left) and great vessels, in [0, 1]."""
     x, base = x - p.rotation, p.dome - 0.19
     ventricle = ellipsoid(x, y, 0.12 * heart, base, 0.35 * heart, 0.26 * heart**0.5, p.heart_axis)
     atrium = ellipsoid(x, y, -0.03, base - 0.02, 0.18 * heart, 0.27)
@@ -235,7 +224,7 @@ def frontal_mediastinum(p: Patient, x: Field, y: Field, heart: float) -> Field:
 
 
 def frontal_lung(p: Patient, u: Field, y: Field, side: int, collapse: float) -> Lung:
-    """The lung of `side` (-1 right, 1 left), its apex retracted by `collapse`; `u` points outwards."""
+    """Return the lung of `side` (-1 right, 1 left), its apex retracted by `collapse`; `u` points outwards."""
     dome = p.dome + (p.dome_difference if side > 0 else 0.0)
     along = (0.34 - y) / (0.34 - p.apex)
     centre, half = 0.375 - 0.07 * along, 0.325 - 0.03 * along
@@ -252,20 +241,20 @@ def frontal_lung(p: Patient, u: Field, y: Field, side: int, collapse: float) -> 
 
 
 def _outline(p: Patient, y: Field) -> tuple[Field, Field]:
-    """The front and the back of the trunk at every height."""
+    """Return the front and the back of the trunk at every height."""
     front = _profile(y, (-1.5, -0.2), (-0.9, -0.24), (-0.6, -0.46), (-0.2, -0.64), (0.3, -0.70), (1.5, -0.70))
     back = _profile(y, (-1.5, 0.2), (-0.9, 0.46), (-0.5, 0.70), (-0.1, 0.76), (0.4, 0.70), (0.8, 0.58), (1.5, 0.56))
     return p.depth * front - p.fat, p.depth * back + p.fat / 2
 
 
 def _floor(z: Field, dome: float) -> Field:
-    """Height of the diaphragm: it falls steeply to the posterior angle."""
+    """Return the height of the diaphragm, which falls steeply to the posterior angle."""
     behind = z + 0.12
     return dome + 0.2 * behind + 0.7 * behind * np.abs(behind)
 
 
 def lateral_body(p: Patient, z: Field, y: Field) -> Field:
-    """Soft tissue of neck, trunk, breasts, shoulders and raised arms, less the air of the trachea."""
+    """Return the soft tissue of neck, trunk, breasts, shoulders and raised arms, less the air of the trachea."""
     front, back = _outline(p, y)
     trunk = 1.75 * _slab((2 * z - front - back) / (back - front))
     breast = ellipsoid(z, y, -0.55 * p.depth, p.breast_height, 0.15 + 0.6 * max(p.breast, 0.0), 0.40)
@@ -277,7 +266,7 @@ def lateral_body(p: Patient, z: Field, y: Field) -> Field:
 
 
 def lateral_bones(p: Patient, z: Field, y: Field) -> Field:
-    """Spine with its discs and processes, ribs of both sides, and the sternum."""
+    """Return the spine with its discs and processes, ribs of both sides, and the sternum."""
     front, back = _outline(p, y)
     spine = z - back + 0.27
     bodies = np.tanh(2.5 * np.cos((2 * np.pi / p.vertebra) * (y + 0.3 * spine)) + 1)
@@ -291,7 +280,7 @@ def lateral_bones(p: Patient, z: Field, y: Field) -> Field:
 
 
 def lateral_mediastinum(p: Patient, z: Field, y: Field, heart: float) -> Field:
-    """Heart (of relative size `heart`), ascending aorta and hila, in [0, 1]."""
+    """Return the heart (of relative size `heart`), ascending aorta and hila, in [0, 1]."""
     floor = _floor(z, p.dome + p.dome_difference) + 0.02
     muscle = ellipsoid(z, y, -0.28, p.dome - 0.22, 0.36 * heart, 0.25 * heart, -0.75) * inside(floor - y, 0.03)
     aorta = ellipsoid(z, y, -0.10, -0.25, 0.16, 0.32, -0.1)
@@ -300,7 +289,7 @@ def lateral_mediastinum(p: Patient, z: Field, y: Field, heart: float) -> Field:
 
 
 def lateral_lung(p: Patient, z: Field, y: Field, side: int, collapse: float) -> Lung:
-    """The lung of `side` (-1 right, 1 left), its apex retracted by `collapse`."""
+    """Return the lung of `side` (-1 right, 1 left), its apex retracted by `collapse`."""
     dome = p.dome + (p.dome_difference if side > 0 else 0.0)
     front, back = _outline(p, y)
     centre, half = (front + back) / 2 + 0.01, (back - front) / 2 - 0.11

@@ -2,8 +2,7 @@ from collections import Counter
 
 import numpy as np
 
-from m3ae.data.phantom import sample_factors
-from m3ae.data.phantom_questions import ask
+from m3ae.data.phantom.report import ask, sample_factors
 
 NODULE = {"id": "phantom-0-000001", "finding": "nodule", "side": "left", "zone": "upper", "size": "small"}
 HEALTHY = {"id": "phantom-0-000002", "finding": "none", "side": None, "zone": None, "size": None}

@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 
-from m3ae.data.phantom_render import render
-from m3ae.data.phantom_report import SIZES, ZONES, Factors
+from m3ae.data.phantom.render import render
+from m3ae.data.phantom.report import SIZES, ZONES, Factors
 
 NONE = Factors("none")
 PATIENTS = range(5)

@@ -1,6 +1,6 @@
-"""Rendering of the chest phantom: a finding placed in a patient, and the exposure of the film.
+"""Pictures of the chest phantom: a finding in a patient, and the exposure of the film.
 
-Coordinates are those of `m3ae.data.phantom_anatomy`.
+`m3ae.data.phantom.anatomy` explains the coordinates.
 """
 
 import dataclasses
@@ -12,14 +12,14 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-from m3ae.data import phantom_anatomy as anatomy
-from m3ae.data.phantom_anatomy import Field, Lung, Patient, Stroke, cloud, draw, ellipsoid, inside
-from m3ae.data.phantom_report import Factors
+from m3ae.data.phantom import anatomy
+from m3ae.data.phantom.anatomy import Field, Lung, Patient, Stroke, cloud, draw, ellipsoid, inside
+from m3ae.data.phantom.report import Factors
 
 SIDE_SIGN: dict[str | None, int] = {"right": -1, "left": 1}
 ZONE_DEPTH: dict[str | None, float] = {"upper": 0.27, "middle": 0.54, "lower": 0.81}  # from lung apex 0 to diaphragm 1
 ZONE_OUTWARDS: dict[str | None, float] = {"upper": 0.34, "middle": 0.40, "lower": 0.44}  # follows the lung's axis
-# One scale for both: what is small, moderate or large does not depend on which of the two it is.
+# One scale for both: small, moderate and large mean the same for a nodule and for an opacity.
 NODULE_RADIUS: dict[str | None, float] = {"small": 0.07, "moderate": 0.15, "large": 0.27}
 OPACITY_RADIUS: dict[str | None, float] = {"small": 0.1, "moderate": 0.18, "large": 0.37}
 FLUID_HEIGHT: dict[str | None, float] = {"small": 0.06, "moderate": 0.28, "large": 0.56}  # above the diaphragm dome
@@ -30,7 +30,7 @@ DILATION: dict[str | None, float] = {"dilated": 1.5}
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """What differs between the projections when a chest is put together."""
+    """The differences between the projections of a chest."""
 
     body: Callable[[Patient, Field, Field], Field]
     bones: Callable[[Patient, Field, Field], Field]
@@ -75,7 +75,7 @@ VIEWS = {
 def _finding(
     p: Patient, f: Factors, view: _View, a: Field, y: Field, lung: Lung, mottle: Field
 ) -> tuple[Field, Field]:
-    """The attenuation that a finding adds to `lung`, and the air in which vessels still show."""
+    """Return the attenuation that a finding adds to `lung`, and the air in which vessels still show."""
     if f.finding == "effusion":
         fluid = inside(y - lung.meniscus + FLUID_HEIGHT[f.size], 0.03)
         return view.filled * lung.air * fluid, lung.air * (1 - fluid)
@@ -97,17 +97,14 @@ def _finding(
 def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Cut the corners of a line (Chaikin's algorithm)."""
     for _ in range(3):
-        cut = [
-            ((1 - t) * a + t * c, (1 - t) * b + t * d)
-            for (a, b), (c, d) in itertools.pairwise(points)
-            for t in (0.25, 0.75)
-        ]
+        pairs = [(p, q, t) for p, q in itertools.pairwise(points) for t in (0.25, 0.75)]
+        cut = [((1 - t) * p[0] + t * q[0], (1 - t) * p[1] + t * q[1]) for p, q, t in pairs]
         points = [points[0], *cut, points[-1]]
     return points
 
 
 def _pacemaker(p: Patient, f: Factors, view: _View, a: Field, y: Field) -> Field:
-    """A generator below the clavicle, and its lead through the great veins into the right ventricle."""
+    """Return a generator below the clavicle, and its lead through the great veins into the right ventricle."""
     height, side = -0.40 + p.lesion_y / 2, SIDE_SIGN[f.side]
     if view.mirrored:
         centre, radii = side * (0.46 + p.lesion_x / 2), (0.10, 0.085)
@@ -123,7 +120,7 @@ def _pacemaker(p: Patient, f: Factors, view: _View, a: Field, y: Field) -> Field
 
 
 def _chest(p: Patient, f: Factors, view: _View, a: Field, y: Field, rng: np.random.Generator) -> Field:
-    """Attenuation of the whole chest; `a` is the horizontal axis of the view."""
+    """Return the attenuation of the whole chest; `a` is the horizontal axis of the view."""
     heart = p.heart * (HEART_SCALE[f.size] if f.finding == "cardiomegaly" else DILATION.get(f.heart, 1.0))
     mediastinum = view.mediastinum(p, a, y, heart)
     attenuation = view.body(p, a, y) + view.bones(p, a, y) + 0.25 * mediastinum
@@ -147,13 +144,13 @@ def _chest(p: Patient, f: Factors, view: _View, a: Field, y: Field, rng: np.rand
 
 
 def _marker(p: Patient) -> Stroke:
-    """The letter L in lead at the image's right."""
+    """Return the letter L in lead at the image's right."""
     x, y = 0.72 + 0.14 * p.marker, -0.90
     return Stroke([(x, y), (x, y + 0.10), (x + 0.06, y + 0.10)], 0.02, 1.0)
 
 
 def _expose(p: Patient, attenuation: Field, rng: np.random.Generator) -> Image.Image:
-    """Transmission by Beer and Lambert on a film that stays black where nothing attenuates, with grain and blur."""
+    """Expose a film by the law of Beer and Lambert, with grain and blur; it stays black where nothing attenuates."""
     transmission = np.exp(-p.exposure * np.maximum(attenuation, 0))
     brightness = (1 - transmission) ** 1.35 + p.noise * rng.standard_normal(attenuation.shape, dtype=np.float32)
     image = Image.fromarray((255 * np.clip(brightness, 0, 1)).astype(np.uint8))
@@ -170,21 +167,21 @@ def _grid(image_size: int) -> tuple[Field, Field]:
 def render(factors: Factors, seed: int, index: int, projection: str, image_size: int = 128) -> Image.Image:
     """Render one view of patient `(seed, index)`.
 
-    The patient, the exposure and where within its zone a finding sits depend on `(seed, index)` alone, so other
-    factors give the counterfactual picture of the same patient.
+    The patient, the exposure and the position of a finding within its zone depend on `(seed, index)` alone: other
+    factors give the counterfactual picture of this patient.
 
     Args:
-        factors: What is to be seen.
-        seed: Seed of the data set, not negative.
-        index: Number of the study, not negative.
-        projection: `"frontal"` or `"lateral"`.
-        image_size: Height and width in pixels.
+        factors: The factors of the picture.
+        seed: The seed of the data set, not negative.
+        index: The number of the study, not negative.
+        projection: The view, `"frontal"` or `"lateral"`.
+        image_size: The height and width in pixels.
 
     Returns:
         A square grayscale picture (mode `L`).
 
     Raises:
-        ValueError: If the projection is unknown.
+        ValueError: The projection is unknown.
     """
     if projection not in VIEWS:
         raise ValueError(f"unknown projection {projection!r}: expected one of {', '.join(VIEWS)}")

@@ -8,7 +8,9 @@ import datasets
 import numpy as np
 import pytest
 
-from m3ae.data.phantom import FEATURES, Factors, render, rows
+from m3ae.data.phantom import FEATURES, rows
+from m3ae.data.phantom.render import render
+from m3ae.data.phantom.report import Factors
 
 COUNT = 7 * 300
 

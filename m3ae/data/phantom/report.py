@@ -1,12 +1,19 @@
-"""Factors of the chest phantom, and the grammar that writes them into a report.
+"""Factors of the chest phantom, the grammar that writes them into a report, and questions about them.
 
-Every factor value has one word, which stands in the report exactly once if the factor applies and otherwise never.
-Nodule, opacity, effusion and pneumothorax share their sentences, and an article before them stands before the size,
-where it is always "a": with its word masked, a report does not tell the finding; the picture does. The sentences on
-other organs avoid all these words and do not depend on the factors.
+Every factor value has one word, which occurs in the report exactly once if the factor applies and otherwise never.
+Nodule, opacity, effusion and pneumothorax share their sentences, and their article stands before the size, where it is
+always "a": a report with its word masked does not tell the finding; the picture does. The sentences on other organs
+avoid all these words and do not depend on the factors.
+
+A question names a finding only to ask whether it is present, once with the right one and once with another; questions
+about side, zone and size are asked where the study has one. A question does not tell its answer, apart from "no" being
+a little more frequent than "yes": a healthy study has no finding to ask for.
 """
 
 import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -104,10 +111,10 @@ SENTENCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """What a study shows; None where a factor does not apply to the finding, or no word is said of the heart.
+    """The factors of a study; None where a factor does not apply to the finding, or the report omits the heart.
 
     Raises:
-        ValueError: an unknown value, or one that the finding cannot have.
+        ValueError: A value is unknown, or the finding cannot have it.
     """
 
     finding: str
@@ -119,41 +126,33 @@ class Factors:
     def __post_init__(self) -> None:
         if self.finding not in APPLICABLE:
             raise ValueError(f"unknown finding {self.finding!r}: expected one of {', '.join(APPLICABLE)}")
-        for factor, values in (("side", SIDES), ("zone", ZONES), ("size", SIZES)):
-            value = getattr(self, factor)
-            allowed = self._allowed(factor, values)
-            if value not in allowed:
-                expected = " or ".join(map(repr, allowed))
-                raise ValueError(f"{factor} of {self.finding} is {value!r}: expected {expected}")
-        hearts = (None,) if self.finding == "cardiomegaly" else (None, *HEARTS)
-        if self.heart not in hearts:
-            expected = " or ".join(map(repr, hearts))
-            raise ValueError(f"heart beside {self.finding} is {self.heart!r}: expected {expected}")
+        fixed = (FIXED_ZONE[self.finding],) if self.finding in FIXED_ZONE else ZONES
+        factors = {"side": (self.side, SIDES), "zone": (self.zone, fixed), "size": (self.size, SIZES)}
+        for factor, (value, values) in factors.items():
+            self._check(f"{factor} of", value, values if factor in APPLICABLE[self.finding] else (None,))
+        self._check("heart beside", self.heart, (None,) if self.finding == "cardiomegaly" else (None, *HEARTS))
 
-    def _allowed(self, factor: str, values: tuple[str, ...]) -> tuple[str | None, ...]:
-        if factor not in APPLICABLE[self.finding]:
-            return (None,)
-        if factor == "zone" and self.finding in FIXED_ZONE:
-            return (FIXED_ZONE[self.finding],)
-        return values
+    def _check(self, what: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+        if value not in allowed:
+            raise ValueError(f"{what} {self.finding} is {value!r}: expected {' or '.join(map(repr, allowed))}")
 
 
 def sample_factors(rng: np.random.Generator) -> Factors:
-    """Draw a finding, and independently side, zone and size, all uniform; what does not apply is dropped."""
+    """Draw a finding, and independently side, zone and size, all uniform; keep the factors that apply."""
     finding = str(rng.choice(list(APPLICABLE)))
-    drawn = {"side": str(rng.choice(SIDES)), "zone": str(rng.choice(ZONES)), "size": str(rng.choice(SIZES))}
-    drawn["zone"] = FIXED_ZONE.get(finding, drawn["zone"])
-    return Factors(finding, **{factor: drawn[factor] for factor in APPLICABLE[finding]})
+    factors = {"side": str(rng.choice(SIDES)), "zone": str(rng.choice(ZONES)), "size": str(rng.choice(SIZES))}
+    factors["zone"] = FIXED_ZONE.get(finding, factors["zone"])
+    return Factors(finding, **{factor: factors[factor] for factor in APPLICABLE[finding]})
 
 
 def sample_independent_factors(rng: np.random.Generator) -> Factors:
-    """Draw what applies to every study, uniform and independent: nodule or opacity, side, zone, size, heart."""
+    """Draw five factors, uniform and independent: nodule or opacity, side, zone, size, heart."""
     options = (("nodule", "opacity"), SIDES, ZONES, SIZES, HEARTS)
     return Factors(*(str(rng.choice(values)) for values in options))
 
 
 def write_report(factors: Factors, rng: np.random.Generator) -> str:
-    """Write one to three sentences, one of which tells the factors, and another on the heart, in any order."""
+    """Write one to three sentences, one of them on the factors, and another on the heart, in any order."""
     others = rng.permutation(len(OTHER_SENTENCES))[: rng.integers(3)]
     sentences = [OTHER_SENTENCES[index] for index in others]
     position = rng.integers(len(sentences) + 1)
@@ -164,3 +163,49 @@ def write_report(factors: Factors, rng: np.random.Generator) -> str:
         position = rng.integers(len(sentences) + 1)
         sentences.insert(int(position), str(rng.choice(HEART_SIZE_SENTENCES)).format(heart=factors.heart))
     return " ".join(sentences)
+
+
+FINDING_QUESTION = "What is the finding?"
+HEALTHY_ANSWER = "normal"
+FACTOR_QUESTIONS = {
+    "side": "Which side is affected?",
+    "zone": "Which zone is affected?",
+    "size": "How large is the finding?",
+}
+
+
+def ask(study: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the questions about a study, always the same ones.
+
+    Args:
+        study: A row of the source `phantom`; images are not needed.
+
+    Yields:
+        Rows with the columns of a question-answering source, except image and split.
+    """
+    finding = study["finding"]
+    word = WORD_OF_FINDING.get(finding)
+    yield _question_row(study, "finding", FINDING_QUESTION, word or HEALTHY_ANSWER)
+    for factor, question in FACTOR_QUESTIONS.items():
+        if study[factor] is not None:
+            yield _question_row(study, factor, question, study[factor])
+    others = [other for other in WORD_OF_FINDING.values() if other != word]
+    absent = others[hashlib.sha256(study["id"].encode()).digest()[0] % len(others)]
+    if word is not None:
+        yield _question_row(study, "presence", _presence_question(word), "yes", name="present")
+    yield _question_row(study, "presence", _presence_question(absent), "no", name="absent")
+
+
+def _presence_question(word: str) -> str:
+    return f"Is there {'an' if word[0] in 'aeiou' else 'a'} {word}?"
+
+
+def _question_row(study: Mapping[str, Any], kind: str, question: str, answer: str, name: str = "") -> dict[str, Any]:
+    return {
+        "id": f"{study['id']}-{name or kind}",
+        "question": question,
+        "answer": answer,
+        "answers": [answer],
+        "answer_type": "closed" if kind == "presence" else "open",
+        "question_type": kind,
+    }

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from m3ae.data.phantom_report import (
+from m3ae.data.phantom.report import (
     APPLICABLE,
     DEVICE_SENTENCES,
     FACTOR_WORDS,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from m3ae.data.check import HEADING, Overlap, check, refuse_leaks
+from m3ae.data.leaks import HEADING, Overlap, find_leaks, refuse_leaks
 from m3ae.data.prepare import prepare
 from tests.data.small_folder import picture, stored, write_splits
 
@@ -46,7 +46,7 @@ def numbers(overlaps: Sequence[Overlap]) -> dict[tuple[str, str], tuple[int, ...
 
 
 def test_what_is_shared_by_ordered_pairs_of_splits(folders: tuple[Path, Path]) -> None:
-    report = check(folders)
+    report = find_leaks(folders)
     assert numbers(report.overlaps) == {
         ("one/train", "one/train"): (0, 0, 0, 1, 2),
         ("one/train", "one/test"): (0, 0, 0, 1, 2),
@@ -65,19 +65,19 @@ def test_what_is_shared_by_ordered_pairs_of_splits(folders: tuple[Path, Path]) -
 
 
 def test_a_training_image_in_a_test_split_is_a_leak(folders: tuple[Path, Path]) -> None:
-    report = check(folders)
+    report = find_leaks(folders)
     assert report.exit_status == 1
     assert report.leaks == [
-        "1 of the 2 images of one/test are in two/train, and 1 look like one there: 2 of 2 rows, e.g. e1 = n2"
+        "1 of the 2 images of one/test are in two/train, and 1 look like one of its images: 2 of 2 rows, e.g. e1 = n2"
     ]
     assert f"LEAK: {report.leaks[0]}" in str(report)
-    assert check(folders, max_distance=-1).leaks == [
+    assert find_leaks(folders, max_distance=-1).leaks == [
         "1 of the 2 images of one/test are in two/train: 1 of 2 rows, e.g. e1 = n2"
     ]
 
 
 def test_a_shared_text_is_reported_and_no_leak(folders: tuple[Path, Path]) -> None:
-    report = check(folders[:1])
+    report = find_leaks(folders[:1])
     assert report.exit_status == 0 and len(report.overlaps) == 3
     lines = str(report).splitlines()
     assert lines[0] == "one/train: 3 rows, 2 different images, 2 different texts"
@@ -87,7 +87,7 @@ def test_a_shared_text_is_reported_and_no_leak(folders: tuple[Path, Path]) -> No
 
 
 def test_json_has_everything(folders: tuple[Path, Path]) -> None:
-    found = json.loads(check(folders).to_json())
+    found = json.loads(find_leaks(folders).to_json())
     assert found["max_distance"] == 20 and len(found["leaks"]) == 1
     assert found["splits"]["one/test"] == {"rows": 2, "images": 2, "texts": 1}
     assert [entry["split"] for entry in found["overlaps"] if entry["is_leak"]] == ["one/test"]
@@ -95,14 +95,14 @@ def test_json_has_everything(folders: tuple[Path, Path]) -> None:
 
 def test_names_are_long_where_short_ones_are_not_unique(tmp_path: Path) -> None:
     twins = [write_splits(tmp_path / side / "set", train=[row("1", "x y z")]) for side in ("left", "right")]
-    assert list(check(twins).splits) == [f"{folder}/train" for folder in twins]
-    assert list(check([twins[0], twins[0] / ".." / "set"]).splits) == ["set/train"]
+    assert list(find_leaks(twins).splits) == [f"{folder}/train" for folder in twins]
+    assert list(find_leaks([twins[0], twins[0] / ".." / "set"]).splits) == ["set/train"]
 
 
 def test_nothing_shared(tmp_path: Path) -> None:
     folder = write_splits(tmp_path / "set", train=[row("1", image=stored(A))], test=[row("2", image=stored(B))])
-    report = check([folder])
-    assert report.overlaps == [] and "no image or text is there twice" in str(report)
+    report = find_leaks([folder])
+    assert report.overlaps == [] and "no image or text occurs twice" in str(report)
 
 
 def test_training_is_refused_on_known_test_images(folders: tuple[Path, Path]) -> None:
@@ -119,7 +119,7 @@ def test_training_is_refused_on_known_test_images(folders: tuple[Path, Path]) ->
 def test_images_of_one_set_that_only_look_alike_are_not_refused(tmp_path: Path) -> None:
     rows = {"train": [row("1", image=stored(A))], "validation": [row("2", image=shrunk(A))]}
     folder = write_splits(tmp_path / "set", **rows)
-    assert check([folder]).exit_status == 1
+    assert find_leaks([folder]).exit_status == 1
     refuse_leaks([folder])
 
 
@@ -127,7 +127,7 @@ def test_images_of_one_set_that_only_look_alike_are_not_refused(tmp_path: Path) 
 def test_all_test_images_of_vqa_rad_are_training_images(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "vqa_rad"
     prepare("vqa_rad", folder, source=shared / "data" / "vqa_rad", shorter_side=64, carve_validation=False)
-    report = check([folder])
+    report = find_leaks([folder])
     assert numbers(report.overlaps)["vqa_rad/test", "vqa_rad/train"][:3] == (203, 0, 451)
     assert report.splits["vqa_rad/train"].images == 314
     with pytest.raises(ValueError, match="203 of the 203 images of vqa_rad/test are in vqa_rad/train"):
