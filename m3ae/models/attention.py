@@ -5,9 +5,10 @@ Shapes: B batch, T query tokens, S key tokens, D width, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +33,10 @@ def attend(
 
     Args:
         module: The caller; its `is_causal` is False.
-        config: Names the implementation.
-        query: Queries.
-        key: Keys.
-        value: Values.
+        config: The configuration that names the implementation.
+        query: (B, H, T, D/H).
+        key: (B, H, S, D/H).
+        value: (B, H, S, D/H).
         mask: (B, 1, 1, S) bool, True = may be attended to.
         dropout: Share of the weights that are dropped in training.
 
@@ -88,20 +89,14 @@ class _Calls:
         self.tokens: dict[int, tuple[Tensor, Tensor]] = {}
         self.weights: dict[int, Tensor] = {}
         for depth, (layer, attention) in enumerate(layers):
-            for module, keep in ((layer, self._keep_tokens(depth)), (attention, self._keep_weights(depth))):
-                stack.callback(module.register_forward_hook(keep).remove)
+            stack.callback(layer.register_forward_hook(partial(self._keep_tokens, depth)).remove)
+            stack.callback(attention.register_forward_hook(partial(self._keep_weights, depth)).remove)
 
-    def _keep_tokens(self, depth: int) -> Callable[..., None]:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self.tokens.setdefault(depth, (inputs[0], output))
+    def _keep_tokens(self, depth: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.tokens.setdefault(depth, (inputs[0], output))
 
-        return keep
-
-    def _keep_weights(self, depth: int) -> Callable[..., None]:
-        def keep(_: nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
-            self.weights.setdefault(depth, output[1])
-
-        return keep
+    def _keep_weights(self, depth: int, _: nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
+        self.weights.setdefault(depth, output[1])
 
     def results(self) -> dict[str, tuple[Tensor, ...]]:
         states = [self.tokens[depth] for depth in sorted(self.tokens)]
@@ -110,12 +105,12 @@ class _Calls:
 
 
 class _TextCalls:
-    """The first call of a text encoder of transformers, asked for what it records itself."""
+    """The first call of a text encoder of transformers, which records by itself."""
 
-    def __init__(self, stack: ExitStack, encoder: nn.Module, wanted: Mapping[str, Any]) -> None:
+    def __init__(self, stack: ExitStack, encoder: nn.Module, requested: Mapping[str, Any]) -> None:
         self.tokens: Any = None
-        asked = {f"output_{name}": bool(wanted[name]) for name in RECORDED}
-        before = encoder.register_forward_pre_hook(lambda _, args, options: (args, options | asked), with_kwargs=True)
+        options = {f"output_{name}": bool(requested[name]) for name in RECORDED}
+        before = encoder.register_forward_pre_hook(lambda _, args, kwargs: (args, kwargs | options), with_kwargs=True)
         stack.callback(before.remove)
         stack.callback(encoder.register_forward_hook(self._keep).remove)
 
@@ -126,32 +121,25 @@ class _TextCalls:
         return {name: tuple(self.tokens.get(name) or ()) for name in RECORDED}
 
 
-class _Recorder(Protocol):
-    tokens: Any
-
-    def results(self) -> dict[str, tuple[Tensor, ...]]: ...
-
-
 @contextmanager
-def recording(model: M3AEPreTrainedModel, wanted: Mapping[str, Any]) -> Iterator[dict[str, tuple[Tensor, ...]]]:
-    """Record the first pass of a call: of the text in the fusion, or of the images where there is no text.
+def recording(model: M3AEPreTrainedModel, requested: Mapping[str, Any]) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+    """Record the first pass of a call: that of the text in the fusion, or that of the images without a text.
 
     A model without fusion records its text encoder, or else its image encoder; one without either nothing. Attention
     weights exist in eager attention only, which is used meanwhile.
 
     Args:
         model: The model that is called.
-        wanted: Whether hidden states and attentions are asked for; numbers of hidden states leave None in the place
-            of the others.
+        requested: Whether to record hidden states and attentions; for numbers of hidden states, the others are None.
 
     Yields:
-        What is asked for, filled in afterwards: `hidden_states`, the tokens (B, S, D) before the first layer and after
+        The records, complete after the call: `hidden_states`, the tokens (B, S, D) before the first layer and after
         each; `attentions`, the weights (B, H, S, S) of each layer's self-attention.
     """
     trunk, implementation = cast(Any, model.base_model), model.config._attn_implementation
     results: dict[str, tuple[Tensor, ...]] = {}
     with ExitStack() as stack:
-        calls: list[_Recorder] = []
+        calls: list[_Calls | _TextCalls] = []
         if hasattr(trunk, "fusion"):
             trunk.fuses_every_token = True
             stack.callback(setattr, trunk, "fuses_every_token", False)
@@ -160,20 +148,20 @@ def recording(model: M3AEPreTrainedModel, wanted: Mapping[str, Any]) -> Iterator
                 calls.append(_Calls(stack, ((layer, layer.self_attention) for layer in layers)))
         else:
             if hasattr(trunk, "text_encoder"):
-                calls.append(_TextCalls(stack, trunk.text_encoder, wanted))
+                calls.append(_TextCalls(stack, trunk.text_encoder, requested))
             if hasattr(trunk, "image_encoder"):
                 calls.append(_Calls(stack, ((block, block.attn) for block in trunk.image_encoder.vit.blocks)))
-        if wanted["attentions"] and implementation != "eager":
+        if requested["attentions"] and implementation != "eager":
             model.set_attn_implementation("eager")
             stack.callback(model.set_attn_implementation, implementation)
         yield results
-    found = next((call.results() for call in calls if call.tokens), dict.fromkeys(RECORDED, ()))
-    results.update({name: _selected(found[name], wanted[name]) for name in RECORDED if wanted[name]})
+    records = next((call.results() for call in calls if call.tokens), dict.fromkeys(RECORDED, ()))
+    results.update({name: _selected(records[name], requested[name]) for name in RECORDED if requested[name]})
 
 
-def _selected(values: tuple[Tensor, ...], wanted: Any) -> tuple[Tensor, ...]:
-    if isinstance(wanted, bool):
+def _selected(values: tuple[Tensor, ...], requested: Any) -> tuple[Tensor, ...]:
+    if isinstance(requested, bool):
         return values
-    numbers = [wanted] if isinstance(wanted, int) else wanted
+    numbers = [requested] if isinstance(requested, int) else requested
     kept = {number % len(values) for number in numbers if -len(values) <= number < len(values)}
     return tuple(value if number in kept else None for number, value in enumerate(values))  # type: ignore[misc]

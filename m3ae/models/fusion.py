@@ -21,8 +21,8 @@ from m3ae.models.encoders import gather_tokens
 class Stream(NamedTuple):
     """The tokens of one modality, or of several views of it that share its parameters.
 
-    The views of a study stand one after the other in the tokens. The fusion treats each of them as a stream of its
-    own, which attends to itself and then to the other views and modalities that are present.
+    The views of a study stand one after the other in the tokens. The fusion treats each view as a stream: it attends to
+    itself and then to the other views and modalities that are present.
 
     Attributes:
         tokens: (B, V·S, D).
@@ -43,7 +43,7 @@ class Stream(NamedTuple):
         return Stream(self.tokens[index], mask, present, self.num_views)
 
     def views(self) -> list[Stream]:
-        """Return each view as a stream of its own."""
+        """Return a stream for each view."""
         if self.num_views == 1:
             return [self]
         masks = [None] * self.num_views if self.mask is None else self.mask.chunk(self.num_views, 1)
@@ -155,16 +155,18 @@ class Fusion(nn.Module):
         Args:
             streams: Name → tokens of a modality; any non-empty subset of the model's modalities.
             read: What the caller reads of the last layer: name → positions (B, R) in each view, or None for all
-                positions. A stream that is not named is not computed there. None reads everything.
-            num_layers: Layers to run; all of them if None.
+                positions. The last layer leaves other streams out. None reads everything.
+            num_layers: Number of layers to run; all of them if None.
 
         Returns:
             The tokens entering each layer, then those leaving the last, views one after the other: entry i is the
             input of layer i. The last entry has the streams and positions of `read` only.
         """
         layers = self.layers[:num_layers]
-        wanted = dict.fromkeys(streams) if read is None else dict(read)
-        views = {(name, view): part for name, stream in streams.items() for view, part in enumerate(stream.views())}
+        last = dict.fromkeys(streams) if read is None else dict(read)
+        views = {
+            (name, number): view for name, stream in streams.items() for number, view in enumerate(stream.views())
+        }
         masks = {key: _key_mask([view]) for key, view in views.items()}
         others = {key: [view for other, view in views.items() if other != key] for key in views}
         context_masks = {key: _key_mask(context) for key, context in others.items()}
@@ -173,7 +175,7 @@ class Fusion(nn.Module):
         tokens = {key: view.tokens for key, view in views.items()}
         states = [_joined_views(tokens)]
         for depth, layer in enumerate(layers, start=1):
-            names = wanted if depth == len(layers) else dict.fromkeys(streams)
+            names = last if depth == len(layers) else dict.fromkeys(streams)
             tokens = {
                 key: layer[key[0]](  # type: ignore[index]
                     tokens[key],
@@ -217,7 +219,7 @@ class Fusion(nn.Module):
 def _joined_views(tokens: Mapping[tuple[str, int], Tensor]) -> dict[str, Tensor]:
     """Return the tokens (B, V·S, D) of each stream from those of its views."""
     names = dict.fromkeys(name for name, _ in tokens)
-    return {name: cast(Tensor, _join([part for key, part in tokens.items() if key[0] == name])) for name in names}
+    return {name: cast(Tensor, _join([view for key, view in tokens.items() if key[0] == name])) for name in names}
 
 
 def _join(tokens: list[Tensor]) -> Tensor | None:
@@ -227,17 +229,18 @@ def _join(tokens: list[Tensor]) -> Tensor | None:
 
 
 def _key_mask(streams: list[Stream]) -> Tensor | None:
-    """(B, 1, 1, S) bool, True = may be attended to; a sample that has nothing to attend to may attend to everything.
+    """(B, 1, 1, S) bool, True = may be attended to.
 
-    The result of the latter is finite and never read (see `_gate`), where an empty softmax would be NaN.
+    A sample that has nothing to attend to attends to everything: the result is finite and never read (see `_gate`),
+    where an empty softmax would be NaN.
     """
     if all(stream.mask is None and stream.present is None for stream in streams):
         return None
-    parts = []
+    masks = []
     for tokens, mask, present, _ in streams:
-        part = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
-        parts.append(part if present is None else part & present[:, None])
-    keys = torch.cat(parts, dim=1)
+        visible = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
+        masks.append(visible if present is None else visible & present[:, None])
+    keys = torch.cat(masks, dim=1)
     return (keys | ~keys.any(1, keepdim=True))[:, None, None, :]
 
 

@@ -32,11 +32,14 @@ from m3ae.models.priors import FittedPrior
 class M3AEForGeneration(M3AEPreTrainedModel):
     """A multimodal VAE over any modalities, any of them missing (`config.latent`).
 
-    The parameters of the trunk's encoders have the names of a pre-trained M3AE, which therefore loads into it; an
-    encoder that no modality uses is not built. Modalities are given as `m3ae.data.collate.Collator`
-    returns them: name → `pixel_values` (B, C, S, S) in [0, 1], `input_ids` and `attention_mask` (B, L), `values`
-    (B, …) or `labels` (B,), and `present` (B,) bool, True for all if it is left out. What stands in the rows of absent
-    samples is never read; a modality that is not given at all is absent.
+    The parameters of the trunk's encoders have the names of a pre-trained M3AE, whose encoders therefore load; an
+    encoder that no modality uses is not built.
+
+    The methods take modalities as a collator returns them: name → `pixel_values` (B, C, S, S) in [0, 1], `input_ids`
+    and `attention_mask` (B, L), `values` (B, …) or `labels` (B,), and `present` (B,) bool, True for all if left out.
+    Rows of absent samples are never read; a modality that is left out is absent from every sample. The methods raise
+    ValueError if a modality is unknown or lacks a tensor, or if there is none. `generator` is the source of all noise
+    that is None.
     """
 
     main_input_name = "modalities"
@@ -50,7 +53,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         if not isinstance(config.latent, LatentConfig):
             raise ValueError("M3AEForGeneration needs config.latent, the options of the latent head; got None.")
         streams = {modality.stream for modality in build_modalities(config).values()}
-        self.main_input_name = "input_ids"  # what Trainer counts the elements of, if there is such a tensor
+        self.main_input_name = "input_ids"  # Trainer counts the elements of this tensor, if the batch has it
         self.m3ae = M3AEEncoders(config, [name for name in STREAMS if name in streams])
         self.latent_head = LatentHead(config)
         count = config.latent.prior_components
@@ -82,28 +85,17 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """Compute the training objective, each modality with its weight.
 
         Args:
-            modalities: See the class.
-            beta: See `latent_pass`, as all that follows.
-            eps: Noise of the latents.
-            component_noise: Noise that draws components.
-            text_noise: Noise that masks tokens.
-            generator: Draws the noise that is not given.
-            return_loss: Not used; tells Trainer that there is a loss without labels.
-
-        Raises:
-            ValueError: A modality is unknown or lacks a tensor, or none is given.
+            modalities: Name → tensors of the modality.
+            beta: Weight of the KL; the config's if None.
+            eps: Standard normal noise of the latents, as `m3ae.models.objectives.LatentStep` takes it.
+            component_noise: Uniform noise that draws components.
+            text_noise: Name → uniform noise that masks tokens.
+            generator: Source of the noise that is None.
+            return_loss: Not used; tells Trainer that a loss needs no labels.
         """
         inputs = self._read(modalities)
-        return latent_pass(
-            self.latent_head,
-            self._encode(inputs),
-            inputs,
-            beta=beta,
-            eps=eps,
-            component_noise=component_noise,
-            text_noise=text_noise,
-            generator=generator,
-        )
+        noise = {"eps": eps, "component_noise": component_noise, "text_noise": text_noise, "generator": generator}
+        return latent_pass(self.latent_head, self._encode(inputs), inputs, beta=beta, **noise)
 
     def elbo(
         self,
@@ -118,12 +110,12 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """Compute the bound on log p(the present modalities) with β = 1, no weights, and every component.
 
         Args:
-            modalities: See the class.
-            given: Names of those that the posterior is inferred from; all if None.
-            joint: See `infer_latent`.
+            modalities: Name → tensors of the modality.
+            given: Names of the modalities that the posterior is inferred from; all if None.
+            joint: Whether the posterior is the product of all modalities alone, as for `infer_latent`.
             eps: Standard normal noise (C, B, Z).
             text_noise: Name → uniform noise of the masked tokens, (C, B, 1 + L).
-            generator: Draws the noise that is not given.
+            generator: Source of the noise.
 
         Returns:
             `.bound` (B,) in nats, and its terms.
@@ -144,14 +136,14 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         chunk_size: int = 100,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Estimate log p(the present modalities) in nats, (B,), with K samples, see `importance_log_likelihood`.
+        """Estimate log p(the present modalities) in nats, (B,), as `bounds.importance_log_likelihood` does.
 
         Args:
-            modalities: See the class.
-            num_samples: K.
-            given: Names of those that the proposal, the model's own posterior, is inferred from; all if None.
-            chunk_size: How many samples to decode at once.
-            generator: Draws all noise.
+            modalities: Name → tensors of the modality.
+            num_samples: Number of importance samples K.
+            given: Names of the modalities that the proposal, the model's posterior, is inferred from; all if None.
+            chunk_size: Number of samples to decode at once.
+            generator: Source of the noise.
         """
         q = self.infer_latent(only(modalities, given), generator=generator)
         return bounds.importance_log_likelihood(
@@ -171,14 +163,14 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         text_noise: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return log p(x_m|z) (…, B) of each given modality as a function of z (…, B, Z), in nats and unweighted.
+        """Return log p(x_m|z) (…, B) of each modality as a function of z (…, B, Z), in nats and unweighted.
 
         Args:
-            modalities: See the class.
+            modalities: Name → tensors of the modality.
             inferred: `LatentPosterior.inferred` of the posterior that z is drawn from: other private latents follow
                 their priors given z. If None, z is complete.
-            text_noise: Name → uniform noise of the masked tokens, see `LatentHead.log_likelihoods`.
-            generator: Draws the noise that is not given.
+            text_noise: Name → uniform noise of the masked tokens, as for `LatentHead.log_likelihoods`.
+            generator: Source of the noise.
         """
         inputs = self._read(modalities)
         return self.latent_head.log_likelihoods(inputs.targets, inputs.present, inferred, text_noise, generator)
@@ -189,30 +181,24 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """Return the posterior given any of the modalities.
 
         Args:
-            available: Some modalities, see the class.
-            joint: For a `mopoe`, whether only the product of all that is available is returned, rather than the
-                mixture over its subsets. A `moe` has no such component.
+            available: Name → tensors of some modalities.
+            joint: For a `mopoe`, whether to return only the product of all available modalities, rather than the
+                mixture over their subsets. A `moe` has no such component.
             generator: Draws the subsets of a `mopoe` of more than five modalities.
-
-        Raises:
-            ValueError: A modality is unknown or lacks a tensor, or none is given.
         """
         return self.latent_head.posterior(self._infer_experts(available), self._members(joint, generator))
 
     def infer_subsets(
         self, available: Modalities, subsets: Iterable[Collection[str]], generator: torch.Generator | None = None
     ) -> list[LatentPosterior]:
-        """Return the posterior given each of some subsets of the modalities, `joint` as for `infer_latent`.
+        """Return the posterior given each of some subsets of the modalities, as `infer_latent` does with `joint`.
 
         Every modality is encoded once.
 
         Args:
-            available: The modalities of all subsets, see the class.
-            subsets: Names.
-            generator: See `infer_latent`.
-
-        Raises:
-            ValueError: A modality is unknown or lacks a tensor, or none is given.
+            available: Name → tensors of the modalities of all subsets.
+            subsets: Names of the modalities of each subset.
+            generator: Source of the noise.
         """
         experts, members = self._infer_experts(available), self._members(True, generator)
         posteriors = []
@@ -229,11 +215,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw z and all private latents given any of the modalities, see `generate_modalities`.
-
-        Returns:
-            (K, B, Z).
-        """
+        """Draw z and all private latents (K, B, Z) given any of the modalities, as `generate_modalities` does."""
         q, inferred, _ = self.infer_latent(available, joint=True, generator=generator)
         noise = torch.rand(q.weights.shape[1], generator=generator, device=q.weights.device)
         chosen = gaussians.choose(q.components, gaussians.stratified_components(q.weights, num_samples, noise))
@@ -241,14 +223,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         return self.latent_head.complete(gaussians.sample(chosen, eps=eps * temperature), inferred)
 
     def precision_shares(self, available: Modalities) -> dict[str, Tensor]:
-        """Return the share of `prior` and of each expert in the precision of the product of all that is available.
-
-        Args:
-            available: Some modalities, see the class.
-
-        Returns:
-            Name → (B, D), which sum to 1.
-        """
+        """Return the share (B, D) of `prior` and of each expert in the precision of the product of all of them."""
         return self.latent_head.precision_shares(self._infer_experts(available))
 
     @torch.no_grad()
@@ -261,26 +236,22 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         generator: torch.Generator | None = None,
         text_options: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Generate modalities from others: z from the posterior of all that is given, then what each decoder expects.
+        """Generate modalities from others: z from the joint posterior, then what each decoder expects.
 
-        A private latent is of its modality's own posterior if that is given, and otherwise drawn from its prior
-        given z.
+        The private latents of the modalities in `given` follow their posteriors, the others their priors given z.
 
         Args:
-            given: Some modalities of B samples, see the class.
-            targets: Names of the modalities to generate, given or not; all if None.
-            num_samples: K.
-            temperature: Factor on the standard deviation of everything that is drawn; 0 for the means.
-            generator: Draws the noise.
-            text_options: For transformers' `generate` of autoregressive text decoders, such as `{"num_beams": 4}` or
-                `{"do_sample": True, "top_p": 0.9}`, which draws from the global random state.
+            given: Name → tensors of some modalities of B samples.
+            targets: Names of the modalities to generate; all if None.
+            num_samples: Number of samples K.
+            temperature: Factor on the standard deviation of all latents; 0 for the means.
+            generator: Source of the noise.
+            text_options: Options of transformers' `generate` for autoregressive text decoders, such as `{"num_beams":
+                4}` or `{"do_sample": True, "top_p": 0.9}`, which draws from the global random state.
 
         Returns:
             Name → (K, B, C, S, S) means of pixels, (K, B, …) means of values, (K, B, A) probabilities of classes, or
-            (K, B, L) token ids, the likeliest text found.
-
-        Raises:
-            ValueError: A modality is unknown or lacks a tensor, or none is given.
+            (K, B, L) token ids of the likeliest text.
         """
         return self.decode(self.sample_latent(given, num_samples, temperature, generator), targets, text_options)
 
@@ -297,13 +268,13 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """Generate modalities together from the prior.
 
         Args:
-            num_samples: n.
-            density: The model's own prior of z, N(0, I) or the learned one, or that which `fit_prior` has left.
+            num_samples: Number of samples n.
+            density: "own" for the model's prior of z, N(0, I) or the learned one; "fitted" for that of `fit_prior`.
             targets: Names of the modalities to generate; all if None.
-            temperature: Factor on the standard deviation of the own prior, or of its Gaussians, and of the private
+            temperature: Factor on the standard deviation of the model's prior, or of its Gaussians, and of the private
                 latents given z; not of a fitted prior.
-            generator: Draws the noise, on the model's device.
-            text_options: See `generate_modalities`.
+            generator: Source of the noise, on the model's device.
+            text_options: Options of autoregressive text decoders, as for `generate_modalities`.
 
         Returns:
             As `generate_modalities`, but (n, …).
@@ -322,7 +293,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw z and all private latents (n, Z) from the prior, see `sample_prior`."""
+        """Draw z and all private latents (n, Z) from the prior, as `sample_prior` does."""
         z = torch.randn(num_samples, self.latent.total_size, generator=generator, device=self.device) * temperature
         shared = slice(0, self.latent.size)
         if density == "fitted":
@@ -344,21 +315,20 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """Fit a mixture of Gaussians to one posterior sample of z of each training sample, and keep it with the model.
 
         Args:
-            batches: Modalities of the training samples; the posterior is that of all that is available.
-            num_components: Gaussians with full covariances.
-            generator: Draws the samples.
-            seed: Of the fit.
+            batches: Modalities of the training samples; the posterior is that of all available ones.
+            num_components: Number of Gaussians with full covariances.
+            generator: Source of the noise of the samples.
+            seed: Seed of the fit.
         """
-        points = []
-        for modalities in batches:
-            points.append(self.sample_latent(modalities, generator=generator)[0, :, : self.latent.size].cpu())
+        samples = (self.sample_latent(modalities, generator=generator)[0] for modalities in batches)
+        points = [z[:, : self.latent.size].cpu() for z in samples]
         self.latent.prior_components = num_components
         self.fitted_prior = FittedPrior.fit(torch.cat(points), num_components, seed).to(self.device)
 
     def decode(
         self, z: Tensor, targets: Sequence[str] | None = None, text_options: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """Return what the decoders expect at points z (…, Z), see `generate_modalities`.
+        """Return what the decoders expect at points z (…, Z), as `generate_modalities` does.
 
         Raises:
             ValueError: A target is unknown.
@@ -375,12 +345,12 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         return self.latent_head.infer_experts(self._encode(inputs), inputs.present)
 
     def _members(self, joint: bool, generator: torch.Generator | None) -> Tensor:
-        """Return the components (C, M), or the product of all alone if there is one and it is asked for."""
+        """Return the components (C, M) of the posterior, or with `joint` the product of all alone if it is one."""
         members = posterior_members(self.latent, generator)
         return members[-1:] if joint and self.latent.kind != "moe" else members
 
     def _encode(self, inputs: LatentInputs) -> dict[str, Stream | Tensor]:
-        """Return what the expert of each given modality reads."""
+        """Return what the expert of each modality in the batch reads."""
         return {
             name: self.latent_head.modalities[name].encode(self.m3ae, inputs.targets[name], inputs.present[name])
             for name in self.latent.experts

@@ -33,7 +33,7 @@ def sincos_positions(rows: int, width: int, columns: int | None = None) -> Tenso
 
 
 class PixelDecoder(nn.Module):
-    """A transformer that fills in the masked patches from the fused visible ones (He et al. 2022)."""
+    """A transformer that predicts all patches from the fused visible ones (He et al. 2022)."""
 
     positions: Tensor
 

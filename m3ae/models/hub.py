@@ -77,8 +77,8 @@ from m3ae import M3AEForGeneration
 
 model = M3AEForGeneration.from_pretrained("{location}").eval()
 joint = model.sample_prior(8)  # name of each modality → 8 samples
-given = {{name: {{"pixel_values": images}}}}  # of any modalities, with values in [0, 1]
-generated = model.generate_modalities(given, num_samples=4)"""
+observed = {{name: {{"pixel_values": images}}}}  # of any modalities, with values in [0, 1]
+generated = model.generate_modalities(observed, num_samples=4)"""
 
 _TRUNK = """\
 a ViT over {image_size} px images in
@@ -154,14 +154,14 @@ def _architecture(model: PreTrainedModel, head: str) -> str:
 def publish_card(
     model: PreTrainedModel, repo_id: str, token: str | bool | None = None, private: bool | None = None
 ) -> None:
-    """Upload a model's card into its repository of the hub, unless there is one.
+    """Upload a model's card into its repository of the hub, unless the repository has one.
 
     Args:
-        model: The model; the card is that of the folder it was loaded from, if it is still of that class, or else a
-            generated one.
-        repo_id: The repository; made if it does not exist.
-        token: As in `HfApi`.
-        private: Whether a repository that is made is private.
+        model: The model; the card is that of the folder which the model was loaded from, if the model is still of that
+            class, or else a generated one.
+        repo_id: The repository, which is created if it does not exist.
+        token: The token for `HfApi`.
+        private: Whether a repository that is created is private.
     """
     api = HfApi(token=token)
     if api.file_exists(repo_id, "README.md"):
@@ -184,8 +184,8 @@ class QuestionAnsweringPipeline(Pipeline):
     whatever the processor takes: those of Pillow, arrays, files (DICOM, too) or addresses.
 
     Args of a call:
-        top_k: Number of answers; 5 if not given.
-        batch_size: Questions answered at a time.
+        top_k: Number of answers; 5 by default.
+        batch_size: Number of questions answered at a time.
     """
 
     _load_processor = True  # type: ignore[assignment]  # transformers' own pipelines override None so

@@ -19,26 +19,25 @@ class LatentConfig(StrictConfig):
         kind: The posterior: a product of experts (`poe`, Wu & Goodman 2018), their mixture (`moe`, Shi et al. 2019),
             or the mixture of the products of all subsets (`mopoe`, Sutter et al. 2021).
         size: Dimensions of z that all modalities share.
-        num_tokens: Latent tokens that transformer decoders attend to, and queries that pool an encoder's tokens.
+        num_tokens: Number of latent tokens of transformer decoders, and of queries that pool an encoder's tokens.
         prior_expert: Which products contain the prior: `always`, `full_only` (that of all experts) or `never`.
         objective: `elbo` of the mixture; `subset_elbos`, the sum over subsets that each explain themselves (Wu &
             Goodman 2018); `dmvae`, `mvtcae`, `crmvae` or `mmvm`, see `m3ae.models.objectives.OBJECTIVES`; `iwae` and
             `dreg` with the mixture's density (Shi et al. 2019); or one that `m3ae.register_objective` names.
         alpha: Share of the KL to the experts, rather than to the prior, of `mvtcae` (published with 5/6, `beta` 2.5,
             `kind` `poe` and `prior_expert` `never`) and of `mmvm` (`kind` `moe`).
-        num_samples: K of `iwae` and `dreg`. For `elbo`, how many components are drawn for each sample and decoded; all
-            of them, exactly, if None.
-        num_subsets: Subsets of 2 to M − 1 modalities drawn at each step where there are more than five modalities.
+        num_samples: K of `iwae` and `dreg`; for `elbo`, number of components drawn for each sample and decoded, all if
+            None.
+        num_subsets: Number of subsets of 2 to M − 1 modalities drawn at each step if M is more than five.
         beta: Weight of the KL after warm-up.
         beta_warmup: Share of the steps over which the weight rises from 0.
         free_bits: Nats of each latent dimension that cost nothing (Kingma et al. 2016).
-        weight: Of the latent pass beside the masked ones of `M3AEForPreTraining`: its loss is a sum over all elements
-            of a sample, in nats, theirs are means. Learned scales shrink, and its gradient grows with them; at 1e-3 it
-            then drowns the contrast, at 1e-4 it does not. Adam does not mind the scale of a gradient: the head's own
-            layers learn about as well at 1e-6, which leaves the encoders to the masked passes.
-        learned_prior: Gaussians of a prior of z that is learned with the model (`m3ae.models.priors`); 0 for
-            N(0, I).
-        prior_components: Gaussians of the fitted prior; set by `M3AEForGeneration.fit_prior`.
+        weight: Weight of the latent pass beside the masked ones of `M3AEForPreTraining`: its loss is a sum over all
+            elements of a sample, in nats, theirs are means. Learned scales shrink, and the gradient grows with them:
+            at 1e-3 it then drowns the contrast, at 1e-4 it does not. Adam does not mind the scale of a gradient: the
+            head's layers learn about as well at 1e-6, which leaves the encoders to the masked passes.
+        learned_prior: Number of Gaussians of a prior of z that is learned with the model; 0 for N(0, I).
+        prior_components: Number of Gaussians of the fitted prior; set by `M3AEForGeneration.fit_prior`.
         modalities: Name → `kind` and options of the kind's configuration (`m3ae.models.modalities`); the trunk's
             `image` and `text` if None. They are numbered in alphabetical order, which a saved configuration has, too.
 
@@ -87,10 +86,12 @@ class LatentConfig(StrictConfig):
             check_number(f"latent.{option}", getattr(self, option))
         check_fraction("latent.beta_warmup", self.beta_warmup, 0.0, 1.0)
         check_fraction("latent.alpha", self.alpha, 0.0, 1.0)
-        given = {"image": {"kind": "image"}, "text": {"kind": "text"}} if self.modalities is None else self.modalities
-        if not given:
+        modalities = (
+            {"image": {"kind": "image"}, "text": {"kind": "text"}} if self.modalities is None else self.modalities
+        )
+        if not modalities:
             raise ValueError("latent.modalities is empty; expected at least one modality.")
-        self.modalities = {name: asdict(configure(name, given[name])) for name in sorted(given)}
+        self.modalities = {name: asdict(configure(name, modalities[name])) for name in sorted(modalities)}
         self._check_experts()
         super().__post_init__(**kwargs)
 
@@ -122,7 +123,7 @@ class LatentConfig(StrictConfig):
 
     @property
     def enumerates_subsets(self) -> bool:
-        """Whether all subsets of experts are components, rather than some drawn at each step."""
+        """Whether all subsets of experts are components, rather than some at each step."""
         return len(self.experts) <= MAX_ENUMERATED
 
     @property

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def mlp(
     input_size: int, hidden_size: int, num_layers: int, output_size: int | None = None, *, dropout: float = 0.0
 ) -> nn.Sequential:
-    """Build hidden layers (dropout, linear, normalisation, GELU), and a linear output if its size is given."""
+    """Build hidden layers (dropout, linear, normalisation, GELU), and a linear output unless its size is None."""
     sizes = [input_size] + [hidden_size] * num_layers
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
@@ -234,7 +234,7 @@ class Attention(nn.MultiheadAttention):
 
 
 class LatentLayer(nn.Module):
-    """Self-attention, cross-attention to a memory if there is to be one, and an MLP, each after a normalisation."""
+    """Self-attention, cross-attention to a memory if the layer reads one, and an MLP, each after a normalisation."""
 
     def __init__(self, width: int, num_heads: int, *, reads_memory: bool) -> None:
         super().__init__()
@@ -260,8 +260,7 @@ class LatentLayer(nn.Module):
 class LatentAttention(nn.Module):
     """A transformer whose tokens (R, S, W) attend to each other and to T latent tokens made of z.
 
-    They attend to them in a layer of its own (cross-attention), or as they do to each other (prefix): the modality's
-    `conditioning` says which.
+    The modality's `conditioning` says whether they attend to them in a cross-attention, or as to each other (prefix).
     """
 
     def __init__(self, input_size: int, modality: TransformerModalityConfig, num_tokens: int) -> None:

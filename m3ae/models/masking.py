@@ -32,7 +32,7 @@ class TokenMask(NamedTuple):
     Attributes:
         input_ids: (B, L) the text with its masked tokens replaced.
         positions: (B, M) positions of the tokens to predict; spare slots repeat valid positions.
-        labels: (B, M) the original tokens there, −100 in spare slots.
+        labels: (B, M) the original tokens at these positions, −100 in spare slots.
     """
 
     input_ids: Tensor
@@ -62,14 +62,14 @@ def mask_tokens(
     vocab_size: int,
     word_ids: Tensor | None = None,
 ) -> TokenMask:
-    """Mask round(probability·n) of a text's n maskable tokens, at least one where there is any (Devlin et al. 2019).
+    """Mask round(probability·n) of a text's n maskable tokens, at least one if n > 0 (Devlin et al. 2019).
 
-    Of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay. The number of slots M depends on the
-    shapes alone, so a compiled step never sees a new shape because of the data.
+    80 % of the chosen tokens become the mask token, 10 % a random one, and 10 % stay. The number of slots M depends on
+    the shapes alone, so a compiled step never sees a new shape because of the data.
 
-    With `word_ids` whole words are masked: in random order, as many as come nearest to probability·n tokens, and all
-    tokens of a word share its fate. A word of more than twice as many is left alone, or masked in part if the text has
-    no other.
+    With `word_ids` whole words are masked in random order, until the number of tokens comes nearest to probability·n;
+    all tokens of a word share its fate. A word of more than twice that number is left alone, or partly masked if the
+    text has no other.
 
     Args:
         input_ids: (B, L).
@@ -79,21 +79,21 @@ def mask_tokens(
         probability: Share of the tokens to predict.
         mask_token_id: Index of the mask token.
         vocab_size: Random tokens are drawn from the whole vocabulary, as published.
-        word_ids: (B, L) equal numbers are tokens of one word; each token is a word of its own if None.
+        word_ids: (B, L) equal numbers are tokens of one word; each token is a word if None.
     """
     length = input_ids.shape[1]
     slots = torch.sym_max(1, _rounded(probability, length))
     rank_noise, fate = noise.unbind(-1)
     random_ids = (fate * 10 % 1 * vocab_size).long().clamp(0, vocab_size - 1)
     counts = maskable.sum(1)
-    wanted = (counts * probability).round().long().clamp(min=1).minimum(counts)
+    budget = (counts * probability).round().long().clamp(min=1).minimum(counts)
     if word_ids is None:
         order = rank_noise.masked_fill(~maskable, 2.0).argsort(dim=1)
     else:
         slots = torch.sym_min(2 * slots, length)
-        order, wanted, fate = _order_words(word_ids, maskable, rank_noise, fate, wanted, counts * probability)
+        order, budget, fate = _order_words(word_ids, maskable, rank_noise, fate, budget, counts * probability)
     positions = order[:, :slots]  # (B, M)
-    chosen = torch.arange(positions.shape[1], device=input_ids.device) < wanted[:, None]  # (B, M)
+    chosen = torch.arange(positions.shape[1], device=input_ids.device) < budget[:, None]  # (B, M)
 
     original, fate, random_ids = (values.gather(1, positions) for values in (input_ids, fate, random_ids))
     corrupted = torch.where(fate < 0.8, mask_token_id, torch.where(fate < 0.9, random_ids, original))
@@ -109,26 +109,26 @@ def _rounded(probability: float, length: int) -> int:
 
 
 def _order_words(
-    word_ids: Tensor, maskable: Tensor, rank_noise: Tensor, fate: Tensor, wanted: Tensor, share: Tensor
+    word_ids: Tensor, maskable: Tensor, rank_noise: Tensor, fate: Tensor, budget: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return positions (B, L) word by word in random order, how many to mask (B,), and the fate (B, L) of each word.
 
     A word has the noise of its first token.
     """
-    place = torch.arange(word_ids.shape[1], device=word_ids.device)
-    own = torch.where(maskable, word_ids, -1 - place)  # what is never masked belongs to no word
-    same = own[:, :, None] == own[:, None, :]  # (B, L, L)
+    position = torch.arange(word_ids.shape[1], device=word_ids.device)
+    word = torch.where(maskable, word_ids, -1 - position)  # what is never masked belongs to no word
+    same = word[:, :, None] == word[:, None, :]  # (B, L, L)
     first, size = same.int().argmax(2), same.sum(2)
-    too_long = (size > 2 * wanted[:, None]).float()
+    too_long = (size > 2 * budget[:, None]).float()
     rank = (rank_noise.gather(1, first) + too_long).masked_fill(~maskable, 3.0)
     order = rank.argsort(dim=1, stable=True)
 
     word = first.gather(1, order)
     last = torch.cat([word[:, 1:] != word[:, :-1], torch.ones_like(word[:, :1], dtype=torch.bool)], dim=1)
-    off = (place + 1 - share[:, None]).abs().masked_fill(~(last & maskable.gather(1, order)), place.shape[0] + 1)
+    off = (position + 1 - share[:, None]).abs().masked_fill(~(last & maskable.gather(1, order)), position.shape[0] + 1)
     nearest = off.argmin(1) + 1
-    limited = torch.where(nearest > 2 * wanted, wanted, nearest)
-    return order, torch.where(wanted > 0, limited, 0), fate.gather(1, first)
+    limited = torch.where(nearest > 2 * budget, budget, nearest)
+    return order, torch.where(budget > 0, limited, 0), fate.gather(1, first)
 
 
 def collect_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def masked_image_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tenso
 
 
 def masked_language_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over the labelled slots; 0 where there is none.
+    """Cross-entropy over the labelled slots; 0 if no slot has a label.
 
     Args:
         logits: (B, M, V).

@@ -1,4 +1,4 @@
-"""Checks of options that several configurations share; each raises ValueError with what, got, expected."""
+"""Strict configurations, checks of options and of keywords; each error says what, got, expected."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ TRANSFORMERS_ARGUMENTS = frozenset(
 def checked_arguments(forward: Callable[Arguments, Output]) -> Callable[Arguments, Output]:
     """Make a model's `forward` take keywords as transformers' models do, and refuse those that it does not know.
 
-    `output_hidden_states`, `output_attentions` and `return_dict`, or the options of these names of the model's
-    configuration, add what `m3ae.models.attention.recording` finds, and turn the output into a tuple. Keywords of
+    `output_hidden_states` and `output_attentions`, or the configuration's options of these names, add what
+    `m3ae.models.attention.recording` records; `return_dict=False` turns the output into a tuple. Keywords of
     `TRANSFORMERS_ARGUMENTS` that `forward` does not take are dropped, and so are keywords that are None.
 
     Raises:
@@ -59,13 +59,13 @@ def checked_arguments(forward: Callable[Arguments, Output]) -> Callable[Argument
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
         model: Any = args[0]
         as_dict = _option(model, kwargs, "return_dict")
-        wanted = {name: _option(model, kwargs, f"output_{name}") for name in RECORDED}
+        requested = {name: _option(model, kwargs, f"output_{name}") for name in RECORDED}
         for name in [name for name in kwargs if name not in known]:
             if kwargs.pop(name) is not None and name not in TRANSFORMERS_ARGUMENTS:
                 raise TypeError(f"{type(model).__name__}.forward has no argument {name!r}.{nearest_keys(name, known)}")
         output: Any
-        if any(wanted.values()):
-            with recording(model, wanted) as recorded:
+        if any(requested.values()):
+            with recording(model, requested) as recorded:
                 output = forward(*args, **kwargs)
             for name, values in recorded.items():
                 output[name] = values
@@ -83,7 +83,7 @@ def _option(model: Any, keywords: dict[str, Any], name: str) -> Any:
 
 
 def without_labels(forward: Callable[Arguments, Output]) -> Callable[Arguments, Output]:
-    """Hide the labels that a `forward` may be given from Trainer, which would wait for them to compute a loss."""
+    """Hide the labels that a `forward` takes from Trainer, which would wait for labels to compute a loss."""
     signature = inspect.signature(forward)
     parameters = [parameter for name, parameter in signature.parameters.items() if "labels" not in name]
     forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -97,10 +97,10 @@ def nearest_keys(key: str, known: Collection[str]) -> str:
 
 
 def check_keys(
-    owner: str, known: Collection[str], given: Iterable[str], accepted: Collection[str] = TRANSFORMERS_KEYS
+    owner: str, known: Collection[str], keys: Iterable[str], accepted: Collection[str] = TRANSFORMERS_KEYS
 ) -> None:
     """Raise on keywords that nothing would read: a misspelt option must not train for ten hours."""
-    for key in given:
+    for key in keys:
         if key in known or key in accepted or key.startswith("_"):
             continue
         raise ValueError(f"{owner} has no option {key!r}.{nearest_keys(key, known)}")
@@ -115,12 +115,9 @@ _reads_file: ContextVar[bool] = ContextVar("_reads_file", default=False)
 
 
 class StrictConfig(PreTrainedConfig):
-    """A configuration that refuses unknown keywords, but keeps those of a saved one: other programs write there, too.
+    """A configuration that refuses unknown keywords with a ValueError, but keeps those of a saved configuration.
 
-    Trainer, quantisation and newer versions of transformers add keys of their own to `config.json`.
-
-    Raises:
-        ValueError: A keyword is unknown.
+    Trainer, quantisation and newer versions of transformers add keys to `config.json`.
     """
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -130,11 +127,11 @@ class StrictConfig(PreTrainedConfig):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Raise ValueError on unknown options, and on those of the configuration's parts."""
+        """Raise ValueError on unknown options, those of sub-configurations included."""
         check_keys(cls.__name__, [field.name for field in fields(cls)], options)
-        for name, part in cls.sub_configs.items():
-            if isinstance(options.get(name), Mapping) and isinstance(part, type) and issubclass(part, StrictConfig):
-                part.check_options(options[name])
+        for name, kind in cls.sub_configs.items():
+            if isinstance(options.get(name), Mapping) and isinstance(kind, type) and issubclass(kind, StrictConfig):
+                kind.check_options(options[name])
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
@@ -157,7 +154,7 @@ def check_heads(name: str, hidden_size: int, num_heads: int) -> None:
 
 
 def check_width(name: str, width: int) -> None:
-    """Raise if there are no two-dimensional sine-cosine positions of this width."""
+    """Raise unless two-dimensional sine-cosine positions have this width."""
     if width % 4:
         raise ValueError(f"{name} must be a multiple of 4 for sine-cosine positions, got {width}.")
 
@@ -187,7 +184,7 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> None:
 
 
 def register_entry(table: dict[str, Any], what: str, name: str, value: Any) -> None:
-    """Add an entry of a user's own to a table of the package; once more where its file is imported again.
+    """Add a user's entry to a table of the package; importing the user's file again adds it again.
 
     Raises:
         ValueError: Another entry has this name.

@@ -86,7 +86,7 @@ def image_text_batch(
 
 
 def sample_ids(batch: ImageTextBatch, image_ids: Tensor | None, text_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the ids of the images and of the texts of a batch: the fingerprints and the tokens if there are none."""
+    """Return the ids of the images and texts of a batch; where they are None, fingerprints and tokens."""
     images = image_fingerprint(batch.pixel_values) if image_ids is None else image_ids
     return images, batch.input_ids if text_ids is None else text_ids
 
@@ -116,7 +116,7 @@ class MatchingPairs(NamedTuple):
 
     Attributes:
         image_index: (B,) the image that each text is paired with.
-        labels: (B,) 1 = own image, 0 = another one.
+        labels: (B,) 1 = the image of the text's sample, 0 = another one.
         valid: (B,) bool: the sample has both modalities.
         same: (B, B) bool: the two samples share the image or the text.
     """
@@ -130,8 +130,8 @@ class MatchingPairs(NamedTuple):
 def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Tensor) -> MatchingPairs:
     """Give half of the texts another sample's image: the next one in a random cyclic order that may serve.
 
-    A negative never shares the image or the text of the sample it is given to. A text without any such partner in the
-    batch keeps its own image.
+    A negative never shares the image or the text of the sample that gets it. A text without any such partner in the
+    batch keeps the image of its sample.
 
     Args:
         image_ids: (B,) or (B, F): equal entries are the same image.
@@ -147,8 +147,8 @@ def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Ten
     candidate = allowed.any(1)
     rank = noise[:, 0].masked_fill(~candidate, 2.0).argsort().argsort()
     mismatched = candidate & (rank < (present.sum() + 1) // 2)
-    own = torch.arange(size, device=noise.device)
-    return MatchingPairs(torch.where(mismatched, partner, own), (~mismatched).long(), present, same)
+    image_index = torch.where(mismatched, partner, torch.arange(size, device=noise.device))
+    return MatchingPairs(image_index, (~mismatched).long(), present, same)
 
 
 def same_samples(image_ids: Tensor, text_ids: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def _is_distributed() -> bool:
 
 
 def matching_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy over the pairs that have both modalities; 0 where there is none.
+    """Cross-entropy over the pairs that have both modalities; 0 if no pair has.
 
     Args:
         logits: (B, 2).
@@ -216,14 +216,14 @@ def contrastive_loss(logits: Tensor, same: Tensor, valid: Tensor) -> Tensor:
         same: (B, B) bool: i and j share the image or the text; such a pair is no negative.
         valid: (B,) bool: the sample has both modalities.
     """
-    own = torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device)
-    masked = logits.float().masked_fill((same & ~own) | ~(valid[:, None] & valid[None]) & ~own, -torch.inf)
+    others = ~torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device)
+    masked = logits.float().masked_fill(others & (same | ~(valid[:, None] & valid[None])), -torch.inf)
     log_odds = masked.log_softmax(1).diagonal() + masked.log_softmax(0).diagonal()
     return -(log_odds * valid).sum() / (2 * valid.sum().clamp(min=1))
 
 
 def ranking_loss(scores: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of finding the first among the candidates; 0 where there is nothing to find.
+    """Cross-entropy of finding the first among the candidates; 0 if no row has a positive.
 
     Args:
         scores: (B, 1 + K), the positive in column 0, −∞ where a candidate does not count.

@@ -44,11 +44,11 @@ class M3AEForPreTrainingOutput(ModelOutput):
         mim_mask: (B, N) or (B, V, N) bool, True = masked, and the image is present.
         mlm_logits: (B, M, W) predictions at `mlm_positions`.
         mlm_positions: (B, M) positions in the text.
-        mlm_labels: (B, M) the tokens there, −100 in spare slots.
+        mlm_labels: (B, M) the tokens at these positions, −100 in spare slots.
         itm_logits: (B, 2), row 1 = matched.
         itm_labels: (B,) 1 = matched, −100 where the sample lacks a modality.
-        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
-        attentions: With `output_attentions`, see there.
+        hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
+        attentions: With `output_attentions`, what it records.
     """
 
     loss: Tensor | None = None
@@ -67,8 +67,8 @@ class M3AEForPreTrainingOutput(ModelOutput):
 class M3AEForPreTraining(M3AEPreTrainedModel):
     """Masked-image modelling, masked-language modelling, image-text matching and contrast over one trunk.
 
-    With `config.latent` there is a latent pass, too: the unmasked inputs are encoded, and explained from z alone.
-    `M3AEForGeneration` loads what it has learnt.
+    `config.latent` adds a latent pass: the unmasked inputs are encoded, and explained from z alone.
+    `M3AEForGeneration` loads what this pass has learnt.
 
     Raises:
         ValueError: The latent head has other modalities than the trunk's images and text.

@@ -1,4 +1,4 @@
-"""Priors: of the shared latent and of the private ones given it, learned with the model, and one fitted afterwards.
+"""Priors of the shared latent, and of the private ones given z, learned with the model; and one fitted afterwards.
 
 Shapes: G Gaussians, D shared latent dimensions, P private ones of a modality, Z all of them, B batch.
 """
@@ -95,8 +95,8 @@ class ConditionalPrior(nn.Module):
     """p(w | z): how a modality's private latent w is distributed given the shared one, a flow of couplings.
 
     With a prior N(0, I) that ignores z, a private latent that has learnt something of the class contradicts z as soon
-    as it is drawn rather than inferred. Here it follows z, and only what z does not say costs nats. A Gaussian would
-    do so, too, but puts much of its mass between the posteriors, where decoders show nothing. It starts as N(0, I).
+    as it is drawn rather than inferred. Here w follows z, and only what z does not say costs nats. A Gaussian given z
+    would put much of its mass between the posteriors, where decoders show nothing. The flow starts as N(0, I).
 
     Args:
         size: D.
@@ -109,7 +109,7 @@ class ConditionalPrior(nn.Module):
         self.couplings = nn.ModuleList(Coupling(private_size, size, hidden_size) for _ in range(COUPLINGS))
 
     def log_prob(self, w: Tensor, z: Tensor) -> Tensor:
-        """Return log p(w|z) (…) of points (…, P) given (…, D)."""
+        """Return log p(w|z) (…) of points w (…, P) given z (…, D)."""
         with torch.autocast(z.device.type, enabled=False):
             points, z = gaussians.upcast(w), gaussians.upcast(z)
             total = torch.zeros_like(points[..., 0])

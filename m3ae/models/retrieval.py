@@ -1,12 +1,10 @@
 """Retrieval: a model that scores how well a text and an image belong together, and collections of encoded items.
 
-Images and texts that are encoded once, and compared: by the contrastive head, by the matching head, or by both.
+A search in two stages takes the k nearest items in the space of the contrastive head, and re-ranks them with the
+matching head, which runs the fusion for every pair. A model without a contrastive head has no first stage: nothing has
+brought its encoders into one space, so that their similarity means nothing before the fusion.
 
-A search in two stages takes the k nearest in the space of the contrastive head and re-ranks those with the matching
-head, for which only the fusion runs for every pair. A model without a contrastive head has no first stage: nothing has
-brought its encoders into one space, so that the similarity of what they return means nothing before the fusion.
-
-The model is to be in evaluation mode; for half precision call these functions under `torch.autocast`.
+The functions expect a model in evaluation mode; for half precision call them under `torch.autocast`.
 
 Shapes: N items of a modality, Q queries, C candidates, P pairs, B batch, H×W pixels, L text tokens, T image tokens, D
 fusion width, E contrastive space.
@@ -34,16 +32,16 @@ from m3ae.models.pairs import contrastive_loss, gather_pairs, image_text_batch, 
 
 @dataclass
 class M3AEForImageTextRetrievalOutput(ModelOutput):
-    """Each image against its own text and some of the others.
+    """Each image against the text of its sample and some others.
 
     Attributes:
         loss: () weighted sum of `losses`.
-        losses: `irtr` where there are negatives, and `itc` where the model has a contrastive head.
-        logits: (B, 1 + K) scores, the own text in column 0; −∞ where a candidate does not count. None if
+        losses: `irtr` unless `config.num_negatives` is 0, and `itc` if the model has a contrastive head.
+        logits: (B, 1 + K) scores, that of the matching text in column 0; −∞ where a candidate does not count. None if
             `config.num_negatives` is 0.
         candidates: (B, 1 + K) the rows of the batch that the texts come from.
-        hidden_states: With `output_hidden_states`, see `m3ae.models.attention.recording`.
-        attentions: With `output_attentions`, see there.
+        hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
+        attentions: With `output_attentions`, what it records.
     """
 
     loss: Tensor | None = None
@@ -57,10 +55,10 @@ class M3AEForImageTextRetrievalOutput(ModelOutput):
 class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
     """The trunk with the matching head, whose row 1 scores a pair (Chen et al. 2022).
 
-    To search, encode each image and each text once and `score` the pairs; a pre-trained model
-    does so unchanged. With `config.itc_weight`, the contrastive head of pre-training stays and is trained further: it
-    gives a first stage of search, and chooses hard negatives (Li et al. 2021, ALBEF). With `config.num_negatives` of 0
-    it is trained alone, and nothing is fused.
+    To search, encode each image and each text once and `score` the pairs; a pre-trained model does so unchanged. With
+    `config.itc_weight`, the contrastive head of pre-training is trained further: it gives a first stage of search, and
+    chooses hard negatives (Li et al. 2021, ALBEF). With `config.num_negatives` of 0 this head is trained alone, and
+    nothing is fused.
     """
 
     _keys_to_ignore_on_load_unexpected = OTHER_HEADS
@@ -73,7 +71,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         self.post_init()
 
     def encode_image(self, pixel_values: Tensor, present: Tensor | None = None) -> Stream:
-        """Encode images (B, C, H, W) alone; `present` (B,) is False where there is none."""
+        """Encode images (B, C, H, W) alone; `present` (B,) is False where a sample has none."""
         return self.m3ae.encode_image(pixel_values, None, present)
 
     def encode_text(
@@ -104,11 +102,11 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         generator: torch.Generator | None = None,
         return_loss: bool = True,
     ) -> M3AEForImageTextRetrievalOutput:
-        """Let each image find its own text among `config.num_negatives` others of the batch.
+        """Let each image find the text of its sample among `config.num_negatives` others of the batch.
 
-        A text counts as a negative only if neither it nor its image equals the row's own, and if both are present.
-        Negatives are drawn evenly; with a contrastive head in proportion to e to the power of its similarities, which
-        are over the temperature, so that hard ones come first.
+        The text of another sample counts as a negative only if the two samples share neither image nor text, and have
+        both. Negatives are drawn evenly; with a contrastive head in proportion to the exponential of its similarities
+        over the temperature, so that hard ones come first.
 
         Args:
             pixel_values: (B, C, H, W), or None without images; rows of absent images are ignored.
@@ -117,13 +115,11 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             image_present: (B,) bool.
             text_present: (B,) bool.
             image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
-            text_ids: (B,) equal numbers name the same text; compared token by token if None. Contrast across
-                processes, in training, needs them.
+            text_ids: (B,) equal numbers name the same text; compared by tokens, in one process only, if None.
             negatives: (B, K) rows of the batch to take negatives from; drawn if None.
-            negative_noise: (B, B) uniform noise that draws the negatives: of equally similar ones, those with the
-                lowest are taken.
-            generator: Draws the noise if it is not given.
-            return_loss: Not used; tells Trainer that there is a loss without labels.
+            negative_noise: (B, B) uniform noise that draws the negatives: the lowest among equally similar ones.
+            generator: Source of the noise that is None.
+            return_loss: Not used; tells Trainer that a loss needs no labels.
         """
         batch = image_text_batch(self.config, pixel_values, input_ids, attention_mask, image_present, text_present)
         ids, present = sample_ids(batch, image_ids, text_ids), batch.complete()
@@ -143,7 +139,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             contrast = gather_pairs(*ids, present) if self.training else (same, present)
             losses["itc"] = contrastive_loss(similarity, *contrast)
         weights = {"irtr": 1.0, "itc": self.config.itc_weight}
-        loss = torch.stack([weights[name] * own for name, own in losses.items()]).sum()
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return M3AEForImageTextRetrievalOutput(loss, losses, scores, candidates)
 
     def _draw_negatives(
@@ -157,11 +153,11 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         return order.masked_fill(~allowed, torch.inf).argsort(1)[:, : min(self.config.num_negatives, size - 1)]
 
     def _match(self, text: Stream, image: Stream, negatives: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scores (B, 1 + K) of each image with its own and with other texts, and the rows of these."""
-        own = torch.arange(negatives.shape[0], device=negatives.device)[:, None]
-        candidates = torch.cat([own, negatives], dim=1)
-        valid = torch.cat([torch.ones_like(own, dtype=torch.bool), allowed.gather(1, negatives)], dim=1)
-        scores = self.score(text.select(candidates.flatten()), image.select(own.expand_as(candidates).flatten()))
+        """Return the scores (B, 1 + K) of each image with its text and with others, and the rows of these texts."""
+        rows = torch.arange(negatives.shape[0], device=negatives.device)[:, None]
+        candidates = torch.cat([rows, negatives], dim=1)
+        valid = torch.cat([torch.ones_like(rows, dtype=torch.bool), allowed.gather(1, negatives)], dim=1)
+        scores = self.score(text.select(candidates.flatten()), image.select(rows.expand_as(candidates).flatten()))
         return scores.view(candidates.shape).masked_fill(~valid, -torch.inf), candidates
 
 
@@ -174,7 +170,7 @@ def _draw_order(noise: Tensor, log_weights: Tensor | None) -> Tensor:
     return arrival if log_weights is None else arrival - log_weights.detach()
 
 
-# Scores texts and images row by row, (B,): the method `score` of a model with a matching head.
+# Method `score` of a model with a matching head: the scores (B,) of texts and images row by row.
 Score = Callable[[Stream, Stream], Tensor]
 SCORES_AT_ONCE = 2**22  # of all pairs of some queries and all candidates: 16 MB
 
@@ -248,17 +244,17 @@ class ImagesOnDemand:
 
     def select(self, index: Tensor) -> Stream:
         """Load and encode the images that `index` (B,) names."""
-        return _join([self.encode(part.tolist()) for part in index.split(self.batch_size)])
+        return _join([self.encode(numbers.tolist()) for numbers in index.split(self.batch_size)])
 
 
 @torch.no_grad()
 def encode_images(trunk: M3AEModel, batches: Iterable[Tensor]) -> EncodedImages:
-    """Encode images, given as batches of pixel values (B, 3, H, W), and keep them in memory."""
+    """Encode batches of pixel values (B, 3, H, W), and keep the images in memory."""
     return EncodedImages(_join([trunk.encode_image(pixels.to(trunk.device)) for pixels in batches]))
 
 
 def _join(streams: Sequence[Stream]) -> Stream:
-    """Return images as one stream; a batch in which all are present does not say so."""
+    """Return images as one stream; `present` of a batch is None if all of its images are."""
     present = None
     if any(stream.present is not None for stream in streams):
         shape = (-1, streams[0].num_views) if streams[0].num_views > 1 else (-1,)
@@ -274,19 +270,19 @@ def _join(streams: Sequence[Stream]) -> Stream:
 
 @torch.no_grad()
 def encode_texts(trunk: M3AEModel, input_ids: Sequence[Sequence[int]], batch_size: int = 64) -> EncodedTexts:
-    """Encode texts, given as their tokens without padding; texts of about the same length share a batch."""
+    """Encode the tokens of texts without padding; texts of about the same length share a batch."""
     lengths = torch.tensor([len(ids) for ids in input_ids])
     texts = EncodedTexts(torch.empty(0), lengths)
     pad = trunk.text_encoder.config.pad_token_id or 0
     tokens: Tensor | None = None
     for rows in lengths.argsort(stable=True).split(batch_size):
         ids = pad_sequence([torch.tensor(input_ids[row]) for row in rows], batch_first=True, padding_value=pad)
-        places, mask = _rows(texts.starts[rows], lengths[rows])
+        positions, mask = _rows(texts.starts[rows], lengths[rows])
         encoded = trunk.encode_text(ids.to(trunk.device), mask.long().to(trunk.device)).tokens
         if tokens is None:
             tokens = encoded.new_empty(int(lengths.sum()), encoded.shape[-1])
-        tokens[places[mask].to(trunk.device)] = encoded[mask.to(trunk.device)]
-    assert tokens is not None, "there is at least one text"
+        tokens[positions[mask].to(trunk.device)] = encoded[mask.to(trunk.device)]
+    assert tokens is not None, "at least one text"
     return EncodedTexts(tokens, lengths)
 
 
@@ -294,10 +290,7 @@ def encode_texts(trunk: M3AEModel, input_ids: Sequence[Sequence[int]], batch_siz
 def embed(
     head: ContrastiveHead, name: str, inputs: Encoded, rows: Tensor | None = None, batch_size: int = 256
 ) -> Tensor:
-    """Return the unit vectors (B, E) of the inputs of the modality `name` that `rows` (B,) names, on the CPU.
-
-    `rows` of None names all inputs.
-    """
+    """Return the unit vectors (B, E) of the inputs of the modality `name` in `rows` (B,), or of all, on the CPU."""
     rows = torch.arange(len(inputs)) if rows is None else rows
     return torch.cat([head.embed(name, inputs.select(batch)).cpu() for batch in rows.split(batch_size)])
 
@@ -308,7 +301,7 @@ def nearest(queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor
     Args:
         queries: (Q, E) unit vectors.
         candidates: (C, E) unit vectors; K is C if there are fewer than k.
-        k: How many to find.
+        k: Number of candidates to return.
     """
     k = min(k, len(candidates))
     cosines, numbers = queries.new_empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
@@ -333,34 +326,34 @@ def score_pairs(
     lengths of their texts, so that next to no padding is computed.
 
     Args:
-        score: The matching head.
-        texts: The texts.
-        images: The images.
+        score: The method `score` of a model.
+        texts: The encoded texts.
+        images: The encoded images.
         pairs: (P, 2) number of the text, number of the image.
-        batch_size: Pairs fused at once.
-        block_size: Images selected at once.
+        batch_size: Number of pairs fused at once.
+        block_size: Number of images selected at once.
 
     Returns:
         (P,) float32 on the CPU, in the order of `pairs`.
     """
     scores = torch.empty(len(pairs))
-    needed, place = pairs[:, 1].unique(return_inverse=True)
+    needed, position = pairs[:, 1].unique(return_inverse=True)
     for start in range(0, len(needed), block_size):
         block = images.select(needed[start : start + block_size])
-        rows = ((place >= start) & (place < start + block_size)).nonzero()[:, 0]
+        rows = ((position >= start) & (position < start + block_size)).nonzero()[:, 0]
         rows = rows[texts.lengths[pairs[rows, 0]].argsort(stable=True)]
-        parts = [
-            score(texts.select(pairs[batch, 0]), block.select((place[batch] - start).to(block.tokens.device)))
+        values = [
+            score(texts.select(pairs[batch, 0]), block.select((position[batch] - start).to(block.tokens.device)))
             for batch in rows.split(batch_size)
         ]
-        scores[rows] = torch.cat(parts).float().cpu()
+        scores[rows] = torch.cat(values).float().cpu()
     return scores
 
 
 def score_both_ways(
     nearest_images: Tensor, nearest_texts: Tensor, score: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Score what a first stage has found for the texts and for the images; each pair is scored once.
+    """Score the results of a first stage for the texts and for the images; each pair is scored once.
 
     Args:
         nearest_images: (N, K) numbers of images for each of N texts.
@@ -373,13 +366,13 @@ def score_both_ways(
     count = len(nearest_texts)
     of_texts = torch.arange(len(nearest_images))[:, None] * count + nearest_images
     of_images = nearest_texts * count + torch.arange(count)[:, None]
-    wanted, place = torch.cat([of_texts.flatten(), of_images.flatten()]).unique(return_inverse=True)
-    scores = score(torch.stack([wanted // count, wanted % count], dim=1))[place]
+    codes, position = torch.cat([of_texts.flatten(), of_images.flatten()]).unique(return_inverse=True)
+    scores = score(torch.stack([codes // count, codes % count], dim=1))[position]
     return scores[: of_texts.numel()].view(of_texts.shape), scores[of_texts.numel() :].view(of_images.shape)
 
 
 def _rows(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows (B, L) that texts have among packed tokens, and a mask (B, L), False behind their ends."""
-    places = torch.arange(int(lengths.max()))
-    mask = places < lengths[:, None]
-    return torch.where(mask, starts[:, None] + places, 0), mask
+    positions = torch.arange(int(lengths.max()))
+    mask = positions < lengths[:, None]
+    return torch.where(mask, starts[:, None] + positions, 0), mask

@@ -29,11 +29,7 @@ FULLY_MASKED_SHARE = 0.25  # of the rows in training: what generation starts fro
 
 
 class TextDecoder(nn.Module, ABC):
-    """z → the likelihood of a text, or a text.
-
-    Raises:
-        ValueError: The configuration of the texts does not name their special tokens.
-    """
+    """z → the likelihood of a text, or a text."""
 
     def __init__(self, config: M3AEConfig, modality: TextModalityConfig) -> None:
         super().__init__()
@@ -50,25 +46,18 @@ class TextDecoder(nn.Module, ABC):
 
     @abstractmethod
     def log_likelihood(self, latents: Tensor, input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
-        """Return log p(text|z) in nats, (R,).
+        """Return log p(text|z) in nats, (R,), or raise ValueError if the texts are longer than `max_length`.
 
         Args:
             latents: (R, Z).
             input_ids: (R, L), with its special tokens.
             attention_mask: (R, L), 0 = padding.
             noise: (R, 1 + L) uniform in [0, 1).
-
-        Raises:
-            ValueError: The texts are longer than `max_length`.
         """
 
     @abstractmethod
     def generate(self, latents: Tensor, **options: Any) -> Tensor:
-        """Write a text for each row of latents (R, Z): token ids (R, L), padded.
-
-        Raises:
-            ValueError: An option that the decoder does not have.
-        """
+        """Write a text for each row of latents (R, Z): token ids (R, L), padded."""
 
     def resize(self, vocab_size: int, embedding: Resize, linear: Resize) -> None:
         """Take another number of words; `embedding` and `linear` resize layers, as `PreTrainedModel` does."""
@@ -83,11 +72,11 @@ class TextDecoder(nn.Module, ABC):
 
 
 class MaskedTextDecoder(TextDecoder):
-    """A masked language model given z, which also predicts how long the text is.
+    """A masked language model conditioned on z, which also predicts how long the text is.
 
     Its likelihood is that of filling in the tokens in random order (Hoogeboom et al. 2022): with k of n tokens masked,
     k uniform in 1 … n, and Σ the log-probabilities of the masked ones, E[n/k · Σ] is a lower bound on log p(text | z,
-    length). In training, a quarter of the rows is fully masked instead, of which Σ is a bound, too. log p(length | z)
+    length). In training, a quarter of the rows is fully masked instead, where Σ is a bound, too. log p(length | z)
     is added. The special tokens at both ends are certain.
     """
 
@@ -108,8 +97,7 @@ class MaskedTextDecoder(TextDecoder):
         count = content.sum(1)  # n
         masked = noise[:, 1:].masked_fill(~content, 2).argsort(1).argsort(1) < self._num_masked(noise[:, :1], count)
         logits = self._logits(input_ids.masked_fill(masked, self.mask), latents, attention_mask.bool(), masked)
-        found = upcast(logits).log_softmax(-1).gather(1, input_ids[masked][:, None])[:, 0]
-        sums = found.new_zeros(masked.shape).masked_scatter(masked, found).sum(1)
+        sums = _log_probabilities(logits, input_ids, masked)
         length = upcast(self.length(latents)).log_softmax(-1).gather(1, count[:, None])[:, 0]
         return sums * count / masked.sum(1).clamp(min=1) + length
 
@@ -123,10 +111,10 @@ class MaskedTextDecoder(TextDecoder):
             noise = ((noise - FULLY_MASKED_SHARE) / (1 - FULLY_MASKED_SHARE)).where(noise >= FULLY_MASKED_SHARE, 1)
         return (noise * count[:, None]).floor() + 1
 
-    def _logits(self, input_ids: Tensor, latents: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
-        """Return the logits (…, V) of the tokens for which `wanted` (R, L) is True."""
+    def _logits(self, input_ids: Tensor, latents: Tensor, visible: Tensor, predicted: Tensor) -> Tensor:
+        """Return the logits (…, V) of the tokens for which `predicted` (R, L) is True."""
         tokens = self.embed(input_ids) + self.positions(torch.arange(input_ids.shape[1], device=input_ids.device))
-        logits: Tensor = self.predict(self.attention(tokens, latents, visible)[wanted])
+        logits: Tensor = self.predict(self.attention(tokens, latents, visible)[predicted])
         return logits
 
     @torch.no_grad()
@@ -138,18 +126,18 @@ class MaskedTextDecoder(TextDecoder):
                 "they are for the decoder autoregressive"
             )
         count = self.length(latents).argmax(-1, keepdim=True)  # (R, 1)
-        place = torch.arange(int(count.max()) + 2, device=latents.device)
-        input_ids = torch.full((len(latents), len(place)), self.pad, device=latents.device)
+        position = torch.arange(int(count.max()) + 2, device=latents.device)
+        input_ids = torch.full((len(latents), len(position)), self.pad, device=latents.device)
         input_ids[:, 0] = self.bos
         input_ids.scatter_(1, count + 1, self.eos)
-        hidden, visible = (place >= 1) & (place <= count), place <= count + 1
+        hidden, visible = (position >= 1) & (position <= count), position <= count + 1
         input_ids[hidden] = self.mask
         while hidden.any():
             logits = upcast(self._logits(input_ids, latents, visible, hidden))
             logits[:, self.special] = -torch.inf
             confidence, token = logits.softmax(-1).max(-1)
             surest = confidence.new_full(hidden.shape, -1).masked_scatter(hidden, confidence).argmax(1, keepdim=True)
-            chosen = hidden & (place == surest)
+            chosen = hidden & (position == surest)
             input_ids[chosen] = input_ids.masked_scatter(hidden, token)[chosen]
             hidden = hidden & ~chosen
         return input_ids
@@ -193,10 +181,9 @@ class AutoregressiveTextDecoder(TextDecoder):
             read = input_ids.masked_fill(hidden, self.mask)
         inputs = self._inputs(read, attention_mask, latents)
         states = self.model.transformer(**inputs, use_cache=False).last_hidden_state
-        wanted = content[:, 1:]
-        logits = upcast(self.model.lm_head(states[:, -input_ids.shape[1] : -1][wanted]))
-        found = logits.log_softmax(-1).gather(1, input_ids[:, 1:][wanted][:, None])[:, 0]
-        return found.new_zeros(wanted.shape).masked_scatter(wanted, found).sum(1)
+        predicted = content[:, 1:]
+        logits = self.model.lm_head(states[:, -input_ids.shape[1] : -1][predicted])
+        return _log_probabilities(logits, input_ids[:, 1:], predicted)
 
     @torch.no_grad()
     def generate(self, latents: Tensor, **options: Any) -> Tensor:
@@ -214,7 +201,7 @@ class AutoregressiveTextDecoder(TextDecoder):
             settings[CACHE] = EncoderDecoderCache(*caches)
         written = self.model.generate(**settings | options)  # type: ignore[misc, unused-ignore]  # self is annotated so in some versions
         assert isinstance(written, Tensor)
-        # given embeddings, it returns the rest alone
+        # from embeddings, `generate` returns the new tokens alone
         return torch.cat([start, written], 1) if self.prefix else written
 
     def resize(self, vocab_size: int, embedding: Resize, linear: Resize) -> None:
@@ -230,3 +217,9 @@ class AutoregressiveTextDecoder(TextDecoder):
         embedded = torch.cat([memory, self.model.transformer.wte(input_ids)], 1)
         everywhere = attention_mask.new_ones(memory.shape[:2])
         return {"inputs_embeds": embedded, "attention_mask": torch.cat([everywhere, attention_mask], 1)}
+
+
+def _log_probabilities(logits: Tensor, input_ids: Tensor, predicted: Tensor) -> Tensor:
+    """Sum up (R,) the log-probabilities of the tokens (R, L) that are `predicted` (R, L) bool by logits (…, V)."""
+    values = upcast(logits).log_softmax(-1).gather(1, input_ids[predicted][:, None])[:, 0]
+    return values.new_zeros(predicted.shape).masked_scatter(predicted, values).sum(1)
