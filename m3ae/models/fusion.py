@@ -21,8 +21,8 @@ from m3ae.models.encoders import gather_tokens
 class Stream(NamedTuple):
     """The tokens of one modality, or of several views of it that share its parameters.
 
-    The views of a study stand one after the other in the tokens. The fusion treats each view as a stream: it attends to
-    itself and then to the other views and modalities that are present.
+    The views of a study stand one after the other in the tokens. The fusion treats each view as a stream, which
+    attends to itself and to the other views and modalities that are present.
 
     Attributes:
         tokens: (B, V·S, D).
