@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,12 @@ import click
 from m3ae.commands.options import AS_JSON, OUTPUT_FILE, OVERRIDES, PATH, ConfigFile, print_json
 
 
-def training_command(preferred: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
-    """Return a decorator that makes a command with the parameters of `m3ae train`; see `ConfigFile.preferred`."""
-    parameters = (
-        click.command(),
-        click.argument("config", type=ConfigFile(preferred)),
-        OVERRIDES,
-        click.option("--resume", is_flag=True, help="continue from the newest intact checkpoint in output_dir"),
-        click.option("--print-config", is_flag=True, help="print all options and stop"),
-    )
-
-    def decorate(function: Callable[..., Any]) -> click.Command:
-        command: Any = function
-        for add in reversed(parameters):
-            command = add(command)
-        made: click.Command = command
-        return made
-
-    return decorate
-
-
-@training_command()
-def train(config: Path, **options: Any) -> None:
+@click.command()
+@click.argument("config", type=ConfigFile())
+@OVERRIDES
+@click.option("--resume", is_flag=True, help="continue from the newest intact checkpoint in output_dir")
+@click.option("--print-config", is_flag=True, help="print all options and stop")
+def train(config: Path, overrides: tuple[str, ...], resume: bool, print_config: bool, word: str | None = None) -> None:
     """Train a model as a YAML file says, for the task that the file names.
 
     CONFIG is the file or the name of a shipped one. KEY=VALUE replaces one of its options: model=FOLDER names the
@@ -47,34 +31,6 @@ def train(config: Path, **options: Any) -> None:
       m3ae train finetune/vqa_rad_small model=runs/iu_xray/model model.from_scratch=true
       accelerate launch -m m3ae train base data.path=data/mine
     """  # noqa: D301
-    _train(config, **options)
-
-
-@training_command("pretrain")
-def pretrain(config: Path, **options: Any) -> None:
-    """Pre-train a model: m3ae train, for the tasks pretraining and generation.
-
-    \b
-    Example:
-      m3ae pretrain quickstart
-    """  # noqa: D301
-    _train(config, "pretrain", **options)
-
-
-@training_command("finetune")
-def finetune(config: Path, **options: Any) -> None:
-    """Fine-tune a model: m3ae train, for all other tasks.
-
-    \b
-    Example:
-      m3ae finetune vqa_rad_small model=runs/iu_xray/model
-    """  # noqa: D301
-    _train(config, "finetune", **options)
-
-
-def _train(
-    config: Path, word: str | None = None, *, overrides: tuple[str, ...], resume: bool, print_config: bool
-) -> None:
     from m3ae.tasks import PRETRAINING_TASKS, task_class
     from m3ae.training.config import dump_config, load_config
 
@@ -88,6 +44,21 @@ def _train(
     from m3ae.training.loop import train
 
     train(loaded, task_class(loaded.task).from_config(loaded), resume=resume)
+
+
+def _training_command(word: str, help: str) -> click.Command:
+    """Return `m3ae train` under another name, for some tasks only."""
+    assert train.callback is not None
+    config = click.Argument(["config"], type=ConfigFile(preferred=word))
+    return click.Command(
+        word, params=[config, *train.params[1:]], callback=partial(train.callback, word=word), help=help
+    )
+
+
+pretrain = _training_command(
+    "pretrain", "Pre-train a model: the same as m3ae train, for the tasks pretraining and generation."
+)
+finetune = _training_command("finetune", "Fine-tune a model: the same as m3ae train, for all other tasks.")
 
 
 @click.command()

@@ -49,9 +49,9 @@ class _Shard(NamedTuple):
     """A shard to be written.
 
     Attributes:
-        split: The split that it is part of.
-        rows: The number of its rows.
-        read: Yields its rows, so many at once; adds to a list those of which something cannot be read.
+        split: The split of the shard.
+        rows: The number of rows.
+        read: Yields batches of rows of a size; adds to a list each row of which something cannot be read.
     """
 
     split: str
@@ -72,52 +72,51 @@ def embed_set(
 ) -> dict[str, Any] | None:
     """Write the vectors of every row of a set: its first view with its first text, either of them missing.
 
-    `features` (2·D) is what the fusion makes of both, the text's half first and zero for what is missing. A model with
-    a contrastive head adds the unit vectors `image` and `text` (E), null for what is missing, whose products are
-    cosines. Images of a folder that cannot be read are missing, and rows with nothing left are left out; both are
-    listed. A run that was interrupted continues behind the last finished shard. Several machines may share the work
-    through the file system: each writes a `shard_range`, and the same call without one, when all have ended, completes
-    the folder.
+    `features` (2·D) is the output of the fusion, the text's half first, zero for a missing modality. A model with a
+    contrastive head adds the unit vectors `image` and `text` (E), null where missing, whose products are cosines.
+    Images of a folder that cannot be read are missing, and rows with nothing left are left out; both are listed. The
+    next run continues behind the last finished shard of an interrupted one. Several machines may share the work
+    through the file system: each writes a `shard_range`, and a last call without one completes the folder.
 
     Args:
-        data: a prepared set, or a folder of images as `m3ae search` takes it.
-        output: folder to write: a new or empty one, or one of just these vectors.
-        model: folder of the model or of its run, or a hub name.
-        image_columns: columns of images of a prepared set, separated by commas; by default all of them.
-        text_column: column of texts of a prepared set, if it has it.
-        batch_size: rows at once.
-        shard_range: write only these shards, counted over all splits: 0:16 for the first sixteen.
-        device: such as cuda:1; a GPU if there is one, by default.
+        data: A prepared set, or a folder of images as `m3ae search` takes it.
+        output: The folder to write: a new or empty one, or one of just these vectors.
+        model: The folder of the model or of its run, or a hub name.
+        image_columns: The columns of images of a prepared set, separated by commas; by default all of them.
+        text_column: The column of texts of a prepared set, if it has one.
+        batch_size: The number of rows at once.
+        shard_range: A range of the shards, counted over all splits, to write alone: 0:16 for the first sixteen.
+        device: A device such as cuda:1; by default a GPU if there is one.
 
     Returns:
-        What `embeddings.json` holds, or None for a `shard_range`.
+        The contents of `embeddings.json`, or None for a `shard_range`.
 
     Raises:
-        BlockingIOError: another process is writing `output`.
+        BlockingIOError: Another process is writing `output`.
         FileExistsError: `output` holds something else.
-        FileNotFoundError: there is no such folder, or a prepared set lacks a shard.
-        ValueError: a shard is damaged, a column is missing, the set has neither images nor texts, or there is no such
+        FileNotFoundError: There is no such folder, or a prepared set lacks a shard.
+        ValueError: A shard is damaged, a column is missing, the set has neither images nor texts, or there is no such
             model.
     """
-    saved_class(model)  # there is one
-    if data.is_dir() and not (data / MANIFEST).exists():
-        if image_columns is not None or text_column != "text":
-            raise ValueError(f"image_columns and text_column name columns of a prepared set, and {data} is none")
-        shards, rejected, source = _folder_shards(data)
-        splits = ["all"]
-    else:
+    saved_class(model)  # an error if there is no such model
+    rejected: list[Rejection] = []
+    if (data / MANIFEST).exists() or not data.is_dir():
         manifest = load_manifest(data)
         shards, source = _prepared_shards(data, manifest, image_columns, text_column)
-        splits, rejected = [*manifest.splits], []
+        splits = [*manifest.splits]
+    elif image_columns is not None or text_column != "text":
+        raise ValueError(f"image_columns and text_column name columns of a prepared set, and {data} is none")
+    else:
+        shards, rejected, source = _folder_shards(data)
+        splits = ["all"]
     todo = [*shards][shards_in(shard_range)]
     plan = {"model_sha256": _model_digest(find_model(model)), **source}
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-    check_replaceable(output / DESCRIPTION, '"model_sha256"')
-    _claim(output, {LOCK, *(f"{name}{end}" for name in (*shards, DESCRIPTION) for end in ("", ".tmp"))})
+    _claim(output, [*shards])
     with only_process(output) if shard_range is None else nullcontext():
-        if left := [name for name in todo if not _is_finished(output / name, digest)]:
+        if unfinished := [name for name in todo if not _is_finished(output / name, digest)]:
             loaded, processor = load_model(model, SEARCHING, device)
-            for name in tqdm(left, desc="embed", unit="shard"):
+            for name in tqdm(unfinished, desc="embed", unit="shard"):
                 _write(output / name, digest, loaded, processor, partial(shards[name].read, batch_size))
         if shard_range is None:
             return _complete(output, plan, splits, shards, rejected)
@@ -128,9 +127,8 @@ def embed_set(
 def _complete(
     output: Path, plan: dict[str, Any], splits: list[str], shards: dict[str, _Shard], rejected: list[Rejection]
 ) -> dict[str, Any]:
-    """Write and return what `embeddings.json` holds."""
-    rows: dict[str, int] = dict.fromkeys(splits, 0)
-    files = {}
+    """Write and return the contents of `embeddings.json`."""
+    rows, files = dict.fromkeys(splits, 0), {}
     for name, shard in shards.items():
         metadata = pq.read_metadata(output / name)
         lost: list[Rejection] = json.loads(metadata.metadata.get(_REJECTED, b"[]"))
@@ -147,14 +145,14 @@ def _complete(
 def _prepared_shards(
     data: Path, manifest: Manifest, images: str | None, text: str
 ) -> tuple[dict[str, _Shard], dict[str, Any]]:
-    """Return the shards of a prepared set by name, and what decides their contents."""
+    """Return the shards of a prepared set by name, and the facts that decide their contents."""
     columns = _columns(data, manifest, images, text)
     shards = {
         name: _Shard(split, _num_rows(data / name), partial(_stored_rows, columns, data / name))
         for split, info in manifest.splits.items()
         for name in info.shards
     }
-    rows, listed = (sum(part.rows for part in parts.values()) for parts in (shards, manifest.splits))
+    rows, listed = (sum(item.rows for item in items.values()) for items in (shards, manifest.splits))
     if rows != listed:
         raise ValueError(f"the shards of {data} hold {rows} rows of {listed}: prepare it again with --overwrite")
     source = {
@@ -166,15 +164,14 @@ def _prepared_shards(
 
 
 def _folder_shards(data: Path) -> tuple[dict[str, _Shard], list[Rejection], dict[str, Any]]:
-    """Return the shards of a folder of images by name, what is in none of them, and what decides their contents."""
+    """Return the shards of a folder of images by name, rejected rows, and the facts that decide the contents."""
     rows, lost, digest = read_folder(data)
     if not rows:
         raise ValueError(f"{data} has no rows")
-    parts = [rows[start : start + ROWS_PER_SHARD] for start in range(0, len(rows), ROWS_PER_SHARD)]
-    names = [f"all-{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
+    chunks = [rows[start : start + ROWS_PER_SHARD] for start in range(0, len(rows), ROWS_PER_SHARD)]
     shards = {
-        name: _Shard("all", len(part), partial(_folder_rows, data, part))
-        for name, part in zip(names, parts, strict=True)
+        f"all-{number:05d}-of-{len(chunks):05d}.parquet": _Shard("all", len(chunk), partial(_folder_rows, data, chunk))
+        for number, chunk in enumerate(chunks)
     }
     rejected = [{"id": row.id, "reason": row.reason, "detail": row.detail or ""} for row in lost]
     return shards, rejected, {"data_sha256": digest}
@@ -197,11 +194,14 @@ def _columns(data: Path, manifest: Manifest, images: str | None, text: str) -> P
 def _model_digest(model: str) -> str:
     """Return a digest of the files of a model; of its name, if it is on the hub."""
     files = sorted(path for path in Path(model).glob("*") if path.suffix in (".json", ".safetensors"))
-    parts = [f"{path.name} {file_sha256(path)}" for path in files] or [model]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    lines = [f"{path.name} {file_sha256(path)}" for path in files] or [model]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _claim(output: Path, ours: set[str]) -> None:
+def _claim(output: Path, shards: list[str]) -> None:
+    """Make the folder; raise FileExistsError if it holds anything but these shards."""
+    check_replaceable(output / DESCRIPTION, '"model_sha256"')
+    ours = {LOCK, *(f"{name}{end}" for name in (*shards, DESCRIPTION) for end in ("", ".tmp"))}
     output.mkdir(parents=True, exist_ok=True)
     if foreign := [path.name for path in output.iterdir() if path.name not in ours]:
         raise FileExistsError(f"{output} holds {foreign[0]}, which is not of this set: choose an empty or new folder")
