@@ -66,8 +66,13 @@ def check_parity(checkpoint: Path, expected: Path) -> None:
 @MODEL
 @click.option("--output", type=PATH, required=True, help="new or empty folder for the programs")
 @click.option("--format", "form", type=click.Choice(["pt2", "onnx"]), default="pt2", show_default=True)
-def export(model: str, output: Path, form: Literal["pt2", "onnx"]) -> None:
-    """Write a model as programs of torch.export or ONNX, for batches of any size.
+@click.option(
+    "--encoder", type=click.Choice(["image", "text"]), help="one encoder as a folder of transformers or timm"
+)
+def export(model: str, output: Path, form: Literal["pt2", "onnx"], encoder: Literal["image", "text"] | None) -> None:
+    """Write a model as programs of torch.export or ONNX, or an encoder for transformers or timm.
+
+    Programs take batches of any size.
 
     image_encoder takes pixel values (B, C, H, W), normalised as the model's processor does; text_encoder takes token
     ids and attention mask (B, L). Each gives tokens, and with a contrastive head embedding, the vectors that search
@@ -75,12 +80,19 @@ def export(model: str, output: Path, form: Literal["pt2", "onnx"]) -> None:
     mean of z, and a decoder for each modality takes z. torch.export.load reads pt2; the programs are for the CPU.
 
     \b
-    Example:
+    Examples:
       m3ae export --model runs/phantom --output exported --format onnx
+      m3ae export --model runs/phantom --output exported --encoder image
     """  # noqa: D301
     from m3ae.inference.export import save_programs
     from m3ae.inference.inputs import load_any
 
     be_quiet()
-    for path in save_programs(load_any(model, "cpu")[0], output, form):
+    loaded, processor = load_any(model, "cpu")
+    if encoder is not None:
+        from m3ae.transfer.exported import export_encoder
+
+        click.echo(export_encoder(loaded, encoder, output, getattr(processor, "tokenizer", processor)))
+        return
+    for path in save_programs(loaded, output, form):
         click.echo(path)

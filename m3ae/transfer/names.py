@@ -38,44 +38,38 @@ OPENAI = {  # the vision transformer of OpenAI's CLIP → timm's names, which ou
 
 # Vision transformers of transformers → timm's names. Queries, keys and values, and the halves of a gated MLP, are
 # joined afterwards.
-_LAYER = {
+_ATTENTION = {
     "attention.q_proj.": "attn.q.",
     "attention.k_proj.": "attn.k.",
     "attention.v_proj.": "attn.v.",
     "attention.o_proj.": "attn.proj.",
-    "layernorm_before.": "norm1.",
-    "layernorm_after.": "norm2.",
+}
+_MLP = {"mlp.fc1.": "mlp.fc1.", "mlp.fc2.": "mlp.fc2."}
+_GATED_MLP = {"mlp.gate_proj.": "mlp.gate.", "mlp.up_proj.": "mlp.up.", "mlp.down_proj.": "mlp.fc2."}
+_SCALED = {
     "norm1.": "norm1.",
     "norm2.": "norm2.",
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
-    "mlp.fc1.": "mlp.fc1.",
-    "mlp.fc2.": "mlp.fc2.",
+    **_ATTENTION,
 }
-_GATED = {"mlp.gate_proj.": "mlp.gate.", "mlp.up_proj.": "mlp.up.", "mlp.down_proj.": "mlp.fc2."}
 _TOKENS = {
     "embeddings.cls_token": "cls_token",
     "embeddings.register_tokens": "reg_token",
     "embeddings.mask_token": "mask_token",  # left out afterwards
 }
-VIT = {  # ViT, ViT-MAE
+_EMBEDDINGS = {
     **_TOKENS,
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
     "layernorm.": "norm.",
-    **nested("layers.#.", "blocks.#.", _LAYER),
 }
-DINOV2 = {
-    **{name: ours for name, ours in VIT.items() if not name.startswith("layers.")},
-    **nested("encoder.layer.#.", "blocks.#.", _LAYER | _GATED),
-}
-DINOV3 = {
-    **_TOKENS,
-    "embeddings.patch_embeddings.": "patch_embed.proj.",
-    "norm.": "norm.",
-    **nested("model.layer.#.", "blocks.#.", _LAYER | _GATED),
-}
-CLIP = {  # CLIP, SigLIP, SigLIP 2
+_VIT = _EMBEDDINGS | nested(
+    "layers.#.",
+    "blocks.#.",
+    {"layernorm_before.": "norm1.", "layernorm_after.": "norm2.", **_ATTENTION, **_MLP},
+)
+_CLIP = {
     "embeddings.class_embedding": "cls_token",
     "embeddings.position_embedding.weight": "pos_embed",
     "embeddings.patch_embedding.": "patch_embed.proj.",
@@ -95,6 +89,24 @@ CLIP = {  # CLIP, SigLIP, SigLIP 2
         },
     ),
 }
+
+
+def transformers_names(model_type: str, gated: bool) -> dict[str, str]:
+    """Return the beginnings of the names that an encoder of transformers has, and ours.
+
+    Args:
+        model_type: The type of its configuration.
+        gated: Whether the encoder has a gated MLP.
+    """
+    if model_type.startswith("dinov2"):
+        return _EMBEDDINGS | nested("encoder.layer.#.", "blocks.#.", _SCALED | (_GATED_MLP if gated else _MLP))
+    if model_type == "dinov3_vit":
+        mlp = _GATED_MLP if gated else {"mlp.up_proj.": "mlp.fc1.", "mlp.down_proj.": "mlp.fc2."}
+        embeddings = {**_TOKENS, "embeddings.patch_embeddings.": "patch_embed.proj.", "norm.": "norm."}
+        return embeddings | nested("model.layer.#.", "blocks.#.", _SCALED | mlp)
+    return _VIT if model_type in ("vit", "vit_mae") else _CLIP
+
+
 # timm's variants of its own names, and those of Meta's DINOv2 files.
 TIMM = {
     "register_tokens": "reg_token",

@@ -37,7 +37,7 @@ from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modeling import M3AEModel
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.transfer.checkpoints import first_line, is_torchscript, read_tensors
-from m3ae.transfer.names import CLIP, DINOV2, DINOV3, OPENAI, VIT, renamed
+from m3ae.transfer.names import OPENAI, renamed, transformers_names
 from m3ae.transfer.released import CLIP_HEAD_WIDTH
 from m3ae.transfer.sources import load_published, read_config
 from m3ae.transfer.vision_transformers import (
@@ -154,7 +154,7 @@ def _timm_options(model: Any, source: str) -> dict[str, Any]:
 
 
 def _from_transformers(source: str, model_type: str) -> PublishedViT:
-    model_class, names, resampling = _TRANSFORMERS[model_type]
+    model_class, resampling = _TRANSFORMERS[model_type]
     keywords = {"add_pooling_layer": False} if model_type == "vit" else {}
     model, left_out = load_published(source, model_class, **keywords)
     config, state = model.config, dict(model.state_dict())
@@ -165,10 +165,10 @@ def _from_transformers(source: str, model_type: str) -> PublishedViT:
     else:
         size = config.image_size
     square(config.patch_size, source, "patches")
-    gated = getattr(config, "use_swiglu_ffn", False)  # of DINOv2, whatever its hidden_act says
+    swiglu = getattr(config, "use_swiglu_ffn", False)  # of DINOv2, whatever its hidden_act says
     options = {
         "num_attention_heads": config.num_attention_heads,
-        "hidden_act": "silu" if gated else known_activation(ACT2FN[config.hidden_act], source),
+        "hidden_act": "silu" if swiglu else known_activation(ACT2FN[config.hidden_act], source),
         "layer_norm_eps": config.layer_norm_eps,
         "image_size": square(size, source, "images"),
     }
@@ -178,12 +178,11 @@ def _from_transformers(source: str, model_type: str) -> PublishedViT:
         if biased not in kinds:
             raise refusal(source, f"has biases of queries, keys and values {biased}, which ours cannot have")
         options |= {"rope_theta": float(config.rope_theta), "qkv_bias": kinds[biased]}
-        if not config.use_gated_mlp:
-            names = {key: value.replace("mlp.up.", "mlp.fc1.") for key, value in names.items()}
     try:
         processor = ImageProcessingMixin.get_image_processor_dict(source)[0]
     except OSError:
         processor = {}
+    names = transformers_names(model_type, swiglu or getattr(config, "use_gated_mlp", False))
     state = {renamed(name, names) or name: value for name, value in state.items()}
     normalization = normalization_of(processor, "image_mean", "image_std")
     kind = f"transformers' {model_class.__name__}"
@@ -285,16 +284,16 @@ def _from_openai(source: str, state: Mapping[str, Tensor], kind: str) -> Publish
     return PublishedViT(source, kind, ours, left_out, {}, assumed, normalization, remarks=remarks)
 
 
-_TRANSFORMERS: dict[str, tuple[Any, Mapping[str, str], tuple[str, bool]]] = {
-    "vit": (ViTModel, VIT, BICUBIC),
-    "vit_mae": (ViTMAEModel, VIT, BICUBIC),
-    "dinov2": (Dinov2Model, DINOV2, BICUBIC),
-    "dinov2_with_registers": (Dinov2WithRegistersModel, DINOV2, BICUBIC_ANTIALIASED),
-    "dinov3_vit": (DINOv3ViTModel, DINOV3, BICUBIC),
-    "clip": (CLIPVisionModel, CLIP, BICUBIC),
-    "clip_vision_model": (CLIPVisionModel, CLIP, BICUBIC),
-    "siglip": (SiglipVisionModel, CLIP, BICUBIC),
-    "siglip_vision_model": (SiglipVisionModel, CLIP, BICUBIC),
-    "siglip2": (Siglip2VisionModel, CLIP, BILINEAR),
-    "siglip2_vision_model": (Siglip2VisionModel, CLIP, BILINEAR),
+_TRANSFORMERS: dict[str, tuple[Any, tuple[str, bool]]] = {
+    "vit": (ViTModel, BICUBIC),
+    "vit_mae": (ViTMAEModel, BICUBIC),
+    "dinov2": (Dinov2Model, BICUBIC),
+    "dinov2_with_registers": (Dinov2WithRegistersModel, BICUBIC_ANTIALIASED),
+    "dinov3_vit": (DINOv3ViTModel, BICUBIC),
+    "clip": (CLIPVisionModel, BICUBIC),
+    "clip_vision_model": (CLIPVisionModel, BICUBIC),
+    "siglip": (SiglipVisionModel, BICUBIC),
+    "siglip_vision_model": (SiglipVisionModel, BICUBIC),
+    "siglip2": (Siglip2VisionModel, BILINEAR),
+    "siglip2_vision_model": (Siglip2VisionModel, BILINEAR),
 }

@@ -13,6 +13,7 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -34,6 +35,7 @@ from transformers import (
 )
 
 from m3ae import M3AEForPreTraining
+from m3ae.transfer.exported import export_encoder
 from m3ae.transfer.image_encoders import image_options, init_image_encoder
 from m3ae.transfer.names import OPENAI, renamed
 from m3ae.transfer.vision_sources import read_vit
@@ -135,6 +137,16 @@ def test_a_family(name: str, tmp_path: Path) -> None:
     reordered = model.m3ae.image_encoder(images(), keep)
     assert_close(reordered[:, 1:].flip(1), expected[:, 1:])
     assert_close(reordered[:, 0], expected[:, 0])
+
+    export_encoder(model, "image", tmp_path / "exported")
+    if (tmp_path / "exported" / "preprocessor_config.json").is_file():
+        theirs = AutoModel.from_pretrained(tmp_path / "exported").eval()
+    else:
+        theirs = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
+    assert_close(features(theirs, images()), expected)
+    again = model_of(str(tmp_path / "exported"))
+    init_image_encoder(again, str(tmp_path / "exported"))
+    assert_close(encode(again), expected)
 
     larger = model_of(folder, image_size=48)
     init_image_encoder(larger, folder)
