@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import PairDataset
+from m3ae.data.collate import TrunkCollator
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
+from m3ae.data.samples import SampleDataset, Visit, trunk_columns
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.modalities import BatchOptions, trunk_modalities
 from m3ae.models.modalities.augment import augment, centre_crop, plain
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
-from m3ae.training.batches import Visit
 
 Work = Callable[[int], Any]
 BATCH_SIZE = 32
@@ -54,7 +56,7 @@ def main() -> None:
         folder = arguments.data or Path(temporary) / "phantoms"
         if arguments.data is None:
             prepare("phantom", folder, num_studies=2 * arguments.samples, image_size=384)
-        dataset = open_pairs(folder)
+        dataset = open_samples(folder)
         count = min(arguments.samples, len(dataset)) // BATCH_SIZE * BATCH_SIZE
         figures = measure(dataset, arguments.image_size, count, arguments.passes)
     versions = {"pillow": PIL.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__}
@@ -64,15 +66,15 @@ def main() -> None:
         arguments.json.write_text(json.dumps({"versions": versions, "samples_per_second": figures}, indent=2) + "\n")
 
 
-def open_pairs(folder: Path) -> PairDataset:
+def open_samples(folder: Path) -> SampleDataset:
     """Open the training rows with all image columns and, if there is one, the column of texts."""
     info = load_manifest(folder).splits["train"]
-    return PairDataset(folder, "train", list(info.images), "text" if info.texts else None)
+    return SampleDataset(folder, "train", trunk_columns(list(info.images), "text" if info.texts else None))
 
 
-def measure(dataset: PairDataset, size: int, count: int, passes: int) -> dict[str, dict[str, float]]:
+def measure(dataset: SampleDataset, size: int, count: int, passes: int) -> dict[str, dict[str, float]]:
     """Return samples per second by group and name; the first of a group is what is in use."""
-    views = [row[column]["bytes"] for row in dataset.rows for column in dataset.columns.images if row[column]][:count]
+    views = [image.content for index in range(len(dataset)) for image in dataset.first(index).images][:count]
     decoded = [Image.open(io.BytesIO(view)).convert("RGB") for view in views]
     groups = {
         "decode": decoders(views, size),
@@ -147,29 +149,28 @@ def augmentations(images: Sequence[Image.Image], size: int) -> dict[str, Work]:
     }
 
 
-def batches(dataset: PairDataset, processor: M3AEProcessor, size: int, count: int, passes: int) -> dict[str, float]:
+def batches(dataset: SampleDataset, processor: M3AEProcessor, size: int, count: int, passes: int) -> dict[str, float]:
     """Rows on disk to batches of tensors, as a worker of the data loader makes them."""
 
-    def whole(collator: PairCollator) -> Work:
+    def whole(collator: TrunkCollator) -> Work:
         def work(number: int) -> Any:
             start = number * BATCH_SIZE
             return collator([dataset[Visit(i, 977 * i)] for i in range(start, start + BATCH_SIZE)])
 
         return work
 
-    num_patches = (size // 16) ** 2
-    collators = {
-        "centre crop": PairCollator(processor, num_patches, 64),
-        "random resized crop": PairCollator(processor, num_patches, 64, crop_scale=(0.9, 1.0)),
-        "radiograph, whole words": PairCollator(
-            processor, num_patches, 64, augmentation="radiograph", crop_scale=(0.9, 1.0), whole_words=True
-        ),
+    modalities = trunk_modalities(M3AEConfig.named("base", image_config={"image_size": size}))
+    centre = BatchOptions(processor.tokenizer, 64)
+    options = {
+        "centre crop": centre,
+        "random resized crop": replace(centre, crop_scale=(0.9, 1.0)),
+        "radiograph, whole words": replace(centre, augmentation="radiograph", crop_scale=(0.9, 1.0), word_ids=True),
     }
-    works = {name: whole(collator) for name, collator in collators.items()}
+    works = {name: whole(TrunkCollator(modalities, chosen)) for name, chosen in options.items()}
     images = processor.image_processor
     works["rows alone"] = lambda number: [dataset[Visit(number * BATCH_SIZE + i, i)] for i in range(BATCH_SIZE)]
     works["centre crop by the Hugging Face processor, no text"] = lambda number: images(
-        [pair.image for pair in works["rows alone"](number) if pair.image], return_tensors="pt"
+        [sample.picture for sample in works["rows alone"](number) if sample.images], return_tensors="pt"
     )
     return {name: BATCH_SIZE * speed(work, count // BATCH_SIZE, passes) for name, work in works.items()}
 

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from m3ae import M3AEConfig, M3AEForImageTextRetrieval, M3AEProcessor
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import Pair, PairDataset
+from m3ae.data.collate import TrunkCollator
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
+from m3ae.data.samples import Sample, SampleDataset, trunk_columns
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.models.modalities import BatchOptions, trunk_modalities
 from m3ae.models.processing import M3AEImageProcessor
 from m3ae.models.retrieval import embed, encode_images, encode_texts, nearest, score_both_ways, score_pairs
 from m3ae.transfer.text_encoders import load_tokenizer
@@ -79,16 +80,17 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def read_pairs(folder: Path, split: str, count: int) -> list[Pair]:
+def read_pairs(folder: Path, split: str, count: int) -> list[Sample]:
     """Return the first `count` rows of the split with both an image and a text."""
-    dataset = PairDataset(folder, split, list(load_manifest(folder).splits[split].images), "text")
-    pairs = (dataset.first(index, index) for index in range(len(dataset)))
-    complete = [pair for pair in pairs if pair.image is not None and pair.text is not None]
+    columns = trunk_columns(list(load_manifest(folder).splits[split].images), "text")
+    dataset = SampleDataset(folder, split, columns)
+    samples = (dataset.first(index, index) for index in range(len(dataset)))
+    complete = [sample for sample in samples if sample.images and sample.text is not None]
     return complete[:count]
 
 
 @torch.no_grad()
-def measure(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, pairs: Sequence[Sample]) -> dict[str, Any]:
     """Time the three procedures on the same inputs and compare what they find."""
     model, processor = build(arguments, pairs)
     inputs = prepare_inputs(model, processor, pairs, arguments.max_text_length)
@@ -129,7 +131,7 @@ def measure(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, A
     }
 
 
-def build(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> tuple[M3AEForImageTextRetrieval, M3AEProcessor]:
+def build(arguments: argparse.Namespace, pairs: Sequence[Sample]) -> tuple[M3AEForImageTextRetrieval, M3AEProcessor]:
     """Load the model, or make one of the preset with random weights; with its processor."""
     if arguments.model:
         model = M3AEForImageTextRetrieval.from_pretrained(arguments.model)
@@ -146,16 +148,16 @@ def build(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> tuple[M3AEFor
 
 
 def prepare_inputs(
-    model: M3AEForImageTextRetrieval, processor: M3AEProcessor, pairs: Sequence[Pair], max_text_length: int
+    model: M3AEForImageTextRetrieval, processor: M3AEProcessor, pairs: Sequence[Sample], max_text_length: int
 ) -> Inputs:
     """Decode and tokenize once, outside what is timed."""
-    collator = PairCollator(processor, model.config.image_config.num_patches, max_text_length)
+    collator = TrunkCollator(trunk_modalities(model.config), BatchOptions(processor.tokenizer, max_text_length))
     texts = [pair.text for pair in pairs]
     padded = processor.tokenizer(
         texts, padding="max_length", truncation=True, max_length=max_text_length, return_tensors="pt"
     )
     tokens = processor.tokenizer(texts, truncation=True, max_length=max_text_length)["input_ids"]
-    pixel_values = collator(pairs)["pixel_values"].to(model.device)
+    pixel_values = collator.inputs(pairs)["pixel_values"].to(model.device)
     return Inputs(
         pixel_values, tokens, padded["input_ids"].to(model.device), padded["attention_mask"].to(model.device)
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from data import batches, open_pairs
+from data import batches, open_samples
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,8 +27,8 @@ from m3ae import M3AEConfig, M3AEForPreTraining
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
 from m3ae.data.rows import list_rows
+from m3ae.data.sets import _Slice
 from m3ae.data.sources import load_source
-from m3ae.data.streaming import _Slice
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.files import file_sha256
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
@@ -64,7 +64,7 @@ def stored_bytes(folder: Path) -> float:
 
 def loaded_per_second(folder: Path, size: int = 288) -> float:
     """Return the pairs that one core reads, decodes, crops, tokenizes and collates in a second."""
-    dataset = open_pairs(folder)
+    dataset = open_samples(folder)
     processor = M3AEProcessor(M3AEImageProcessor.for_size(size), train_tokenizer(dataset.texts(), 2000))
     return batches(dataset, processor, size, min(128, len(dataset)) // 32 * 32, passes=3)["random resized crop"]
 

@@ -8,7 +8,7 @@ import m3ae
 
 PACKAGE = Path(m3ae.__file__).parent
 LAYERS = (
-    ("figures", "files", "images", "options", "precision"),
+    ("figures", "files", "images", "options", "precision", "words"),
     ("models",),
     ("transfer",),
     ("data",),

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from m3ae.data.prepared import Metadata, Rejected
-from m3ae.data.words import count_words
 from m3ae.images.files import UnreadableImageError, encode_image, load_below
+from m3ae.words import count_words
 
 Row = dict[str, Any]
 Outcome = tuple[Row | None, list[Rejected]]  # the finished row, if it is kept, and everything that was left out of it

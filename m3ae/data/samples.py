@@ -7,57 +7,93 @@ texts, too; columns of one text each are joined. Images stay encoded until they 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from m3ae.data.prepared import array_shape, load_split
+from m3ae.data.prepared import array_shape, image_columns, load_split
 from m3ae.files import digest
 from m3ae.images.files import StoredImage
-from m3ae.models.modalities import KINDS, Modality
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.modalities import KINDS, Modality, trunk_modalities
 from m3ae.models.modalities.text import texts_of
 
 Texts = Literal["one", "all"]
-SampleT = TypeVar("SampleT", covariant=True)
 
 
-class Visit(Protocol):
-    """One use of a sample; every visit has a seed of its own, below 2**63."""
+class Visit(NamedTuple):
+    """One visit of a sample.
 
-    @property
-    def index(self) -> int: ...  # noqa: D102
+    Attributes:
+        index: Position of the sample in the dataset.
+        seed: Seed of everything random about this visit, below 2**63; another one at every visit.
+        epoch: Number of passes over the dataset made before.
+    """
 
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-
-    @property
-    def epoch(self) -> int: ...  # noqa: D102
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    seed: int = 0
+    epoch: int = 0
 
 
 class Sample(NamedTuple):
     """One visit of a row.
 
     Attributes:
-        id: Name of the row in the prepared data, or of what is asked about it.
+        id: Name of the row in the prepared data, or of a question about it.
         cells: Modality → cell, as `m3ae.models.modalities.Modality.read` returns it; None where it is missing.
         seed: Decides everything random about this visit.
         target: What a task is to learn of the row.
+        row: Position of the row in its split, for samples that a task has made of rows.
     """
 
     id: str
     cells: dict[str, Any]
-    seed: int
+    seed: int = 0
     target: Any = None
+    row: int = -1
 
     @property
     def present(self) -> NDArray[np.bool_]:
         """Which modalities (M,) the sample has, in the order of `cells`."""
         return np.array([cell is not None for cell in self.cells.values()], dtype=bool)
+
+    @property
+    def text(self) -> str | None:
+        """The trunk's text."""
+        text: str | None = self.cells.get("text")
+        return text
+
+    @property
+    def images(self) -> list[StoredImage]:
+        """The images that are present, in the order of `cells`."""
+        return [cell for cell in self.cells.values() if isinstance(cell, StoredImage)]
+
+    @property
+    def picture(self) -> Image.Image:
+        """The first image, decoded; IndexError without one."""
+        return self.images[0].decode()
+
+    @property
+    def image_id(self) -> int:
+        """Number below 2**56 that is the same for the same images; 0 without any."""
+        return digest(b"".join(image.content for image in self.images)) if self.images else 0
+
+    @property
+    def text_id(self) -> int:
+        """Number below 2**56 that is the same for the same text of the trunk; 0 without one."""
+        return digest(self.text.encode()) if self.text else 0
+
+    def with_images_of(self, other: Sample) -> Sample:
+        """Return the trunk's text of this sample with the images of another one."""
+        return self._replace(cells={**other.cells, "text": self.text})
 
 
 @dataclass(frozen=True)
@@ -66,20 +102,25 @@ class Columns:
 
     Attributes:
         modalities: Name → modality.
-        columns: Name → the columns that a modality reads; the one of its own name if it is left out.
+        columns: Name → the columns that a modality reads, none for one that every sample lacks.
+        advice: What to do where a column is missing.
     """
 
     modalities: Mapping[str, Modality]
     columns: Mapping[str, tuple[str, ...]]
+    advice: str = ""
 
     @classmethod
     def of(
-        cls, modalities: Mapping[str, Modality], columns: Mapping[str, Sequence[str] | str] | None = None
+        cls,
+        modalities: Mapping[str, Modality],
+        columns: Mapping[str, Sequence[str] | str | None] | None = None,
+        advice: str = "",
     ) -> Columns:
-        """Read the columns as a configuration names them: one, or several."""
-        named = columns or {}
-        read = {name: named.get(name, name) for name in modalities}
-        return cls(modalities, {name: (own,) if isinstance(own, str) else tuple(own) for name, own in read.items()})
+        """Read the columns as a configuration names them: one, several, or none; a modality's name is the default."""
+        named = {name: (columns or {}).get(name, name) or () for name in modalities}
+        read = {name: (column,) if isinstance(column, str) else tuple(column) for name, column in named.items()}
+        return cls(modalities, read, advice)
 
     @property
     def names(self) -> list[str]:
@@ -87,15 +128,18 @@ class Columns:
         return ["id", *dict.fromkeys(column for columns in self.columns.values() for column in columns)]
 
     @property
+    def texts(self) -> list[str]:
+        """The modalities that are texts."""
+        return [name for name, modality in self.modalities.items() if modality.is_text]
+
+    @property
     def text_columns(self) -> list[str]:
         """The columns of texts."""
-        names = [name for name, modality in self.modalities.items() if modality.is_text]
-        return list(dict.fromkeys(column for name in names for column in self.columns[name]))
+        return list(dict.fromkeys(column for name in self.texts for column in self.columns[name]))
 
     def texts_of(self, row: Mapping[str, Any]) -> list[str]:
         """Return all texts of a row."""
-        names = [name for name, modality in self.modalities.items() if modality.is_text]
-        return [text for name in names for text in texts_of([row[column] for column in self.columns[name]])]
+        return [text for name in self.texts for text in texts_of([row[column] for column in self.columns[name]])]
 
     def check(self, folder: Path, features: Mapping[str, Any]) -> None:
         """Raise ValueError if a column is missing or of another kind, or lists of texts are to be joined."""
@@ -103,10 +147,10 @@ class Columns:
             modality = self.modalities[name]
             for column in columns:
                 if column not in features:
-                    raise ValueError(f"{folder} has no column {column!r}; it has {', '.join(features)}.")
+                    raise ValueError(f"{folder} has no column {column!r}; it has {', '.join(features)}. {self.advice}")
                 types = column_types(features[column])
                 if types.isdisjoint(modality.columns):
-                    kinds = [kind for kind, own in KINDS.items() if not types.isdisjoint(own.columns)]
+                    kinds = [name for name, kind in KINDS.items() if not types.isdisjoint(kind.columns)]
                     raise ValueError(
                         f"Column {column!r} of {folder} holds {features[column]}, expected {modality.kind}; it can be "
                         f"{' or '.join(kinds) or 'no modality'}."
@@ -123,7 +167,7 @@ class Columns:
         Args:
             row: The columns' cells, images as prepared data store them.
             seed: Seed of the visit.
-            choice: Seed that draws view and text; that of the visit if None, the first ones if 0.
+            choice: Seed that draws view and text, see `choice_of`; that of the visit if None, the first ones if 0.
 
         Raises:
             ValueError: A cell does not fit its modality.
@@ -133,10 +177,34 @@ class Columns:
         for name, modality in self.modalities.items():
             stored = [_stored(row[column], row["id"]) for column in self.columns[name]]
             try:
-                cells[name] = modality.read(stored, chosen)
+                cells[name] = modality.read(stored, chosen) if stored else None
             except ValueError as error:
                 raise ValueError(f"row {row['id']!r}: {error}") from error
         return Sample(row["id"], cells, seed)
+
+
+def trunk_columns(
+    image_columns: Sequence[str], text_column: str | Sequence[str] | None, views: Sequence[str] = ()
+) -> Columns:
+    """Return the columns that the trunk reads: of several image columns one at a time, or each as one of its views.
+
+    Raises:
+        ValueError: A column of images is none of the views.
+    """
+    if views and not set(image_columns) <= set(views):
+        raise ValueError(
+            f"image_columns: got {list(image_columns)} with data.views=all, expected some of the views of the main "
+            f"set, {list(views)}"
+        )
+    images: dict[str, Any] = {view: view if view in image_columns else None for view in views}
+    columns = (images or {"image": image_columns}) | {"text": text_column}
+    modalities = trunk_modalities(M3AEConfig.named("tiny"), views)  # every model reads the same cells
+    return Columns.of(modalities, columns, "Set data.image_columns and data.text_column.")
+
+
+def choice_of(seed: int, text: int | None) -> int:
+    """Return the seed that draws the view that `seed` draws, and the text with a number unless that is None."""
+    return seed if text is None else text << 32 | seed & 0xFFFFFFFF
 
 
 def column_types(feature: Any) -> set[str]:
@@ -157,24 +225,8 @@ def _stored(cell: Any, row: str) -> Any:
     return cell
 
 
-class RowColumns(Protocol[SampleT]):
-    """What makes samples of rows."""
-
-    @property
-    def names(self) -> list[str]: ...  # noqa: D102
-
-    @property
-    def text_columns(self) -> list[str]: ...  # noqa: D102
-
-    def check(self, folder: Path, features: Mapping[str, Any]) -> None: ...  # noqa: D102
-
-    def sample(self, row: Mapping[str, Any], seed: int, choice: int | None = None) -> SampleT: ...  # noqa: D102
-
-    def texts_of(self, row: Mapping[str, Any]) -> list[str]: ...  # noqa: D102
-
-
-class RowDataset(Generic[SampleT]):
-    """Rows of a prepared split as a map-style dataset of visits.
+class SampleDataset:
+    """Rows of a prepared split as a map-style dataset of visits; a visit with seed 0 has the first view and text.
 
     Args:
         folder: The prepared folder.
@@ -189,94 +241,145 @@ class RowDataset(Generic[SampleT]):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        split: str,
-        columns: RowColumns[SampleT],
-        *,
-        limit: int | None = None,
-        texts: Texts = "one",
+        self, folder: Path, split: str, columns: Columns, *, limit: int | None = None, texts: Texts = "one"
     ) -> None:
-        rows = load_split(folder, split)
-        columns.check(folder, rows.features)
-        if limit is not None and limit < len(rows):
-            rows = rows.select(evenly(len(rows), limit))
-        self.columns, self.split = columns, split
-        arrays = [name for name in columns.names if "array" in column_types(rows.features[name])]
-        self._arrays = {name: _read_arrays(rows, name) for name in arrays}
-        self.rows = rows.select_columns([name for name in columns.names if name not in arrays])
-        self._sample_rows: np.ndarray | None = None
-        if texts == "all":
-            self._sample_rows = np.repeat(np.arange(len(rows)), np.maximum(np.diff(self._text_starts), 1))
+        table = load_split(folder, split)
+        columns.check(folder, table.features)
+        if limit is not None and limit < len(table):
+            table = table.select(evenly(len(table), limit))
+        self.folder, self.split, self.columns, self.features = folder, split, columns, table.features
+        self._samples: list[Sample] | None = None
+        self._table, self._texts = table, texts
+        arrays = [name for name in columns.names if "array" in column_types(table.features[name])]
+        self._arrays = {name: _read_arrays(table, name) for name in arrays}
+        self._rows = table.select_columns([name for name in columns.names if name not in arrays])
+
+    def of(self, samples: Sequence[Sample], limit: int | None = None) -> SampleDataset:
+        """Return a dataset of samples of these rows.
+
+        Args:
+            samples: Each names its `row`; its cells replace those of the row.
+            limit: Keep this many samples, evenly spaced; all if None.
+        """
+        dataset = copy(self)
+        for name in ("_numbers", "_text_starts", "_text_lengths"):  # of the rows
+            vars(dataset).pop(name, None)
+        kept = range(len(samples)) if limit is None else evenly(len(samples), limit)
+        dataset._samples, dataset._texts = [samples[number] for number in kept], "one"
+        return dataset
 
     def __len__(self) -> int:
-        return len(self.rows) if self._sample_rows is None else len(self._sample_rows)
+        return len(self._numbers)
 
-    def __getitem__(self, visit: Visit) -> SampleT:
-        """Load the sample `visit.index`; `visit.seed` draws view and text, and 0 takes the first."""
-        row, text = self._locate(visit.index)
-        choice = None if text is None else text << 32 | visit.seed & 0xFFFFFFFF
-        return self.columns.sample(self._row(row), visit.seed, choice)
+    def __getitem__(self, visit: Visit) -> Sample:
+        """Load the sample `visit.index`; `visit.seed` draws view and text."""
+        number, text = self._locate(visit.index)
+        return self._sample(number, visit.seed, choice_of(visit.seed, text))
 
-    def first(self, index: int, seed: int) -> SampleT:
-        """Load the first view and the first text of a row, for a visit with this seed."""
-        return self.columns.sample(self._row(index), seed, choice=0)
+    def first(self, index: int, seed: int = 0) -> Sample:
+        """Load the first view and the first text of a row or a task's sample, for a visit with this seed."""
+        return self._sample(index, seed, 0)
 
     def length(self, visit: Visit) -> int:
         """Return the number of characters of the text that `self[visit]` has, without loading the row."""
-        row, text = self._locate(visit.index)
-        start, stop = self._text_starts[row : row + 2]
+        number, text = self._locate(visit.index)
+        start, stop = self._text_starts[number : number + 2]
         chosen = visit.seed >> 32 if text is None else text
         return int(self._text_lengths[start + chosen % (stop - start)]) if stop > start else 0
 
+    @property
+    def samples(self) -> list[Sample]:
+        """What a task has made of the rows, without what is read of them at each visit; see `of`."""
+        return self._samples or []
+
+    @property
+    def ids(self) -> list[str]:
+        """The names of the rows, or of a task's samples."""
+        ids: list[str] = self._rows["id"][:] if self._samples is None else [sample.id for sample in self._samples]
+        return ids
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield every row with all its columns but the images."""
+        return iter(self._table.remove_columns(image_columns(self._table.features)))
+
     def texts(self) -> list[str]:
         """Return all texts."""
-        return [text for texts in self._texts_by_row() for text in texts]
+        return [text for texts in self._texts_by_number() for text in texts]
+
+    def texts_of(self, name: str) -> list[list[str]]:
+        """Return the texts of each row or task's sample, of a modality that is one."""
+        columns = list(self.columns.columns[name])
+        rows = self._rows.select_columns(columns) if columns else [{}] * len(self._rows)
+        texts = [texts_of([row[column] for column in columns]) for row in rows]
+        if self._samples is None:
+            return texts
+        return [[sample.cells[name]] if name in sample.cells else texts[sample.row] for sample in self._samples]
+
+    def _sample(self, number: int, seed: int, choice: int) -> Sample:
+        if self._samples is None:
+            return self.columns.sample(self._row(number), seed, choice)
+        sample = self._samples[number]
+        read = self.columns.sample(self._row(sample.row), seed, choice)
+        return sample._replace(cells=read.cells | sample.cells, seed=seed)
 
     def _row(self, row: int) -> dict[str, Any]:
-        cells: dict[str, Any] = self.rows[row]
+        cells: dict[str, Any] = self._rows[row]
         for name, (values, present) in self._arrays.items():
             cells[name] = values[row] if present[row] else None
         return cells
 
     def _locate(self, index: int) -> tuple[int, int | None]:
-        """Return the row of a sample, and which of its texts it is; None if the visit is to draw one."""
-        if self._sample_rows is None:
-            return index, None
-        row = int(self._sample_rows[index])
-        return row, index - int(np.searchsorted(self._sample_rows, row))
+        """Return the number of the row or task's sample, and of its text; None if the visit is to draw one."""
+        number = int(self._numbers[index])
+        return number, None if self._texts == "one" else index - int(np.searchsorted(self._numbers, number))
 
-    def _texts_by_row(self) -> Iterator[list[str]]:
-        columns = self.columns.text_columns
-        if not columns:
-            return iter([[]] * len(self.rows))
-        return map(self.columns.texts_of, self.rows.select_columns(columns))
+    @cached_property
+    def _numbers(self) -> Sequence[int] | np.ndarray:
+        """The row, or the task's sample, of each sample."""
+        if self._texts == "all":
+            return np.repeat(np.arange(len(self._rows)), np.maximum(np.diff(self._text_starts), 1))
+        return range(len(self._rows) if self._samples is None else len(self._samples))
+
+    def _texts_by_number(self) -> Iterator[list[str]]:
+        modalities = [self.texts_of(name) for name in self.columns.texts]
+        return (
+            (list(chain(*texts)) for texts in zip(*modalities, strict=True)) if modalities else repeat([], len(self))
+        )
 
     @cached_property
     def _text_starts(self) -> np.ndarray:
         """Position of each row's first text among all texts, and their number: shape (rows + 1,)."""
-        return np.cumsum([0, *map(len, self._texts_by_row())])
+        return np.cumsum([0, *map(len, self._texts_by_number())])
 
     @cached_property
     def _text_lengths(self) -> np.ndarray:
-        return np.array([len(text) for texts in self._texts_by_row() for text in texts], dtype=np.int64)
+        return np.array([len(text) for texts in self._texts_by_number() for text in texts], dtype=np.int64)
 
 
-class ColumnDataset(RowDataset[Sample]):
-    """Rows of a prepared split as samples of some modalities; see `RowDataset`."""
+class OtherImages:
+    """The samples of a task, each with the images of another one: what does not depend on the image stays right.
 
-    columns: Columns
+    The images are those of the sample half the dataset away or, if they are the same or none, of the next sample that
+    differs. A sample without image stays without.
 
-    @property
-    def ids(self) -> list[str]:
-        """The rows' ids."""
-        ids: list[str] = self.rows["id"][:]
-        return ids
+    Args:
+        dataset: The samples.
+    """
 
-    def texts_of(self, name: str) -> list[list[str]]:
-        """Return the texts of each row, of a modality that is one."""
-        columns = self.columns.columns[name]
-        return [texts_of([row[column] for column in columns]) for row in self.rows.select_columns(list(columns))]
+    def __init__(self, dataset: SampleDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, visit: Visit) -> Sample:
+        sample, size = self.dataset[visit], len(self.dataset)
+        start = visit.index + max(1, size // 2)
+        for step in range(size if sample.images else 0):
+            other = self.dataset[visit._replace(index=(start + step) % size)]
+            if other.images and other.image_id != sample.image_id:
+                return sample.with_images_of(other)
+        return sample
 
 
 def read_texts(folder: Path, split: str, columns: Sequence[str]) -> list[str]:
@@ -311,10 +414,3 @@ def _read_arrays(rows: datasets.Dataset, name: str) -> tuple[NDArray[np.float32]
     arrays = np.zeros((len(rows), *shape), np.float32)
     arrays[present] = values.to_numpy().reshape(-1, *shape)
     return arrays, present
-
-
-def identity(cell: Any | None) -> int:
-    """Return a number below 2**56 that is the same for the same image or text; 0 for a missing one."""
-    if cell is None:
-        return 0
-    return digest(cell.content if isinstance(cell, StoredImage) else cell.encode())

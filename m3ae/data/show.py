@@ -18,8 +18,8 @@ from PIL import Image
 from m3ae.data.contact_sheet import draw_contact_sheet
 from m3ae.data.prepared import REJECTED, Manifest, array_shape, image_columns, load_manifest, load_split
 from m3ae.data.tables import Broken, read_jsonl
-from m3ae.data.words import count_words
 from m3ae.figures import BLUE, ORANGE, cut, new_figure, save_figure
+from m3ae.words import count_words
 
 TEXT = datasets.Value("string")
 TEXT_COLUMNS = ("text", "question", "answer")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from m3ae.data.words import count_words
+from m3ae.words import count_words
 
 LONGEST_TOKEN = 13  # bytes: a blank and four characters of Chinese, Japanese or Thai, as long as words are there
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")

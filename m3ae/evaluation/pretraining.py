@@ -17,9 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import Pair, PairDataset
-from m3ae.data.words import name_pattern
+from m3ae.data.collate import TrunkCollator
+from m3ae.data.samples import Sample, SampleDataset
 from m3ae.inference.reconstruction import predicted_patches
 from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.metrics.retrieval import DIRECTIONS, Ranking, summarize_ranks
@@ -27,6 +26,7 @@ from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.masking import collect_labels, patchify
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.tasks.gallery import Gallery
+from m3ae.words import name_pattern
 
 
 class PreTrainingEvaluator:
@@ -36,13 +36,13 @@ class PreTrainingEvaluator:
         dataset: The split.
         collator: Without random crops.
         accelerator: Gives device, autocast and the other processes; each process takes every P-th sample.
-        batch_size: Pairs at once.
+        batch_size: Samples at once.
 
     The masks of a sample depend on its index alone: every model is asked the same questions.
     """
 
     def __init__(
-        self, dataset: PairDataset, collator: PairCollator, accelerator: Accelerator, batch_size: int
+        self, dataset: SampleDataset, collator: TrunkCollator, accelerator: Accelerator, batch_size: int
     ) -> None:
         self.dataset, self.collator, self.accelerator = dataset, collator, accelerator
         self.batch_size = batch_size
@@ -57,8 +57,8 @@ class PreTrainingEvaluator:
         deviation = torch.tensor(model.config.image_config.image_std)
         image_std = deviation.repeat(model.patch_size**2).to(self.accelerator.device)  # (P·P·C,), channels last
         generator = torch.Generator(self.accelerator.device).manual_seed(0)  # of the latent pass
-        for pairs in chain.from_iterable(self._batches(shuffled=shuffled, draw=draw) for draw in range(draws)):
-            batch = self._to_device(self.collator(pairs))
+        for samples in chain.from_iterable(self._batches(shuffled=shuffled, draw=draw) for draw in range(draws)):
+            batch = self._to_device(self.collator(samples))
             output = model(**batch, schedule="separate", generator=generator)
             _add_masked_metrics(sums, model, batch, output, image_std)
             _add_latent_metrics(sums, model, batch, output)
@@ -80,9 +80,9 @@ class PreTrainingEvaluator:
         names = {word.lower(): group for group, words in word_groups.items() for word in words}
         pattern = name_pattern(names)
         counts: dict[str, Counter[str]] = {group: Counter() for group in word_groups}
-        for pairs in self._batches(shuffled=shuffled):
-            batch = self.collator(pairs)
-            masked, labels, words = self._hide_words(pairs, batch["input_ids"], pattern)
+        for samples in self._batches(shuffled=shuffled):
+            batch = self.collator(samples)
+            masked, labels, words = self._hide_words(samples, batch["input_ids"], pattern)
             if not words:
                 continue
             positions, wanted = collect_labels(labels.to(self.accelerator.device))
@@ -105,7 +105,7 @@ class PreTrainingEvaluator:
         retrieval. `shuffled_…` judges the same ranking as if each text belonged to another image. Without any pair,
         nothing is measured.
         """
-        pairs = self._complete_pairs(limit)
+        pairs = self._complete_samples(limit)
         if not pairs:
             return {}
         texts, image_ids = [pair.text or "" for pair in pairs], [pair.image_id for pair in pairs]
@@ -120,45 +120,40 @@ class PreTrainingEvaluator:
                 metrics |= {f"{prefix}{direction}_{name}": value for name, value in summary.items()}
         return metrics
 
-    def _batches(self, *, shuffled: bool, draw: int = 0) -> Iterator[list[Pair]]:
+    def _batches(self, *, shuffled: bool, draw: int = 0) -> Iterator[list[Sample]]:
         """Yield this process's samples; every sample is yielded by exactly one process."""
         size = len(self.dataset)
         own = range(self.accelerator.process_index, size, self.accelerator.num_processes)
         for start in range(0, len(own), self.batch_size):
             indices = own[start : start + self.batch_size]
             seeds = [index + draw * size for index in indices]
-            pairs = [self.dataset.first(index, seed) for index, seed in zip(indices, seeds, strict=True)]
+            samples = [self.dataset.first(index, seed) for index, seed in zip(indices, seeds, strict=True)]
             if shuffled:
-                others = (
-                    self.dataset.first((index + _shift(size)) % size, seed)
-                    for index, seed in zip(indices, seeds, strict=True)
-                )
-                pairs = [
-                    pair._replace(image=other.image, image_id=other.image_id)
-                    for pair, other in zip(pairs, others, strict=True)
-                ]
-            yield pairs
+                others = [self.dataset.first((index + _shift(size)) % size) for index in indices]
+                samples = [sample.with_images_of(other) for sample, other in zip(samples, others, strict=True)]
+            yield samples
 
-    def _complete_pairs(self, limit: int) -> list[Pair]:
-        pairs = (self.dataset.first(index, index) for index in range(len(self.dataset)))
-        complete = [pair for pair in pairs if pair.image is not None and pair.text is not None]
+    def _complete_samples(self, limit: int) -> list[Sample]:
+        samples = (self.dataset.first(index, index) for index in range(len(self.dataset)))
+        complete = [sample for sample in samples if sample.images and sample.text is not None]
         return [complete[i * len(complete) // limit] for i in range(limit)] if limit < len(complete) else complete
 
     def _hide_words(
-        self, pairs: Sequence[Pair], input_ids: Tensor, pattern: regex.Pattern[str]
+        self, samples: Sequence[Sample], input_ids: Tensor, pattern: regex.Pattern[str]
     ) -> tuple[Tensor, Tensor, list[tuple[int, list[int], str]]]:
         """Return masked ids (B, L), labels (B, L), and row, tokens and spelling of each hidden word."""
-        tokenizer = self.collator.processor.tokenizer
+        tokenizer = self.collator.options.tokenizer
+        assert tokenizer is not None
         encoded = tokenizer(
-            [pair.text or "" for pair in pairs],
+            [sample.text or "" for sample in samples],
             truncation=True,
-            max_length=self.collator.max_text_length,
+            max_length=self.collator.options.max_text_length,
             return_offsets_mapping=True,
         )
         masked, labels = input_ids.clone(), torch.full_like(input_ids, -100)
         words = []
-        for row, (pair, offsets) in enumerate(zip(pairs, encoded["offset_mapping"], strict=True)):
-            for match in pattern.finditer(pair.text or ""):
+        for row, (sample, offsets) in enumerate(zip(samples, encoded["offset_mapping"], strict=True)):
+            for match in pattern.finditer(sample.text or ""):
                 tokens = [i for i, (start, end) in enumerate(offsets) if start < match.end() and end > match.start()]
                 if not tokens or offsets[tokens[-1]][1] < match.end():  # cut off
                     continue
@@ -171,8 +166,8 @@ class PreTrainingEvaluator:
         """Return the most likely token (B, M) at each position of masked texts, given whole images."""
         batch, trunk = self._to_device(batch), model.m3ae
         with self.accelerator.autocast():
-            text = trunk.encode_text(batch["input_ids"], batch["attention_mask"], batch.get("text_present"))
-            image = trunk.encode_image(batch["pixel_values"], None, batch.get("image_present"))
+            text = trunk.encode_text(batch["input_ids"], batch["attention_mask"], batch["text_present"])
+            image = trunk.encode_image(batch["pixel_values"], None, batch["image_present"])
             fused = trunk.fuse({"text": text, "image": image}, read={"text": positions})[-1]
             logits: Tensor = model.mlm_head(fused["text"])
         return logits.argmax(-1)
@@ -229,7 +224,7 @@ def _add_latent_metrics(
             sums.add(metric, losses[name].expand(size))
     for modality in [] if model.latent_head is None else model.latent_head.modalities.values():
         if f"nll_{modality.name}" in losses:
-            present = batch.get(f"{modality.stream}_present")
-            if present is not None and present.dim() > 1:
+            present = batch[f"{modality.stream}_present"]
+            if present.dim() > 1:
                 present = present[:, model.config.view_number(modality.name)]
             sums.add(f"nll_{modality.name}", losses[f"nll_{modality.name}"].expand(size), present)

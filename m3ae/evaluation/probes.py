@@ -19,8 +19,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from m3ae.data.examples import Example
 from m3ae.data.prepared import load_split
+from m3ae.data.samples import Sample
 from m3ae.evaluation.passes import Array, Rows
 from m3ae.evaluation.report import ProblemResult
 from m3ae.metrics.classification import UNKNOWN, multi_label_metrics
@@ -86,12 +86,12 @@ class ProblemReader:
 
     def targets(self, split: str, ids: Sequence[str]) -> Classes:
         """Return the problems (n, A) of rows of a split."""
-        examples, empty = self._read(split), Labels(())
-        targets = encode([examples.get(row, Example(0, row, (), empty, {})) for row in ids], self.names, self._section)
-        targets[[row not in examples for row in ids]] = UNKNOWN
+        samples, empty = self._read(split), Labels(())
+        targets = encode([samples.get(row, Sample(row, {}, target=empty)) for row in ids], self.names, self._section)
+        targets[[row not in samples for row in ids]] = UNKNOWN
         return targets
 
-    def _read(self, split: str) -> dict[str, Example]:
+    def _read(self, split: str) -> dict[str, Sample]:
         """Return by id the labels of the rows that have some or are known to have none."""
         column, rows = self._section.label_column, load_split(self._folder, split)
         text = datasets.Value("string")
@@ -103,7 +103,7 @@ class ProblemReader:
             )
         cells = rows.select_columns([name for name in ("id", column, UNCERTAIN) if name in rows.features])
         labelled = ((row["id"], labels_of(row, self._section)) for row in cells)
-        return {row: Example(0, row, (), labels, {}) for row, labels in labelled if labels is not None}
+        return {row: Sample(row, {}, target=labels) for row, labels in labelled if labels is not None}
 
 
 class Probes:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from m3ae.data.collate import spell_words, word_ids
 from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, encode_words
 from m3ae.models.finetuned import M3AEForQuestionAnswering
+from m3ae.models.modalities.text import spell_words, word_ids
 from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
 

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from m3ae.data.words import WORD
 from m3ae.figures import COLUMNS, Strip, draw_attention, draw_reconstructions, draw_retrieval
 from m3ae.inference.answering import word_attention
 from m3ae.inference.collections import Collection
@@ -18,6 +17,7 @@ from m3ae.inference.search import Hit
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
+from m3ae.words import WORD
 
 
 def draw_samples(

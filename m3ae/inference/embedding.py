@@ -26,9 +26,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import Pair, PairColumns
+from m3ae.data.collate import TrunkCollator
 from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features
+from m3ae.data.samples import Columns, Sample, trunk_columns
 from m3ae.data.shards import ROWS_PER_SHARD, shards_in
 from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, replacing, write_text
 from m3ae.images.files import UnreadableImageError, load_below
@@ -36,12 +36,12 @@ from m3ae.inference.collections import FolderRow, read_folder, report
 from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_class
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.heads import ContrastiveHead
+from m3ae.models.modalities import BatchOptions, trunk_modalities
 from m3ae.models.modeling import STREAMS, M3AEModel
 from m3ae.models.processing import M3AEProcessor
 
 DESCRIPTION = "embeddings.json"
 _PLAN, _REJECTED = b"m3ae_plan", b"m3ae_rejected"  # keys in the metadata of a shard
-INPUTS = ("pixel_values", "input_ids", "attention_mask", "image_present", "text_present")
 Rejection = dict[str, str]
 
 
@@ -56,7 +56,7 @@ class _Shard(NamedTuple):
 
     split: str
     rows: int
-    read: Callable[[int, list[Rejection]], Iterator[list[Pair]]]
+    read: Callable[[int, list[Rejection]], Iterator[list[Sample]]]
 
 
 def embed_set(
@@ -157,8 +157,8 @@ def _prepared_shards(
         raise ValueError(f"the shards of {data} hold {rows} rows of {listed}: prepare it again with --overwrite")
     source = {
         "data_sha256": file_sha256(data / MANIFEST),
-        "image_columns": list(columns.images),
-        "text_column": next(iter(columns.texts), None),
+        "image_columns": list(columns.columns["image"]),
+        "text_column": next(iter(columns.text_columns), None),
     }
     return shards, source
 
@@ -177,16 +177,16 @@ def _folder_shards(data: Path) -> tuple[dict[str, _Shard], list[Rejection], dict
     return shards, rejected, {"data_sha256": digest}
 
 
-def _columns(data: Path, manifest: Manifest, images: str | None, text: str) -> PairColumns:
+def _columns(data: Path, manifest: Manifest, images: str | None, text: str) -> Columns:
     """Return the columns that are read, and make sure that the set has them."""
     info = next((info for info in manifest.splits.values() if info.shards), None)
     if info is None:
         raise ValueError(f"{data} has no rows")
     features = shard_features(pq.read_schema(data / next(iter(info.shards))))
     named = images.split(",") if images else info.images
-    columns = PairColumns.of([name.strip() for name in named], text if text in features else None)
+    columns = trunk_columns([name.strip() for name in named], text if text in features else None)
     columns.check(data, features)
-    if not columns.images and not columns.texts:
+    if columns.names == ["id"]:
         raise ValueError(f"{data} has neither a column of images nor {text!r}; it has {', '.join(features)}")
     return columns
 
@@ -233,10 +233,11 @@ def _write(
     digest: str,
     model: Searching,
     processor: M3AEProcessor,
-    read: Callable[[list[Rejection]], Iterator[list[Pair]]],
+    read: Callable[[list[Rejection]], Iterator[list[Sample]]],
 ) -> None:
     """Write a shard that appears when it is whole."""
-    collate = PairCollator(processor, 1, model.config.longest_text)
+    options = BatchOptions(processor.tokenizer, model.config.longest_text)
+    collator = TrunkCollator(trunk_modalities(model.config), options)
     trunk: M3AEModel = model.m3ae
     head: ContrastiveHead | None = model.itc_head
     sizes = {"features": 2 * model.config.hidden_size} | dict.fromkeys(STREAMS if head else (), model.config.itc_size)
@@ -246,35 +247,34 @@ def _write(
         replacing(path) as temporary,
         pq.ParquetWriter(temporary, schema := pa.schema(fields), write_page_checksum=True) as writer,
     ):
-        for pairs in filter(None, read(rejected)):
-            inputs = {name: value.to(model.device) for name, value in collate(pairs).items() if name in INPUTS}
+        for samples in filter(None, read(rejected)):
+            inputs = {name: value.to(model.device) for name, value in collator.inputs(samples).items()}
+            inputs.pop("special_tokens_mask")
             streams = trunk.encode(**inputs)
-            columns: dict[str, Any] = {"id": [pair.id for pair in pairs]}
+            columns: dict[str, Any] = {"id": [sample.id for sample in samples]}
             columns["features"] = _array(trunk.fuse_and_pool(streams))
             if head is not None:
                 for name in STREAMS:
-                    missing = pa.array([getattr(pair, name) is None for pair in pairs])
+                    missing = pa.array([sample.cells[name] is None for sample in samples])
                     columns[name] = _array(head.embed(name, streams[name]), missing)
             writer.write_table(pa.table(columns, schema=schema))
         writer.add_key_value_metadata({_PLAN: digest, _REJECTED: json.dumps(rejected)})
 
 
-def _stored_rows(
-    columns: PairColumns, shard: Path, batch_size: int, rejected: list[Rejection]
-) -> Iterator[list[Pair]]:
+def _stored_rows(columns: Columns, shard: Path, batch_size: int, rejected: list[Rejection]) -> Iterator[list[Sample]]:
     try:
         with pq.ParquetFile(shard) as file:
             for batch in file.iter_batches(batch_size, columns=columns.names):
-                yield [columns.pair(row, 0, view=0, text=0) for row in batch.to_pylist()]
+                yield [columns.sample(row, seed=0) for row in batch.to_pylist()]
     except pa.ArrowException as error:
         raise ValueError(f"{shard} cannot be read ({error}): prepare its folder again with --overwrite") from error
 
 
 def _folder_rows(
     folder: Path, rows: list[FolderRow], batch_size: int, rejected: list[Rejection]
-) -> Iterator[list[Pair]]:
+) -> Iterator[list[Sample]]:
     for start in range(0, len(rows), batch_size):
-        pairs = []
+        samples = []
         for row in rows[start : start + batch_size]:
             image: Image.Image | None = None
             text = next(iter(row.texts), None)
@@ -285,8 +285,8 @@ def _folder_rows(
                 column = {} if text is None else {"column": "image"}  # a cell of a row that stays
                 rejected.append({"id": row.id, "reason": error.reason, "detail": error.detail, **column})
             if image is not None or text is not None:
-                pairs.append(Pair(row.id, image, text, 0, 0, 0))
-        yield pairs
+                samples.append(Sample(row.id, {"image": image, "text": text}))
+        yield samples
 
 
 def _num_rows(shard: Path) -> int:

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from m3ae.data.collate import spell_words, word_ids
 from m3ae.inference.inputs import encode_pixels, pictures
 from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.encoders import denormalize_images
 from m3ae.models.masking import patchify, unpatchify
-from m3ae.models.modalities.text import tokenize
+from m3ae.models.modalities.text import spell_words, tokenize, word_ids
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.models.processing import M3AEProcessor
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 from m3ae.data.questions import ANSWER_TYPES, count_covered, normalize_answer
-from m3ae.data.words import name_pattern, space_words
+from m3ae.words import name_pattern, space_words
 
 ORDERS = (1, 2, 3, 4)
 

@@ -231,10 +231,11 @@ def _join(tokens: list[Tensor]) -> Tensor | None:
 def _key_mask(streams: list[Stream]) -> Tensor | None:
     """(B, 1, 1, S) bool, True = may be attended to.
 
-    A sample that has nothing to attend to attends to everything: the result is finite and never read (see `_gate`),
-    where an empty softmax would be NaN.
+    It is None if all may, as in a single stream without padding, whose tokens are all present or all absent. A sample
+    that has nothing to attend to attends to everything: the result is finite and never read (see `_gate`), where an
+    empty softmax would be NaN.
     """
-    if all(stream.mask is None and stream.present is None for stream in streams):
+    if all(stream.mask is None and (stream.present is None or len(streams) < 2) for stream in streams):
         return None
     masks = []
     for tokens, mask, present, _ in streams:

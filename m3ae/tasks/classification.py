@@ -19,7 +19,7 @@ from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m3ae.data.examples import Example, ExampleDataset, Sample
+from m3ae.data.samples import Sample, SampleDataset
 from m3ae.figures import draw_roc, save_figure
 from m3ae.metrics.aggregation import bootstrap
 from m3ae.metrics.classification import UNKNOWN, multi_label_metrics, single_label_metrics
@@ -74,7 +74,7 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         config: ClassificationRun,
         model: M3AEForClassification,
         processor: M3AEProcessor,
-        rows: Callable[[str], ExampleDataset],
+        rows: Callable[[str], SampleDataset],
     ) -> None:
         super().__init__(config, model, processor)
         self._rows = rows
@@ -92,12 +92,12 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         options: dict[str, Any] = {}
         names: list[str] = []
         if for_training:
-            examples, section = rows("train").examples, config.classification
-            names = choose_classes(examples, section)
+            samples, section = rows("train").samples, config.classification
+            names = choose_classes(samples, section)
             options = {
                 "id2label": dict(enumerate(names)),
                 "problem_type": PROBLEM_TYPES[section.multi_label],
-                "class_weights": class_weights(examples, names, section),
+                "class_weights": class_weights(samples, names, section),
             }
         model, processor = open_model(
             config,
@@ -123,14 +123,14 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         return label_names(self.model.config)
 
     @cached_property
-    def train_dataset(self) -> ExampleDataset:
+    def train_dataset(self) -> SampleDataset:
         """The training rows with a class in the list."""
         dataset, names = self._rows("train"), set(self.classes)
         if self.config.classification.multi_label:
             return dataset
-        return ExampleDataset(dataset.rows, [e for e in dataset.examples if not names.isdisjoint(e.target.present)])
+        return dataset.of([sample for sample in dataset.samples if not names.isdisjoint(sample.target.present)])
 
-    def labels(self, samples: Sequence[Sample | Example]) -> dict[str, Tensor]:
+    def labels(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return the class of each sample (B,), or which labels it has (B, A); −100 = unknown."""
         return {"labels": torch.from_numpy(encode(samples, self.classes, self.config.classification))}
 
@@ -138,58 +138,58 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         """Return the loss; accuracy and macro F1, or AUROC and average precision of each label and macro."""
         dataset = self.dataset(split)
         logits = self.predict(model, accelerator, dataset).logits
-        return self._loss(dataset, logits) | self.score(dataset.examples, logits.numpy())
+        return self._loss(dataset, logits) | self.score(dataset.samples, logits.numpy())
 
     def final(self, model: M3AEForClassification, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return these with 95 % intervals over the images and the controls; write the predictions."""
         dataset = self.dataset(split)
         prediction = self.predict(model, accelerator, dataset)
-        logits, examples = prediction.logits, dataset.examples
-        metrics = self._loss(dataset, logits) | self.score(examples, logits.numpy())
-        metrics |= in_main_process(accelerator, lambda: self.score_intervals(examples, prediction))
+        logits, samples = prediction.logits, dataset.samples
+        metrics = self._loss(dataset, logits) | self.score(samples, logits.numpy())
+        metrics |= in_main_process(accelerator, lambda: self.score_intervals(samples, prediction))
         if self.config.evaluation.controls:
             found = in_main_process(accelerator, lambda: self.scores_without_model(dataset))
             if self.config.data.image_columns:
                 for name, images in IMAGE_CONTROLS.items():
                     found[name] = self.predict(model, accelerator, dataset, images).logits.numpy()
             for name, scores in found.items():
-                metrics |= prefixed(name, _main(self.score(examples, scores)))
+                metrics |= prefixed(name, _main(self.score(samples, scores)))
         if accelerator.is_main_process:
             self.write_predictions(split, self._describe_predictions(dataset, logits))
         return metrics
 
-    def score(self, examples: Sequence[Example], scores: NDArray[Any]) -> dict[str, float]:
+    def score(self, samples: Sequence[Sample], scores: NDArray[Any]) -> dict[str, float]:
         """Return the metrics of scores (n, A)."""
         if self.config.classification.multi_label:
-            truth = encode(examples, self.classes, self.config.classification)
+            truth = encode(samples, self.classes, self.config.classification)
             return multi_label_metrics(scores, truth.astype(np.float64), self.classes)
-        truth = _numbers(examples, self.classes)
+        truth = _numbers(samples, self.classes)
         ceiling = float((truth < len(self.classes)).mean())
         return single_label_metrics(scores.argmax(1), truth) | {"ceiling": ceiling}
 
-    def score_intervals(self, examples: Sequence[Example], prediction: Prediction) -> dict[str, float]:
+    def score_intervals(self, samples: Sequence[Sample], prediction: Prediction) -> dict[str, float]:
         """Return the limits of 95 % intervals of the main metrics, samples with the same image drawn together."""
         if not self.config.evaluation.resamples:
             return {}
         scores = prediction.logits.numpy()
 
         def measure(rows: NDArray[np.intp]) -> dict[str, float]:
-            return _main(self.score([examples[row] for row in rows], scores[rows]))
+            return _main(self.score([samples[row] for row in rows], scores[rows]))
 
         resamples = self.config.evaluation.resamples
-        return limits(bootstrap(measure, len(examples), groups=prediction.images, resamples=resamples))
+        return limits(bootstrap(measure, len(samples), groups=prediction.images, resamples=resamples))
 
-    def scores_without_model(self, dataset: ExampleDataset) -> dict[str, NDArray[Any]]:
+    def scores_without_model(self, dataset: SampleDataset) -> dict[str, NDArray[Any]]:
         """Return the scores (n, A) of majority and bag of words; nothing if there are no training rows."""
-        train, section = self.train_dataset.examples if self.has("train") else [], self.config.classification
+        train, section = self.train_dataset.samples if self.has("train") else [], self.config.classification
         if not train:
             return {}
-        texts, asked = ([(*e.texts, "")[0] for e in examples] for examples in (train, dataset.examples))
+        texts, asked = ([(*own, "")[0] for own in rows.texts_of("text")] for rows in (self.train_dataset, dataset))
         reads = self.config.data.text_column is not None
         if section.multi_label:  # the most frequent labels rank no sample before another
             targets = encode(train, self.classes, section)
             return {"bag_of_words": bag_of_words_scores(texts, targets, asked)} if reads else {}
-        names = [example.target.present[0] for example in train]
+        names = [sample.target.present[0] for sample in train]
         given = {"majority": [majority(names)] * len(asked)}
         if reads:
             given["bag_of_words"] = bag_of_words(texts, names, asked)
@@ -197,20 +197,20 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
             key: np.array([[own == name for name in self.classes] for own in chosen]) for key, chosen in given.items()
         }
 
-    def dataset(self, split: str) -> ExampleDataset:
+    def dataset(self, split: str) -> SampleDataset:
         """Open the rows of a split to measure on."""
         return self._rows(split)
 
     def check(self, split: str) -> None:
         """Make sure that a row of a split has an input, and one a label that is one of the classes."""
         dataset = self._rows(split)
-        columns = dataset.rows.columns
-        if not is_filled(self.config.data.path, split, [*columns.images, *columns.texts]):
+        _, *columns = dataset.columns.names
+        if not is_filled(self.config.data.path, split, columns):
             raise ValueError(
-                f"no row of {self.config.data.path}, {split}, has an image or a text in "
-                f"{', '.join([*columns.images, *columns.texts])}; set data.image_columns and data.text_column"
+                f"no row of {self.config.data.path}, {split}, has an image or a text in {', '.join(columns)}; set "
+                "data.image_columns and data.text_column"
             )
-        found = Counter(name for example in dataset.examples for name in example.target.present)
+        found = Counter(name for sample in dataset.samples for name in sample.target.present)
         if not found.keys() & set(self.classes):
             raise ValueError(
                 f"no row of {self.config.data.path}, {split}, has one of the model's {len(self.classes)} classes "
@@ -227,23 +227,23 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         if not self.config.classification.multi_label:
             return []
         split = "test" if self.has("test") else "validation"
-        truth = encode(self.dataset(split).examples, self.classes, self.config.classification)
+        truth = encode(self.dataset(split).samples, self.classes, self.config.classification)
         shown = np.argsort(-(truth == 1).sum(0), kind="stable")[:CURVES]
         names = [self.classes[column] for column in shown]
         scores = np.array([[row["scores"][name] for name in names] for row in self.read_predictions(split)])
         return [save_figure(draw_roc(scores, truth[:, shown], names), folder / "roc.png")]
 
-    def _loss(self, dataset: ExampleDataset, logits: Tensor) -> dict[str, float]:
+    def _loss(self, dataset: SampleDataset, logits: Tensor) -> dict[str, float]:
         """Return the loss, the classes not weighted."""
         loss = multi_label_loss if self.config.classification.multi_label else class_loss
-        return {"loss": float(loss(logits, self.labels(dataset.examples)["labels"]))}
+        return {"loss": float(loss(logits, self.labels(dataset.samples)["labels"]))}
 
-    def _describe_predictions(self, dataset: ExampleDataset, logits: Tensor) -> Iterator[dict[str, Any]]:
+    def _describe_predictions(self, dataset: SampleDataset, logits: Tensor) -> Iterator[dict[str, Any]]:
         multi_label = self.config.classification.multi_label
         scores = logits.sigmoid() if multi_label else logits.softmax(-1)
-        for example, own in zip(dataset.examples, scores, strict=True):
-            top, truth = best_of(self.classes, own), example.target
-            line = self.reference(dataset, example)
+        for sample, own in zip(dataset.samples, scores, strict=True):
+            top, truth = best_of(self.classes, own), sample.target
+            line = self.reference(dataset, sample)
             if multi_label:
                 chosen = [name for name, score in zip(self.classes, own.tolist(), strict=True) if score >= 0.5]
                 scored = {name: round(score, 5) for name, score in zip(self.classes, own.tolist(), strict=True)}
@@ -254,8 +254,8 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
                 yield {**line, "prediction": name, "top": top, "truth": label, "correct": name == label}
 
 
-def open_labelled(config: ClassificationRun, split: str) -> ExampleDataset:
-    """Open the rows of a split that have labels; the target of an example is its `Labels`.
+def open_labelled(config: ClassificationRun, split: str) -> SampleDataset:
+    """Open the rows of a split that have labels; the target of a sample is its `Labels`.
 
     Of the validation split they are as many as the config says. Rows without a label (a null; an empty list is a row
     that has none of the labels) are left out, and counted in a message.
@@ -264,32 +264,32 @@ def open_labelled(config: ClassificationRun, split: str) -> ExampleDataset:
         FileNotFoundError: There is no such prepared folder.
         ValueError: It lacks the split or a column, no row has labels, or one has several where it should have one.
     """
-    section, rows = config.classification, open_split(config, split)
-    if section.label_column not in rows.features:
+    section, dataset = config.classification, open_split(config, split)
+    if section.label_column not in dataset.features:
         raise ValueError(
             f"classification.label_column: {config.data.path} has no column {section.label_column!r}; it has "
-            f"{', '.join(rows.features)}"
+            f"{', '.join(dataset.features)}"
         )
-    examples = []
-    for row, cells in enumerate(rows.cells()):
+    samples = []
+    for row, cells in enumerate(dataset.rows()):
         labels = labels_of(cells, section)
         if labels is not None:
-            examples.append(Example(row, cells["id"], tuple(rows.columns.texts_of(cells)), labels, {}))
-    if len(examples) < len(rows):
-        unlabelled = len(rows) - len(examples)
+            samples.append(Sample(cells["id"], {}, target=labels, row=row))
+    if len(samples) < len(dataset):
+        unlabelled = len(dataset) - len(samples)
         PartialState().print(f"{unlabelled} rows of {config.data.path}, {split}, have no label: left out")
-    if not examples:
+    if not samples:
         raise ValueError(f"no row of {config.data.path}, {split}, has a label in {section.label_column!r}")
-    return ExampleDataset(rows, examples, validation_limit(config, split))
+    return dataset.of(samples, validation_limit(config, split))
 
 
-def choose_classes(examples: Sequence[Example], section: ClassificationConfig) -> list[str]:
+def choose_classes(samples: Sequence[Sample], section: ClassificationConfig) -> list[str]:
     """Return the names of the classes: those of the config, or the most frequent of the training rows.
 
     Raises:
         ValueError: A class of the config occurs in no training row, or there are too few.
     """
-    counts = Counter(name for example in examples for name in example.target.present)
+    counts = Counter(name for sample in samples for name in sample.target.present)
     found = sorted(counts, key=lambda name: (-counts[name], name))
     if unknown := [name for name in section.labels or [] if name not in counts]:
         raise ValueError(
@@ -305,7 +305,7 @@ def choose_classes(examples: Sequence[Example], section: ClassificationConfig) -
 
 
 def class_weights(
-    examples: Sequence[Example], names: Sequence[str], section: ClassificationConfig
+    samples: Sequence[Sample], names: Sequence[str], section: ClassificationConfig
 ) -> list[float] | None:
     """Return the weight of each class in the loss, or None for none.
 
@@ -323,7 +323,7 @@ def class_weights(
                 f"classes ({_some(names)})"
             )
         return given
-    targets = encode(examples, names, section)
+    targets = encode(samples, names, section)
     if section.multi_label:
         positives, negatives = (targets == 1).sum(0), (targets == 0).sum(0)
         return [float(value) for value in negatives / positives.clip(1)]
@@ -331,28 +331,26 @@ def class_weights(
     return [float(value) for value in counts.sum() / (len(names) * counts)]
 
 
-def encode(
-    examples: Sequence[Sample | Example], names: Sequence[str], section: ClassificationConfig
-) -> NDArray[np.int64]:
-    """Return the number of each example's class (n,), or which of A labels it has (n, A); −100 = unknown."""
+def encode(samples: Sequence[Sample], names: Sequence[str], section: ClassificationConfig) -> NDArray[np.int64]:
+    """Return the number of each sample's class (n,), or which of A labels it has (n, A); −100 = unknown."""
     if not section.multi_label:
-        numbers = _numbers(examples, names)
+        numbers = _numbers(samples, names)
         return np.where(numbers < len(names), numbers, UNKNOWN)
     columns = {name: column for column, name in enumerate(names)}
-    encoded = np.zeros((len(examples), len(names)), dtype=np.int64)
-    for row, example in zip(encoded, examples, strict=True):
+    encoded = np.zeros((len(samples), len(names)), dtype=np.int64)
+    for row, sample in zip(encoded, samples, strict=True):
         for labels, value in (
-            (example.target.uncertain, UNCERTAIN_VALUES[section.uncertain]),
-            (example.target.present, 1),
+            (sample.target.uncertain, UNCERTAIN_VALUES[section.uncertain]),
+            (sample.target.present, 1),
         ):
             row[[columns[name] for name in labels if name in columns]] = value
     return encoded
 
 
-def _numbers(examples: Sequence[Sample | Example], names: Sequence[str]) -> NDArray[np.int64]:
-    """Return the number of each example's class (n,); classes that are not in the list are numbered after it."""
+def _numbers(samples: Sequence[Sample], names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the number of each sample's class (n,); classes that are not in the list are numbered after it."""
     numbers = {name: number for number, name in enumerate(names)}
-    return np.array([numbers.setdefault(example.target.present[0], len(numbers)) for example in examples])
+    return np.array([numbers.setdefault(sample.target.present[0], len(numbers)) for sample in samples])
 
 
 def labels_of(cells: Mapping[str, Any], section: ClassificationConfig) -> Labels | None:

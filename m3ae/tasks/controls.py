@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from m3ae.data.words import split_words
+from m3ae.words import split_words
 
 
 def majority(labels: Sequence[str]) -> str:

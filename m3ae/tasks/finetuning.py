@@ -19,9 +19,8 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from m3ae.data.examples import Example, ExampleDataset, OtherImages, Sample, SplitRows
-from m3ae.data.pairs import Pair, PairColumns
 from m3ae.data.prepared import load_manifest
+from m3ae.data.samples import OtherImages, Sample, SampleDataset, Visit, trunk_columns
 from m3ae.files import replacing, write_text
 from m3ae.metrics.aggregation import Interval, bootstrap_means, gather_rows
 from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
@@ -29,8 +28,8 @@ from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.adapters import add_adapters, merge_adapters, merged_weights
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import ModelT, check_model
-from m3ae.tasks.pretraining_data import check_splits, collator, prepare_sets, refuse_test_rows
-from m3ae.training.batches import TrainingSamples, Visit
+from m3ae.tasks.pretraining_data import check_splits, prepare_sets, refuse_test_rows, trunk_collator
+from m3ae.training.batches import TrainingSamples
 from m3ae.training.config import FineTuningRun
 from m3ae.training.run_folder import RunFolder
 
@@ -46,7 +45,7 @@ RunT = TypeVar("RunT", bound=FineTuningRun)
 
 
 class Prediction(NamedTuple):
-    """What a model says about n examples, in their order.
+    """What a model says about n samples, in their order.
 
     Attributes:
         logits: (n, A) float32, on the CPU.
@@ -72,8 +71,8 @@ class FineTuning(ABC, Generic[ModelT, RunT]):
     def __init__(self, config: RunT, model: ModelT, processor: M3AEProcessor) -> None:
         self.config, self.model, self.processor = config, model, processor
         self.folder, self.manifest = RunFolder(config.output_dir), load_manifest(config.data.path)
-        self.training_collator = collator(config.data, model.config, processor, training=True)
-        self.evaluation_collator = collator(config.data, model.config, processor, training=False)
+        self.training_collator = trunk_collator(config.data, model.config, processor, training=True)
+        self.evaluation_collator = trunk_collator(config.data, model.config, processor, training=False)
         freeze(model, config.finetuning.frozen)
         if config.finetuning.lora is not None:
             add_adapters(model, config.finetuning.lora)
@@ -107,19 +106,21 @@ class FineTuning(ABC, Generic[ModelT, RunT]):
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Join training samples into the keyword arguments of the model."""
-        return self.inputs([sample.pair for sample in samples], training=True) | self.labels(samples)
+        batch = self.training_collator(samples)
+        self._mask_tokens(batch)
+        return self._chosen(batch) | self.labels(samples)
 
     def step_inputs(self, step: int) -> dict[str, Any]:
         """Return nothing: a fine-tuned model does not know the step."""
         return {}
 
-    def inputs(self, pairs: Sequence[Pair], *, training: bool = False) -> dict[str, Tensor]:
+    def inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return images and texts as keyword arguments, without a modality that the config leaves out."""
-        data, collate = self.config.data, self.training_collator if training else self.evaluation_collator
+        return self._chosen(self.evaluation_collator.inputs(samples))
+
+    def _chosen(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        data = self.config.data
         names = (IMAGE_INPUTS if data.image_columns else ()) + (TEXT_INPUTS if data.text_column else ())
-        batch = collate(pairs)
-        if training:
-            self._mask_tokens(batch)
         return {name: value for name, value in batch.items() if name in names}
 
     def _mask_tokens(self, batch: dict[str, Tensor]) -> None:
@@ -130,17 +131,17 @@ class FineTuning(ABC, Generic[ModelT, RunT]):
         batch["input_ids"] = batch["input_ids"].masked_fill(masked, self.processor.tokenizer.mask_token_id)
 
     def predict(
-        self, model: ModelT, accelerator: Accelerator, dataset: ExampleDataset, images: Images = "own"
+        self, model: ModelT, accelerator: Accelerator, dataset: SampleDataset, images: Images = "own"
     ) -> Prediction:
-        """Compute the logits of all examples, in every process.
+        """Compute the logits of all samples, in every process.
 
-        Each example is computed by exactly one process.
+        Each sample is computed by exactly one process.
 
         Args:
             model: In evaluation mode.
             accelerator: Gives device, autocast and the other processes.
-            dataset: The n examples.
-            images: Their `own`, a `blank` one (the mean of the normalisation), or that of an `other` example.
+            dataset: The n samples.
+            images: Their `own`, a `blank` one (the mean of the normalisation), or that of an `other` sample.
         """
         source: Any = OtherImages(dataset) if images == "other" else dataset
         own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
@@ -255,13 +256,12 @@ class FineTuning(ABC, Generic[ModelT, RunT]):
         with self.predictions_file(split).open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
-    def reference(self, dataset: ExampleDataset, example: Example) -> dict[str, Any]:
+    def reference(self, dataset: SampleDataset, sample: Sample) -> dict[str, Any]:
         """Return how a line of predictions refers to its input, which itself may not be passed on."""
-        return {"id": example.id, "input": {"split": dataset.rows.split, "row": example.row}}
+        return {"id": sample.id, "input": {"split": dataset.split, "row": sample.row}}
 
     def _evaluation_batch(self, samples: Sequence[Sample], *, blank: bool) -> dict[str, Tensor]:
-        pairs = [sample.pair for sample in samples]
-        batch = self.inputs(pairs) | {"image_ids": torch.tensor([pair.image_id for pair in pairs])}
+        batch = self.inputs(samples) | {"image_ids": torch.tensor([sample.image_id for sample in samples])}
         if blank and "pixel_values" in batch:
             batch["pixel_values"].zero_()
         return batch
@@ -292,11 +292,11 @@ def open_data(config: FineTuningRun, *, for_training: bool = True) -> None:
         refuse_test_rows(config.data)
 
 
-def open_split(config: FineTuningRun, split: str, *, texts: bool = True) -> SplitRows:
+def open_split(config: FineTuningRun, split: str, *, texts: bool = True) -> SampleDataset:
     """Open a split of the prepared data with the columns that the config names; without its texts if they are made."""
-    text_column = config.data.text_column if texts else None
-    columns = PairColumns.of(config.data.image_columns, text_column, config.data.view_names)
-    return SplitRows(config.data.path, split, columns)
+    data = config.data
+    columns = trunk_columns(data.image_columns, data.text_column if texts else None, data.view_names)
+    return SampleDataset(data.path, split, columns)
 
 
 def validation_limit(config: FineTuningRun, split: str) -> int | None:

@@ -10,10 +10,11 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor
 
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import Pair
+from m3ae.data.collate import TrunkCollator
+from m3ae.data.samples import Sample
 from m3ae.metrics.retrieval import BothWays, Found
 from m3ae.models.fusion import Stream
 from m3ae.models.heads import ContrastiveHead
@@ -41,7 +42,7 @@ class Gallery:
         trunk: The encoders.
         texts: The texts.
         image_ids: (I,) equal entries name the same image.
-        load: Returns a pair with the image that has a place in `image_ids`.
+        load: Returns a sample with the image that has a position in `image_ids`.
         collator: Without augmentation.
         accelerator: Gives device, autocast and the other processes.
         batch_size: Inputs encoded and pairs fused at once.
@@ -56,25 +57,23 @@ class Gallery:
         trunk: M3AEModel,
         texts: Sequence[str],
         image_ids: Sequence[Hashable],
-        load: Callable[[int], Pair],
-        collator: PairCollator,
+        load: Callable[[int], Sample],
+        collator: TrunkCollator,
         accelerator: Accelerator,
         batch_size: int,
     ) -> None:
         self.accelerator, self.batch_size = accelerator, batch_size
         first_texts, self.text_kinds = _distinct(texts)
         first_images, self.image_kinds = _distinct(image_ids)
-        tokenizer = collator.processor.tokenizer
-        tokens = tokenizer([texts[i] for i in first_texts], truncation=True, max_length=collator.max_text_length)
+        tokenizer, longest = collator.options.tokenizer, collator.options.max_text_length
+        assert tokenizer is not None
+        tokens = tokenizer([texts[i] for i in first_texts], truncation=True, max_length=longest)
         with accelerator.autocast():
             self.texts = encode_texts(trunk, tokens["input_ids"], batch_size)
 
         def encode(numbers: list[int]) -> Stream:
-            batch = collator([load(first_images[number]) for number in numbers])
-            present = batch.get("image_present")
-            return trunk.encode_image(
-                batch["pixel_values"].to(trunk.device), None, None if present is None else present.to(trunk.device)
-            )
+            batch = send_to_device(collator.inputs([load(first_images[n]) for n in numbers]), trunk.device)
+            return trunk.encode_image(batch["pixel_values"], None, batch["image_present"])
 
         self.images = ImagesOnDemand(encode, len(first_images), batch_size)
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from m3ae.data.arrays import ArrayDataset
 from m3ae.data.collate import Batch, Collator
 from m3ae.data.prepared import Manifest, SplitInfo, load_manifest, load_split
-from m3ae.data.samples import ColumnDataset, Columns, Sample, evenly, read_texts
+from m3ae.data.samples import Columns, Sample, SampleDataset, Visit, evenly, read_texts
 from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.gaussians import beta_schedule
@@ -38,7 +38,6 @@ from m3ae.tasks.models import (
     with_image_options,
 )
 from m3ae.tasks.pretraining_data import check_splits, is_filled, prepare_sets, refuse_test_rows
-from m3ae.training.batches import Visit
 from m3ae.training.config import GenerationRun
 from m3ae.training.loop import train
 from m3ae.transfer.image_encoders import resize_images
@@ -147,16 +146,16 @@ class Generation:
         beta = beta_schedule(step, self.config.training.max_steps, latent.beta_warmup, latent.beta)
         return {"beta": torch.tensor(beta)}
 
-    def dataset(self, split: str) -> ColumnDataset:
+    def dataset(self, split: str) -> SampleDataset:
         """Open a split with the model's modalities."""
         limit = self.config.data.max_validation_samples if split == "validation" else None
-        return ColumnDataset(self.config.data.path, split, Columns.of(self.modalities), limit=limit)
+        return SampleDataset(self.config.data.path, split, Columns.of(self.modalities), limit=limit)
 
     def read_manifest(self) -> Manifest:
         """Return the description of the prepared folder."""
         return load_manifest(self.config.data.path)
 
-    def batches(self, dataset: ColumnDataset, indices: Sequence[int]) -> Iterator[Batch]:
+    def batches(self, dataset: SampleDataset, indices: Sequence[int]) -> Iterator[Batch]:
         """Yield samples of a split, complete, in batches."""
         size = self.config.evaluation.batch_size or self.config.training.batch_size
         for start in range(0, len(indices), size):
@@ -253,7 +252,7 @@ class Generation:
         split = "validation" if self.has("validation") else "train"
         return self._draw(model, self.dataset(split), folder)
 
-    def _draw(self, model: M3AEForGeneration, dataset: ColumnDataset, folder: Path) -> list[Path]:
+    def _draw(self, model: M3AEForGeneration, dataset: SampleDataset, folder: Path) -> list[Path]:
         """Draw the figures of the first rows that have all modalities; none if there is no such row."""
         from m3ae.evaluation.figures import LatentFigures
 

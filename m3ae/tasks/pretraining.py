@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 
-from m3ae.data.pairs import PairColumns
 from m3ae.data.prepared import load_manifest
+from m3ae.data.samples import trunk_columns
 from m3ae.evaluation.pretraining import PreTrainingEvaluator
 from m3ae.figures import save_figure
 from m3ae.inference.drawing import draw_samples
@@ -22,12 +22,12 @@ from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import check_model, open_model
 from m3ae.tasks.pretraining_data import (
     check_splits,
-    collator,
-    evaluation_pairs,
+    evaluation_samples,
     is_filled,
     prepare_sets,
     refuse_test_rows,
-    training_pairs,
+    training_samples,
+    trunk_collator,
 )
 from m3ae.training.config import PreTrainingRun
 
@@ -45,9 +45,9 @@ class PreTraining:
 
     def __init__(self, config: PreTrainingRun, model: M3AEForPreTraining, processor: M3AEProcessor) -> None:
         self.config, self.model, self.processor = config, model, processor
-        self.train_dataset = training_pairs(config)
-        self.collate = collator(config.data, model.config, processor, training=True)
-        self.evaluation_collate = collator(config.data, model.config, processor, training=False)
+        self.train_dataset = training_samples(config)
+        self.collate = trunk_collator(config.data, model.config, processor, training=True)
+        self.evaluation_collate = trunk_collator(config.data, model.config, processor, training=False)
         self.splits = list(load_manifest(config.data.path).splits)
 
     @classmethod
@@ -62,7 +62,7 @@ class PreTraining:
         prepare_sets(config.data)
         check_splits(config, needed=("train", "validation") if config.training.validate_every else ("train",))
         refuse_test_rows(config.data)
-        model, processor = open_model(config, M3AEForPreTraining, lambda: training_pairs(config).texts() or BYTES)
+        model, processor = open_model(config, M3AEForPreTraining, lambda: training_samples(config).texts() or BYTES)
         task = cls(config, model, processor)
         task.check()
         return task
@@ -75,9 +75,8 @@ class PreTraining:
                 reported, and the tokenizer does not know where they are.
         """
         sets, config = self.config.data.sets, self.model.config
-        columns = [PairColumns.of(part.image_columns, part.text_column) for part in sets]
-        images = any(is_filled(part.path, "train", own.images) for part, own in zip(sets, columns, strict=True))
-        texts = any(is_filled(part.path, "train", own.texts) for part, own in zip(sets, columns, strict=True))
+        images = any(is_filled(own.path, "train", own.image_columns) for own in sets)
+        texts = any(is_filled(own.path, "train", trunk_columns([], own.text_column).text_columns) for own in sets)
         if not (images or texts):
             raise ValueError(f"no training row of {self.config.data.path} has an image or a text; choose others")
         if not (images and texts):
@@ -137,20 +136,20 @@ class PreTraining:
     def illustrate(self, model: M3AEForPreTraining, folder: Path) -> list[Path]:
         """Draw masked reconstructions of images, of validation if there is that split, if there are any."""
         split = next(split for split in ("validation", "test", "train") if split in self.splits)
-        dataset = evaluation_pairs(self.config, split)
+        dataset = evaluation_samples(self.config, split)
         spread = range(0, len(dataset), max(1, len(dataset) // 6))
-        pairs = [pair for index in spread if (pair := dataset.first(index, index)).image is not None][:6]
-        if not pairs:
+        samples = [sample for index in spread if (sample := dataset.first(index, index)).images][:6]
+        if not samples:
             return []
         fast = self.processor.tokenizer.is_fast  # others do not know which tokens make a word
-        texts = [pair.text if fast else None for pair in pairs]
-        samples = reconstruct(model, self.processor, [pair.picture for pair in pairs], texts)
-        return [save_figure(draw_samples(model, samples, texts), folder / "reconstructions.png")]
+        texts = [sample.text if fast else None for sample in samples]
+        reconstructions = reconstruct(model, self.processor, [sample.picture for sample in samples], texts)
+        return [save_figure(draw_samples(model, reconstructions, texts), folder / "reconstructions.png")]
 
     def _evaluator(self, accelerator: Accelerator, split: str) -> PreTrainingEvaluator:
         batch_size = self.config.evaluation.batch_size or self.config.training.batch_size
         return PreTrainingEvaluator(
-            evaluation_pairs(self.config, split), self.evaluation_collate, accelerator, batch_size
+            evaluation_samples(self.config, split), self.evaluation_collate, accelerator, batch_size
         )
 
     def _word_accuracy(

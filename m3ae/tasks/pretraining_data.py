@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3ae.data.collate import PairCollator
+from m3ae.data.collate import TrunkCollator
 from m3ae.data.leaks import refuse_leaks
-from m3ae.data.mixing import MixedPairs
-from m3ae.data.pairs import PairColumns, PairDataset
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
-from m3ae.data.streaming import PairStream, StreamedSet
-from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
+from m3ae.data.samples import SampleDataset, trunk_columns
+from m3ae.data.sets import MixedDataset, SampleStream, StreamedSet
+from m3ae.models.configuration import M3AEConfig
+from m3ae.models.modalities import BatchOptions, trunk_modalities
 from m3ae.models.processing import M3AEProcessor
 from m3ae.training.config import PreTrainingRun, RunConfig
 from m3ae.training.engine import process_state
@@ -25,7 +26,7 @@ from m3ae.training.sections import DataConfig, PairDataConfig
 
 def prepare_sets(data: DataConfig) -> None:
     """Prepare the sets for which the config says how, in one process of each machine."""
-    recipes = [(part.path, part.prepare) for part in data.sets if part.prepare is not None]
+    recipes = [(prepared.path, prepared.prepare) for prepared in data.sets if prepared.prepare is not None]
     if not recipes:
         return
     state = process_state()
@@ -88,10 +89,10 @@ def refuse_test_rows(data: DataConfig) -> None:
     if data.allow_test_rows:
         return
     with process_state().local_main_process_first():  # it leaves the fingerprints for the others
-        refuse_leaks([part.path for part in data.sets], data.held_out)
+        refuse_leaks([prepared.path for prepared in data.sets], data.held_out)
 
 
-def training_pairs(config: PreTrainingRun) -> MixedPairs | PairStream:
+def training_samples(config: PreTrainingRun) -> MixedDataset | SampleStream:
     """Open the training split of all sets.
 
     Raises:
@@ -99,36 +100,30 @@ def training_pairs(config: PreTrainingRun) -> MixedPairs | PairStream:
         ValueError: A set has no training rows or not the columns that the config names.
     """
     data, seed = config.data, config.training.seed
-    parts = data.sets
+    columns = [trunk_columns(own.image_columns, own.text_column, data.view_names) for own in data.sets]
     if data.streaming:
-        columns = [PairColumns.of(part.image_columns, part.text_column, data.view_names) for part in parts]
-        sets = [StreamedSet(part.path, read, part.weight) for part, read in zip(parts, columns, strict=True)]
-        return PairStream(sets, seed, data.texts, data.max_unreadable_shards)
+        sets = [StreamedSet(own.path, read, own.weight) for own, read in zip(data.sets, columns, strict=True)]
+        return SampleStream(sets, seed, data.texts, data.max_unreadable_shards)
     datasets = [
-        PairDataset(part.path, "train", part.image_columns, part.text_column, texts=data.texts, views=data.view_names)
-        for part in parts
+        SampleDataset(prepared.path, "train", read, texts=data.texts)
+        for prepared, read in zip(data.sets, columns, strict=True)
     ]
-    return MixedPairs(datasets, [part.weight for part in parts], seed)
+    return MixedDataset(datasets, [prepared.weight for prepared in data.sets], seed)
 
 
-def evaluation_pairs(config: PreTrainingRun, split: str) -> PairDataset:
+def evaluation_samples(config: PreTrainingRun, split: str) -> SampleDataset:
     """Open a split of the main set."""
     data = config.data
     limit = data.max_validation_samples if split == "validation" else None
-    return PairDataset(data.path, split, data.image_columns, data.text_column, limit, views=data.view_names)
+    columns = trunk_columns(data.image_columns, data.text_column, data.view_names)
+    return SampleDataset(data.path, split, columns, limit=limit)
 
 
-def collator(
+def trunk_collator(
     data: PairDataConfig, model_config: M3AEConfig, processor: M3AEProcessor, *, training: bool
-) -> PairCollator:
+) -> TrunkCollator:
     """Build what makes batches: with the augmentations of the config in training, with centre crops otherwise."""
-    assert isinstance(model_config.image_config, M3AEImageConfig)
-    return PairCollator(
-        processor,
-        model_config.image_config.num_patches,
-        data.max_text_length,
-        augmentation=data.augmentation if training else "crop",
-        crop_scale=data.crop_scale if training else (1.0, 1.0),
-        whole_words=model_config.whole_word_masking,
-        num_views=len(data.view_names) or 1,
-    )
+    options = BatchOptions(processor.tokenizer, data.max_text_length, word_ids=model_config.whole_word_masking)
+    if training:
+        options = replace(options, augmentation=data.augmentation, crop_scale=data.crop_scale)
+    return TrunkCollator(trunk_modalities(model_config, data.view_names), options)

@@ -11,17 +11,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor
 
-from m3ae.data.examples import Example, ExampleDataset, Sample
 from m3ae.data.phantom.report import ask
 from m3ae.data.prepared import load_manifest
 from m3ae.data.questions import ANSWERS_FILE, count_answers, normalize_answer
+from m3ae.data.samples import Sample, SampleDataset
 from m3ae.data.tables import read_json
 from m3ae.figures import save_figure
 from m3ae.inference.drawing import draw_word_attention
@@ -41,12 +41,19 @@ from m3ae.tasks.finetuning import (
 )
 from m3ae.tasks.mistakes import plot_mistakes
 from m3ae.tasks.models import has_labels, label_names, open_model
-from m3ae.training.batches import Visit
 from m3ae.training.config import QuestionAnsweringRun
 
 YES_OR_NO = {"yes", "no"}
 NUM_ATTENTION_MAPS = 4
 MAIN_METRICS = ("accuracy", "closed_accuracy", "open_accuracy")
+
+
+class Truth(NamedTuple):
+    """The right answers to a question, normalised, and the types of answer and question."""
+
+    answers: tuple[str, ...]
+    answer_type: str
+    question_type: str
 
 
 class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRun]):
@@ -66,7 +73,7 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
         config: QuestionAnsweringRun,
         model: M3AEForQuestionAnswering,
         processor: M3AEProcessor,
-        dataset: Callable[[str], ExampleDataset],
+        dataset: Callable[[str], SampleDataset],
     ) -> None:
         super().__init__(config, model, processor)
         self.dataset = dataset
@@ -101,26 +108,26 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
         return label_names(self.model.config)
 
     @cached_property
-    def train_dataset(self) -> ExampleDataset:
+    def train_dataset(self) -> SampleDataset:
         """The training questions with an answer in the list."""
         dataset = self.dataset("train")
-        return ExampleDataset(dataset.rows, [example for example in dataset.examples if self._targets(example).any()])
+        return dataset.of([sample for sample in dataset.samples if self._targets(sample).any()])
 
     def check(self, split: str) -> None:
         """Make sure that a question of a split has an answer in the list."""
-        examples = self.dataset(split).examples
-        if not any(answer in self._columns for example in examples for answer in example.target):
+        samples = self.dataset(split).samples
+        if not any(answer in self._columns for sample in samples for answer in sample.target.answers):
             raise ValueError(
                 f"no question of {self.config.data.path}, {split}, has an answer among the {len(self.answers)} of the "
-                f"list ({', '.join(self.answers[:3])}, …); its answers are {', '.join(examples[0].target)}, … Set "
-                "question_answering.answers to folder, or choose other data."
+                f"list ({', '.join(self.answers[:3])}, …); its answers are {', '.join(samples[0].target.answers)}, … "
+                "Set question_answering.answers to folder, or choose other data."
             )
 
     @cached_property
     def _columns(self) -> dict[str, int]:
         return {normalize_answer(answer): column for column, answer in enumerate(self.answers)}
 
-    def labels(self, samples: Sequence[Sample | Example]) -> dict[str, Tensor]:
+    def labels(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return which answers are right, (B, A)."""
         return {"labels": torch.stack([self._targets(sample) for sample in samples])}
 
@@ -128,38 +135,38 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
         """Return the loss, the accuracies of all, closed and open questions and of each type, and their ceilings."""
         dataset = self.dataset(split)
         logits = self.predict(model, accelerator, dataset).logits
-        return self._loss(dataset, logits) | self.score(dataset.examples, self.choose(logits))
+        return self._loss(dataset, logits) | self.score(dataset.samples, self.choose(logits))
 
     def final(self, model: M3AEForQuestionAnswering, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return these with 95 % intervals over the images and the controls; write the predictions."""
         dataset = self.dataset(split)
         logits, images = self.predict(model, accelerator, dataset)
-        answers, examples = self.choose(logits), dataset.examples
-        metrics = self._loss(dataset, logits) | self.score(examples, answers)
-        metrics |= self.intervals(_right_by_type(examples, answers), images)
+        answers, samples = self.choose(logits), dataset.samples
+        metrics = self._loss(dataset, logits) | self.score(samples, answers)
+        metrics |= self.intervals(_right_by_type(samples, answers), images)
         if self.config.evaluation.controls:
             given = in_main_process(accelerator, lambda: self.answers_without_model(dataset))
             if self.config.data.image_columns:
                 for name, source in IMAGE_CONTROLS.items():
                     given[name] = self.choose(self.predict(model, accelerator, dataset, source).logits)
             for name, chosen in given.items():
-                scores = self.score(examples, chosen)
+                scores = self.score(samples, chosen)
                 metrics |= prefixed(name, {key: scores[key] for key in MAIN_METRICS if key in scores})
         if accelerator.is_main_process:
             self.write_predictions(split, self._describe_predictions(dataset, self.model.probabilities(logits)))
         return metrics
 
-    def answers_without_model(self, dataset: ExampleDataset) -> dict[str, list[str]]:
+    def answers_without_model(self, dataset: SampleDataset) -> dict[str, list[str]]:
         """Return what majority and bag of words answer; nothing if there are no training questions."""
         if not self.has("train"):
             return {}
-        train = self.dataset("train").examples
-        answers = [example.target[0] for example in train]
+        train, measured = self.dataset("train").samples, dataset.samples
+        answers = [sample.target.answers[0] for sample in train]
         types, asked_types = (
-            [f"{example.cells['question_type']}, {example.cells['answer_type']}" for example in examples]
-            for examples in (train, dataset.examples)
+            [f"{sample.target.question_type}, {sample.target.answer_type}" for sample in samples]
+            for samples in (train, measured)
         )
-        texts, asked = ([example.texts[0] for example in examples] for examples in (train, dataset.examples))
+        texts, asked = ([sample.cells["text"] for sample in samples] for samples in (train, measured))
         return {
             "majority": majority_by_type(answers, types, asked_types),
             "bag_of_words": bag_of_words(texts, answers, asked),
@@ -169,13 +176,13 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
         """Return the answer with the highest logit (n, A) of each question."""
         return [self.answers[column] for column in logits.argmax(-1).tolist()]
 
-    def score(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
+    def score(self, samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:
         """Return accuracies and ceilings, see `vqa_accuracy`."""
         return vqa_accuracy(
             predictions=answers,
-            references=[example.target for example in examples],
-            answer_types=[example.cells["answer_type"] for example in examples],
-            question_types=[example.cells["question_type"] for example in examples],
+            references=[sample.target.answers for sample in samples],
+            answer_types=[sample.target.answer_type for sample in samples],
+            question_types=[sample.target.question_type for sample in samples],
             answer_list=self.answers,
         )
 
@@ -196,41 +203,41 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
         """Draw the attention behind some answers, spread over the split."""
         dataset, paths = self.dataset(split), list[Path]()
         for index in range(0, len(dataset), max(1, math.ceil(len(dataset) / NUM_ATTENTION_MAPS))):
-            pair, said = dataset[Visit(index, seed=0)].pair, predictions[index]
-            if pair.image is not None and pair.text is not None:
-                note = f"answer: {said['prediction']}; right: {' or '.join(said['truth'])}"
-                figure = draw_word_attention(model, self.processor, pair.picture, pair.text, note)
+            sample, prediction = dataset.first(index), predictions[index]
+            if sample.images and sample.text is not None:
+                note = f"answer: {prediction['prediction']}; right: {' or '.join(prediction['truth'])}"
+                figure = draw_word_attention(model, self.processor, sample.picture, sample.text, note)
                 paths.append(save_figure(figure, folder / f"attention_{len(paths) + 1}.png"))
         return paths
 
-    def _targets(self, example: Sample | Example) -> Tensor:
-        columns = [self._columns[answer] for answer in example.target if answer in self._columns]
+    def _targets(self, sample: Sample) -> Tensor:
+        columns = [self._columns[answer] for answer in sample.target.answers if answer in self._columns]
         return torch.zeros(len(self.answers)).index_fill(0, torch.tensor(columns, dtype=torch.long), 1.0)
 
-    def _loss(self, dataset: ExampleDataset, logits: Tensor) -> dict[str, float]:
-        targets = self.labels(dataset.examples)["labels"]
+    def _loss(self, dataset: SampleDataset, logits: Tensor) -> dict[str, float]:
+        targets = self.labels(dataset.samples)["labels"]
         known = targets.any(-1)
         return {"loss": float(self.model.loss(logits[known], targets[known]))}
 
-    def _describe_predictions(self, dataset: ExampleDataset, scores: Tensor) -> Iterator[dict[str, Any]]:
-        for example, own in zip(dataset.examples, scores, strict=True):
-            top = best_of(self.answers, own)
+    def _describe_predictions(self, dataset: SampleDataset, scores: Tensor) -> Iterator[dict[str, Any]]:
+        for sample, sample_scores in zip(dataset.samples, scores, strict=True):
+            top, truth = best_of(self.answers, sample_scores), sample.target
             yield {
-                **self.reference(dataset, example),
-                "question": example.texts[0],
-                **example.cells,
+                **self.reference(dataset, sample),
+                "question": sample.cells["text"],
+                "answer_type": truth.answer_type,
+                "question_type": truth.question_type,
                 "prediction": top[0]["label"],
                 "top": top,
-                "truth": list(example.target),
-                "correct": is_right(top[0]["label"], example.target),
-                "in_list": not self._columns.keys().isdisjoint(example.target),
+                "truth": list(truth.answers),
+                "correct": is_right(top[0]["label"], truth.answers),
+                "in_list": not self._columns.keys().isdisjoint(truth.answers),
             }
 
 
-def open_questions(config: QuestionAnsweringRun, split: str) -> ExampleDataset:
-    """Open the questions of a split; the target of an example is the tuple of its right answers, normalised.
+def open_questions(config: QuestionAnsweringRun, split: str) -> SampleDataset:
+    """Open the questions of a split, of the validation split as many as the config says; targets are `Truth`s.
 
-    Of the validation split they are as many as the config says.
     Rows without question or answer are left out, and counted in a message. Those of phantoms are generated.
 
     Raises:
@@ -238,25 +245,25 @@ def open_questions(config: QuestionAnsweringRun, split: str) -> ExampleDataset:
         ValueError: It lacks the split or a column, or no row has both question and answer.
     """
     generated = load_manifest(config.data.path).source == "phantom"
-    rows = open_split(config, split, texts=not generated)
-    if not generated and not {"answer", "answers"} & set(rows.features):
+    dataset = open_split(config, split, texts=not generated)
+    if not generated and not {"answer", "answers"} & set(dataset.features):
         raise ValueError(
-            f"{config.data.path} has no column 'answer'; it has {', '.join(rows.features)}. Question answering needs "
-            "questions with answers: prepare a data set that has them."
+            f"{config.data.path} has no column 'answer'; it has {', '.join(dataset.features)}. Question answering "
+            "needs questions with answers: prepare a data set that has them."
         )
-    examples, unusable = [], 0
-    for row, cells in enumerate(rows.cells()):
-        for asked in ask(cells) if generated else [cells | {"question": " ".join(rows.columns.texts_of(cells))}]:
+    samples, unusable = [], 0
+    for row, cells in enumerate(dataset.rows()):
+        for asked in ask(cells) if generated else [cells | {"question": " ".join(dataset.columns.texts_of(cells))}]:
             answers = right_answers(asked)
             unusable += not (asked["question"] and answers)
             if asked["question"] and answers:
-                types = {"answer_type": answer_type(asked, answers), "question_type": asked.get("question_type") or ""}
-                examples.append(Example(row, asked["id"], (asked["question"],), answers, types))
+                truth = Truth(answers, answer_type(asked, answers), asked.get("question_type") or "")
+                samples.append(Sample(asked["id"], {"text": asked["question"]}, target=truth, row=row))
     if unusable:
         PartialState().print(f"{unusable} rows of {config.data.path}, {split}, lack question or answer: left out")
-    if not examples:
+    if not samples:
         raise ValueError(f"no row of {config.data.path}, {split}, has both question and answer")
-    return ExampleDataset(rows, examples, validation_limit(config, split))
+    return dataset.of(samples, validation_limit(config, split))
 
 
 def right_answers(cells: Mapping[str, Any]) -> tuple[str, ...]:
@@ -271,7 +278,7 @@ def answer_type(cells: Mapping[str, Any], answers: Sequence[str]) -> str:
     return known or ("closed" if YES_OR_NO.issuperset(answers) else "open")
 
 
-def answer_list(config: QuestionAnsweringRun, dataset: Callable[[str], ExampleDataset]) -> list[str]:
+def answer_list(config: QuestionAnsweringRun, dataset: Callable[[str], SampleDataset]) -> list[str]:
     """Return the answers of `answers.json` beside the prepared data, or else those to its training questions.
 
     Raises:
@@ -279,7 +286,7 @@ def answer_list(config: QuestionAnsweringRun, dataset: Callable[[str], ExampleDa
     """
     path = config.data.path / ANSWERS_FILE
     if not path.is_file():
-        return list(count_answers({"answers": example.target} for example in dataset("train").examples))
+        return list(count_answers({"answers": sample.target.answers} for sample in dataset("train").samples))
     content = read_json(path)
     answers = content.get("answers") if isinstance(content, dict) else None
     if not answers or not all(isinstance(answer, str) for answer in answers):
@@ -295,10 +302,10 @@ def answers_from(config: QuestionAnsweringRun) -> str:
     return str(read_json(path).get("answers_from")) if path.is_file() else "train"
 
 
-def _right_by_type(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
+def _right_by_type(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, list[float]]:
     """Return 1 for right and 0 for wrong by metric; NaN for questions that it does not count."""
-    right = [float(is_right(answer, example.target)) for example, answer in zip(examples, answers, strict=True)]
-    types = [example.cells["answer_type"] for example in examples]
+    right = [float(is_right(answer, sample.target.answers)) for sample, answer in zip(samples, answers, strict=True)]
+    types = [sample.target.answer_type for sample in samples]
     by_type = {
         f"{wanted}_accuracy": [value if own == wanted else np.nan for value, own in zip(right, types, strict=True)]
         for wanted in sorted(set(types))

@@ -17,7 +17,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from m3ae.data.examples import Example, ExampleDataset, Sample
+from m3ae.data.samples import Sample, SampleDataset
 from m3ae.figures import Strip, draw_retrieval, save_figure
 from m3ae.files import write_text
 from m3ae.inference.inputs import pictures
@@ -36,14 +36,16 @@ class Candidates(NamedTuple):
     """The T texts and I images of the pairs of a split, in order.
 
     Attributes:
-        examples: Those with both an image and a text.
-        texts: Every text of every example.
-        text_rows: (T,) place in `examples` that each text belongs to; that of image i is i.
-        text_names: A name for each text: that of its example, and its number there if there are several.
+        samples: Those with both an image and a text.
+        indices: (I,) position of each of them in the dataset.
+        texts: Every text of every sample.
+        text_rows: (T,) position in `samples` of the sample that each text belongs to; that of image i is i.
+        text_names: A name for each text: that of its sample, with a number if the sample has several.
         image_ids: (I,) equal numbers name the same image.
     """
 
-    examples: list[Example]
+    samples: list[Sample]
+    indices: list[int]
     texts: list[str]
     text_rows: list[int]
     text_names: list[str]
@@ -91,14 +93,14 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         return task
 
     @cached_property
-    def train_dataset(self) -> ExampleDataset:
+    def train_dataset(self) -> SampleDataset:
         """The training rows; a visit draws one of a row's views and one of its texts."""
         return open_texts(self.config, "train")
 
     def labels(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return numbers that are the same for the same image and the same text, which are no negatives."""
-        names = ("image_id", "text_id")
-        return {f"{name}s": torch.tensor([getattr(sample.pair, name) for sample in samples]) for name in names}
+        ids = {"image_ids": [s.image_id for s in samples], "text_ids": [s.text_id for s in samples]}
+        return {name: torch.tensor(numbers) for name, numbers in ids.items()}
 
     def evaluate(self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return the losses, recalls and median ranks both ways, and the mean recall."""
@@ -122,7 +124,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
                 metrics |= prefixed("first_stage", first_stage.metrics())
         if accelerator.is_main_process:
             self.write_predictions(split, self._describe_predictions(dataset, candidates, ranking))
-            ids = "".join(f"{example.id}\n" for example in candidates.examples)
+            ids = "".join(f"{sample.id}\n" for sample in candidates.samples)
             write_text(self.folder.root / f"{split}.ids.txt", ids)
         return metrics
 
@@ -130,7 +132,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         """Return what the results depend on, the rule of what is right among it."""
         return super().describe() | self.config.retrieval.model_dump()
 
-    def dataset(self, split: str) -> ExampleDataset:
+    def dataset(self, split: str) -> SampleDataset:
         """Open a split, or as many of its rows as the config says."""
         limit = self.config.data.max_validation_samples if split == "validation" else None
         return open_texts(self.config, split, limit or self.config.retrieval.max_rows)
@@ -140,11 +142,10 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         images, texts = set[int](), set[str]()
         dataset = self.train_dataset if split == "train" else self.dataset(split)
         needed = 2 if split == "train" else 1
-        for example in dataset.examples:
-            pair = dataset.rows.pair(example.row, seed=0)
-            if pair.image is not None:
-                images.add(pair.image_id)
-                texts.update(example.texts)
+        for index, own_texts in enumerate(dataset.texts_of("text")):
+            if (sample := dataset.first(index)).images:
+                images.add(sample.image_id)
+                texts.update(own_texts)
             if min(len(images), len(texts)) >= needed:
                 return
         rows = f"the rows of {self.config.data.path}, {split},"
@@ -155,26 +156,27 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
             "expected at least 2 of each: retrieval learns to tell pairs apart"
         )
 
-    def candidates(self, dataset: ExampleDataset) -> Candidates:
+    def candidates(self, dataset: SampleDataset) -> Candidates:
         """Return what is searched for each other: all texts and the first view of the rows with an image."""
-        found = Candidates([], [], [], [], [])
-        for example in dataset.examples:
-            pair = dataset.rows.pair(example.row, seed=0)
-            if pair.image is None:
+        candidates = Candidates([], [], [], [], [], [])
+        for index, texts in enumerate(dataset.texts_of("text")):
+            sample = dataset.first(index)
+            if not sample.images:
                 continue
-            found.texts.extend(example.texts)
-            found.text_rows.extend([len(found.examples)] * len(example.texts))
-            several = len(example.texts) > 1
-            found.text_names.extend(f"{example.id}#{n}" if several else example.id for n in range(len(example.texts)))
-            found.examples.append(example)
-            found.image_ids.append(pair.image_id)
-        return found
+            candidates.texts.extend(texts)
+            candidates.text_rows.extend([len(candidates.samples)] * len(texts))
+            names = [sample.id] if len(texts) == 1 else [f"{sample.id}#{n}" for n in range(len(texts))]
+            candidates.text_names.extend(names)
+            candidates.samples.append(dataset.samples[index])
+            candidates.indices.append(index)
+            candidates.image_ids.append(sample.image_id)
+        return candidates
 
     def rank(
         self,
         model: M3AEForImageTextRetrieval,
         accelerator: Accelerator,
-        dataset: ExampleDataset,
+        dataset: SampleDataset,
         candidates: Candidates,
         *,
         first_stage: bool = False,
@@ -189,7 +191,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
             model.m3ae,
             candidates.texts,
             candidates.image_ids,
-            lambda place: dataset.rows.pair(candidates.examples[place].row, seed=0),
+            lambda number: dataset.first(candidates.indices[number]),
             self.evaluation_collator,
             accelerator,
             self._batch_size,
@@ -211,13 +213,13 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         split = "test" if self.has("test") else "validation"
         dataset = self.dataset(split)
         candidates = self.candidates(dataset)
-        rows = {example.id: example.row for example in candidates.examples}
+        indices = {sample.id: index for sample, index in zip(candidates.samples, candidates.indices, strict=True)}
         texts = dict(zip(candidates.text_names, candidates.texts, strict=True))
         lines = [line for line in self.read_predictions(split) if line["direction"] == DIRECTIONS[0]]
         strips = []
         for line in lines[:: math.ceil(len(lines) / STRIPS)]:
-            pairs = [dataset.rows.pair(rows[found["label"]], seed=0) for found in line["top"]]
-            images = pictures(self.processor, [pair.picture for pair in pairs])
+            found_images = [dataset.first(indices[found["label"]]).picture for found in line["top"]]
+            images = pictures(self.processor, found_images)
             captions = [f"{number}. {found['score']:.2f}" for number, found in enumerate(line["top"], start=1)]
             right = [place for place, found in enumerate(line["top"]) if found["label"] in line["truth"]]
             strips.append(Strip(texts[line["query"]], list(images), captions, right))
@@ -228,13 +230,13 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         return self.config.evaluation.batch_size or self.config.training.batch_size
 
     def _losses(
-        self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, dataset: ExampleDataset
+        self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, dataset: SampleDataset
     ) -> dict[str, float]:
         """Return the training losses over batches of a fixed composition, however many processes share them."""
         sums, size, source = MeanMetrics(), self._batch_size, cast(Dataset[Sample], dataset)
         own = range(accelerator.process_index, math.ceil(len(dataset) / size), accelerator.num_processes)
         rows = [row for number in own for row in range(number * size, min((number + 1) * size, len(dataset)))]
-        for number, batch in zip(own, self._batches(source, rows, self._evaluation_pairs), strict=True):
+        for number, batch in zip(own, self._batches(source, rows, self._labelled_inputs), strict=True):
             count = len(batch["text_ids"])
             noise = torch.rand(count, count, generator=torch.Generator().manual_seed(number))
             with accelerator.autocast():
@@ -244,8 +246,8 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
                 sums.add(f"{name}_loss", loss.expand(count))
         return sums.compute()
 
-    def _evaluation_pairs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        return self.inputs([sample.pair for sample in samples]) | self.labels(samples)
+    def _labelled_inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        return self.inputs(samples) | self.labels(samples)
 
     def _intervals(self, candidates: Candidates, ranking: Ranking) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -256,10 +258,10 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         return found
 
     def _describe_predictions(
-        self, dataset: ExampleDataset, candidates: Candidates, ranking: Ranking
+        self, dataset: SampleDataset, candidates: Candidates, ranking: Ranking
     ) -> Iterator[dict[str, Any]]:
         """Yield a line for every query, the texts first; the rank is null if no right candidate is found."""
-        image_names = [example.id for example in candidates.examples]
+        image_names = [sample.id for sample in candidates.samples]
         sides = (
             (candidates.text_names, candidates.text_rows, image_names),
             (image_names, range(len(image_names)), candidates.text_names),
@@ -268,7 +270,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
             ranks, best = ranking.ranks[i].tolist(), ranking.found[i].best(TOP)
             for place, (query, row, top) in enumerate(zip(queries, rows, best, strict=True)):
                 yield {
-                    **self.reference(dataset, candidates.examples[row]),
+                    **self.reference(dataset, candidates.samples[row]),
                     "direction": DIRECTIONS[i],
                     "query": query,
                     "prediction": names[top[0][0]],
@@ -278,23 +280,21 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
                 }
 
 
-def open_texts(config: RetrievalRun, split: str, limit: int | None = None) -> ExampleDataset:
+def open_texts(config: RetrievalRun, split: str, limit: int | None = None) -> SampleDataset:
     """Open the rows of a split that have a text; those without are left out, and counted in a message.
 
     Raises:
         FileNotFoundError: There is no such prepared folder.
         ValueError: It lacks the split or a column, or no row has a text.
     """
-    rows = open_split(config, split)
-    texts = [tuple(rows.columns.texts_of(cells)) for cells in rows.cells()]
-    ids = [cells["id"] for cells in rows.cells()]
-    examples = [Example(row, ids[row], own, None, {}) for row, own in enumerate(texts) if own]
-    if len(examples) < len(texts):
-        left_out = len(texts) - len(examples)
+    dataset = open_split(config, split)
+    texts = zip(dataset.ids, dataset.texts_of("text"), strict=True)
+    samples = [Sample(id, {}, row=row) for row, (id, own) in enumerate(texts) if own]
+    if left_out := len(dataset) - len(samples):
         PartialState().print(f"{left_out} rows of {config.data.path}, {split}, have no text: left out")
-    if not examples:
+    if not samples:
         raise ValueError(f"no row of {config.data.path}, {split}, has a text")
-    return ExampleDataset(rows, examples, limit)
+    return dataset.of(samples, limit)
 
 
 def chance_ranking(relevance: tuple[Relevance, Relevance]) -> dict[str, float]:

@@ -6,29 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from m3ae.data.samples import Visit
 from m3ae.training.config import RunConfig
 from m3ae.training.safety import ignore_stop_signals
-
-
-class Visit(NamedTuple):
-    """One visit of a sample.
-
-    Attributes:
-        index: Position of the sample in the dataset.
-        seed: Seed of everything random about this visit, below 2**63; another one at every visit.
-        epoch: Passes over the dataset made before.
-    """
-
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
-    seed: int
-    epoch: int = 0
 
 
 class TrainingSamples(Protocol):
@@ -46,7 +33,7 @@ class TrainingSamples(Protocol):
 class TrainingStream(Protocol):
     """Samples in the order of a stream, shared out among processes and workers."""
 
-    def samples(self, process_index: int, num_processes: int, skip: int = 0) -> Iterator[Any]:
+    def share(self, process_index: int, num_processes: int, skip: int = 0) -> Iterator[Any]:
         """Yield the share of this process (in a worker: of this worker) for ever, without its first `skip` samples."""
 
     def length(self, sample: Any) -> int:
@@ -194,7 +181,7 @@ class StreamBatches(IterableDataset[Sequence[Any]]):
     def __iter__(self) -> Iterator[Sequence[Any]]:
         first_window, made = divmod(self.first_batch, self.bucket_batches)
         size = self.batch_size * self.bucket_batches
-        samples = self.stream.samples(self.process_index, self.num_processes, skip=first_window * size)
+        samples = self.stream.share(self.process_index, self.num_processes, skip=first_window * size)
         for number in count(first_window):
             window = list(islice(samples, size))
             lengths = [self.stream.length(sample) for sample in window]

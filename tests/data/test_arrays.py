@@ -9,8 +9,8 @@ import torch
 
 import m3ae
 from m3ae.data.collate import Collator
+from m3ae.data.samples import Visit
 from m3ae.models.modalities import build_modalities
-from m3ae.training.batches import Visit
 
 NAN = np.nan
 IMAGES = np.random.default_rng(0).random((4, 1, 6, 8))

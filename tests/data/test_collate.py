@@ -6,11 +6,16 @@ import torch
 from PIL import Image
 from transformers import RobertaTokenizer
 
-from m3ae.data.collate import PairCollator, spell_words, word_ids
-from m3ae.data.pairs import Pair
+from m3ae.data.collate import TrunkCollator
+from m3ae.data.samples import Sample
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.images.files import StoredImage
+from m3ae.models.modalities import BatchOptions, trunk_modalities
+from m3ae.models.modalities.text import spell_words, word_ids
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.transfer.text_encoders import load_tokenizer
+from tests.data.small_folder import stored
+from tests.models.tiny import tiny_config
 
 TEXT = "Left-sided effusion, 3.5 cm; the patient's lung is clear..."
 WORDS = ["Left", "-", "sided", "effusion", ",", "3", ".", "5", "cm", ";"]
@@ -22,8 +27,16 @@ def image(value: int, size: tuple[int, int] = (40, 32), mode: str = "L") -> Imag
     return Image.fromarray(noise).convert(mode)
 
 
-def pair(number: int, text: str | None = "some text", picture: bool = True, seed: int = 5) -> Pair:
-    return Pair(f"{number}", image(number) if picture else None, text, picture * (number + 1), len(text or ""), seed)
+def sample(number: int, text: str | None = "some text", picture: bool = True, seed: int = 5) -> Sample:
+    return Sample(f"{number}", {"image": cell(image(number)) if picture else None, "text": text}, seed)
+
+
+def cell(image: Image.Image) -> StoredImage:
+    return StoredImage(stored(image), "row")
+
+
+def collator_of(processor: M3AEProcessor, **options) -> TrunkCollator:
+    return TrunkCollator(trunk_modalities(tiny_config()), BatchOptions(processor.tokenizer, 24, **options))
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +45,28 @@ def processor() -> M3AEProcessor:
 
 
 @pytest.fixture(scope="module")
-def collator(processor) -> PairCollator:
-    return PairCollator(processor, num_patches=16, max_text_length=24, crop_scale=(0.5, 1.0))
+def collator(processor) -> TrunkCollator:
+    return collator_of(processor, crop_scale=(0.5, 1.0))
 
 
 def test_batch(collator) -> None:
-    batch = collator([pair(0), pair(1, text=None), pair(2), pair(3, picture=False)])
+    batch = collator([sample(0), sample(1, text=None), sample(2), sample(3, picture=False)])
     assert batch["pixel_values"].shape == (4, 3, 32, 32) and (batch["pixel_values"][3] == 0).all()
     assert batch["image_present"].tolist() == [True, True, True, False]
     assert batch["text_present"].tolist() == [True, False, True, True]
     assert batch["input_ids"].shape[1] % 8 == 0
     assert batch["attention_mask"].sum(1)[1] == 2  # <s></s>
+    assert len(set(batch["image_ids"].tolist())) == 4 and batch["image_ids"][3] == 0 == batch["text_ids"][1]
+    assert batch["text_ids"][0] == batch["text_ids"][2] != 0
     assert batch["image_noise"].shape == (4, 16) and batch["match_noise"].shape == (4, 2)
     assert batch["text_noise"].shape == (*batch["input_ids"].shape, 2)
-    complete = collator([pair(0), pair(2)])
-    assert "image_present" not in complete and "text_present" not in complete and "word_ids" not in complete
+    complete = collator([sample(0), sample(2)])
+    assert complete["image_present"].all() and complete["text_present"].all() and "word_ids" not in complete
+    assert complete.keys() == batch.keys(), "one program, whatever is missing"
 
 
 def test_a_sample_does_not_depend_on_its_batch(collator) -> None:
-    alone, together = collator([pair(0)]), collator([pair(2, text=TEXT, seed=7), pair(0)])
+    alone, together = collator([sample(0)]), collator([sample(2, text=TEXT, seed=7), sample(0)])
     assert torch.equal(alone["pixel_values"][0], together["pixel_values"][1])
     for name in ("image_noise", "match_noise", "text_noise"):
         length = alone[name].shape[1]
@@ -58,15 +74,15 @@ def test_a_sample_does_not_depend_on_its_batch(collator) -> None:
 
 
 def test_texts_are_padded_to_the_longest_and_cut_at_the_maximum(collator) -> None:
-    assert collator([pair(0, text="some")])["input_ids"].shape[1] == 8
-    assert collator([pair(0, text="some"), pair(1, text=TEXT * 3)])["input_ids"].shape[1] == 24
+    assert collator([sample(0, text="some")])["input_ids"].shape[1] == 8
+    assert collator([sample(0, text="some"), sample(1, text=TEXT * 3)])["input_ids"].shape[1] == 24
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P"])
 @pytest.mark.parametrize("size", [(40, 32), (32, 77), (20, 25)])
 def test_evaluation_has_the_pixels_of_the_processor(processor, size, mode) -> None:
     picture = image(1, size, mode)
-    found = PairCollator(processor, 16, 24)([Pair("a", picture, None, 1, 0, 5)])["pixel_values"]
+    found = collator_of(processor).inputs([Sample("a", {"image": cell(picture), "text": None}, 5)])["pixel_values"]
     expected = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -119,7 +135,7 @@ def test_a_saved_published_tokenizer_is_loaded_and_collates(shared: Path, tmp_pa
         tmp_path
     )
     processor = M3AEProcessor(M3AEImageProcessor.for_size(32), load_tokenizer(str(tmp_path)))
-    batch = PairCollator(processor, 16, 24, whole_words=True)([pair(0, text="Cardiomegaly, mild.")])
+    batch = collator_of(processor, word_ids=True)([sample(0, text="Cardiomegaly, mild.")])
     ids, words = batch["input_ids"][0], batch["word_ids"][0]
     assert processor.tokenizer.decode(ids[:1]) == "<s>" and (batch["special_tokens_mask"][0, 0] == 1).all()
     real = batch["special_tokens_mask"][0] == 0
@@ -134,7 +150,7 @@ def test_whole_words_need_the_place_of_tokens(processor) -> None:
     slow = M3AEProcessor(processor.image_processor, processor.tokenizer)
     slow.tokenizer = SlowTokenizer()
     with pytest.raises(ValueError, match=r"needs a fast tokenizer.*got SlowTokenizer"):
-        PairCollator(slow, 16, 24, whole_words=True)
+        collator_of(slow, word_ids=True)
 
 
 def test_tokenizer_without_mask_token_is_refused() -> None:

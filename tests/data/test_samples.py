@@ -9,13 +9,13 @@ from PIL import Image
 from m3ae.data.collate import Collator, drop_modalities
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_split
-from m3ae.data.samples import ColumnDataset, Columns, read_texts
+from m3ae.data.samples import Columns, OtherImages, Sample, SampleDataset, Visit, read_texts, trunk_columns
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.images.files import StoredImage
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modalities import KINDS, BatchOptions, Modality, configure
 from m3ae.models.modalities.augment import centre_crop
-from m3ae.training.batches import Visit
+from tests.data.folder import grey, write_folder
 from tests.data.small_folder import picture, stored, write_splits
 
 
@@ -77,11 +77,11 @@ def test_labels_are_any_number_of_classes(tmp_path: Path) -> None:
         wrong.check_column(lambda: rows)
 
 
-def dataset(folder: Path, kinds: dict[str, Modality], split: str = "train", **options: Any) -> ColumnDataset:
-    return ColumnDataset(folder, split, Columns.of(kinds), **options)
+def dataset(folder: Path, kinds: dict[str, Modality], split: str = "train", **options: Any) -> SampleDataset:
+    return SampleDataset(folder, split, Columns.of(kinds), **options)
 
 
-def samples(dataset: ColumnDataset, rows: list[int], seed: int = 0) -> list[Any]:
+def samples(dataset: SampleDataset, rows: list[int], seed: int = 0) -> list[Any]:
     return [dataset[Visit(row, seed)] for row in rows]
 
 
@@ -192,7 +192,7 @@ def test_a_visit_draws_one_of_several_views_and_joins_columns_of_texts(tmp_path:
     folder = write_splits(tmp_path / "set", train=[row, {**row, "id": "s", "frontal": None, "answer": None}])
     kinds = {"image": STUDY["frontal"], "text": STUDY["text"]}
     columns = Columns.of(kinds, {"image": ["frontal", "lateral"], "text": ["asked", "answer"]})
-    rows = ColumnDataset(folder, "train", columns)
+    rows = SampleDataset(folder, "train", columns)
     views = [rows[Visit(0, seed)].cells["image"].content for seed in range(3)]
     assert views == [stored(picture(0)), stored(picture(1)), stored(picture(0))]
     assert [rows[Visit(number, 0)].cells["text"] for number in range(2)] == ["why? so", "why?"]
@@ -307,3 +307,137 @@ def test_wrong_options_are_refused(digits: Path) -> None:
         dataset(digits, modalities(vector={"kind": "vector", "shape": [3]}))[Visit(0, 0)]
     with pytest.raises(ValueError, match=r"no column of texts 'speech'; it has id, label"):
         read_texts(digits, "train", ["speech"])
+
+
+REPORT_ROWS = {
+    "id": ["a", "b", "c", "d"],
+    "frontal": [10, None, 30, None],
+    "lateral": [11, 21, None, None],
+    "text": [["first report", "second report"], None, ["third report of c"], ["only text here"]],
+    "question": ["Where?", "What?", None, "Why?"],
+    "answer": ["left lung", None, None, "ill"],
+}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory):
+    return write_folder(tmp_path_factory.mktemp("prepared"), REPORT_ROWS, images=["frontal", "lateral"])
+
+
+def trunk(reports, text_column="text", **options) -> SampleDataset:
+    return SampleDataset(reports, "train", trunk_columns(["frontal", "lateral"], text_column), **options)
+
+
+def test_missing_sides_are_none(reports) -> None:
+    found = [trunk(reports).first(index, 0) for index in range(4)]
+    assert [(s.id, grey(s.picture) if s.images else None, s.text) for s in found] == [
+        ("a", 10, "first report"),
+        ("b", 21, None),
+        ("c", 30, "third report of c"),
+        ("d", None, "only text here"),
+    ]
+
+
+def test_visits_draw_views_and_texts_by_their_seed(reports) -> None:
+    dataset = trunk(reports)
+    seeds = [view + (text << 32) for view in range(4) for text in range(4)]
+    visits = [dataset[Visit(0, seed)] for seed in seeds]
+    assert [grey(sample.picture) for sample in visits] == [10, 10, 10, 10, 11, 11, 11, 11] * 2
+    assert [sample.text for sample in visits] == ["first report", "second report"] * 8
+    assert [sample.seed for sample in visits] == seeds
+
+
+def test_all_texts_are_samples_of_their_own(reports) -> None:
+    dataset = trunk(reports, texts="all")
+    found = [dataset[Visit(index, 7 << 32)] for index in range(len(dataset))]
+    assert [(sample.id, sample.text) for sample in found] == [
+        ("a", "first report"),
+        ("a", "second report"),
+        ("b", None),
+        ("c", "third report of c"),
+        ("d", "only text here"),
+    ]
+
+
+@pytest.mark.parametrize("texts", ["one", "all"])
+def test_the_length_of_a_visit_is_that_of_its_text(reports, texts) -> None:
+    dataset = trunk(reports, texts=texts)
+    for visit in (Visit(index, seed << 31) for index in range(len(dataset)) for seed in range(6)):
+        assert dataset.length(visit) == len(dataset[visit].text or "")
+
+
+def test_questions_are_texts_and_answers_are_joined_to_them(reports) -> None:
+    questions, both = trunk(reports, "question"), trunk(reports, ["question", "answer"])
+    assert [questions.first(i, 0).text for i in range(4)] == ["Where?", "What?", None, "Why?"]
+    assert [both.first(i, 0).text for i in range(4)] == ["Where? left lung", "What?", None, "Why? ill"]
+    assert both.texts() == ["Where? left lung", "What?", "Why? ill"]
+    assert both.length(Visit(0, 5)) == len("Where? left lung")
+
+
+def test_limit_spreads_over_the_split(reports) -> None:
+    dataset = trunk(reports, limit=2)
+    assert [dataset.first(index, 0).id for index in range(len(dataset))] == ["a", "d"]
+
+
+def test_texts(reports) -> None:
+    assert trunk(reports).texts() == ["first report", "second report", "third report of c", "only text here"]
+    assert trunk(reports, None).texts() == []
+    assert trunk(reports).texts_of("text") == [row or [] for row in REPORT_ROWS["text"]]
+
+
+def test_unknown_columns_list_those_there_are(reports) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"no column 'image'; it has id, frontal, lateral, text, question, answer. Set data.image_columns",
+    ):
+        SampleDataset(reports, "train", trunk_columns(["image"], "text"))
+
+
+def test_lists_of_texts_cannot_be_joined(reports) -> None:
+    with pytest.raises(ValueError, match=r"Column 'text' of .* only columns of one text each can be joined"):
+        trunk(reports, ["question", "text"])
+
+
+def questions(folder: Path, images: list[int | None], limit: int | None = None) -> SampleDataset:
+    """Two questions about each row."""
+    rows = [{"id": f"r{i}", "image": image, "text": "own text", "kind": "k"} for i, image in enumerate(images)]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    dataset = SampleDataset(write_folder(folder, columns, ["image"]), "train", trunk_columns(["image"], "text"))
+    asked = [Sample(f"e{i}", {"text": f"text {i}"}, target=i, row=i // 2) for i in range(2 * len(images))]
+    return dataset.of(asked, limit)
+
+
+def shade(sample: Sample) -> int | None:
+    return grey(sample.picture) if sample.images else None
+
+
+def test_a_task_makes_samples_of_rows(tmp_path: Path) -> None:
+    dataset = questions(tmp_path / "data", [10, 20])
+    second = dataset[Visit(2, 7)]
+    assert (second.id, second.text, second.target, second.seed, shade(second)) == ("e2", "text 2", 2, 7, 20)
+    assert dataset.length(Visit(2, 7)) == 6 and dataset.ids == ["e0", "e1", "e2", "e3"]
+    assert dataset.texts() == [f"text {i}" for i in range(4)] and dataset.first(3).text == "text 3"
+    assert list(dataset.rows())[1] == {"id": "r1", "text": "own text", "kind": "k"}
+    half = dataset.of([sample for sample in dataset.samples if sample.target > 1])
+    assert [half.first(index).id for index in range(len(half))] == ["e2", "e3"] and len(dataset) == 4
+    assert len(dataset.of([])) == 0
+    rows = dataset.of([Sample("r0", {}, row=0)])
+    assert rows.first(0).text == "own text" and rows.texts() == ["own text"], "what it does not say, the row does"
+
+
+def test_a_limit_keeps_samples_from_everywhere(tmp_path: Path) -> None:
+    assert [sample.row for sample in questions(tmp_path / "data", [0, 1, 2], limit=3).samples] == [0, 1, 2]
+
+
+def test_other_images_differ_in_the_image_alone(tmp_path: Path) -> None:
+    dataset = questions(tmp_path / "data", [10, 10, None, 10, 20, 30])
+    dataset = dataset.of(dataset.samples[::2])
+    samples = [(dataset[Visit(i, 0)], OtherImages(dataset)[Visit(i, 0)]) for i in range(len(dataset))]
+    # three further on; where that is the same image or none, the next after it
+    assert [shade(other) for _, other in samples] == [20, 20, None, 20, 10, 10]
+    for sample, other in samples:
+        assert other._replace(cells={**other.cells, "image": sample.cells["image"]}) == sample
+
+
+def test_without_another_image_the_own_one_stays(tmp_path: Path) -> None:
+    assert shade(OtherImages(questions(tmp_path / "data", [10, 10]))[Visit(0, 0)]) == 10

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -15,13 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m3ae import M3AEForPreTraining
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import PairColumns, PairDataset
+from m3ae.data.collate import TrunkCollator
 from m3ae.data.prepared import MANIFEST, load_manifest
-from m3ae.data.streaming import PairStream, StreamedSet, UnreadableShardError
+from m3ae.data.samples import SampleDataset, Visit, trunk_columns
+from m3ae.data.sets import SampleStream, StreamedSet, UnreadableShardError
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.files import CHECKSUMS, write_checksums
 from m3ae.images.files import UnreadableImageError, load_image
+from m3ae.models.modalities import BatchOptions, trunk_modalities
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.options import dotted_keys
 from m3ae.training.checkpoint import choose_checkpoint, list_checkpoints, load_moments, load_weights
@@ -33,7 +33,7 @@ from m3ae.transfer.released import read_released
 from tests.data.small_folder import picture, stored, write_splits
 from tests.faults.harms import PIECES, FileHarm, Folder, Harm, Target, damage, file_harms, harms
 from tests.images.test_dicom import RAMP, write
-from tests.models.tiny import tiny_of
+from tests.models.tiny import tiny_config, tiny_of
 from tests.training.toy import ToyTask, toy_config
 from tests.transfer.released import released_by_others, save
 
@@ -217,16 +217,16 @@ def manifest(folder: Path) -> Target:
 
 
 def prepared(folder: Path) -> Target:
-    """Rows read by index: pairs with images that decode, or ValueError or FileNotFoundError naming the folder."""
+    """Rows read by index: samples with images that decode, or ValueError or FileNotFoundError naming the folder."""
     files, cache = prepared_files(folder / "prepared"), folder / "cache"
     datasets.config.HF_DATASETS_CACHE = cache
     datasets.disable_progress_bars()
 
-    collate = pair_collator()
+    collate = trunk_collator()
 
     def read() -> None:
-        dataset = PairDataset(files.path, "train", ["image"], "text")
-        collate([dataset[SimpleNamespace(index=n, seed=n, epoch=0)] for n in range(len(dataset))])
+        dataset = SampleDataset(files.path, "train", trunk_columns(["image"], "text"))
+        collate([dataset[Visit(n, seed=n)] for n in range(len(dataset))])
 
     return Target(file_harms, lambda case: try_to_read(read, files, case, cache))
 
@@ -236,17 +236,17 @@ def stream(folder: Path) -> Target:
     files = prepared_files(folder / "prepared")
     datasets.disable_progress_bars()
 
-    collate = pair_collator()
+    collate = trunk_collator()
 
     def read() -> None:
-        pairs = PairStream([StreamedSet(files.path, PairColumns.of(["image"], "text"))], seed=0).samples(0, 1)
-        collate([next(pairs) for _ in range(4)])
+        samples = SampleStream([StreamedSet(files.path, trunk_columns(["image"], "text"))], seed=0).share(0, 1)
+        collate([next(samples) for _ in range(4)])
 
     return Target(file_harms, lambda case: try_to_read(read, files, case))
 
 
-def pair_collator() -> PairCollator:
-    return PairCollator(M3AEProcessor(M3AEImageProcessor.for_size(16), train_tokenizer(["Text."], 300)), 1, 8)
+def trunk_collator() -> TrunkCollator:
+    return TrunkCollator(trunk_modalities(tiny_config()), BatchOptions(train_tokenizer(["Text."], 300), 8))
 
 
 def try_to_read(read: Callable[[], None], files: Folder, case: list[FileHarm], cache: Path | None = None) -> str:

@@ -10,16 +10,17 @@ import pytest
 from PIL import Image
 
 from m3ae import M3AEForPreTraining
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import PairColumns, PairDataset
+from m3ae.data.collate import TrunkCollator
 from m3ae.data.prepared import load_manifest, load_split
+from m3ae.data.samples import SampleDataset, trunk_columns
+from m3ae.data.sets import SampleStream, StreamedSet, UnreadableShardError
 from m3ae.data.sources._digit_files import UnreadableRecordingError, load_recording
 from m3ae.data.sources.digits import read_idx
-from m3ae.data.streaming import PairStream, StreamedSet, UnreadableShardError
 from m3ae.data.tables import read_csv
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.files import CHECKSUMS, write_checksums
 from m3ae.images.files import UnreadableImageError, load_image
+from m3ae.models.modalities import BatchOptions, trunk_modalities
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import ConfigError, load_config
@@ -29,12 +30,13 @@ from m3ae.transfer.released import read_released
 
 from ..data.digit_files import write_wav
 from ..data.small_folder import picture, stored, write_splits
-from ..models.tiny import tiny_of
+from ..models.tiny import tiny_config, tiny_of
 from ..training.toy import ToyTask, toy_config
 from ..transfer.released import released_by_others, save
 from .fuzz import ALL, fuzz
 
 TOKENIZER = train_tokenizer(["There is an effusion."], 300)
+COLUMNS = trunk_columns(["image"], "text")
 SLOW = ("checkpoint", "prepared", "released", "stream", "digits")  # a case takes 10 ms or more
 
 
@@ -109,11 +111,11 @@ def test_an_image_that_does_not_decode_names_its_row(folder: Path, position: int
     contents = rows[1]["image"]["bytes"]
     rows[1]["image"]["bytes"] = contents[:position] + bytes(99) + contents[position + 99 : -40]
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), shard)
-    pairs = PairDataset(folder, "train", ["image"], "text")
-    collate = PairCollator(M3AEProcessor(M3AEImageProcessor.for_size(32), TOKENIZER), 4, 8)
-    assert len(collate([pairs.first(0, 0), pairs.first(2, 0)])["pixel_values"]) == 2
+    dataset = SampleDataset(folder, "train", COLUMNS)
+    collate = TrunkCollator(trunk_modalities(tiny_config()), BatchOptions(TOKENIZER, 8))
+    assert len(collate([dataset.first(0), dataset.first(2)])["pixel_values"]) == 2
     with pytest.raises(ValueError, match=r"row 'r1': its image is damaged \(.*\); prepare the folder again"):
-        collate([pairs.first(1, 0)])
+        collate([dataset.first(1)])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_shard_whose_name_no_file_can_have(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"lacks a{300}"):
         load_split(folder, "train")
     with pytest.raises(FileNotFoundError, match=r"a{300}.* is missing"):
-        StreamedSet(folder, PairColumns(("image",), ("text",)))
+        StreamedSet(folder, COLUMNS)
 
 
 def test_text_that_is_not_utf8(folder: Path) -> None:
@@ -175,7 +177,7 @@ def test_a_stream_with_text_that_is_not_utf8(folder: Path) -> None:
     contents = shard.read_bytes()
     assert b"Text 2." in contents
     shard.write_bytes(contents.replace(b"Text 2.", b"Text 2\x80"))
-    samples = PairStream([StreamedSet(folder, PairColumns(("image",), ("text",)))], 0).samples(0, 1)
+    samples = SampleStream([StreamedSet(folder, COLUMNS)], 0).share(0, 1)
     with pytest.raises(UnreadableShardError, match=r"cannot be read .*invalid start byte"):
         [next(samples) for _ in range(3)]
 

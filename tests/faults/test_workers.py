@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch.utils.data
 
-from m3ae.data.pairs import PairColumns
-from m3ae.data.streaming import PairStream, StreamedSet, UnreadableShardError
+from m3ae.data.samples import trunk_columns
+from m3ae.data.sets import SampleStream, StreamedSet, UnreadableShardError
 from m3ae.training.loop import train
 
 from ..data.folder import write_folder
@@ -54,7 +54,7 @@ def shards(tmp_path):
 
 
 def open_stream(folder, max_unreadable=0):
-    return PairStream([StreamedSet(folder, PairColumns(("image",), ("text",)))], 0, max_unreadable=max_unreadable)
+    return SampleStream([StreamedSet(folder, trunk_columns(["image"], "text"))], 0, max_unreadable=max_unreadable)
 
 
 def zero(path):
@@ -62,7 +62,7 @@ def zero(path):
 
 
 def ids(stream, count):
-    samples = stream.samples(0, 1)
+    samples = stream.share(0, 1)
     return sorted(next(samples).id for _ in range(count))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from m3ae import M3AEForPreTraining
 from m3ae.cli import cli
-from m3ae.data.pairs import PairColumns
+from m3ae.data.samples import trunk_columns
 from m3ae.files import file_sha256
 from m3ae.images.files import load_image
 from m3ae.inference import load_model
@@ -56,9 +56,9 @@ def test_vectors_are_those_of_the_model(place: Path, tmp_path: Path) -> None:
 
     model, processor = load_model(place / "contrastive", [M3AEForPreTraining])
     rows = pq.read_table(place / "data" / "train-00000-of-00002.parquet").to_pylist()
-    pair = PairColumns.of(["image"], "text").pair(rows[2], 0, 0, 0)
+    image = trunk_columns(["image"], "text").sample(rows[2], seed=0).picture
     with torch.no_grad():
-        inputs = processor(images=pair.image.convert("RGB"), text="no finding", return_tensors="pt")
+        inputs = processor(images=image.convert("RGB"), text="no finding", return_tensors="pt")
         inputs = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
         expected = model.m3ae(**inputs).pooler_output[0]
         image = model.itc_head.embed("image", model.m3ae.encode_image(inputs["pixel_values"]))[0]

@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator, PartialState
 from PIL import Image
 
-from m3ae import M3AEForImageTextRetrieval, M3AEProcessor
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import Pair
+from m3ae import M3AEForImageTextRetrieval
+from m3ae.data.collate import TrunkCollator
+from m3ae.data.samples import Sample
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.metrics import MultiLabelMetrics, VQAAccuracy, gather_rows
-from m3ae.models.processing import M3AEImageProcessor
+from m3ae.models.modalities import BatchOptions, trunk_modalities
 from m3ae.tasks.gallery import Gallery
 from tests.models.tiny import tiny_of
 
@@ -38,11 +38,11 @@ def questions() -> list[dict[str, object]]:
 def search() -> list[list[list[int]]]:
     """Find three of five images and of six texts each for the other in two stages, the best first."""
     texts = ["clear", "large effusion", "a nodule", "clear", "fluid", "an old fracture"]
-    processor = M3AEProcessor(M3AEImageProcessor.for_size(32), train_tokenizer(texts, 270))
     model = tiny_of(M3AEForImageTextRetrieval, itc_weight=1.0, text_config={"vocab_size": 270})
-    pairs = [Pair(str(i), Image.new("L", (32, 32), 50 * i), None, i, 0, 0) for i in range(5)]
-    collator = PairCollator(processor, model.config.image_config.num_patches, 16)
-    gallery = Gallery(model.m3ae, texts, range(5), pairs.__getitem__, collator, Accelerator(cpu=True), batch_size=2)
+    images = [Image.new("L", (32, 32), 50 * i) for i in range(5)]
+    samples = [Sample(str(i), {"image": image, "text": None}) for i, image in enumerate(images)]
+    collator = TrunkCollator(trunk_modalities(model.config), BatchOptions(train_tokenizer(texts, 270), 16))
+    gallery = Gallery(model.m3ae, texts, range(5), samples.__getitem__, collator, Accelerator(cpu=True), batch_size=2)
     _, ranked = gallery.search(model.score, model.itc_head, 3)
     return [[[number for number, _ in best] for best in found.best(3)] for found in ranked]
 

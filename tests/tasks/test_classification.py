@@ -8,9 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from m3ae import M3AEForClassification
-from m3ae.data.examples import Example
+from m3ae.data.samples import Sample
 from m3ae.tasks.classification import Classification, Labels, choose_classes, class_weights, encode
-from m3ae.training.batches import Visit
 from m3ae.training.config import ClassificationConfig, RunConfig
 from m3ae.training.loop import train
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
@@ -50,8 +49,8 @@ def build(folder: Path, sections: dict[str, Any], **classification: Any) -> Clas
     return Classification.from_config(run(folder, merged))
 
 
-def examples(*labels: Labels) -> list[Example]:
-    return [Example(i, str(i), (), own, {}) for i, own in enumerate(labels)]
+def examples(*labels: Labels) -> list[Sample]:
+    return [Sample(str(i), {}, target=own, row=i) for i, own in enumerate(labels)]
 
 
 def fixed(*rows: list[float]) -> Any:
@@ -75,15 +74,15 @@ def test_classes_are_those_of_the_training_rows_the_most_frequent_first(data: Pa
 @pytest.mark.parametrize(("policy", "value"), [("ignore", -100), ("zero", 0), ("one", 1)])
 def test_uncertain_labels_follow_the_policy(data: Path, policy: str, value: int) -> None:
     task = build(data, MULTI, uncertain=policy)
-    encoded = task.labels(task.train_dataset.examples)["labels"]
+    encoded = task.labels(task.train_dataset.samples)["labels"]
     assert encoded.tolist() == [[1, 1, 0], [value, 1, 0], [0, 0, 0], [1, 0, 1]], "the row without labels is left out"
 
 
 def test_a_class_that_is_not_in_the_list_is_unknown_in_training_and_wrong_in_measuring(data: Path) -> None:
     task = build(data, SINGLE)
-    assert [example.id for example in task.train_dataset.examples] == ["r0", "r1", "r2", "r4"]
-    assert task.labels(task.dataset("test").examples)["labels"].tolist() == [0, 1, -100]
-    found = task.score(task.dataset("test").examples, np.array([[1.0, 0], [0, 1], [0, 1]]))
+    assert [sample.id for sample in task.train_dataset.samples] == ["r0", "r1", "r2", "r4"]
+    assert task.labels(task.dataset("test").samples)["labels"].tolist() == [0, 1, -100]
+    found = task.score(task.dataset("test").samples, np.array([[1.0, 0], [0, 1], [0, 1]]))
     assert found["accuracy"] == found["ceiling"] == pytest.approx(2 / 3)
     assert found["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
 
@@ -134,14 +133,12 @@ def test_final_of_several_labels(data: Path) -> None:
 
 
 def test_the_model_gets_only_what_the_config_names(data: Path) -> None:
-    for sections, names in (
-        (SINGLE, {"pixel_values", "input_ids", "attention_mask"}),
-        (MULTI, {"pixel_values"}),
-        (SINGLE | {"data": {"image_columns": [], "text_column": "text"}}, {"input_ids", "attention_mask"}),
-    ):
+    image, text = {"pixel_values", "image_present"}, {"input_ids", "attention_mask", "text_present"}
+    of_texts = SINGLE | {"data": {"image_columns": [], "text_column": "text"}}
+    for sections, names in ((SINGLE, image | text), (MULTI, image), (of_texts, text)):
         task = build(data, sections)
-        pairs = [task.dataset("test")[Visit(i, seed=0)].pair for i in range(3)]
-        assert task.inputs(pairs).keys() == names
+        samples = [task.dataset("test").first(i) for i in range(3)]
+        assert task.inputs(samples).keys() == names
 
 
 def test_balanced_weights() -> None:

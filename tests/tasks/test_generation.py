@@ -125,7 +125,7 @@ def test_texts_have_a_tokenizer(data: Path, tmp_path: Path) -> None:
 
 
 def _visits(count: int) -> list[Any]:
-    from m3ae.training.batches import Visit
+    from m3ae.data.samples import Visit
 
     return [Visit(index, 0) for index in range(count)]
 

@@ -21,7 +21,7 @@ from m3ae.models.encoders import resample_positions
 from m3ae.models.text_encoder import special_ids
 from m3ae.tasks.generation import Generation
 from m3ae.tasks.pretraining import PreTraining
-from m3ae.tasks.pretraining_data import evaluation_pairs
+from m3ae.tasks.pretraining_data import evaluation_samples
 from m3ae.training.config import ConfigError
 from tests.tasks.tiny import tiny_run
 
@@ -131,8 +131,8 @@ def test_a_text_encoder_s_sizes_and_tokens_are_those_of_its_folder(data: Path, t
     assert (config.text_config.model_type, config.text_config.hidden_size, config.longest_text) == ("bert", 48, 512)
     assert config.mask_token_id == 4 and special_ids(config.text_config) == [0, 2, 3]
     assert config.text_config.hidden_dropout_prob == 0.3
-    pairs = evaluation_pairs(task.config, "validation")
-    assert task.model(**task.evaluation_collate([pairs.first(index, index) for index in range(2)])).loss.isfinite()
+    dataset = evaluation_samples(task.config, "validation")
+    assert task.model(**task.evaluation_collate([dataset.first(index, index) for index in range(2)])).loss.isfinite()
     with pytest.raises(ValueError, match=r"contradicts the text encoder in .*: hidden_size is 48 there and 32 here"):
         run(hidden_size=32)
 
@@ -156,8 +156,8 @@ def test_a_saved_model_at_another_image_size(data: Path, clip: Path, tmp_path: P
     processor = larger.processor.image_processor
     assert processor.size["shortest_edge"] == processor.crop_size["height"] == 48
     assert list(processor.image_mean) == [0.1, 0.2, 0.3]
-    pairs = evaluation_pairs(larger.config, "validation")
-    batch = larger.evaluation_collate([pairs.first(index, index) for index in range(2)])
+    dataset = evaluation_samples(larger.config, "validation")
+    batch = larger.evaluation_collate([dataset.first(index, index) for index in range(2)])
     assert larger.model(**batch).loss.isfinite()
     model["overrides"] = {"image_config": {"image_size": 50}}
     with pytest.raises(ValueError, match="image_size must be a multiple of patch_size"):

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from m3ae import M3AEForGeneration, M3AEForPreTraining, M3AEModel
-from m3ae.data.pairs import PairDataset
+from m3ae.data.samples import SampleDataset, trunk_columns
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.evaluation.pretraining import PreTrainingEvaluator
 from m3ae.tasks.models import open_model
 from m3ae.tasks.pretraining import PreTraining
-from m3ae.tasks.pretraining_data import evaluation_pairs
+from m3ae.tasks.pretraining_data import evaluation_samples
 from m3ae.training.config import RunConfig
 from m3ae.training.loop import train
 from m3ae.training.progress import read_metrics
@@ -59,13 +59,15 @@ import m3ae, torch
 from pathlib import Path
 from accelerate import Accelerator
 from transformers import AutoModelForPreTraining, AutoProcessor
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import PairDataset
 from m3ae.evaluation.pretraining import PreTrainingEvaluator
+from m3ae.data.collate import TrunkCollator
+from m3ae.data.samples import SampleDataset, trunk_columns
+from m3ae.models.modalities import BatchOptions, trunk_modalities
 model = AutoModelForPreTraining.from_pretrained({str(finished / "model")!r}).eval()
 processor = AutoProcessor.from_pretrained({str(finished / "model")!r})
-dataset = PairDataset(Path({str(data)!r}), "validation", ["frontal", "lateral"], "text")
-evaluator = PreTrainingEvaluator(dataset, PairCollator(processor, 16, 64), Accelerator(cpu=True), batch_size=4)
+dataset = SampleDataset(Path({str(data)!r}), "validation", trunk_columns(["frontal", "lateral"], "text"))
+collator = TrunkCollator(trunk_modalities(model.config), BatchOptions(processor.tokenizer, 64))
+evaluator = PreTrainingEvaluator(dataset, collator, Accelerator(cpu=True), batch_size=4)
 with torch.no_grad():
     print(evaluator.masked_metrics(model, shuffled=False)["loss"])
 """
@@ -142,9 +144,9 @@ def test_a_run_that_streams_resumes_bit_identically(data: Path, tmp_path: Path) 
 def test_the_tokenizer_learns_the_texts_of_all_sets(data: Path, tmp_path: Path) -> None:
     task = PreTraining.from_config(everything(data, tmp_path))
     assert len(task.train_dataset) == 48 + 24
-    assert len(task.train_dataset.texts()) == sum(
-        len(PairDataset(folder, "train", ["frontal"], "text").texts()) for folder in (data, data.parent / "more")
-    )
+    columns, folders = trunk_columns(["frontal"], "text"), (data, data.parent / "more")
+    texts = [SampleDataset(folder, "train", columns).texts() for folder in folders]
+    assert len(task.train_dataset.texts()) == sum(map(len, texts))
 
 
 def test_continuing_from_a_saved_model(finished: Path, data: Path, tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_the_model_has_the_vocabulary_of_the_tokenizer(data: Path, tmp_path: Pat
 def evaluator(data: Path, tmp_path: Path, batch_size: int = 3) -> tuple[PreTraining, PreTrainingEvaluator]:
     task = PreTraining.from_config(tiny_run(data, tmp_path))
     return task, PreTrainingEvaluator(
-        evaluation_pairs(task.config, "validation"), task.evaluation_collate, Accelerator(cpu=True), batch_size
+        evaluation_samples(task.config, "validation"), task.evaluation_collate, Accelerator(cpu=True), batch_size
     )
 
 

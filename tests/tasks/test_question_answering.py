@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from m3ae import M3AEForPreTraining, M3AEForQuestionAnswering
+from m3ae.data.samples import Visit
 from m3ae.data.sources import vqa_rad
 from m3ae.tasks import finetuning
 from m3ae.tasks.question_answering import QuestionAnswering, answer_list, open_questions
-from m3ae.training.batches import Visit
 from m3ae.training.config import RunConfig
 from m3ae.training.loop import train
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
@@ -89,20 +89,20 @@ def test_answers_come_from_the_training_questions_or_from_the_file(data: Path, t
 def test_every_right_answer_is_a_target_and_others_are_left_out_of_training(data: Path) -> None:
     (data / "answers.json").write_text(json.dumps({"answers_from": "train", "answers": ["left", "both", "no"]}))
     task = build(data)
-    assert [example.id for example in task.train_dataset.examples] == ["q2", "q3", "q4"]
-    assert task.labels(task.train_dataset.examples)["labels"].tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
+    assert [sample.id for sample in task.train_dataset.samples] == ["q2", "q3", "q4"]
+    assert task.labels(task.train_dataset.samples)["labels"].tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
 
 
 def test_of_each_training_text_another_share_of_the_tokens_is_masked(data: Path) -> None:
     task, masking = build(data), build(data, finetuning={"token_dropout": 0.4})
-    pairs = [task.train_dataset[Visit(index, seed=7)].pair for index in range(3)]
-    whole, masked = (one.inputs(pairs, training=True)["input_ids"] for one in (task, masking))
-    noise = task.training_collator(pairs)
+    samples = [task.train_dataset[Visit(index, seed=7)] for index in range(3)]
+    whole, masked = (one.collate(samples)["input_ids"] for one in (task, masking))
+    noise = task.training_collator(samples)
     draws = noise["text_noise"][..., 0]
     hidden = (draws < 0.8 * draws[:, :1]) & ~noise["special_tokens_mask"].bool()
     assert 0 < hidden.sum() < (~noise["special_tokens_mask"].bool()).sum()
     assert torch.equal(masked, whole.masked_fill(hidden, task.processor.tokenizer.mask_token_id))
-    assert torch.equal(masking.inputs(pairs)["input_ids"], whole)
+    assert torch.equal(masking.inputs(samples)["input_ids"], whole)
 
 
 def test_scores_controls_and_predictions_of_known_answers(data: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_majority_on_vqa_rad(shared: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("m3ae.tasks.question_answering.bag_of_words", lambda *_: [])
     task = build(folder, data=QUESTION | {"image_columns": []})
     dataset = task.dataset("test")
-    found = task.score(dataset.examples, task.answers_without_model(dataset)["majority"])
+    found = task.score(dataset.samples, task.answers_without_model(dataset)["majority"])
     # Known as 35.7, 49.6 and 14.5, where a question of two types has a type of its own; here the first one counts.
     assert round(100 * found["accuracy"], 1) == 35.5
     assert round(100 * found["closed_accuracy"], 1) == 49.3 and round(100 * found["open_accuracy"], 1) == 14.5
@@ -238,11 +238,9 @@ def test_phantoms_are_asked_about_what_they_show(tmp_path: Path) -> None:
     )
     task = QuestionAnswering.from_config(config)
     assert {"yes", "no", "left", "right", "small"} < set(task.answers)
-    examples = open_questions(config, "test").examples
-    assert {example.row for example in examples} == {0, 1} and len({example.id for example in examples}) == len(
-        examples
-    )
-    assert task.train_dataset[Visit(1, seed=5)].pair.image is not None
+    samples = open_questions(config, "test").samples
+    assert {sample.row for sample in samples} == {0, 1} and len({sample.id for sample in samples}) == len(samples)
+    assert task.train_dataset[Visit(1, seed=5)].images
 
 
 def test_own_data_need_no_types(tmp_path: Path) -> None:
@@ -252,8 +250,9 @@ def test_own_data_need_no_types(tmp_path: Path) -> None:
     ]
     rows += [{"id": "c", "image": 9, "question": "Where?", "answer": "The left"}]
     folder = write_splits(tmp_path / "data", {"train": rows, "validation": rows})
-    examples = open_questions(run(folder, tmp_path / "run"), "train").examples
-    assert [(e.target, e.cells["answer_type"]) for e in examples] == [(("yes",), "closed"), (("left",), "open")]
+    samples = open_questions(run(folder, tmp_path / "run"), "train").samples
+    truths = [sample.target for sample in samples]
+    assert [(truth.answers, truth.answer_type) for truth in truths] == [(("yes",), "closed"), (("left",), "open")]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,11 @@ import torch
 from accelerate import Accelerator
 
 from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEForQuestionAnswering
-from m3ae.data.pairs import PairDataset
+from m3ae.data.samples import SampleDataset, Visit, trunk_columns
 from m3ae.evaluation.pretraining import PreTrainingEvaluator
 from m3ae.metrics.retrieval import BothWays, Found, Ranking, Relevance
 from m3ae.tasks.gallery import Gallery, _spread
 from m3ae.tasks.retrieval import Retrieval, chance_ranking, open_texts
-from m3ae.training.batches import Visit
 from m3ae.training.loop import train
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
 
@@ -199,7 +198,7 @@ def test_processes_share_the_images(folder: Path, tmp_path: Path, pretrained: st
 
         def load(place: int, loaded=loaded):
             loaded.append(place)
-            return dataset.rows.pair(candidates.examples[place].row, seed=0)
+            return dataset.first(candidates.indices[place])
 
         gallery = Gallery(
             task.model.m3ae, candidates.texts, candidates.image_ids, load, task.evaluation_collator, process, 2
@@ -218,7 +217,8 @@ def test_a_pre_training_report_and_an_evaluation_measure_the_same(
     rows = [{"id": word, "image": 40 * i, "text": [f"{word} {i}"]} for i, word in enumerate(words)]
     folder = write_splits(tmp_path / "data", dict.fromkeys(("train", "validation", "test"), rows))
     task = open_task(folder, tmp_path / "run", pretrained)
-    dataset, accelerator = PairDataset(folder, "test", ["image"], "text"), Accelerator(cpu=True)
+    dataset = SampleDataset(folder, "test", trunk_columns(["image"], "text"))
+    accelerator = Accelerator(cpu=True)
     evaluator = PreTrainingEvaluator(dataset, task.evaluation_collator, accelerator, batch_size=2)
     model = M3AEForPreTraining.from_pretrained(pretrained).eval()
     with torch.no_grad():

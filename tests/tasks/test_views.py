@@ -11,10 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from m3ae.data.collate import PairCollator
-from m3ae.data.pairs import PairDataset
 from m3ae.data.prepared import Manifest, SplitInfo
-from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.data.samples import SampleDataset, trunk_columns
 from m3ae.tasks import task_class
 from m3ae.training.config import ConfigError, RunConfig, make_config
 from m3ae.training.loop import train
@@ -107,15 +105,15 @@ def test_a_run_of_every_task(folder: Path, tmp_path: Path, task_name: str) -> No
 
 
 def test_a_batch_has_each_view_in_its_place(folder: Path) -> None:
-    data = PairDataset(folder, "train", VIEWS[::-1], "text", views=VIEWS)
-    tokenizer = task_class("pretraining").from_config(run("pretraining", folder, folder)).processor.tokenizer
-    processor = M3AEProcessor(M3AEImageProcessor.for_size(32), tokenizer)
-    batch = PairCollator(processor, 16, 16, num_views=2)([data.first(number, number) for number in range(3)])
+    data = SampleDataset(folder, "train", trunk_columns(VIEWS[::-1], "text", VIEWS))
+    assert list(data.first(0).cells) == [*VIEWS, "text"]
+    task = task_class("pretraining").from_config(run("pretraining", folder, folder))
+    batch = task.evaluation_collate([data.first(number, number) for number in range(3)])
     assert batch["pixel_values"].shape == (3, 2, 3, 32, 32) and batch["image_noise"].shape == (3, 2, 16)
     assert batch["image_present"].tolist() == [[True, True], [False, True], [True, False]]
     assert not batch["pixel_values"][1, 0].any() and batch["pixel_values"][1, 1].any()
     stored = Image.open(io.BytesIO(png(1)["bytes"]))  # type: ignore[index]
-    expected = processor.image_processor(stored, return_tensors="pt")["pixel_values"][0]
+    expected = task.processor.image_processor(stored, return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(batch["pixel_values"][0, 1], expected, atol=1e-5, rtol=0)
     assert len(set(batch["image_ids"].tolist())) == 3
 

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from m3ae.data.mixing import MixedPairs
-from m3ae.data.pairs import PairColumns, PairDataset
-from m3ae.data.streaming import PairStream, StreamedSet
+from m3ae.data.samples import SampleDataset, trunk_columns
+from m3ae.data.sets import MixedDataset, SampleStream, StreamedSet
 from m3ae.training.batches import micro_batches
 from tests.data.folder import write_folder
 from tests.training.toy import toy_config
@@ -29,13 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 
 
 def samples(kind: str, folder):
+    columns = trunk_columns(["image"], "text")
     if kind == "stream":
-        return PairStream([StreamedSet(folder, PairColumns(("image",), ("text",)))], seed=2)
-    return MixedPairs([PairDataset(folder, "train", ["image"], "text")], [1.0], seed=2)
+        return SampleStream([StreamedSet(folder, columns)], seed=2)
+    return MixedDataset([SampleDataset(folder, "train", columns)], [1.0], seed=2)
 
 
-def collate(pairs):
-    return [(pair.id, pair.seed, len(pair.text)) for pair in pairs]
+def collate(samples):
+    return [(sample.id, sample.seed, len(sample.text)) for sample in samples]
 
 
 def batches(kind, folder, number, *, workers=0, processes=1, process=0, first_step=0, bucket_batches=0):

@@ -3,7 +3,8 @@ from itertools import pairwise
 
 import pytest
 
-from m3ae.training.batches import MicroBatchSampler, Visit
+from m3ae.data.samples import Visit
+from m3ae.training.batches import MicroBatchSampler
 
 
 def batches(

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from m3ae import M3AEForPreTraining
-from m3ae.training.batches import Visit
+from m3ae.data.samples import Visit
 from tests.models.tiny import tiny_batch, tiny_model
 
 SAMPLES = 12

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from m3ae.training.batches import Visit
+from m3ae.data.samples import Visit
 from m3ae.training.config import RunConfig, make_config
 from m3ae.training.trained_model import is_moment, read_tensors, stored_shapes
 

@@ -48,6 +48,7 @@ __all__ = [
     "register_encoder",
     "register_likelihood",
     "register_modality",
+    "trunk_modalities",
 ]
 
 KINDS: dict[str, type[Modality]] = {
@@ -149,6 +150,12 @@ def build_modalities(model: M3AEConfig) -> dict[str, Modality]:
         name: KINDS[config.kind](name, config, model)
         for name, config in cast(LatentConfig, model.latent).typed_modalities.items()
     }
+
+
+def trunk_modalities(model: M3AEConfig, views: Iterable[str] = ()) -> dict[str, Modality]:
+    """Return what the trunk reads, by name: its views, or one `image` without views, and the `text`."""
+    images = {name: Image(name, configure(name, {"kind": "image"}), model) for name in views or ["image"]}
+    return {**images, "text": Text("text", configure("text", {"kind": "text"}), model)}
 
 
 class LatentInputs(NamedTuple):

@@ -92,12 +92,17 @@ class BatchOptions:
             None.
         augmentation: What training changes about images, see `m3ae.models.modalities.augment.augment`.
         crop_scale: Range of the share of an image's area that is cropped at random; (1, 1) is the centre crop.
+        for_trunk: Whether the trunk reads the batch: pixels are normalised by the mean and deviation of
+            `image_config`, and texts have a `special_tokens_mask`. Pixels lie in [0, 1] otherwise.
+        word_ids: Whether the batch of a text says which word each token belongs to.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
     max_text_length: int | None = None
     augmentation: Augmentation = "crop"
     crop_scale: tuple[float, float] = (1.0, 1.0)
+    for_trunk: bool = False
+    word_ids: bool = False
 
 
 class Modality:

@@ -158,13 +158,24 @@ class Image(Modality):
     def batch(
         self, cells: Sequence[Any | None], options: BatchOptions, draws: Sequence[np.random.Generator]
     ) -> dict[str, Tensor]:
-        """Return `pixel_values` (B, C, H, W) float32 in [0, 1]."""
+        """Return `pixel_values` (B, C, H, W) float32, in [0, 1] or normalised for the trunk."""
         pixels = torch.zeros(len(cells), *self.shape)
-        for own, cell, draw in zip(pixels, cells, draws, strict=True):
+        trunk = cast(M3AEImageConfig, self.model.image_config)
+        mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (trunk.image_mean, trunk.image_std))
+        offset, scale = -mean / deviation, 1 / (255 * deviation)
+        for values, cell, draw in zip(pixels, cells, draws, strict=True):
+            if cell is None:
+                continue
             if isinstance(cell, np.ndarray):
-                own[:] = torch.from_numpy(cell)
-            elif cell is not None:
-                own[:] = self.pixels(cell, options, draw).float() / 255
+                values[:] = torch.from_numpy(cell)
+                if options.for_trunk:
+                    values.sub_(mean).div_(deviation)
+                continue
+            image = self.pixels(cell, options, draw).float()
+            if options.for_trunk:
+                torch.addcmul(offset, image, scale, out=values)
+            else:
+                torch.div(image.expand_as(values), 255, out=values)
         return {self.tensor: pixels}
 
     def pixels(self, cell: Any, options: BatchOptions, draw: np.random.Generator) -> Tensor:

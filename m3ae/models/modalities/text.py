@@ -22,6 +22,7 @@ from m3ae.models.modalities.base import (
 )
 from m3ae.models.option_checks import check_count
 from m3ae.models.text_decoders import AutoregressiveTextDecoder, MaskedTextDecoder, TextDecoder
+from m3ae.words import WORD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,14 +126,28 @@ class Text(Modality):
     ) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` (B, L) int64; an absent text is the empty one.
 
+        For the trunk there is also `special_tokens_mask` (B, L), and `word_ids` (B, L) if the options ask for it.
+
         Raises:
             ValueError: There is no tokenizer.
         """
         if options.tokenizer is None:
             raise ValueError(f"Texts need a tokenizer, got none for {self.name}.")
         longest = self.config.max_length if options.max_text_length is None else options.max_text_length
-        encoded = tokenize(options.tokenizer, [cell or "" for cell in cells], longest)
-        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        texts = [cell or "" for cell in cells]
+        encoded = tokenize(
+            options.tokenizer,
+            texts,
+            longest,
+            return_special_tokens_mask=options.for_trunk,
+            return_offsets_mapping=options.word_ids,
+        )
+        names = ("input_ids", "attention_mask", "special_tokens_mask")
+        batch = {name: encoded[name] for name in names if name in encoded}
+        if options.word_ids:
+            starts = encoded["offset_mapping"][..., 0].numpy()
+            batch["word_ids"] = torch.stack([word_ids(text, row) for text, row in zip(texts, starts, strict=True)])
+        return batch
 
     @property
     def value_type(self) -> type:
@@ -181,3 +196,32 @@ def tokenize(
         **options,
     )
     return encoded
+
+
+def word_ids(text: str, token_starts: np.ndarray) -> Tensor:
+    """Number the word that each token belongs to: the one at its first character that is no blank.
+
+    Words match `m3ae.words.WORD`. A byte-level tokenizer puts the blank before a word into its first token, and
+    splits one character into several tokens of the same place.
+
+    Args:
+        text: The text.
+        token_starts: (L,) character at which each token starts; anything for special tokens.
+
+    Returns:
+        (L,) int64.
+    """
+    ends = np.array([match.end() for match in WORD.finditer(text)], dtype=np.int64)
+    return torch.from_numpy(np.searchsorted(ends, token_starts, side="right"))
+
+
+def spell_words(text: str, ids: Tensor, token_ends: Tensor) -> list[str]:
+    """Return the words of a text, each as far as its tokens reach: one token may hold several Chinese characters.
+
+    Args:
+        text: The text.
+        ids: (L,) the word of each token, see `word_ids`; −1 for special tokens.
+        token_ends: (L,) character behind each token.
+    """
+    matches = enumerate(WORD.finditer(text))
+    return [text[match.start() : max([match.end(), *token_ends[ids == n].tolist()])] for n, match in matches]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from m3ae.data.words import WORD, count_words, name_pattern, space_words, split_words
+from m3ae.words import WORD, count_words, name_pattern, space_words, split_words
 
 
 @pytest.mark.parametrize(
