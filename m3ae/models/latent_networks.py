@@ -203,14 +203,9 @@ class Expert(nn.Module):
 
     def forward(self, inputs: Stream | Tensor) -> tuple[Gaussian, Gaussian]:
         """Return the expert over z (B, D) and over the private latent (B, P)."""
-        features = self.pool(inputs) if isinstance(inputs, Stream) else self.features(self._values(inputs))
-        mu, logvar = self.output(features).chunk(2, -1)
-        return Gaussian(mu[:, : self.size], logvar[:, : self.size]), Gaussian(
-            mu[:, self.size :], logvar[:, self.size :]
-        )
-
-    def _values(self, values: Tensor) -> Tensor:
-        return values.to(dtype_of(self))
+        features = self.pool(inputs) if isinstance(inputs, Stream) else self.features(inputs.to(dtype_of(self)))
+        both = Gaussian(*self.output(features).chunk(2, -1))
+        return both.columns(slice(self.size)), both.columns(slice(self.size, None))
 
 
 class Attention(nn.MultiheadAttention):
@@ -316,7 +311,7 @@ class Likelihood(nn.Module):
         """Return log p of each element (…, B, *E), from float32 tensors."""
 
     def scale_in_logs(self) -> Tensor:
-        """Return log s, (1,)."""
+        """Return log s (1,)."""
         return torch.tensor([math.log(self.initial_scale)]) if self.log_scale is None else self.log_scale
 
     def mean(self, predicted: Tensor) -> Tensor:

@@ -173,8 +173,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         batch = image_text_batch(self.config, pixel_values, input_ids, attention_mask, image_present, text_present)
         ids = sample_ids(batch, image_ids, text_ids)
         draw = partial(_draw, generator=generator, device=batch.input_ids.device)
-        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-        patches = self._mask_patches(batch, image_noise, ratio, draw)
+        patches = self._mask_patches(batch, image_noise, mask_ratio, draw)
         words = self._mask_words(batch, special_tokens_mask, word_ids, (mlm_input_ids, mlm_labels), text_noise, draw)
         matched = match_pairs(*ids, batch.complete(), draw(match_noise, batch.input_ids.shape[0], 2))
         masks = Masks(patches, words, matched)
@@ -193,10 +192,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         return self.config.image_config
 
     def _mask_patches(
-        self, batch: ImageTextBatch, noise: Tensor | None, mask_ratio: float, draw: Callable[..., Tensor]
+        self, batch: ImageTextBatch, noise: Tensor | None, ratio: float | None, draw: Callable[..., Tensor]
     ) -> masking.PatchMask:
         noise = draw(noise, batch.pixel_values.shape[0] * batch.num_views, self._image.num_patches)
-        return masking.mask_patches(noise.flatten(0, -2), mask_ratio)
+        return masking.mask_patches(noise.flatten(0, -2), self.config.mask_ratio if ratio is None else ratio)
 
     def _mask_words(
         self,
