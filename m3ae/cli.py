@@ -64,8 +64,8 @@ def _fail(message: str, status: int) -> int:
     type=FILE,
     multiple=True,
     envvar="M3AE_IMPORT",
-    help="a Python file that registers kinds, encoders, objectives or sources of yours; may be repeated, and "
-    "M3AE_IMPORT may hold it",
+    show_envvar=True,
+    help="Python file that registers kinds, encoders, objectives or sources of yours; may be repeated",
 )
 def cli(files: tuple[Path, ...]) -> None:
     """Masked multimodal autoencoders for medical images and text.

@@ -303,8 +303,10 @@ def test_leaks_and_pictures_of_prepared_folders(
     assert "LEAK: 1 of the 1 images of data/test are in data/train" in result.stdout
     assert json.loads((tmp_path / "leaks.json").read_text())["leaks"]
     result = run("data", "show", tmp_path / "data", "--output", tmp_path / "pictures", "--num-rows", 1)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0 and "replaced" not in result.stderr, result.output
     assert str(tmp_path / "pictures" / "contact_sheet.png") in result.stdout.splitlines()
+    result = run("data", "show", tmp_path / "data", "--output", tmp_path / "pictures", "--num-rows", 1)
+    assert f"{tmp_path / 'pictures'} holds pictures; those of the same names are replaced" in result.stderr
     assert "nowhere" in error("data", "check", tmp_path / "nowhere")
     assert "--num-rows" in run("data", "show", "--help").stdout and "check" in run("data", "--help").stdout
 

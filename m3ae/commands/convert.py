@@ -18,7 +18,9 @@ from m3ae.commands.options import MODEL, PATH, be_quiet
 def convert(
     checkpoint: Path, output: Path, tokenizer: str | None, answers: Path | None, task: str | None, reverse: bool
 ) -> None:
-    """Turn a released M3AE checkpoint into a folder that `from_pretrained` loads, or back.
+    """Convert a released M3AE checkpoint, or a model back.
+
+    The result is a folder that `from_pretrained` loads; with --reverse, a file in the released format.
 
     Nothing that the file contains is run. All sizes are read off the weights. Every parameter is either mapped or left
     out for a stated reason; anything else is an error.
@@ -44,10 +46,10 @@ def convert(
 @click.option("--checkpoint", type=PATH, required=True, help="released file, e.g. m3ae.ckpt")
 @click.option("--expected", type=PATH, required=True, help="inputs and the published code's numbers, safetensors")
 def check_parity(checkpoint: Path, expected: Path) -> None:
-    """Compare a converted checkpoint with numbers that the published code computed from it.
+    """Compare a checkpoint with the published code's numbers.
 
-    Every stored step is run; the largest difference of each tensor is printed, and the exit status is 1 if one exceeds
-    1e-5 (gradients: 1e-4 of their size).
+    Every stored step is run with the converted checkpoint. The command prints the largest difference of each tensor;
+    the exit status is 1 if one exceeds 1e-5 (gradients: 1e-4 of their size).
 
     \b
     Example:
@@ -70,14 +72,15 @@ def check_parity(checkpoint: Path, expected: Path) -> None:
     "--encoder", type=click.Choice(["image", "text"]), help="one encoder as a folder of transformers or timm"
 )
 def export(model: str, output: Path, form: Literal["pt2", "onnx"], encoder: Literal["image", "text"] | None) -> None:
-    """Write a model as programs of torch.export or ONNX, or an encoder for transformers or timm.
+    """Write a model as programs, or one of its encoders.
 
-    Programs take batches of any size.
+    --format names the kind of programs, torch.export or ONNX; --encoder writes an encoder for transformers or timm.
 
-    image_encoder takes pixel values (B, C, H, W), normalised as the model's processor does; text_encoder takes token
-    ids and attention mask (B, L). Each gives tokens, and with a contrastive head embedding, the vectors that search
-    compares. model takes all three, and gives logits, or the score of a pair. For a latent model, encoder gives the
-    mean of z, and a decoder for each modality takes z. torch.export.load reads pt2; the programs are for the CPU.
+    The programs take batches of any size. image_encoder takes pixel values (B, C, H, W), normalised as the model's
+    processor does; text_encoder takes token ids and attention mask (B, L). Each gives tokens, and with a contrastive
+    head embedding, the vectors that search compares. model takes all three, and gives logits, or the score of a pair.
+    For a latent model, encoder gives the mean of z, and a decoder for each modality takes z. torch.export.load reads
+    pt2; the programs are for the CPU.
 
     \b
     Examples:

@@ -175,7 +175,7 @@ def _keep_layout(docstring: str) -> str:
 
 @click.group()
 def data() -> None:
-    """Look at prepared data: what leaks, and what the rows hold."""
+    """Look at prepared data: leaks between splits, pictures."""
 
 
 @data.command()
@@ -225,14 +225,15 @@ def check(folders: tuple[Path, ...], json: Path | None, **options: Any) -> None:
 def show(folder: Path, **options: Any) -> None:
     """Draw a contact sheet, text lengths, image sizes and counts, and print what was rejected and why.
 
-    Pictures of these names in the output folder are replaced.
-
     \b
     Example:
       m3ae data show data/iu_xray --output pictures
     """  # noqa: D301
     from m3ae.data.show import show
 
+    output = options["output"] or folder / "figures"
+    if any(output.glob("*.png")):
+        click.echo(f"{output} holds pictures; those of the same names are replaced", err=True)
     for path in show(folder, **options):
         click.echo(path)
 

@@ -20,12 +20,12 @@ from m3ae.commands.options import DEVICE, MODEL, PATH, be_quiet
 @click.option("--shard-range", help="write only these shards, counted over all splits: 0:16 for the first sixteen")
 @DEVICE
 def embed(data: Path, output: Path, **options: Any) -> None:
-    """Write the vectors of every row of a prepared set, or of a folder of images.
+    """Write a vector of every row of a set, or of every image.
 
     DATA is a set made by m3ae prepare, and OUTPUT gets a shard of vectors for each of its shards; or DATA is a folder
-    of images, with a table of texts or without, and images that cannot be read are left out and listed. What was
-    interrupted continues when it is started again, and several machines share the work by --shard-range, as in
-    preparing: the same command without a range then completes the folder.
+    of images, with a table of texts or without, and images that cannot be read are left out and listed. A command that
+    was interrupted continues when it is started again. Several machines share the work by --shard-range, as in
+    preparing: the command without a range then completes the folder.
 
     \b
     Examples, the second one on the first of several machines:

@@ -31,7 +31,7 @@ def reconstruct(
     device: str | None,
     **options: Any,
 ) -> None:
-    """Hide parts of images and texts, and draw what a model fills in.
+    """Hide patches and words, and draw what a model fills in.
 
     A pre-trained model predicts hidden patches of images and hidden words of texts. The picture shows each image, the
     model's view of it, the model's reconstruction and the error of each patch. A text helps with the image, and the

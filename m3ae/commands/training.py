@@ -17,12 +17,12 @@ from m3ae.commands.options import AS_JSON, OUTPUT_FILE, OVERRIDES, PATH, ConfigF
 @click.option("--resume", is_flag=True, help="continue from the newest intact checkpoint in output_dir")
 @click.option("--print-config", is_flag=True, help="print all options and stop")
 def train(config: Path, overrides: tuple[str, ...], resume: bool, print_config: bool, word: str | None = None) -> None:
-    """Train a model as a YAML file says, for the task that the file names.
+    """Train a model as a YAML file says.
 
-    CONFIG is the file or the name of a shipped one. KEY=VALUE replaces one of its options: model=FOLDER names the
-    model to start from. Fine-tuning keeps the model that is best on validation, and measures it on the test split
-    beside simple controls. After Ctrl-C, SIGTERM, SIGUSR1 or training.max_hours the run finishes its step, writes a
-    checkpoint and ends with the exit status 75; --resume continues it exactly.
+    CONFIG is the file, which names the task, or the name of a shipped one. KEY=VALUE replaces one of its options:
+    model=FOLDER names the model to start from. Fine-tuning keeps the model that is best on validation, and measures it
+    on the test split beside simple controls. After Ctrl-C, SIGTERM, SIGUSR1 or training.max_hours the run finishes its
+    step, writes a checkpoint and ends with the exit status 75; --resume continues it exactly.
 
     \b
     Examples, the last one on several GPUs:
@@ -55,10 +55,8 @@ def _training_command(word: str, help: str) -> click.Command:
     )
 
 
-pretrain = _training_command(
-    "pretrain", "Pre-train a model: the same as m3ae train, for the tasks pretraining and generation."
-)
-finetune = _training_command("finetune", "Fine-tune a model: the same as m3ae train, for all other tasks.")
+pretrain = _training_command("pretrain", "Pre-train: m3ae train, for pretraining and generation.")
+finetune = _training_command("finetune", "Fine-tune: m3ae train, for all other tasks.")
 
 
 @click.command()
@@ -94,13 +92,13 @@ def evaluate(config: Path, overrides: tuple[str, ...], split: str, output: Path 
 def sweep(
     config: Path, overrides: tuple[str, ...], axes: tuple[str, ...], metrics: tuple[str, ...], split: str
 ) -> None:
-    """Train and measure a model for every combination of some settings.
+    """Train and measure a model for each of many settings.
 
-    CONFIG is the file or the name of a shipped one, KEY=VALUE replaces one of its options in all runs. Each run has a
-    folder below output_dir. The command, started again, repeats no run that is complete, resumes one that was
-    interrupted, and tries one that failed once more. The table is printed and written to sweep.md, with all metrics in
-    sweep.json: those of its report for a latent model, those at the end of training for others. The exit status is 1
-    if a run failed; the others go on.
+    Every combination of the values of the axes is a run. CONFIG is the file or the name of a shipped one, KEY=VALUE
+    replaces one of its options in all runs. Each run has a folder below output_dir. The command, started again,
+    repeats no run that is complete, resumes one that was interrupted, and tries one that failed once more. The table
+    is printed and written to sweep.md, with all metrics in sweep.json: those of its report for a latent model, those
+    at the end of training for others. The exit status is 1 if a run failed; the others go on.
 
     \b
     Examples:

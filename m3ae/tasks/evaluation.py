@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def evaluate(config: RunConfig, split: str = "test", output: Path | None = None)
     if config.model.path is None or config.model.from_scratch:
         raise ValueError("model.path: expected the folder or hub name of a trained model to evaluate: model=FOLDER")
     folder = output or config.output_dir / "evaluation"
-    for name, sign in {"results.json": "from_scratch", "predictions.jsonl": "id", "latent.json": "subsets"}.items():
+    signs = {"results.json": "from_scratch", "predictions.jsonl": "id", "latent.json": "subsets"}
+    for name, sign in signs.items():
         check_replaceable(folder / name, f'"{sign}"')
+    earlier = [name for name in signs if (folder / name).is_file()]
     changes: dict[str, Any] = {"output_dir": folder}
     if isinstance(config, FineTuningRun):
         changes["finetuning"] = config.finetuning.model_copy(update={"lora": None})  # merged when it was saved
@@ -47,6 +50,8 @@ def evaluate(config: RunConfig, split: str = "test", output: Path | None = None)
     config = config.model_copy(update=changes)
     config.output_dir.mkdir(parents=True, exist_ok=True)  # before hours of measuring, not after
     accelerator = Accelerator(mixed_precision=settle_precision(config).training.mixed_precision)
+    if earlier:
+        accelerator.print(f"{folder} holds {', '.join(earlier)} already, which will be replaced", file=sys.stderr)
     prepare_cpu(accelerator)
     task = task_class(config.task).from_config(config, for_training=False)
     if not task.has(split):

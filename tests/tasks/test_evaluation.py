@@ -54,7 +54,11 @@ def test_another_split_and_folder(questions: Path, tmp_path: Path) -> None:
     options = ("--split", "validation", "--output", tmp_path / "out")
     assert "validation/accuracy" in command("evaluate", questions, f"model={saved}", *options)
     assert (tmp_path / "out" / "validation_predictions.jsonl").is_file()
-    assert "has no split 'dev': it has train" in command("evaluate", questions, f"model={saved}", "--split", "dev")
+    (tmp_path / "out" / "results.json").write_text('"from_scratch"')
+    again = ["evaluate", str(questions), f"model={saved}", *map(str, options[2:]), "--split", "dev"]
+    printed = CliRunner().invoke(cli, again).stderr
+    assert "has no split 'dev': it has train" in printed
+    assert f"{tmp_path / 'out'} holds results.json already, which will be replaced" in printed
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "results.json").write_text("{}")
     assert "results.json was not written by m3ae, and would be replaced" in command(
