@@ -7,6 +7,8 @@ import click
 
 from m3ae.commands.options import MODEL, PATH, be_quiet
 
+FORMAT = "programs of torch.export, or of ONNX"
+
 
 @click.command()
 @click.option("--checkpoint", type=PATH, required=True, help="released file, m3ae.ckpt; with --reverse a folder")
@@ -67,7 +69,7 @@ def check_parity(checkpoint: Path, expected: Path) -> None:
 @click.command()
 @MODEL
 @click.option("--output", type=PATH, required=True, help="new or empty folder for the programs")
-@click.option("--format", "form", type=click.Choice(["pt2", "onnx"]), default="pt2", show_default=True)
+@click.option("--format", "form", type=click.Choice(["pt2", "onnx"]), default="pt2", show_default=True, help=FORMAT)
 @click.option(
     "--encoder", type=click.Choice(["image", "text"]), help="one encoder as a folder of transformers or timm"
 )
