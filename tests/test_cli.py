@@ -20,8 +20,8 @@ from PIL import Image
 from m3ae.cli import cli
 from m3ae.commands.data import data, describe_arguments, function_options, parse_module
 from m3ae.data.leaks import MAX_DISTANCE
+from m3ae.data.pictures import draw_pictures
 from m3ae.data.prepare import prepare
-from m3ae.data.show import show as show_rows
 from m3ae.data.sources import SOURCES, source_module
 from m3ae.transfer.text_encoders import load_tokenizer
 
@@ -206,7 +206,7 @@ def test_the_options_of_check_are_those_of_the_function() -> None:
     defaults = {option.name: option.default for option in data.commands["check"].params}
     assert defaults["max_distance"] == MAX_DISTANCE
     (show,) = (option for option in data.commands["show"].params if option.name == "num_rows")
-    assert show.default == inspect.signature(show_rows).parameters["num_rows"].default
+    assert show.default == inspect.signature(draw_pictures).parameters["num_rows"].default
 
 
 def test_a_file_with_the_name_of_another_module_is_not_imported(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ from PIL import Image
 
 from m3ae.app.session import PreparedSet
 from m3ae.app.widgets import picture, shows_errors
-from m3ae.data.contact_sheet import draw_contact_sheet
-from m3ae.data.prepared import image_columns, load_manifest
-from m3ae.data.show import matrix_columns, spread_positions
+from m3ae.data.pictures import draw_contact_sheet
+from m3ae.data.prepared import load_manifest
 from m3ae.figures import draw_losses, render
 from m3ae.training.progress import read_metrics
 
@@ -30,12 +29,10 @@ def add_data_tab(sets: list[PreparedSet]) -> None:
     @shows_errors
     def draw(name: str, split: str, seed: float) -> Image.Image:
         rows = PreparedSet(folders[name], split).rows
-        chosen = rows.select(spread_positions(len(rows), ROWS, int(seed)))
-        columns = [*image_columns(chosen.features), *matrix_columns(chosen)]
-        title = f"{folders[name].name}: {len(chosen)} of the {len(rows):,} rows of split {split}"
+        labels = [label for label in LABELS if label in rows.features]
         with TemporaryDirectory(prefix="m3ae-app-") as folder:
             sheet = Path(folder) / "sheet.png"
-            draw_contact_sheet(sheet, title, list(chosen), columns, [name for name in LABELS if name in rows.features])
+            draw_contact_sheet(sheet, folders[name].name, split, rows, labels, ROWS, int(seed))
             with Image.open(sheet) as image:
                 return image.convert("RGB")
 

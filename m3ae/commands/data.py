@@ -229,12 +229,9 @@ def show(folder: Path, **options: Any) -> None:
     Example:
       m3ae data show data/iu_xray --output pictures
     """  # noqa: D301
-    from m3ae.data.show import show
+    from m3ae.data.pictures import draw_pictures
 
-    output = options["output"] or folder / "figures"
-    if any(output.glob("*.png")):
-        click.echo(f"{output} holds pictures; those of the same names are replaced", err=True)
-    for path in show(folder, **options):
+    for path in draw_pictures(folder, **options):
         click.echo(path)
 
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3ae.data import show as module
-from m3ae.data.contact_sheet import _lines
+from m3ae.data import pictures as module
+from m3ae.data.pictures import _bins, _label_counts, _lines, draw_pictures, matrix_columns, spread_positions
 from m3ae.data.prepared import load_split
-from m3ae.data.show import _bins, _label_counts, matrix_columns, show, spread_positions
 from m3ae.figures import cut
 from tests.data.small_folder import picture, stored, write_splits
 
@@ -40,7 +39,7 @@ def test_pairs_with_missing_parts(tmp_path: Path, capsys: pytest.CaptureFixture[
     rejected = "".join(json.dumps(line) + "\n" for line in (entry, entry, cell))
     folder = write_splits(tmp_path / "set", rejected, train=pairs(14), validation=pairs(3), test=[])
     before = contents(folder)
-    paths = show(folder)
+    paths = draw_pictures(folder)
     assert paths == [folder / "figures" / name for name in NAMES]
     for path in paths:
         with Image.open(path) as image:
@@ -51,6 +50,8 @@ def test_pairs_with_missing_parts(tmp_path: Path, capsys: pytest.CaptureFixture[
         "        2  row: not an image, e.g. 9 (9.jpg)",
         "        1  text: text too short, e.g. 8",
     ]
+    draw_pictures(folder)
+    assert f"{folder / 'figures'}: replaced {', '.join(NAMES)}" in capsys.readouterr().err
 
 
 def test_questions_and_label_sets(tmp_path: Path) -> None:
@@ -58,14 +59,14 @@ def test_questions_and_label_sets(tmp_path: Path) -> None:
         {"id": str(i), "image": stored(picture(i)), "question": "Is it normal?", "answer": "yes" if i % 2 else "no"}
         for i in range(6)
     ]
-    assert show(write_splits(tmp_path / "vqa", test=questions), output=tmp_path / "out") == [
+    assert draw_pictures(write_splits(tmp_path / "vqa", test=questions), output=tmp_path / "out") == [
         tmp_path / "out" / name for name in NAMES
     ]
     labelled = [{"id": str(i), "image": stored(picture(i)), "labels": ["nodule"]} for i in range(3)]
-    names = [path.name for path in show(write_splits(tmp_path / "labels", train=labelled))]
+    names = [path.name for path in draw_pictures(write_splits(tmp_path / "labels", train=labelled))]
     assert names == ["contact_sheet.png", "image_sizes.png", "counts.png"]
     texts = [{"id": str(i), "text": ["Clear lungs."]} for i in range(3)]
-    names = [path.name for path in show(write_splits(tmp_path / "texts", train=texts))]
+    names = [path.name for path in draw_pictures(write_splits(tmp_path / "texts", train=texts))]
     assert names == ["contact_sheet.png", "text_lengths.png", "counts.png"]
 
 
@@ -75,17 +76,19 @@ def test_sequences_are_drawn_beside_images(tmp_path: Path) -> None:
     folder = write_splits(tmp_path / "set", train=[*rows, {"id": "3", "image": stored(picture(3))}])
     features = load_split(folder, "train")
     assert matrix_columns(features) == ["speech"] and not _label_counts({"train": features})
-    with_ramp = show(folder)[0].read_bytes()
+    with_ramp = draw_pictures(folder)[0].read_bytes()
     for row in rows:
         row["speech"] = ramp[::-1]
     other = write_splits(tmp_path / "other" / "set", train=[*rows, {"id": "3", "image": stored(picture(3))}])
-    assert show(other)[0].read_bytes() != with_ramp
+    assert draw_pictures(other)[0].read_bytes() != with_ramp
 
 
 def test_the_same_rows_give_the_same_pictures(tmp_path: Path) -> None:
     folder = write_splits(tmp_path / "set", train=pairs(20))
-    first, again = ([path.read_bytes() for path in show(folder, num_rows=3, output=tmp_path / n)] for n in "ab")
-    other = [path.read_bytes() for path in show(folder, num_rows=3, seed=1, output=tmp_path / "c")]
+    first, again = (
+        [path.read_bytes() for path in draw_pictures(folder, num_rows=3, output=tmp_path / n)] for n in "ab"
+    )
+    other = [path.read_bytes() for path in draw_pictures(folder, num_rows=3, seed=1, output=tmp_path / "c")]
     assert first == again and first[0] != other[0] and first[1:] == other[1:]
 
 
@@ -98,7 +101,7 @@ def test_the_same_rows_give_the_same_pictures(tmp_path: Path) -> None:
 )
 def test_bad_input_is_explained(tmp_path: Path, splits: dict[str, Any], split: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        show(write_splits(tmp_path / "set", **splits), split=split)
+        draw_pictures(write_splits(tmp_path / "set", **splits), split=split)
 
 
 def test_a_set_without_rows_says_so(tmp_path: Path) -> None:
@@ -106,7 +109,7 @@ def test_a_set_without_rows_says_so(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"splits": {}}))
     with pytest.raises(ValueError, match=r"no rows to show: all are in rejected.jsonl"):
-        show(folder)
+        draw_pictures(folder)
 
 
 def test_positions_are_spread_and_chosen_by_the_seed() -> None:
