@@ -306,7 +306,7 @@ def test_leaks_and_pictures_of_prepared_folders(
     assert result.exit_code == 0 and "replaced" not in result.stderr, result.output
     assert str(tmp_path / "pictures" / "contact_sheet.png") in result.stdout.splitlines()
     result = run("data", "show", tmp_path / "data", "--output", tmp_path / "pictures", "--num-rows", 1)
-    assert f"{tmp_path / 'pictures'} holds pictures; those of the same names are replaced" in result.stderr
+    assert f"{tmp_path / 'pictures'}: replaced contact_sheet.png" in result.stderr
     assert "nowhere" in error("data", "check", tmp_path / "nowhere")
     assert "--num-rows" in run("data", "show", "--help").stdout and "check" in run("data", "--help").stdout
 
