@@ -1,17 +1,16 @@
 """Fine-tuning for classes of images, of texts, or of both: one class a sample, or any number of labels.
 
-Which inputs there are is said by `data.image_columns` and `data.text_column`. Beside the model stand what is reached
-by the most frequent class, by logistic regression on the words of the text, and by the model with a blank image and
-with that of another sample.
+`data.image_columns` and `data.text_column` name the inputs. Controls stand beside the model: the most frequent class,
+logistic regression on the words of the text, and the model with a blank image and with the image of another sample.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,10 +23,8 @@ from m3ae.figures import draw_roc, save_figure
 from m3ae.metrics.aggregation import bootstrap
 from m3ae.metrics.classification import UNKNOWN, multi_label_metrics, single_label_metrics
 from m3ae.models.finetuned import M3AEForClassification, class_loss, multi_label_loss
-from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.controls import bag_of_words, bag_of_words_scores, majority
 from m3ae.tasks.finetuning import (
-    IMAGE_CONTROLS,
     FineTuning,
     Prediction,
     best_of,
@@ -35,7 +32,6 @@ from m3ae.tasks.finetuning import (
     limits,
     open_data,
     open_split,
-    prefixed,
     validation_limit,
 )
 from m3ae.tasks.models import has_labels, label_names, open_model
@@ -45,12 +41,11 @@ from m3ae.training.config import ClassificationConfig, ClassificationRun
 UNCERTAIN = "labels_uncertain"
 CURVES = 16  # labels whose ROC curve is drawn
 PROBLEM_TYPES = {False: "single_label_classification", True: "multi_label_classification"}
-MAIN_METRICS = ("accuracy", "macro_f1", "macro_auroc", "macro_average_precision")
 UNCERTAIN_VALUES = {"ignore": UNKNOWN, "zero": 0, "one": 1}
 
 
 class Labels(NamedTuple):
-    """The labels that a sample has, and those of which that is uncertain."""
+    """The labels that a sample has, and the labels that are uncertain."""
 
     present: tuple[str, ...]
     uncertain: tuple[str, ...] = ()
@@ -61,38 +56,19 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
 
     Of several labels, those that a row names are 1, the uncertain ones what the config says, all others 0. With one
     class a sample, training leaves out rows of a class that is not in the list; measuring counts them as wrong.
-
-    Args:
-        config: The run.
-        model: With a head for the classes.
-        processor: Of that model.
-        rows: Opens the rows of a split that have labels.
     """
 
-    def __init__(
-        self,
-        config: ClassificationRun,
-        model: M3AEForClassification,
-        processor: M3AEProcessor,
-        rows: Callable[[str], SampleDataset],
-    ) -> None:
-        super().__init__(config, model, processor)
-        self._rows = rows
+    main_metrics = ("accuracy", "macro_f1", "macro_auroc", "macro_average_precision")
 
     @classmethod
-    def from_config(cls, config: ClassificationRun, *, for_training: bool = True) -> Classification:
-        """Open data and model; a new head is drawn unless the saved model has one for the same classes.
-
-        Raises:
-            FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
-            ValueError: Data, model and config do not fit together.
-        """
+    def from_config(cls, config: ClassificationRun, *, for_training: bool = True) -> Self:
+        """Open data and model; a new head is drawn unless the saved model has one for the same classes."""
         open_data(config, for_training=for_training)
-        rows = cache(partial(open_labelled, config))
+        dataset = cache(partial(open_labelled, config))
         options: dict[str, Any] = {}
         names: list[str] = []
         if for_training:
-            samples, section = rows("train").samples, config.classification
+            samples, section = dataset("train").samples, config.classification
             names = choose_classes(samples, section)
             options = {
                 "id2label": dict(enumerate(names)),
@@ -102,7 +78,7 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         model, processor = open_model(
             config,
             M3AEForClassification,
-            lambda: rows("train").texts() or names,  # a model of images has a tokenizer, too
+            lambda: dataset("train").texts() or names,  # a model of images has a tokenizer, too
             options,
             new_head=for_training and not has_labels(config.model.path, M3AEForClassification, names),
         )
@@ -112,10 +88,8 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
                 f"classification.multi_label: the model in {config.model.path!r} is for {model.config.problem_type}, "
                 f"the config asks for {wanted}"
             )
-        task = cls(config, model, processor, rows)
-        if for_training:
-            task.check_splits()
-        return task
+        task = cls(config, model, processor, dataset)
+        return task.check_splits() if for_training else task
 
     @cached_property
     def classes(self) -> list[str]:
@@ -125,7 +99,7 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
     @cached_property
     def train_dataset(self) -> SampleDataset:
         """The training rows with a class in the list."""
-        dataset, names = self._rows("train"), set(self.classes)
+        dataset, names = self.dataset("train"), set(self.classes)
         if self.config.classification.multi_label:
             return dataset
         return dataset.of([sample for sample in dataset.samples if not names.isdisjoint(sample.target.present)])
@@ -134,29 +108,26 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         """Return the class of each sample (B,), or which labels it has (B, A); −100 = unknown."""
         return {"labels": torch.from_numpy(encode(samples, self.classes, self.config.classification))}
 
-    def evaluate(self, model: M3AEForClassification, accelerator: Accelerator, split: str) -> dict[str, float]:
+    def metrics(
+        self, model: M3AEForClassification, accelerator: Accelerator, split: str, *, at_length: bool
+    ) -> dict[str, float]:
         """Return the loss; accuracy and macro F1, or AUROC and average precision of each label and macro."""
         dataset = self.dataset(split)
-        logits = self.predict(model, accelerator, dataset).logits
-        return self._loss(dataset, logits) | self.score(dataset.samples, logits.numpy())
-
-    def final(self, model: M3AEForClassification, accelerator: Accelerator, split: str) -> dict[str, float]:
-        """Return these with 95 % intervals over the images and the controls; write the predictions."""
-        dataset = self.dataset(split)
-        prediction = self.predict(model, accelerator, dataset)
-        logits, samples = prediction.logits, dataset.samples
-        metrics = self._loss(dataset, logits) | self.score(samples, logits.numpy())
-        metrics |= in_main_process(accelerator, lambda: self.score_intervals(samples, prediction))
-        if self.config.evaluation.controls:
-            found = in_main_process(accelerator, lambda: self.scores_without_model(dataset))
-            if self.config.data.image_columns:
-                for name, images in IMAGE_CONTROLS.items():
-                    found[name] = self.predict(model, accelerator, dataset, images).logits.numpy()
-            for name, scores in found.items():
-                metrics |= prefixed(name, _main(self.score(samples, scores)))
+        samples, prediction = dataset.samples, self.predict(model, accelerator, dataset)
+        metrics = self._loss(dataset, prediction.logits) | self.score(samples, prediction.logits.numpy())
+        if not at_length:
+            return metrics
         if accelerator.is_main_process:
-            self.write_predictions(split, self._describe_predictions(dataset, logits))
-        return metrics
+            self.write_predictions(split, self._describe_predictions(dataset, prediction.logits))
+        metrics |= in_main_process(accelerator, lambda: self.score_intervals(samples, prediction))
+        return metrics | self.controls(
+            model,
+            accelerator,
+            dataset,
+            without_model=lambda: self.scores_without_model(dataset),
+            read=Tensor.numpy,
+            score=partial(self.score, samples),
+        )
 
     def score(self, samples: Sequence[Sample], scores: NDArray[Any]) -> dict[str, float]:
         """Return the metrics of scores (n, A)."""
@@ -169,14 +140,14 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
 
     def score_intervals(self, samples: Sequence[Sample], prediction: Prediction) -> dict[str, float]:
         """Return the limits of 95 % intervals of the main metrics, samples with the same image drawn together."""
-        if not self.config.evaluation.resamples:
+        resamples, scores = self.config.evaluation.resamples, prediction.logits.numpy()
+        if not resamples:
             return {}
-        scores = prediction.logits.numpy()
 
         def measure(rows: NDArray[np.intp]) -> dict[str, float]:
-            return _main(self.score([samples[row] for row in rows], scores[rows]))
+            metrics = self.score([samples[row] for row in rows], scores[rows])
+            return {name: metrics[name] for name in self.main_metrics if name in metrics}
 
-        resamples = self.config.evaluation.resamples
         return limits(bootstrap(measure, len(samples), groups=prediction.images, resamples=resamples))
 
     def scores_without_model(self, dataset: SampleDataset) -> dict[str, NDArray[Any]]:
@@ -184,37 +155,34 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         train, section = self.train_dataset.samples if self.has("train") else [], self.config.classification
         if not train:
             return {}
-        texts, asked = ([(*own, "")[0] for own in rows.texts_of("text")] for rows in (self.train_dataset, dataset))
+        texts, measured = ([(*row, "")[0] for row in rows.texts_of("text")] for rows in (self.train_dataset, dataset))
         reads = self.config.data.text_column is not None
         if section.multi_label:  # the most frequent labels rank no sample before another
             targets = encode(train, self.classes, section)
-            return {"bag_of_words": bag_of_words_scores(texts, targets, asked)} if reads else {}
+            return {"bag_of_words": bag_of_words_scores(texts, targets, measured)} if reads else {}
         names = [sample.target.present[0] for sample in train]
-        given = {"majority": [majority(names)] * len(asked)}
+        predictions = {"majority": [majority(names)] * len(measured)}
         if reads:
-            given["bag_of_words"] = bag_of_words(texts, names, asked)
+            predictions["bag_of_words"] = bag_of_words(texts, names, measured)
         return {
-            key: np.array([[own == name for name in self.classes] for own in chosen]) for key, chosen in given.items()
+            control: np.array([[label == name for name in self.classes] for label in labels])
+            for control, labels in predictions.items()
         }
-
-    def dataset(self, split: str) -> SampleDataset:
-        """Open the rows of a split to measure on."""
-        return self._rows(split)
 
     def check(self, split: str) -> None:
         """Make sure that a row of a split has an input, and one a label that is one of the classes."""
-        dataset = self._rows(split)
+        dataset = self.dataset(split)
         _, *columns = dataset.columns.names
         if not is_filled(self.config.data.path, split, columns):
             raise ValueError(
                 f"no row of {self.config.data.path}, {split}, has an image or a text in {', '.join(columns)}; set "
                 "data.image_columns and data.text_column"
             )
-        found = Counter(name for sample in dataset.samples for name in sample.target.present)
-        if not found.keys() & set(self.classes):
+        labels = list(dict.fromkeys(name for sample in dataset.samples for name in sample.target.present))
+        if not set(labels) & set(self.classes):
             raise ValueError(
                 f"no row of {self.config.data.path}, {split}, has one of the model's {len(self.classes)} classes "
-                f"({_some(self.classes)}); its labels are {_some(list(found))}. Choose "
+                f"({_some(self.classes)}); its labels are {_some(labels)}. Choose "
                 "classification.label_column, or a model with these classes."
             )
 
@@ -241,17 +209,20 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
     def _describe_predictions(self, dataset: SampleDataset, logits: Tensor) -> Iterator[dict[str, Any]]:
         multi_label = self.config.classification.multi_label
         scores = logits.sigmoid() if multi_label else logits.softmax(-1)
-        for sample, own in zip(dataset.samples, scores, strict=True):
-            top, truth = best_of(self.classes, own), sample.target
-            line = self.reference(dataset, sample)
+        for sample, row in zip(dataset.samples, scores, strict=True):
+            top, truth, line = best_of(self.classes, row), sample.target, self.reference(dataset, sample)
             if multi_label:
-                chosen = [name for name, score in zip(self.classes, own.tolist(), strict=True) if score >= 0.5]
-                scored = {name: round(score, 5) for name, score in zip(self.classes, own.tolist(), strict=True)}
-                told = {"truth": [*truth.present], "uncertain": [*truth.uncertain]}
-                yield {**line, "prediction": chosen, "top": top, **told, "scores": scored}
+                by_name = dict(zip(self.classes, row.tolist(), strict=True))
+                yield line | {
+                    "prediction": [name for name, score in by_name.items() if score >= 0.5],
+                    "top": top,
+                    "truth": [*truth.present],
+                    "uncertain": [*truth.uncertain],
+                    "scores": {name: round(score, 5) for name, score in by_name.items()},
+                }
             else:
                 name, (label,) = top[0]["label"], truth.present
-                yield {**line, "prediction": name, "top": top, "truth": label, "correct": name == label}
+                yield line | {"prediction": name, "top": top, "truth": label, "correct": name == label}
 
 
 def open_labelled(config: ClassificationRun, split: str) -> SampleDataset:
@@ -290,12 +261,12 @@ def choose_classes(samples: Sequence[Sample], section: ClassificationConfig) -> 
         ValueError: A class of the config occurs in no training row, or there are too few.
     """
     counts = Counter(name for sample in samples for name in sample.target.present)
-    found = sorted(counts, key=lambda name: (-counts[name], name))
+    frequent = sorted(counts, key=lambda name: (-counts[name], name))
     if unknown := [name for name in section.labels or [] if name not in counts]:
         raise ValueError(
-            f"classification.labels: {_some(unknown)} in no training row, expected some of {_some(found)}"
+            f"classification.labels: {_some(unknown)} in no training row, expected some of {_some(frequent)}"
         )
-    names = list(section.labels or found[: section.num_labels])
+    names = list(section.labels or frequent[: section.num_labels])
     if len(names) < (1 if section.multi_label else 2):
         raise ValueError(
             f"classification.labels: got {names} from column {section.label_column!r} of the training rows, expected "
@@ -315,14 +286,14 @@ def class_weights(
     Raises:
         ValueError: There is not one weight for each class.
     """
-    given = section.class_weights
-    if given is None or isinstance(given, list):
-        if given is not None and len(given) != len(names):
+    weights = section.class_weights
+    if weights is None or isinstance(weights, list):
+        if weights is not None and len(weights) != len(names):
             raise ValueError(
-                f"classification.class_weights: got {len(given)} weights, expected one for each of the {len(names)} "
+                f"classification.class_weights: got {len(weights)} weights, expected one for each of the {len(names)} "
                 f"classes ({_some(names)})"
             )
-        return given
+        return weights
     targets = encode(samples, names, section)
     if section.multi_label:
         positives, negatives = (targets == 1).sum(0), (targets == 0).sum(0)
@@ -367,10 +338,6 @@ def labels_of(cells: Mapping[str, Any], section: ClassificationConfig) -> Labels
             "set classification.multi_label to true"
         )
     return Labels(names) if names else None
-
-
-def _main(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: metrics[name] for name in MAIN_METRICS if name in metrics}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,7 +1,4 @@
-"""What is reached without a model: the controls beside its results.
-
-They learn from the training split, like the model, and never see an image.
-"""
+"""Controls beside a model's results: labels by frequency or by words, learnt from training rows without images."""
 
 from __future__ import annotations
 
@@ -20,54 +17,54 @@ from m3ae.words import split_words
 
 
 def majority(labels: Sequence[str]) -> str:
-    """Return the most frequent label, of several the first by alphabet."""
+    """Return the most frequent label; of equally frequent ones, the first by alphabet."""
     counts = Counter(labels)
     return min(counts, key=lambda label: (-counts[label], label))
 
 
-def majority_by_type(labels: Sequence[str], types: Sequence[str], asked: Sequence[str]) -> list[str]:
+def majority_by_type(labels: Sequence[str], types: Sequence[str], new_types: Sequence[str]) -> list[str]:
     """Answer each question by the most frequent answer to training questions of its type.
 
     Args:
         labels: Answers to the training questions.
         types: Types of the training questions.
-        asked: Types of the questions; to those of a new type, the most frequent answer of all is given.
+        new_types: Types of the questions; an unknown type gets the most frequent answer of all.
     """
     by_type: dict[str, list[str]] = {}
-    for label, own_type in zip(labels, types, strict=True):
-        by_type.setdefault(own_type, []).append(label)
-    answers = {own_type: majority(own) for own_type, own in by_type.items()}
+    for label, kind in zip(labels, types, strict=True):
+        by_type.setdefault(kind, []).append(label)
+    answers = {kind: majority(group) for kind, group in by_type.items()}
     overall = majority(labels)
-    return [answers.get(own_type, overall) for own_type in asked]
+    return [answers.get(kind, overall) for kind in new_types]
 
 
-def bag_of_words(texts: Sequence[str], labels: Sequence[str], asked: Sequence[str]) -> list[str]:
-    """Return the label of each asked text that logistic regression on the words of labelled texts finds likeliest."""
+def bag_of_words(texts: Sequence[str], labels: Sequence[str], new_texts: Sequence[str]) -> list[str]:
+    """Return the likeliest label of each new text, by logistic regression on the words of labelled texts."""
     words = _Words(texts)
     if words.counts is None or len(set(labels)) == 1:
-        return [majority(labels)] * len(asked)
-    return [str(label) for label in _fit(words.counts, np.array(labels)).predict(words.of(asked))]
+        return [majority(labels)] * len(new_texts)
+    return [str(label) for label in _fit(words.counts, np.array(labels)).predict(words.of(new_texts))]
 
 
 def bag_of_words_scores(
-    texts: Sequence[str], targets: NDArray[Any], asked: Sequence[str], *, tf_idf: bool = False
+    texts: Sequence[str], targets: NDArray[Any], new_texts: Sequence[str], *, tf_idf: bool = False
 ) -> NDArray[Any]:
     """Return the probability (m, A) of each of several labels for m texts, by a regression for each label.
 
     Args:
         texts: n labelled texts.
         targets: (n, A) 1 = has the label, 0 = has not, anything else is unknown and left out for that label.
-        asked: The m texts.
+        new_texts: The m texts.
         tf_idf: Whether words count the more, the fewer texts have them.
     """
     words = _Words(texts, tf_idf)
-    scores = np.zeros((len(asked), targets.shape[1]))
+    scores = np.zeros((len(new_texts), targets.shape[1]))
     for column, truth in enumerate(targets.T):
         known = np.isin(truth, (0, 1))
         if words.counts is None or len(set(truth[known])) < 2:
             scores[:, column] = truth[known].mean() if known.any() else 0.0
         else:
-            scores[:, column] = _fit(words.counts[known], truth[known]).predict_proba(words.of(asked))[:, 1]
+            scores[:, column] = _fit(words.counts[known], truth[known]).predict_proba(words.of(new_texts))[:, 1]
     return scores
 
 

@@ -11,19 +11,19 @@ from accelerate import Accelerator
 
 from m3ae.files import check_replaceable
 from m3ae.tasks import task_class
-from m3ae.training.config import FineTuningRun, PreTrainingRun, QuestionAnsweringRun, RunConfig
+from m3ae.training.config import FineTuningRun, QuestionAnsweringRun, RunConfig
 from m3ae.training.engine import prepare_cpu, settle_precision
 from m3ae.training.loop import fixed_randomness
 from m3ae.training.progress import format_metrics
 
 
 def evaluate(config: RunConfig, split: str = "test", output: Path | None = None) -> dict[str, float]:
-    """Measure the model at `model.path`, with its own head and labels, and print the metrics.
+    """Measure the model at `model.path`, with its head and labels, and print the metrics.
 
     Args:
-        config: A run of any task but pre-training; nothing of it is trained.
+        config: A run of any task; nothing is trained.
         split: Name of the split.
-        output: Folder for what is found; by default `evaluation` in `output_dir`.
+        output: Folder for the results; by default `evaluation` in `output_dir`.
 
     Returns:
         `<split>/<metric>`, with controls and intervals, as after training.
@@ -31,10 +31,8 @@ def evaluate(config: RunConfig, split: str = "test", output: Path | None = None)
     Raises:
         FileExistsError: The folder holds results of something else.
         FileNotFoundError: There is no such prepared folder.
-        ValueError: The task is pre-training, no model is named, it has not the task's head, or there is no such split.
+        ValueError: No model is named, the model lacks the task's head, or there is no such split.
     """
-    if isinstance(config, PreTrainingRun):
-        raise ValueError("task: got pretraining, which is measured when it ends; expected another task")
     if config.model.path is None or config.model.from_scratch:
         raise ValueError("model.path: expected the folder or hub name of a trained model to evaluate: model=FOLDER")
     folder = output or config.output_dir / "evaluation"

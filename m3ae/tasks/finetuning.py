@@ -1,17 +1,14 @@
-"""What the fine-tuning tasks share: model, samples, exact prediction over processes, the best model, what is left.
-
-A task of the training loop subclasses `FineTuning` and brings `train_dataset`, `labels`, `evaluate` and `final`.
-"""
+"""What the fine-tuning tasks share: samples, exact prediction over processes, controls, the best model, results."""
 
 from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -23,21 +20,19 @@ from m3ae.data.prepared import load_manifest
 from m3ae.data.samples import OtherImages, Sample, SampleDataset, Visit, trunk_columns
 from m3ae.files import replacing, write_text
 from m3ae.metrics.aggregation import Interval, bootstrap_means, gather_rows
-from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
-from m3ae.tasks.adapters import add_adapters, merge_adapters, merged_weights
 from m3ae.tasks.model_card import write_model_card
-from m3ae.tasks.models import ModelT, check_model
+from m3ae.tasks.models import ModelT, add_adapters, check_model, freeze, merge_adapters, merged_weights
 from m3ae.tasks.pretraining_data import check_splits, prepare_sets, refuse_test_rows, trunk_collator
-from m3ae.training.batches import TrainingSamples
 from m3ae.training.config import FineTuningRun
 from m3ae.training.run_folder import RunFolder
+from m3ae.training.task import Task
 
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.json"
 IMAGE_INPUTS = ("pixel_values", "image_present")
 TEXT_INPUTS = ("input_ids", "attention_mask", "text_present")
-Images = Literal["own", "blank", "other"]
+Images = Literal["original", "blank", "other"]
 IMAGE_CONTROLS: dict[str, Images] = {"blank": "blank", "shuffled": "other"}  # what precedes the names of metrics
 TOP = 5
 ResultT = TypeVar("ResultT")
@@ -49,27 +44,32 @@ class Prediction(NamedTuple):
 
     Attributes:
         logits: (n, A) float32, on the CPU.
-        images: A name for the image of each, the same for the same image: a sampling unit of intervals.
+        images: A number for the image of each sample, the same for the same image: the sampling unit of intervals.
     """
 
     logits: Tensor
     images: list[int]
 
 
-class FineTuning(ABC, Generic[ModelT, RunT]):
-    """A fine-tuning task of the training loop.
+class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
+    """What the fine-tuning tasks share; a task adds `from_config`, `train_dataset`, `labels`, `metrics` and `check`.
 
     The model that is measured at the end, saved in `model/` and drawn is the one that was best on validation by
     `training.best_metric`, not the last, unless the run does not validate; the test split is looked at only then.
 
     Args:
         config: The run.
-        model: As `m3ae.tasks.models.open_model` makes it.
-        processor: Of that model.
+        model: The model, as `m3ae.tasks.models.open_model` makes it.
+        processor: The processor of that model.
+        dataset: Opens the samples of a split to measure on.
     """
 
-    def __init__(self, config: RunT, model: ModelT, processor: M3AEProcessor) -> None:
-        self.config, self.model, self.processor = config, model, processor
+    main_metrics: tuple[str, ...] = ()  # metrics that are reported for controls, too
+
+    def __init__(
+        self, config: RunT, model: ModelT, processor: M3AEProcessor, dataset: Callable[[str], SampleDataset]
+    ) -> None:
+        self.config, self.model, self.processor, self.dataset = config, model, processor, dataset
         self.folder, self.manifest = RunFolder(config.output_dir), load_manifest(config.data.path)
         self.training_collator = trunk_collator(config.data, model.config, processor, training=True)
         self.evaluation_collator = trunk_collator(config.data, model.config, processor, training=False)
@@ -77,32 +77,17 @@ class FineTuning(ABC, Generic[ModelT, RunT]):
         if config.finetuning.lora is not None:
             add_adapters(model, config.finetuning.lora)
 
-    @classmethod
-    @abstractmethod
-    def from_config(cls, config: RunT, *, for_training: bool = True) -> FineTuning[ModelT, RunT]:
-        """Open data and model, after `open_data`; to evaluate, the saved model's head and labels are used.
-
-        Raises:
-            FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
-            ValueError: Data, model and config do not fit together.
-        """
-
-    @property
-    @abstractmethod
-    def train_dataset(self) -> TrainingSamples:
-        """The training samples."""
-
     @abstractmethod
     def labels(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return what the model takes beside images and texts to compute its loss."""
 
     @abstractmethod
+    def metrics(self, model: ModelT, accelerator: Accelerator, split: str, *, at_length: bool) -> dict[str, float]:
+        """Return `loss` and the metrics on a split; at length with controls and intervals, the predictions written."""
+
     def evaluate(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return `loss` and the metrics on a split, the same in every process."""
-
-    @abstractmethod
-    def final(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
-        """Like `evaluate`, with controls and intervals; write the predictions."""
+        return self.metrics(model, accelerator, split, at_length=False)
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Join training samples into the keyword arguments of the model."""
@@ -131,46 +116,76 @@ class FineTuning(ABC, Generic[ModelT, RunT]):
         batch["input_ids"] = batch["input_ids"].masked_fill(masked, self.processor.tokenizer.mask_token_id)
 
     def predict(
-        self, model: ModelT, accelerator: Accelerator, dataset: SampleDataset, images: Images = "own"
+        self, model: ModelT, accelerator: Accelerator, dataset: SampleDataset, images: Images = "original"
     ) -> Prediction:
-        """Compute the logits of all samples, in every process.
-
-        Each sample is computed by exactly one process.
+        """Compute the logits of all samples, in every process; each sample is computed by exactly one process.
 
         Args:
-            model: In evaluation mode.
-            accelerator: Gives device, autocast and the other processes.
+            model: The model, in evaluation mode.
+            accelerator: The accelerator, with device, autocast and the other processes.
             dataset: The n samples.
-            images: Their `own`, a `blank` one (the mean of the normalisation), or that of an `other` sample.
+            images: The `original` images, `blank` ones (the mean of the normalisation), or those of `other` samples.
         """
         source: Any = OtherImages(dataset) if images == "other" else dataset
-        own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-        found: list[tuple[Tensor, int]] = []
-        for batch in self._batches(source, own, partial(self._evaluation_batch, blank=images == "blank")):
+        indices = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+        computed: list[tuple[Tensor, int]] = []
+        for batch in self._batches(source, indices, partial(self._evaluation_batch, blank=images == "blank")):
             image_ids = batch.pop("image_ids").tolist()
             with accelerator.autocast():
                 logits = model(**send_to_device(batch, accelerator.device)).logits
-            found += zip(logits.float().cpu(), image_ids, strict=True)
-        everywhere = gather_rows(found)
-        return Prediction(
-            torch.stack([row for row, _ in everywhere]), [image or -i for i, (_, image) in enumerate(everywhere)]
-        )
+            computed += zip(logits.float().cpu(), image_ids, strict=True)
+        rows = gather_rows(computed)
+        return Prediction(torch.stack([row for row, _ in rows]), [image or -i for i, (_, image) in enumerate(rows)])
+
+    def controls(
+        self,
+        model: ModelT,
+        accelerator: Accelerator,
+        dataset: SampleDataset,
+        *,
+        without_model: Callable[[], dict[str, ResultT]],
+        read: Callable[[Tensor], ResultT],
+        score: Callable[[ResultT], dict[str, float]],
+    ) -> dict[str, float]:
+        """Return the main metrics `<control>_<metric>` without the model, and with blank and shuffled images.
+
+        Args:
+            model: The model.
+            accelerator: The accelerator.
+            dataset: The samples.
+            without_model: Returns the results of each control that needs no model, in the main process alone.
+            read: Turns logits (n, A) into results.
+            score: Returns the metrics of results.
+        """
+        if not self.config.evaluation.controls:
+            return {}
+        results = in_main_process(accelerator, without_model)
+        if self.config.data.image_columns:
+            for name, images in IMAGE_CONTROLS.items():
+                results[name] = read(self.predict(model, accelerator, dataset, images).logits)
+        scores = {name: score(result) for name, result in results.items()}
+        return {
+            f"{name}_{metric}": metrics[metric]
+            for name, metrics in scores.items()
+            for metric in self.main_metrics
+            if metric in metrics
+        }
 
     def report(self, model: ModelT, accelerator: Accelerator) -> dict[str, float]:
         """Make the model the best one, and measure it on validation and, at length, on test."""
         self.use_best(model)
         if not self.has("test"):
             return self.measure(model, accelerator, "validation")
-        found = self.evaluate(model, accelerator, "validation") if self.has("validation") else {}
-        return prefixed("validation", found, "/") | self.measure(model, accelerator, "test")
+        metrics = self.evaluate(model, accelerator, "validation") if self.has("validation") else {}
+        return prefixed("validation", metrics) | self.measure(model, accelerator, "test")
 
     def measure(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return all metrics of a split, called `<split>/<metric>`, and write them to `results.json`."""
-        metrics = prefixed(split, self.final(model, accelerator, split), "/")
+        metrics = prefixed(split, self.metrics(model, accelerator, split, at_length=True))
         if accelerator.is_main_process:
             self.folder.root.mkdir(parents=True, exist_ok=True)
-            results = self.describe() | {"metrics": finite(metrics)}
-            text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+            finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            text = json.dumps(self.describe() | {"metrics": finite}, indent=2, ensure_ascii=False) + "\n"
             write_text(self.folder.root / RESULTS, text)
         return metrics
 
@@ -209,23 +224,11 @@ class FineTuning(ABC, Generic[ModelT, RunT]):
         self.processor.save_pretrained(folder)
         write_model_card(folder, self.config, model, self.manifest, metrics)
 
-    def illustrate(self, model: ModelT, folder: Path) -> list[Path]:
-        """Draw nothing, unless a task does."""
-        return []
-
-    @abstractmethod
-    def check(self, split: str) -> None:
-        """Make sure that a split can be trained or measured on.
-
-        Raises:
-            ValueError: Its rows lack what the task needs.
-        """
-
-    def check_splits(self) -> None:
+    def check_splits(self) -> Self:
         """Make sure, before the first step, that all splits can be used that the run will use."""
-        for split in ("train", "validation", "test"):
-            if self.has(split):
-                self.check(split)
+        for split in filter(self.has, ("train", "validation", "test")):
+            self.check(split)
+        return self
 
     def has(self, split: str) -> bool:
         """Return whether the prepared data have this split."""
@@ -235,8 +238,8 @@ class FineTuning(ABC, Generic[ModelT, RunT]):
         """Return the limits of 95 % intervals of metrics that are means, `<name>_low` and `<name>_high`.
 
         Args:
-            values: By metric, those of the samples; NaN does not count.
-            images: What is drawn anew: samples with the same image are drawn together.
+            values: The values of the samples by metric; NaN does not count.
+            images: The images of the samples: samples with the same image are drawn together.
         """
         resamples = self.config.evaluation.resamples
         return limits(bootstrap_means(values, groups=images, resamples=resamples)) if resamples else {}
@@ -304,14 +307,6 @@ def validation_limit(config: FineTuningRun, split: str) -> int | None:
     return config.data.max_validation_samples if split == "validation" else None
 
 
-def freeze(model: M3AEPreTrainedModel, frozen: Literal["nothing", "encoders", "trunk"]) -> None:
-    """Leave the encoders, or everything but the head, as they are."""
-    groups = {"nothing": (), "encoders": ("encoder",), "trunk": TRUNK}[frozen]
-    for name, parameter in model.named_parameters():
-        if model.parameter_group(name) in groups:
-            parameter.requires_grad_(False)
-
-
 def in_main_process(accelerator: Accelerator, compute: Callable[[], ResultT]) -> ResultT:
     """Compute something that can be pickled in the main process alone, and give it to all."""
     shared: list[Any] = [compute() if accelerator.is_main_process else None]
@@ -337,11 +332,6 @@ def limits(intervals: Mapping[str, Interval]) -> dict[str, float]:
     }
 
 
-def prefixed(prefix: str, metrics: Mapping[str, float], separator: str = "_") -> dict[str, float]:
-    """Return metrics called `<prefix>_<metric>`."""
-    return {f"{prefix}{separator}{name}": value for name, value in metrics.items()}
-
-
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Return metrics as JSON has them: null for what is not finite."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def prefixed(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics called `<split>/<metric>`."""
+    return {f"{split}/{name}": value for name, value in metrics.items()}

@@ -30,7 +30,7 @@ from m3ae.models.retrieval import (
     score_pairs,
 )
 
-IMAGES_AT_ONCE = 256  # that are scored against all texts, in all processes together
+IMAGES_AT_ONCE = 256  # images that are scored against all texts, in all processes together
 
 
 class Gallery:
@@ -43,8 +43,8 @@ class Gallery:
         texts: The texts.
         image_ids: (I,) equal entries name the same image.
         load: Returns a sample with the image that has a position in `image_ids`.
-        collator: Without augmentation.
-        accelerator: Gives device, autocast and the other processes.
+        collator: The collator without augmentation.
+        accelerator: The accelerator, with device, autocast and the other processes.
         batch_size: Inputs encoded and pairs fused at once.
 
     Attributes:
@@ -95,11 +95,11 @@ class Gallery:
 
         Args:
             score: The matching head.
-            head: Gives the first stage.
-            k: Candidates that are re-ranked: distinct ones, each of which stands for all that equal it.
+            head: The contrastive head, for the first stage.
+            k: Number of distinct candidates that are re-ranked; each stands for all that equal it.
 
         Returns:
-            The k nearest in the space of the contrastive head, with their cosines, and the same with the scores of the
+            The k nearest in the space of the contrastive head with their cosines, and these k with the scores of the
             matching head.
         """
         texts, images = self._embed(head, "text"), self._embed(head, "image")
@@ -137,7 +137,7 @@ class Gallery:
         return self._sum(vectors)
 
     def _sum(self, share: Tensor) -> Tensor:
-        """Add what the processes have found, each in places of its own."""
+        """Add the shares of the processes, each of which is 0 outside its rows."""
         total: Tensor = self.accelerator.reduce(share.to(self.accelerator.device), reduction="sum")
         return total.cpu()
 
@@ -148,9 +148,9 @@ def _spread(size: int, numbers: Tensor, values: Tensor, rows: Tensor) -> Tensor:
 
 
 def _distinct(items: Sequence[Hashable]) -> tuple[list[int], Tensor]:
-    """Return where each distinct item stands first, and for each item which of the distinct ones it is."""
+    """Return the first position of each distinct item, and for each item which of the distinct ones it is."""
     first: dict[Hashable, int] = {}
-    for place, item in enumerate(items):
-        first.setdefault(item, place)
+    for position, item in enumerate(items):
+        first.setdefault(item, position)
     numbers = {item: number for number, item in enumerate(first)}
     return list(first.values()), torch.tensor([numbers[item] for item in items])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -78,7 +78,7 @@ class Generation:
         self._training_collator = Collator(self.modalities, options, missing_rate=config.generation.missing_rate)
 
     @classmethod
-    def from_config(cls, config: GenerationRun, *, for_training: bool = True) -> Generation:
+    def from_config(cls, config: GenerationRun, *, for_training: bool = True) -> Self:
         """Prepare the data if the config says how, and build tokenizer and model, or load them.
 
         Args:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator, PartialState
+from torch import Tensor
 
 from m3ae.data.prepared import load_manifest
-from m3ae.data.samples import trunk_columns
+from m3ae.data.samples import Sample, trunk_columns
+from m3ae.data.sets import MixedDataset, SampleStream
 from m3ae.evaluation.pretraining import PreTrainingEvaluator
 from m3ae.figures import save_figure
 from m3ae.inference.drawing import draw_samples
@@ -30,68 +34,80 @@ from m3ae.tasks.pretraining_data import (
     trunk_collator,
 )
 from m3ae.training.config import PreTrainingRun
+from m3ae.training.task import Task
 
 BYTES = ("0",)  # what the tokenizer of images without texts is trained on: it knows every byte, and no word
 
 
-class PreTraining:
+class PreTraining(Task[M3AEForPreTraining]):
     """Masked-image modelling, masked-language modelling and image-text matching on a prepared folder.
 
     Args:
         config: The run.
-        model: As `m3ae.tasks.models.open_model` makes it.
-        processor: Of that model.
+        model: The model, as `m3ae.tasks.models.open_model` makes it.
+        processor: The processor of that model.
     """
 
     def __init__(self, config: PreTrainingRun, model: M3AEForPreTraining, processor: M3AEProcessor) -> None:
         self.config, self.model, self.processor = config, model, processor
-        self.train_dataset = training_samples(config)
-        self.collate = trunk_collator(config.data, model.config, processor, training=True)
+        self.manifest = load_manifest(config.data.path)
+        self._training_collator = trunk_collator(config.data, model.config, processor, training=True)
         self.evaluation_collate = trunk_collator(config.data, model.config, processor, training=False)
-        self.splits = list(load_manifest(config.data.path).splits)
 
     @classmethod
-    def from_config(cls, config: PreTrainingRun) -> PreTraining:
-        """Prepare the data if the config says how, and build tokenizer and model.
-
-        Raises:
-            FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
-            ValueError: Data, tokenizer and model do not fit together, or a training image is in a held-out split.
-        """
+    def from_config(cls, config: PreTrainingRun, *, for_training: bool = True) -> Self:
+        """Prepare the data if the config says how, and build tokenizer and model."""
         check_model(config)
         prepare_sets(config.data)
-        check_splits(config, needed=("train", "validation") if config.training.validate_every else ("train",))
-        refuse_test_rows(config.data)
+        needed = ("train", "validation") if config.training.validate_every else ("train",)
+        check_splits(config, needed if for_training else ())
+        if for_training:
+            refuse_test_rows(config.data)
         model, processor = open_model(config, M3AEForPreTraining, lambda: training_samples(config).texts() or BYTES)
         task = cls(config, model, processor)
-        task.check()
+        if for_training:
+            task.check("train")
         return task
 
-    def check(self) -> None:
-        """Make sure that the training samples have what the model's objectives learn from.
+    @cached_property
+    def train_dataset(self) -> MixedDataset | SampleStream:
+        """The training samples of all sets."""
+        return training_samples(self.config)
+
+    def has(self, split: str) -> bool:
+        """Return whether the prepared data have this split."""
+        return split in self.manifest.splits
+
+    def check(self, split: str) -> None:
+        """Make sure that the samples of a split have what the model's objectives learn from.
 
         Raises:
             ValueError: They have only images, or only texts, and no objective is of these alone; or words are to be
                 reported, and the tokenizer does not know where they are.
         """
-        sets, config = self.config.data.sets, self.model.config
-        images = any(is_filled(own.path, "train", own.image_columns) for own in sets)
-        texts = any(is_filled(own.path, "train", trunk_columns([], own.text_column).text_columns) for own in sets)
+        sets, config = self.config.data.sets if split == "train" else [self.config.data], self.model.config
+        images = any(is_filled(rows.path, split, rows.image_columns) for rows in sets)
+        texts = any(is_filled(rows.path, split, trunk_columns([], rows.text_column).text_columns) for rows in sets)
+        rows = "training rows" if split == "train" else f"rows of {split}"
         if not (images or texts):
-            raise ValueError(f"no training row of {self.config.data.path} has an image or a text; choose others")
+            raise ValueError(f"no {split} row of {self.config.data.path} has an image or a text; choose others")
         if not (images and texts):
             present, absent, weight = ("images", "texts", "mim") if images else ("texts", "images", "mlm")
             if not getattr(config, f"{weight}_weight") and config.latent is None:
                 raise ValueError(
-                    f"model.overrides.{weight}_weight: got 0 for training rows without {absent}, expected more than "
+                    f"model.overrides.{weight}_weight: got 0 for {rows} without {absent}, expected more than "
                     f"0: nothing else is learnt from {present} alone"
                 )
-            PartialState().print(f"the training rows have no {absent}: what is masked in {present} is learnt")
+            PartialState().print(f"the {rows} have no {absent}: what is masked in {present} is learnt")
         if self.config.evaluation.word_groups and not self.processor.tokenizer.is_fast:
             raise ValueError(
                 f"evaluation.word_groups: got them with {type(self.processor.tokenizer).__name__}, which does not "
                 "know which tokens make a word: use a tokenizer with tokenizer.json, or leave them out"
             )
+
+    def collate(self, samples: Sequence[Sample], /) -> dict[str, Tensor]:
+        """Join training samples into the keyword arguments of the model."""
+        return self._training_collator(samples)
 
     def step_inputs(self, step: int) -> dict[str, Any]:
         """Return β of the latent pass at an optimiser step, if the model has a latent head."""
@@ -102,40 +118,33 @@ class PreTraining:
         return {"beta": torch.tensor(beta)}
 
     def evaluate(self, model: M3AEForPreTraining, accelerator: Accelerator, split: str) -> dict[str, float]:
-        """Return losses and accuracies on a split, with own images."""
-        evaluator = self._evaluator(accelerator, split)
-        return evaluator.masked_metrics(model, shuffled=False) | self._word_accuracy(evaluator, model, shuffled=False)
+        """Return losses and accuracies on a split, each text with its image."""
+        return self._metrics(self._evaluator(accelerator, split), model, shuffled=False)
+
+    def measure(self, model: M3AEForPreTraining, accelerator: Accelerator, split: str) -> dict[str, float]:
+        """Return all metrics of a split; `shuffled_<metric>` is measured with another sample's image for each text."""
+        evaluator, settings = self._evaluator(accelerator, split), self.config.evaluation
+        metrics = self._metrics(evaluator, model, shuffled=False, draws=settings.mask_draws)
+        shuffled = self._metrics(evaluator, model, shuffled=True, draws=settings.mask_draws)
+        metrics |= {f"shuffled_{name}": value for name, value in shuffled.items() if not name.endswith("_chance")}
+        if settings.retrieval_pairs and model.config.itm_weight:
+            metrics |= evaluator.retrieval(model, settings.retrieval_pairs)
+        return {f"{split}/{name}": value for name, value in metrics.items()}
 
     def report(self, model: M3AEForPreTraining, accelerator: Accelerator) -> dict[str, float]:
-        """Return everything that is measured at the end, on validation and test: names are `<split>/<metric>`.
-
-        `shuffled_<metric>` is measured with each text given another sample's image.
-        """
-        metrics: dict[str, float] = {}
-        draws = self.config.evaluation.mask_draws
-        for split in ("validation", "test"):
-            if split not in self.splits:
-                continue
-            evaluator = self._evaluator(accelerator, split)
-            found = evaluator.masked_metrics(model, shuffled=False, draws=draws)
-            found |= self._word_accuracy(evaluator, model, shuffled=False)
-            shuffled = evaluator.masked_metrics(model, shuffled=True, draws=draws)
-            shuffled |= self._word_accuracy(evaluator, model, shuffled=True)
-            found |= {f"shuffled_{name}": value for name, value in shuffled.items() if not name.endswith("_chance")}
-            if self.config.evaluation.retrieval_pairs and model.config.itm_weight:
-                found |= evaluator.retrieval(model, self.config.evaluation.retrieval_pairs)
-            metrics |= {f"{split}/{name}": value for name, value in found.items()}
-        return metrics
+        """Return everything that is measured at the end, on validation and test."""
+        splits = filter(self.has, ("validation", "test"))
+        return {name: value for split in splits for name, value in self.measure(model, accelerator, split).items()}
 
     def save(self, model: M3AEForPreTraining, folder: Path, metrics: dict[str, float]) -> None:
         """Write model, processor and model card in hub format."""
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        write_model_card(folder, self.config, model, load_manifest(self.config.data.path), metrics)
+        write_model_card(folder, self.config, model, self.manifest, metrics)
 
     def illustrate(self, model: M3AEForPreTraining, folder: Path) -> list[Path]:
         """Draw masked reconstructions of images, of validation if there is that split, if there are any."""
-        split = next(split for split in ("validation", "test", "train") if split in self.splits)
+        split = next(split for split in ("validation", "test", "train") if self.has(split))
         dataset = evaluation_samples(self.config, split)
         spread = range(0, len(dataset), max(1, len(dataset) // 6))
         samples = [sample for index in spread if (sample := dataset.first(index, index)).images][:6]
@@ -147,13 +156,15 @@ class PreTraining:
         return [save_figure(draw_samples(model, reconstructions, texts), folder / "reconstructions.png")]
 
     def _evaluator(self, accelerator: Accelerator, split: str) -> PreTrainingEvaluator:
+        samples = evaluation_samples(self.config, split)
         batch_size = self.config.evaluation.batch_size or self.config.training.batch_size
-        return PreTrainingEvaluator(
-            evaluation_samples(self.config, split), self.evaluation_collate, accelerator, batch_size
-        )
+        return PreTrainingEvaluator(samples, self.evaluation_collate, accelerator, batch_size)
 
-    def _word_accuracy(
-        self, evaluator: PreTrainingEvaluator, model: M3AEForPreTraining, *, shuffled: bool
+    def _metrics(
+        self, evaluator: PreTrainingEvaluator, model: M3AEForPreTraining, *, shuffled: bool, draws: int = 1
     ) -> dict[str, float]:
-        groups = self.config.evaluation.word_groups
-        return evaluator.word_accuracy(model, groups, shuffled=shuffled) if groups else {}
+        metrics, groups = (
+            evaluator.masked_metrics(model, shuffled=shuffled, draws=draws),
+            self.config.evaluation.word_groups,
+        )
+        return metrics | (evaluator.word_accuracy(model, groups, shuffled=shuffled) if groups else {})

@@ -8,14 +8,18 @@ question.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from m3ae.data.phantom.report import ask
@@ -23,29 +27,25 @@ from m3ae.data.prepared import load_manifest
 from m3ae.data.questions import ANSWERS_FILE, count_answers, normalize_answer
 from m3ae.data.samples import Sample, SampleDataset
 from m3ae.data.tables import read_json
-from m3ae.figures import save_figure
+from m3ae.figures import VERMILION, cut, new_figure, save_figure
 from m3ae.inference.drawing import draw_word_attention
 from m3ae.metrics.text import is_right, vqa_accuracy
 from m3ae.models.finetuned import M3AEForQuestionAnswering
-from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.controls import bag_of_words, majority_by_type
 from m3ae.tasks.finetuning import (
-    IMAGE_CONTROLS,
     FineTuning,
     best_of,
-    in_main_process,
     open_data,
     open_split,
-    prefixed,
     validation_limit,
 )
-from m3ae.tasks.mistakes import plot_mistakes
 from m3ae.tasks.models import has_labels, label_names, open_model
 from m3ae.training.config import QuestionAnsweringRun
 
 YES_OR_NO = {"yes", "no"}
+WRONG, ASKED = VERMILION, "#DADADA"  # colours of the bars
+ROW = 0.42  # height of a bar with its margin, in inches
 NUM_ATTENTION_MAPS = 4
-MAIN_METRICS = ("accuracy", "closed_accuracy", "open_accuracy")
 
 
 class Truth(NamedTuple):
@@ -60,32 +60,13 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
     """Choice of an answer from the list in the model's `config.id2label`.
 
     Training leaves out questions without an answer in the list; measuring counts them as wrong.
-
-    Args:
-        config: The run.
-        model: With a head for the list.
-        processor: Of that model.
-        dataset: Opens the questions of a split.
     """
 
-    def __init__(
-        self,
-        config: QuestionAnsweringRun,
-        model: M3AEForQuestionAnswering,
-        processor: M3AEProcessor,
-        dataset: Callable[[str], SampleDataset],
-    ) -> None:
-        super().__init__(config, model, processor)
-        self.dataset = dataset
+    main_metrics = ("accuracy", "closed_accuracy", "open_accuracy")
 
     @classmethod
-    def from_config(cls, config: QuestionAnsweringRun, *, for_training: bool = True) -> QuestionAnswering:
-        """Open data and model; a new head is drawn unless the saved model has one for the same answers.
-
-        Raises:
-            FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
-            ValueError: Data, model and config do not fit together, or no training question has an answer in the list.
-        """
+    def from_config(cls, config: QuestionAnsweringRun, *, for_training: bool = True) -> Self:
+        """Open data and model; a new head is drawn unless the saved model has one for the same answers."""
         open_data(config, for_training=for_training)
         dataset = cache(partial(open_questions, config))
         keep_head = config.question_answering.answers == "checkpoint"
@@ -98,9 +79,7 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
             new_head=not keep_head and not has_labels(config.model.path, M3AEForQuestionAnswering, answers),
         )
         task = cls(config, model, processor, dataset)
-        if for_training:
-            task.check_splits()
-        return task
+        return task.check_splits() if for_training else task
 
     @cached_property
     def answers(self) -> list[str]:
@@ -131,30 +110,27 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
         """Return which answers are right, (B, A)."""
         return {"labels": torch.stack([self._targets(sample) for sample in samples])}
 
-    def evaluate(self, model: M3AEForQuestionAnswering, accelerator: Accelerator, split: str) -> dict[str, float]:
+    def metrics(
+        self, model: M3AEForQuestionAnswering, accelerator: Accelerator, split: str, *, at_length: bool
+    ) -> dict[str, float]:
         """Return the loss, the accuracies of all, closed and open questions and of each type, and their ceilings."""
         dataset = self.dataset(split)
-        logits = self.predict(model, accelerator, dataset).logits
-        return self._loss(dataset, logits) | self.score(dataset.samples, self.choose(logits))
-
-    def final(self, model: M3AEForQuestionAnswering, accelerator: Accelerator, split: str) -> dict[str, float]:
-        """Return these with 95 % intervals over the images and the controls; write the predictions."""
-        dataset = self.dataset(split)
-        logits, images = self.predict(model, accelerator, dataset)
-        answers, samples = self.choose(logits), dataset.samples
+        samples, (logits, images) = dataset.samples, self.predict(model, accelerator, dataset)
+        answers = self.choose(logits)
         metrics = self._loss(dataset, logits) | self.score(samples, answers)
-        metrics |= self.intervals(_right_by_type(samples, answers), images)
-        if self.config.evaluation.controls:
-            given = in_main_process(accelerator, lambda: self.answers_without_model(dataset))
-            if self.config.data.image_columns:
-                for name, source in IMAGE_CONTROLS.items():
-                    given[name] = self.choose(self.predict(model, accelerator, dataset, source).logits)
-            for name, chosen in given.items():
-                scores = self.score(samples, chosen)
-                metrics |= prefixed(name, {key: scores[key] for key in MAIN_METRICS if key in scores})
+        if not at_length:
+            return metrics
         if accelerator.is_main_process:
             self.write_predictions(split, self._describe_predictions(dataset, self.model.probabilities(logits)))
-        return metrics
+        metrics |= self.intervals(_right_by_type(samples, answers), images)
+        return metrics | self.controls(
+            model,
+            accelerator,
+            dataset,
+            without_model=lambda: self.answers_without_model(dataset),
+            read=self.choose,
+            score=partial(self.score, samples),
+        )
 
     def answers_without_model(self, dataset: SampleDataset) -> dict[str, list[str]]:
         """Return what majority and bag of words answer; nothing if there are no training questions."""
@@ -162,14 +138,14 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
             return {}
         train, measured = self.dataset("train").samples, dataset.samples
         answers = [sample.target.answers[0] for sample in train]
-        types, asked_types = (
+        types, measured_types = (
             [f"{sample.target.question_type}, {sample.target.answer_type}" for sample in samples]
             for samples in (train, measured)
         )
-        texts, asked = ([sample.cells["text"] for sample in samples] for samples in (train, measured))
+        questions, measured_questions = ([sample.cells["text"] for sample in samples] for samples in (train, measured))
         return {
-            "majority": majority_by_type(answers, types, asked_types),
-            "bag_of_words": bag_of_words(texts, answers, asked),
+            "majority": majority_by_type(answers, types, measured_types),
+            "bag_of_words": bag_of_words(questions, answers, measured_questions),
         }
 
     def choose(self, logits: Tensor) -> list[str]:
@@ -253,12 +229,12 @@ def open_questions(config: QuestionAnsweringRun, split: str) -> SampleDataset:
         )
     samples, unusable = [], 0
     for row, cells in enumerate(dataset.rows()):
-        for asked in ask(cells) if generated else [cells | {"question": " ".join(dataset.columns.texts_of(cells))}]:
-            answers = right_answers(asked)
-            unusable += not (asked["question"] and answers)
-            if asked["question"] and answers:
-                truth = Truth(answers, answer_type(asked, answers), asked.get("question_type") or "")
-                samples.append(Sample(asked["id"], {"text": asked["question"]}, target=truth, row=row))
+        for item in ask(cells) if generated else [cells | {"question": " ".join(dataset.columns.texts_of(cells))}]:
+            answers = right_answers(item)
+            unusable += not (item["question"] and answers)
+            if item["question"] and answers:
+                truth = Truth(answers, answer_type(item, answers), item.get("question_type") or "")
+                samples.append(Sample(item["id"], {"text": item["question"]}, target=truth, row=row))
     if unusable:
         PartialState().print(f"{unusable} rows of {config.data.path}, {split}, lack question or answer: left out")
     if not samples:
@@ -303,11 +279,89 @@ def answers_from(config: QuestionAnsweringRun) -> str:
 
 
 def _right_by_type(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, list[float]]:
-    """Return 1 for right and 0 for wrong by metric; NaN for questions that it does not count."""
+    """Return 1 for right and 0 for wrong by metric; NaN for questions that the metric does not count."""
     right = [float(is_right(answer, sample.target.answers)) for sample, answer in zip(samples, answers, strict=True)]
     types = [sample.target.answer_type for sample in samples]
     by_type = {
-        f"{wanted}_accuracy": [value if own == wanted else np.nan for value, own in zip(right, types, strict=True)]
-        for wanted in sorted(set(types))
+        f"{name}_accuracy": [value if kind == name else np.nan for value, kind in zip(right, types, strict=True)]
+        for name in sorted(set(types))
     }
     return {"accuracy": right} | by_type
+
+
+class Mistake(NamedTuple):
+    """A question that was answered wrong at least once.
+
+    Attributes:
+        question: The question in its first wording.
+        images: Number of images with this question.
+        wrong: Number of wrong answers.
+        prediction: The commonest wrong answer.
+        predicted: Number of times that the commonest wrong answer was given.
+        truth: The commonest right answer where that wrong one was given.
+    """
+
+    question: str
+    images: int
+    wrong: int
+    prediction: str
+    predicted: int
+    truth: str
+
+
+def common_mistakes(rows: Iterable[Mapping[str, Any]]) -> list[Mistake]:
+    """Return the questions answered wrong, the most often wrong first, then those wrong in a greater share.
+
+    Args:
+        rows: Mappings with `question`, `prediction` and the accepted `answers`. Questions that differ only in case,
+            articles and punctuation count as one.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(normalize_answer(row["question"]), []).append(row)
+    mistakes = []
+    for group in groups.values():
+        wrong = [row for row in group if not is_right(row["prediction"], row["answers"])]
+        if wrong:
+            prediction, predicted = Counter(row["prediction"] for row in wrong).most_common(1)[0]
+            truths = Counter(row["answers"][0] for row in wrong if row["prediction"] == prediction)
+            truth = truths.most_common(1)[0][0]
+            mistakes.append(Mistake(group[0]["question"], len(group), len(wrong), prediction, predicted, truth))
+    return sorted(mistakes, key=lambda mistake: (-mistake.wrong, mistake.images, mistake.question))
+
+
+def plot_mistakes(path: Path, rows: Iterable[Mapping[str, Any]], limit: int = 15) -> None:
+    """Draw how often the `limit` questions most often wrong were asked and answered wrong, as a PNG."""
+    rows = list(rows)
+    mistakes = common_mistakes(rows)
+    shown = mistakes[:limit]
+    figure = new_figure(10, 1.1 + ROW * len(shown))
+    axes = figure.subplots()
+    total = sum(mistake.wrong for mistake in mistakes)
+    axes.set_title(f"Questions most often wrong ({total:,} wrong answers of {len(rows):,})", loc="left", fontsize=11)
+    if shown:
+        _draw_bars(axes, shown)
+    else:
+        axes.set_axis_off()
+    save_figure(figure, path)
+
+
+def _draw_bars(axes: Axes, mistakes: Sequence[Mistake]) -> None:
+    positions = range(len(mistakes))
+    axes.barh(positions, [mistake.images for mistake in mistakes], color=ASKED, height=0.6, label="asked")
+    axes.barh(positions, [mistake.wrong for mistake in mistakes], color=WRONG, height=0.6, label="answered wrong")
+    for position, mistake in enumerate(mistakes):
+        answer = f"“{cut(mistake.prediction, 28)}” for “{cut(mistake.truth, 28)}”"
+        note = answer if mistake.wrong == 1 else f"{mistake.predicted} × {answer}"
+        axes.text(mistake.images, position, f"  {note}", va="center", fontsize=8, parse_math=False)
+    questions = [textwrap.fill(cut(mistake.question, 84), 44) for mistake in mistakes]
+    axes.set_yticks(positions, questions, fontsize=8, parse_math=False)
+    axes.set_ylim(len(mistakes) - 0.5, -0.5)
+    most = max(mistake.images for mistake in mistakes)
+    axes.set_xlim(0, 1.8 * most)  # the answers stand on the right
+    axes.set_xticks([tick for tick in MaxNLocator(integer=True).tick_values(0, most) if tick <= most])
+    axes.spines["bottom"].set_bounds(0, most)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -24,7 +24,7 @@ from m3ae.inference.inputs import pictures
 from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.metrics.retrieval import DIRECTIONS, KS, BothWays, Ranking, Relevance, RelevanceRule
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
-from m3ae.tasks.finetuning import TOP, FineTuning, open_data, open_split, prefixed
+from m3ae.tasks.finetuning import TOP, FineTuning, open_data, open_split, validation_limit
 from m3ae.tasks.gallery import Gallery
 from m3ae.tasks.models import open_model
 from m3ae.training.config import RetrievalRun
@@ -36,8 +36,8 @@ class Candidates(NamedTuple):
     """The T texts and I images of the pairs of a split, in order.
 
     Attributes:
-        samples: Those with both an image and a text.
-        indices: (I,) position of each of them in the dataset.
+        samples: The samples with both an image and a text.
+        indices: (I,) position of each of these samples in the dataset.
         texts: Every text of every sample.
         text_rows: (T,) position in `samples` of the sample that each text belongs to; that of image i is i.
         text_names: A name for each text: that of its sample, with a number if the sample has several.
@@ -51,10 +51,10 @@ class Candidates(NamedTuple):
     text_names: list[str]
     image_ids: list[int]
 
-    def judge(self, found: BothWays, rule: RelevanceRule) -> Ranking:
-        """Return what is found together with what is right."""
+    def judge(self, results: BothWays, rule: RelevanceRule) -> Ranking:
+        """Return the results of a search together with what is right."""
         pairs = torch.stack([torch.arange(len(self.texts)), torch.tensor(self.text_rows)], dim=1)
-        return Ranking.of(found, pairs, rule)
+        return Ranking.of(results, pairs, rule)
 
 
 class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
@@ -65,13 +65,8 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
     """
 
     @classmethod
-    def from_config(cls, config: RetrievalRun, *, for_training: bool = True) -> Retrieval:
-        """Open data and model.
-
-        Raises:
-            FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
-            ValueError: Data, model and config do not fit together.
-        """
+    def from_config(cls, config: RetrievalRun, *, for_training: bool = True) -> Self:
+        """Open data and model, which needs the heads that rank."""
         open_data(config, for_training=for_training)
         model, processor = open_model(
             config, M3AEForImageTextRetrieval, lambda: open_texts(config, "train").texts(), new_head=False
@@ -87,10 +82,8 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
                 f"retrieval.rerank: got {k} with num_negatives=0, which does not train the matching head; expected "
                 "retrieval.rerank=0 to rank by contrast alone, or set model.overrides.num_negatives"
             )
-        task = cls(config, model, processor)
-        if for_training:
-            task.check_splits()
-        return task
+        task = cls(config, model, processor, partial(open_measured, config))
+        return task.check_splits() if for_training else task
 
     @cached_property
     def train_dataset(self) -> SampleDataset:
@@ -102,27 +95,25 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         ids = {"image_ids": [s.image_id for s in samples], "text_ids": [s.text_id for s in samples]}
         return {name: torch.tensor(numbers) for name, numbers in ids.items()}
 
-    def evaluate(self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, split: str) -> dict[str, float]:
-        """Return the losses, recalls and median ranks both ways, and the mean recall."""
-        dataset = self.dataset(split)
-        ranking, _ = self.rank(model, accelerator, dataset, self.candidates(dataset))
-        return self._losses(model, accelerator, dataset) | ranking.metrics()
+    def metrics(
+        self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, split: str, *, at_length: bool
+    ) -> dict[str, float]:
+        """Return the losses, recalls and median ranks both ways, and the mean recall.
 
-    def final(self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, split: str) -> dict[str, float]:
-        """Return these with 95 % intervals over the images, and what chance and the first stage alone reach.
-
-        Write the ids of the evaluated pairs and the predictions.
+        At length, intervals are over the images, the controls are chance and the first stage alone, and the ids of the
+        pairs are written, too.
         """
-        dataset = self.dataset(split)
+        dataset, controls = self.dataset(split), at_length and self.config.evaluation.controls
         candidates = self.candidates(dataset)
-        controls = self.config.evaluation.controls
         ranking, first_stage = self.rank(model, accelerator, dataset, candidates, first_stage=controls)
-        metrics = self._losses(model, accelerator, dataset) | ranking.metrics() | self._intervals(candidates, ranking)
+        metrics = self._losses(model, accelerator, dataset) | ranking.metrics()
+        if at_length:
+            metrics |= self._intervals(candidates, ranking)
         if controls:
-            metrics |= prefixed("chance", chance_ranking(ranking.relevance))
-            if first_stage is not None:
-                metrics |= prefixed("first_stage", first_stage.metrics())
-        if accelerator.is_main_process:
+            by_control = {"chance": chance_ranking(ranking.relevance)}
+            by_control |= {"first_stage": first_stage.metrics()} if first_stage is not None else {}
+            metrics |= {f"{name}_{key}": value for name, row in by_control.items() for key, value in row.items()}
+        if at_length and accelerator.is_main_process:
             self.write_predictions(split, self._describe_predictions(dataset, candidates, ranking))
             ids = "".join(f"{sample.id}\n" for sample in candidates.samples)
             write_text(self.folder.root / f"{split}.ids.txt", ids)
@@ -132,20 +123,15 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         """Return what the results depend on, the rule of what is right among it."""
         return super().describe() | self.config.retrieval.model_dump()
 
-    def dataset(self, split: str) -> SampleDataset:
-        """Open a split, or as many of its rows as the config says."""
-        limit = self.config.data.max_validation_samples if split == "validation" else None
-        return open_texts(self.config, split, limit or self.config.retrieval.max_rows)
-
     def check(self, split: str) -> None:
         """Make sure that a split has a pair, and the training split two that differ in image and text."""
         images, texts = set[int](), set[str]()
         dataset = self.train_dataset if split == "train" else self.dataset(split)
         needed = 2 if split == "train" else 1
-        for index, own_texts in enumerate(dataset.texts_of("text")):
+        for index, captions in enumerate(dataset.texts_of("text")):
             if (sample := dataset.first(index)).images:
                 images.add(sample.image_id)
-                texts.update(own_texts)
+                texts.update(captions)
             if min(len(images), len(texts)) >= needed:
                 return
         rows = f"the rows of {self.config.data.path}, {split},"
@@ -184,7 +170,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         """Search texts and images for each other, in one stage or two as the config says.
 
         Returns:
-            The ranking, and that of the contrastive head alone if the `first_stage` is asked for and there is one.
+            The ranking, and the ranking of the contrastive head alone for `first_stage`, if the model has that head.
         """
         k, head = self.config.retrieval.rerank, model.itc_head
         gallery = Gallery(
@@ -196,17 +182,15 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
             accelerator,
             self._batch_size,
         )
-        first = None
+        first, rule = None, self.config.retrieval.relevance
         if k == 0 and head is not None:
-            found = gallery.compare_all(head)
+            results = gallery.compare_all(head)
         elif k is not None and head is not None:
-            first, found = gallery.search(model.score, head, k)
+            first, results = gallery.search(model.score, head, k)
         else:
-            found = gallery.match_all(model.score)
-            if first_stage and head is not None:
-                first = gallery.compare_all(head)
-        rule = self.config.retrieval.relevance
-        return candidates.judge(found, rule), None if first is None else candidates.judge(first, rule)
+            results = gallery.match_all(model.score)
+            first = gallery.compare_all(head) if first_stage and head is not None else None
+        return candidates.judge(results, rule), None if first is None else candidates.judge(first, rule)
 
     def illustrate(self, model: M3AEForImageTextRetrieval, folder: Path) -> list[Path]:
         """Draw the images found for some texts, spread over the split; the right ones are framed."""
@@ -218,10 +202,10 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         lines = [line for line in self.read_predictions(split) if line["direction"] == DIRECTIONS[0]]
         strips = []
         for line in lines[:: math.ceil(len(lines) / STRIPS)]:
-            found_images = [dataset.first(indices[found["label"]]).picture for found in line["top"]]
-            images = pictures(self.processor, found_images)
-            captions = [f"{number}. {found['score']:.2f}" for number, found in enumerate(line["top"], start=1)]
-            right = [place for place, found in enumerate(line["top"]) if found["label"] in line["truth"]]
+            top = line["top"]
+            images = pictures(self.processor, [dataset.first(indices[hit["label"]]).picture for hit in top])
+            captions = [f"{number}. {hit['score']:.2f}" for number, hit in enumerate(top, start=1)]
+            right = [position for position, hit in enumerate(top) if hit["label"] in line["truth"]]
             strips.append(Strip(texts[line["query"]], list(images), captions, right))
         return [save_figure(draw_retrieval(strips), folder / "retrieval.png")]
 
@@ -234,9 +218,9 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
     ) -> dict[str, float]:
         """Return the training losses over batches of a fixed composition, however many processes share them."""
         sums, size, source = MeanMetrics(), self._batch_size, cast(Dataset[Sample], dataset)
-        own = range(accelerator.process_index, math.ceil(len(dataset) / size), accelerator.num_processes)
-        rows = [row for number in own for row in range(number * size, min((number + 1) * size, len(dataset)))]
-        for number, batch in zip(own, self._batches(source, rows, self._labelled_inputs), strict=True):
+        numbers = range(accelerator.process_index, math.ceil(len(dataset) / size), accelerator.num_processes)
+        rows = [row for number in numbers for row in range(number * size, min((number + 1) * size, len(dataset)))]
+        for number, batch in zip(numbers, self._batches(source, rows, self._labelled_inputs), strict=True):
             count = len(batch["text_ids"])
             noise = torch.rand(count, count, generator=torch.Generator().manual_seed(number))
             with accelerator.autocast():
@@ -250,12 +234,12 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         return self.inputs(samples) | self.labels(samples)
 
     def _intervals(self, candidates: Candidates, ranking: Ranking) -> dict[str, float]:
-        found: dict[str, float] = {}
+        limits: dict[str, float] = {}
         groups = ([candidates.image_ids[row] for row in candidates.text_rows], candidates.image_ids)
         for direction, ranks, images in zip(DIRECTIONS, ranking.ranks, groups, strict=True):
             hits = {f"{direction}_recall@{k}": (ranks <= k).double().tolist() for k in KS}
-            found |= self.intervals(hits, images)
-        return found
+            limits |= self.intervals(hits, images)
+        return limits
 
     def _describe_predictions(
         self, dataset: SampleDataset, candidates: Candidates, ranking: Ranking
@@ -268,16 +252,21 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         )
         for i, (queries, rows, names) in enumerate(sides):
             ranks, best = ranking.ranks[i].tolist(), ranking.found[i].best(TOP)
-            for place, (query, row, top) in enumerate(zip(queries, rows, best, strict=True)):
+            for position, (query, row, top) in enumerate(zip(queries, rows, best, strict=True)):
                 yield {
                     **self.reference(dataset, candidates.samples[row]),
                     "direction": DIRECTIONS[i],
                     "query": query,
                     "prediction": names[top[0][0]],
                     "top": [{"label": names[number], "score": round(score, 5)} for number, score in top],
-                    "truth": [names[right] for right in ranking.relevance[i].right_for(place)],
-                    "rank": int(ranks[place]) if math.isfinite(ranks[place]) else None,
+                    "truth": [names[right] for right in ranking.relevance[i].right_for(position)],
+                    "rank": int(ranks[position]) if math.isfinite(ranks[position]) else None,
                 }
+
+
+def open_measured(config: RetrievalRun, split: str) -> SampleDataset:
+    """Open a split to measure on: all rows with a text, or as many as the config says."""
+    return open_texts(config, split, validation_limit(config, split) or config.retrieval.max_rows)
 
 
 def open_texts(config: RetrievalRun, split: str, limit: int | None = None) -> SampleDataset:
@@ -289,7 +278,7 @@ def open_texts(config: RetrievalRun, split: str, limit: int | None = None) -> Sa
     """
     dataset = open_split(config, split)
     texts = zip(dataset.ids, dataset.texts_of("text"), strict=True)
-    samples = [Sample(id, {}, row=row) for row, (id, own) in enumerate(texts) if own]
+    samples = [Sample(id, {}, row=row) for row, (id, captions) in enumerate(texts) if captions]
     if left_out := len(dataset) - len(samples):
         PartialState().print(f"{left_out} rows of {config.data.path}, {split}, have no text: left out")
     if not samples:
@@ -302,14 +291,14 @@ def chance_ranking(relevance: tuple[Relevance, Relevance]) -> dict[str, float]:
 
     Of C candidates of which r are right, the first k are all wrong with probability Π (C − r − i) / (C − i), i < k.
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     right = relevance[0].counts(), relevance[1].counts()
-    for direction, own, total in zip(DIRECTIONS, right, (len(right[1]), len(right[0])), strict=True):
-        numbers, queries = own.unique(return_counts=True)  # few numbers of right ones, each of many queries
+    for direction, counts, total in zip(DIRECTIONS, right, (len(right[1]), len(right[0])), strict=True):
+        numbers, queries = counts.unique(return_counts=True)  # few numbers of right ones, each of many queries
         i = torch.arange(total)
         missed = ((total - numbers[:, None].double() - i).clamp(min=0) / (total - i)).cumprod(1)  # after 1 … C
         reached = 1 - (queries[:, None] * missed).sum(0) / queries.sum()
         for k in KS:
-            found[f"{direction}_recall@{k}"] = float(reached[min(k, total) - 1])
-        found[f"{direction}_median_rank"] = float((reached < 0.5).sum() + 1)
-    return found
+            metrics[f"{direction}_recall@{k}"] = float(reached[min(k, total) - 1])
+        metrics[f"{direction}_median_rank"] = float((reached < 0.5).sum() + 1)
+    return metrics

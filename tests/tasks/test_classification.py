@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from m3ae.training.task_config import ClassificationConfig
 
 from m3ae import M3AEForClassification
 from m3ae.data.samples import Sample
@@ -90,7 +91,7 @@ def test_a_class_that_is_not_in_the_list_is_unknown_in_training_and_wrong_in_mea
 def test_final_of_one_class_a_sample(data: Path) -> None:
     task = build(data, SINGLE)
     model = fixed(*[[2.0, 0.0]] * 3, *[[0.0, 1.0]] * 3, *[[2.0, 0.0]] * 3)
-    found = task.final(model, Accelerator(cpu=True), "test")
+    found = task.metrics(model, Accelerator(cpu=True), "test", at_length=True)
     assert found["accuracy"] == found["majority_accuracy"] == pytest.approx(1 / 3)
     assert found["blank_accuracy"] == found["shuffled_accuracy"] == pytest.approx(1 / 3)
     assert found["bag_of_words_accuracy"] == pytest.approx(2 / 3)
@@ -111,7 +112,7 @@ def test_controls_choose_among_the_classes(tmp_path: Path) -> None:
     train = [row(number, kind) for number, kind in enumerate(kinds)]
     folder = write_splits(tmp_path / "data", SPLITS | {"train": train, "test": [row(8, "blot"), row(9, "assay")]})
     task = build(folder, SINGLE, labels=["assay", "blot"])
-    found = task.final(fixed(*[[1.0, 0.0]] * 6), Accelerator(cpu=True), "test")
+    found = task.metrics(fixed(*[[1.0, 0.0]] * 6), Accelerator(cpu=True), "test", at_length=True)
     assert found["accuracy"] == 0.5 and found["majority_accuracy"] == 0.5
     chosen = task.scores_without_model(task.dataset("test"))
     assert chosen["majority"].argmax(1).tolist() == [1, 1], "gel is more frequent, and no class"
@@ -121,7 +122,7 @@ def test_controls_choose_among_the_classes(tmp_path: Path) -> None:
 def test_final_of_several_labels(data: Path) -> None:
     task = build(data, MULTI, num_labels=2)
     own = [[-1.0, 2.0], [-2.0, 3.0], [1.0, -1.0]]  # air, fluid; of the second sample fluid is uncertain
-    found = task.final(fixed(*own, *[[0.0, 0.0]] * 6), Accelerator(cpu=True), "test")
+    found = task.metrics(fixed(*own, *[[0.0, 0.0]] * 6), Accelerator(cpu=True), "test", at_length=True)
     assert (found["air_auroc"], found["fluid_auroc"], found["macro_auroc"]) == (1, 1, 1)
     assert found["blank_macro_auroc"] == 0.5 and "bag_of_words_macro_auroc" not in found
     lines = [json.loads(line) for line in (task.folder.root / "predictions.jsonl").read_text().splitlines()]

@@ -104,7 +104,7 @@ def test_commands_say_which_one_a_config_is_for(questions: Path, tmp_path: Path)
     phantoms = tmp_path / "phantoms.yaml"
     phantoms.write_text(dump_config(tiny_run(tmp_path / "phantoms", tmp_path / "run")))
     assert "has the task pretraining: use m3ae pretrain, or m3ae train" in command("finetune", phantoms)
-    assert "task: got pretraining" in command("evaluate", phantoms)
+    assert "model.path: expected the folder" in command("evaluate", phantoms)
     assert "frozen: nothing" in command("finetune", questions, "--print-config")
     assert command("train", questions, "--print-config") == command("finetune", questions, "--print-config")
     with pytest.raises(ValueError, match="unknown task 'vqa': expected one of pretraining, question_answering"):

@@ -1,6 +1,6 @@
 from PIL import Image
 
-from m3ae.tasks.mistakes import Mistake, common_mistakes, plot_mistakes
+from m3ae.tasks.question_answering import Mistake, common_mistakes, plot_mistakes
 
 
 def row(question, prediction, *answers):
@@ -21,9 +21,9 @@ ROWS = [
 
 def test_mistakes_by_hand():
     assert common_mistakes(ROWS) == [
-        Mistake("Where is the mass?", asked=4, wrong=3, prediction="left", predicted=2, truth="right"),
-        Mistake("Is it large?", asked=1, wrong=1, prediction="no", predicted=1, truth="yes"),
-        Mistake("What is $x$?", asked=2, wrong=1, prediction="lung", predicted=1, truth="rib"),
+        Mistake("Where is the mass?", images=4, wrong=3, prediction="left", predicted=2, truth="right"),
+        Mistake("Is it large?", images=1, wrong=1, prediction="no", predicted=1, truth="yes"),
+        Mistake("What is $x$?", images=2, wrong=1, prediction="lung", predicted=1, truth="rib"),
     ]
 
 

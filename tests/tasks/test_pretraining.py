@@ -14,6 +14,7 @@ from m3ae import M3AEForGeneration, M3AEForPreTraining, M3AEModel
 from m3ae.data.samples import SampleDataset, trunk_columns
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.evaluation.pretraining import PreTrainingEvaluator
+from m3ae.tasks.evaluation import evaluate
 from m3ae.tasks.models import open_model
 from m3ae.tasks.pretraining import PreTraining
 from m3ae.tasks.pretraining_data import evaluation_samples
@@ -80,6 +81,13 @@ def test_the_trunk_and_the_processor_load_by_auto_classes(finished: Path) -> Non
     assert isinstance(model, M3AEModel)
     inputs = processor(text=["Clear lungs."], return_tensors="pt")
     assert model(**inputs).pooler_output.shape == (1, 64)
+
+
+def test_a_saved_model_is_measured_again(finished: Path, data: Path, tmp_path: Path) -> None:
+    config = tiny_run(data, tmp_path / "run", model={"path": str(finished / "model")})
+    metrics, final = evaluate(config, "test"), read_metrics(finished / "metrics.jsonl")[-1]
+    assert {name for name in final if name.startswith("test/")} == metrics.keys()
+    assert all(metrics[name] == pytest.approx(final[name], abs=1e-5) for name in metrics)
 
 
 class Killed(BaseException):

@@ -108,7 +108,7 @@ def test_of_each_training_text_another_share_of_the_tokens_is_masked(data: Path)
 def test_scores_controls_and_predictions_of_known_answers(data: Path) -> None:
     task, accelerator = build(data, evaluation={"batch_size": 2}), Accelerator(cpu=True)
     model = Fixed(task)  # test images are bright: always the second answer, "yes"
-    found = task.final(model, accelerator, "test")
+    found = task.metrics(model, accelerator, "test", at_length=True)
     assert task.answers[:2] == ["left", "yes"]
     assert (found["accuracy"], found["closed_accuracy"], found["open_accuracy"]) == (0, 0, 0)
     assert (found["ceiling"], found["open_ceiling"], found["pos_type_questions"]) == (pytest.approx(2 / 3), 0.5, 2)
@@ -162,13 +162,13 @@ def test_the_majority_on_vqa_rad(shared: Path, tmp_path: Path, monkeypatch: pyte
 def test_controls_differ_from_the_own_images_in_the_image_alone(data: Path) -> None:
     task, accelerator = build(data), Accelerator(cpu=True)
     seen = {}
-    for images in ("own", "blank", "other"):
+    for images in ("original", "blank", "other"):
         model = Fixed(task)
         task.predict(model, accelerator, task.dataset("test"), images)
         seen[images] = model.seen
-    assert len(seen["own"]) == 2
+    assert len(seen["original"]) == 2
     for images in ("blank", "other"):
-        for own, changed in zip(seen["own"], seen[images], strict=True):
+        for own, changed in zip(seen["original"], seen[images], strict=True):
             assert own.keys() == changed.keys()
             assert not torch.equal(own["pixel_values"], changed["pixel_values"])
             assert all(torch.equal(own[name], changed[name]) for name in own if name != "pixel_values")
