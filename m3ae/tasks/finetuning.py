@@ -1,4 +1,4 @@
-"""What the fine-tuning tasks share: samples, exact prediction over processes, controls, the best model, results."""
+"""What the fine-tuning tasks share: weights that learn, exact prediction over processes, controls, results."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from m3ae.data.prepared import load_manifest
 from m3ae.data.samples import OtherImages, Sample, SampleDataset, Visit, trunk_columns
 from m3ae.files import replacing, write_text
 from m3ae.metrics.aggregation import Interval, bootstrap_means, gather_rows
+from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.model_card import write_model_card
-from m3ae.tasks.models import ModelT, add_adapters, check_model, freeze, merge_adapters, merged_weights
+from m3ae.tasks.models import ModelT, check_model
 from m3ae.tasks.pretraining_data import check_splits, prepare_sets, refuse_test_rows, trunk_collator
-from m3ae.training.config import FineTuningRun
+from m3ae.training.config import FineTuningRun, LoraConfig
 from m3ae.training.run_folder import RunFolder
 from m3ae.training.task import Task
 
@@ -303,8 +305,66 @@ def open_split(config: FineTuningRun, split: str, *, texts: bool = True) -> Samp
 
 
 def validation_limit(config: FineTuningRun, split: str) -> int | None:
-    """Return how many samples of a split are used; None for all."""
+    """Return the number of samples of a split that are used; None for all."""
     return config.data.max_validation_samples if split == "validation" else None
+
+
+def freeze(model: M3AEPreTrainedModel, frozen: Literal["nothing", "encoders", "trunk"]) -> None:
+    """Leave the encoders, or everything but the head, as they are."""
+    groups = {"nothing": (), "encoders": ("encoder",), "trunk": TRUNK}[frozen]
+    for name, parameter in model.named_parameters():
+        if model.parameter_group(name) in groups:
+            parameter.requires_grad_(False)
+
+
+def add_adapters(model: M3AEPreTrainedModel, settings: LoraConfig) -> None:
+    """Put low-rank adapters on every linear layer of encoders and fusion; only they and the head learn from now on.
+
+    A weight becomes W + (alpha / rank)·B·A, where A (rank, in) and B (out, rank) learn and B starts at zero (Hu et al.
+    2022, LoRA). Checkpoints hold the adapters, saved models the sums, which load without peft.
+
+    Raises:
+        ValueError: peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ValueError("finetuning.lora: needs peft, which is not installed; pip install 'm3ae[lora]'")
+    import peft
+
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    trunk = [name for name in layers if model.parameter_group(name) in TRUNK]
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(
+            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=trunk
+        ),
+        model,
+    )
+    for name, parameter in model.named_parameters():
+        if model.parameter_group(name) not in TRUNK:
+            parameter.requires_grad_(True)
+
+
+def merged_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a model with its adapters added, under the names that they have without adapters."""
+    weights = {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, layer in _adapted(model).items():
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default")
+    return weights
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Add the adapters of a model to its weights and take them out of it."""
+    weights = merged_weights(model)
+    for name, layer in _adapted(model).items():
+        model.set_submodule(name, layer.base_layer)
+    model.load_state_dict(weights)
+
+
+def _adapted(model: nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
 
 
 def in_main_process(accelerator: Accelerator, compute: Callable[[], ResultT]) -> ResultT:

@@ -187,7 +187,7 @@ class Generation:
         metrics: dict[str, float] = {}
         for split in ("validation", "test"):
             if self.has(split):
-                metrics |= prefixed(split, self.evaluate(model, accelerator, split), "/")
+                metrics |= prefixed(split, self.evaluate(model, accelerator, split))
         return metrics
 
     def has(self, split: str) -> bool:
@@ -199,7 +199,7 @@ class Generation:
 
         The main process works alone.
         """
-        return prefixed(split, in_main_process(accelerator, lambda: self._write_report(model, split)), "/")
+        return prefixed(split, in_main_process(accelerator, lambda: self._write_report(model, split)))
 
     def _write_report(self, model: M3AEForGeneration, split: str) -> dict[str, float]:
         # scikit-learn and matplotlib are slow to import, and only a report needs them.

@@ -1,22 +1,20 @@
-"""The model of a run, of any class: built anew or from a saved model with the same trunk, frozen or with adapters."""
+"""The model of a run, of any class: built anew or from a saved model with the same trunk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.modeling import TRUNK, M3AEModel, M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_normalization
-from m3ae.training.config import LoraConfig, RunConfig
+from m3ae.training.config import RunConfig
 from m3ae.training.sections import InitConfig, check_overrides, named
 from m3ae.transfer.image_encoders import image_contradictions, image_options, init_image_encoder, resize_images
 from m3ae.transfer.text_encoders import contradictions, init_text_encoder, load_tokenizer, read_text_config
@@ -358,61 +356,3 @@ def check_text_length(config: M3AEConfig, max_text_length: int) -> None:
             f"data.max_text_length must be at most {config.longest_text}, got {max_text_length}: its position table "
             "ends there. Set model.overrides.text_config.max_position_embeddings."
         )
-
-
-def freeze(model: M3AEPreTrainedModel, frozen: Literal["nothing", "encoders", "trunk"]) -> None:
-    """Leave the encoders, or everything but the head, as they are."""
-    groups = {"nothing": (), "encoders": ("encoder",), "trunk": TRUNK}[frozen]
-    for name, parameter in model.named_parameters():
-        if model.parameter_group(name) in groups:
-            parameter.requires_grad_(False)
-
-
-def add_adapters(model: M3AEPreTrainedModel, settings: LoraConfig) -> None:
-    """Put low-rank adapters on every linear layer of encoders and fusion; only they and the head learn from now on.
-
-    A weight becomes W + (alpha / rank)·B·A, where A (rank, in) and B (out, rank) learn and B starts at zero (Hu et al.
-    2022, LoRA). Checkpoints hold the adapters, saved models the sums, which load without peft.
-
-    Raises:
-        ValueError: peft is not installed.
-    """
-    if find_spec("peft") is None:
-        raise ValueError("finetuning.lora: needs peft, which is not installed; pip install 'm3ae[lora]'")
-    import peft
-
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    trunk = [name for name in layers if model.parameter_group(name) in TRUNK]
-    peft.inject_adapter_in_model(
-        peft.LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=trunk
-        ),
-        model,
-    )
-    for name, parameter in model.named_parameters():
-        if model.parameter_group(name) not in TRUNK:
-            parameter.requires_grad_(True)
-
-
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a model with its adapters added, under the names that they have without adapters."""
-    weights = {
-        name.replace(".base_layer.", "."): weight
-        for name, weight in model.state_dict().items()
-        if ".lora_" not in name
-    }
-    for name, layer in _adapted(model).items():
-        weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default")
-    return weights
-
-
-def merge_adapters(model: nn.Module) -> None:
-    """Add the adapters of a model to its weights and take them out of it."""
-    weights = merged_weights(model)
-    for name, layer in _adapted(model).items():
-        model.set_submodule(name, layer.base_layer)
-    model.load_state_dict(weights)
-
-
-def _adapted(model: nn.Module) -> dict[str, Any]:
-    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}

@@ -11,7 +11,7 @@ from torch import nn
 from m3ae import M3AEForPreTraining, M3AEForQuestionAnswering
 from m3ae.models.modeling import M3AEModel
 from m3ae.tasks.evaluation import evaluate
-from m3ae.tasks.models import add_adapters, merge_adapters, merged_weights
+from m3ae.tasks.finetuning import add_adapters, merge_adapters, merged_weights
 from m3ae.tasks.question_answering import QuestionAnswering
 from m3ae.training.config import ConfigError, LoraConfig, dump_config, load_config
 from m3ae.training.loop import train
@@ -119,7 +119,7 @@ def test_an_interrupted_run_continues_exactly(finished: Path, tmp_path: Path) ->
 def test_what_cannot_be_adapted_is_explained(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"frozen: got encoders beside finetuning.lora"):
         run(finished, tmp_path, frozen="encoders")
-    monkeypatch.setattr("m3ae.tasks.models.find_spec", lambda name: None)
+    monkeypatch.setattr("m3ae.tasks.finetuning.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"finetuning.lora: needs peft, .*; pip install 'm3ae\[lora\]'"):
         QuestionAnswering.from_config(run(finished, tmp_path / "run"))
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from m3ae.training.task_config import ClassificationConfig
 
 from m3ae import M3AEForClassification
 from m3ae.data.samples import Sample
