@@ -32,9 +32,9 @@ from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
 from m3ae.data.samples import SampleDataset, Visit, trunk_columns
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.images.augment import augment, centre_crop, plain
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modalities import BatchOptions, trunk_modalities
-from m3ae.models.modalities.augment import augment, centre_crop, plain
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 
 Work = Callable[[int], Any]

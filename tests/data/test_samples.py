@@ -11,10 +11,10 @@ from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_split
 from m3ae.data.samples import Columns, OtherImages, Sample, SampleDataset, Visit, read_texts, trunk_columns
 from m3ae.data.tokenizer import train_tokenizer
+from m3ae.images.augment import centre_crop
 from m3ae.images.files import StoredImage
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modalities import KINDS, BatchOptions, Modality, configure
-from m3ae.models.modalities.augment import centre_crop
 from tests.data.folder import grey, write_folder
 from tests.data.small_folder import picture, stored, write_splits
 

@@ -1,7 +1,7 @@
 """The kinds of modalities, by name, and what a batch of modalities is.
 
-A kind of a user's own is a subclass of `Modality` that `register_modality` names; further encoders, decoders and
-likelihoods join a kind's table. A saved model that has them loads once the file that registers them is imported.
+A user's kind is a subclass of `Modality` that `register_modality` names; further encoders, decoders and likelihoods
+join a kind's table. A saved model that has them loads once the file that registers them is imported.
 
 Shapes: B batch.
 """
@@ -17,13 +17,11 @@ from torch import Tensor
 
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.modalities.arrays import Sequence, Vector
 from m3ae.models.modalities.base import BatchOptions, Modality, ModalityConfig
 from m3ae.models.modalities.image import Image
-from m3ae.models.modalities.label import Label
-from m3ae.models.modalities.labels import Labels
-from m3ae.models.modalities.sequence import Sequence
+from m3ae.models.modalities.labels import Label, Labels
 from m3ae.models.modalities.text import Text
-from m3ae.models.modalities.vector import Vector
 from m3ae.models.option_checks import TRANSFORMERS_ARGUMENTS, check_choice, nearest_keys, register_entry
 
 __all__ = [
@@ -78,7 +76,7 @@ def register_encoder(kind: str, name: str) -> Callable[[Registered], Registered]
     """Return a decorator that adds an encoder to a kind: modality → module from (B, *shape) to (B, hidden_size).
 
     Raises:
-        ValueError: There is no such kind, or it has another encoder of this name.
+        ValueError: The kind is unknown, or has another encoder of this name.
     """
     return _decorator("encoders", kind, name)
 
@@ -87,7 +85,7 @@ def register_decoder(kind: str, name: str) -> Callable[[Registered], Registered]
     """Return a decorator that adds a decoder to a kind: (modality, input size Z) → module from (R, Z) to (R, *shape).
 
     Raises:
-        ValueError: There is no such kind, or it has another decoder of this name.
+        ValueError: The kind is unknown, or has another decoder of this name.
     """
     return _decorator("decoders", kind, name)
 
@@ -96,7 +94,7 @@ def register_likelihood(kind: str, name: str) -> Callable[[Registered], Register
     """Return a decorator that adds a likelihood to a kind: `ModalityConfig` → `m3ae.Likelihood`.
 
     Raises:
-        ValueError: There is no such kind, or it has another likelihood of this name.
+        ValueError: The kind is unknown, or has another likelihood of this name.
     """
     return _decorator("likelihoods", kind, name)
 
@@ -105,10 +103,9 @@ def _decorator(table: str, kind: str, name: str) -> Callable[[Registered], Regis
     check_choice("kind", kind, KINDS)
 
     def register(build: Registered) -> Registered:
-        own = KINDS[kind]
-        if table not in vars(own):  # an inherited table, which other kinds share
-            setattr(own, table, dict(getattr(own, table)))
-        register_entry(getattr(own, table), f"{table[:-1]} of the kind {kind}", name, build)
+        if table not in vars(KINDS[kind]):  # an inherited table, which other kinds share
+            setattr(KINDS[kind], table, dict(getattr(KINDS[kind], table)))
+        register_entry(getattr(KINDS[kind], table), f"{table[:-1]} of the kind {kind}", name, build)
         return build
 
     return register
@@ -117,31 +114,26 @@ def _decorator(table: str, kind: str, name: str) -> Callable[[Registered], Regis
 def configure(name: str, options: Mapping[str, Any]) -> ModalityConfig:
     """Fill in the defaults and check the options of the modality called `name`.
 
-    An option that only other kinds have says nothing at its default, and is left out: earlier versions saved all.
+    An option of other kinds at its default is left out: earlier versions saved the options of all kinds.
 
     Raises:
         ValueError: An option is unknown, missing, out of range, or does not go with the kind.
     """
-    owner, number = f"latent.modalities.{name}", options.get("kind")
-    if number not in KINDS:
+    owner, kind = f"latent.modalities.{name}", options.get("kind")
+    if kind not in KINDS:
         known = ", ".join(map(repr, KINDS))
         raise ValueError(
-            f"{owner}.kind is {number!r}; expected one of {known}. Import the file that registers a kind of your own."
+            f"{owner}.kind is {kind!r}; expected one of {known}. Import the file that registers a kind of your own."
         )
-    kind = KINDS[number]
-    known_options = {field.name for field in fields(kind.config_class)}
-    defaults = {
-        field.name: field.default
-        for other in KINDS.values()
-        for field in fields(other.config_class)
-        if field.default is not MISSING
-    }
+    options_of_kind = {field.name for field in fields(KINDS[kind].config_class)}
+    every_option = [field for other in KINDS.values() for field in fields(other.config_class)]
+    defaults = {field.name: field.default for field in every_option if field.default is not MISSING}
     kept = {
         option: value
         for option, value in options.items()
-        if option in known_options or option not in defaults or value != defaults[option]
+        if option in options_of_kind or option not in defaults or value != defaults[option]
     }
-    return kind.configure(owner, kept)
+    return KINDS[kind].configure(owner, kept)
 
 
 def build_modalities(model: M3AEConfig) -> dict[str, Modality]:
@@ -159,17 +151,17 @@ def trunk_modalities(model: M3AEConfig, views: Iterable[str] = ()) -> dict[str, 
 
 
 class LatentInputs(NamedTuple):
-    """Tensors of the given modalities, finite, and which samples (B,) have them."""
+    """The tensors of the modalities in a batch, finite, and which samples (B,) have them."""
 
     targets: dict[str, dict[str, Tensor]]
     present: dict[str, Tensor]
 
 
 def read_inputs(modalities: Modalities, known: Mapping[str, Modality]) -> LatentInputs:
-    """Check the given modalities; absent rows become zeros.
+    """Check the modalities of a batch; absent rows become zeros.
 
     Raises:
-        ValueError: A modality or a tensor is unknown, a modality lacks its tensor, or none is given.
+        ValueError: A modality or a tensor is unknown, a modality lacks its tensor, or the batch is empty.
     """
     check_names(modalities, known)
     if not modalities:
@@ -193,11 +185,11 @@ def read_inputs(modalities: Modalities, known: Mapping[str, Modality]) -> Latent
 
 
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError if one of the names is not that of a modality."""
+    """Raise ValueError unless every name is that of a modality."""
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"The model has no modality {', '.join(map(repr, unknown))}; it has {', '.join(known)}.")
 
 
 def only(modalities: Modalities, names: Iterable[str] | None) -> Modalities:
-    """Return the modalities with these names, all if None."""
+    """Return the modalities with these names, or all if None."""
     return modalities if names is None else {name: modalities[name] for name in names}

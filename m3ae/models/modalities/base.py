@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from m3ae.images.augment import Augmentation
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_networks import Bernoulli, Laplace, Likelihood, Normal
-from m3ae.models.modalities.augment import Augmentation
 from m3ae.models.option_checks import check_choice, check_count, check_fraction, check_heads, check_keys, check_number
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class ModalityConfig:
         shape: Shape of an element, for kinds whose elements have one.
         likelihood: Name of a likelihood of the kind, the kind's first one by default.
         scale: Standard deviation of the normal likelihood, b of the Laplace one.
-        learn_scale: Whether `scale` is only where it starts from (one for all elements; Rybkin et al. 2021).
-        weight: Weight of the modality's log-likelihood in training; not in what is reported.
+        learn_scale: Whether training changes `scale`, one for all elements (Rybkin et al. 2021).
+        weight: Weight of the modality's log-likelihood in training, not in reports.
         private_size: Dimensions of a private latent, whose prior given z is learned
             (`m3ae.models.priors.ConditionalPrior`); 0 for none.
         hidden_size: Width of the MLPs, from which the channels of convolutions follow, or of the transformer decoder.
@@ -90,7 +90,7 @@ class BatchOptions:
         tokenizer: Tokenizer of the texts; None without texts.
         max_text_length: Longest text in tokens, special ones included; longer ones are cut. That of each modality if
             None.
-        augmentation: What training changes about images, see `m3ae.models.modalities.augment.augment`.
+        augmentation: What training changes about images, see `m3ae.images.augment.augment`.
         crop_scale: Range of the share of an image's area that is cropped at random; (1, 1) is the centre crop.
         for_trunk: Whether the trunk reads the batch: pixels are normalised by the mean and deviation of
             `image_config`, and texts have a `special_tokens_mask`. Pixels lie in [0, 1] otherwise.
@@ -110,7 +110,7 @@ class Modality:
 
     This class serves kinds whose elements are arrays of one shape. Another kind overrides what differs: how a cell
     is read and batched (`read`, `batch`), what enters encoder and likelihood (`targets`, `features`, `encode`,
-    `log_likelihood`, `decode`), what a person gives and gets (`cell`, `value`, `values`), and how that is drawn
+    `log_likelihood`, `decode`), what a person gives and gets (`cell`, `value`, `values`), and how a figure shows it
     (`drawable`, `draw`). Networks and likelihoods come from the tables `encoders`, `decoders` and `likelihoods`.
 
     Args:
@@ -151,7 +151,7 @@ class Modality:
         """Fill in the defaults and check the options.
 
         Args:
-            owner: Where the options stand, for messages.
+            owner: The options' key, for messages.
             options: Options of `config_class`.
 
         Raises:
@@ -176,12 +176,7 @@ class Modality:
 
     @classmethod
     def check(cls, owner: str, config: Any) -> None:
-        """Raise ValueError if a size, a shape or a weight is out of range.
-
-        Args:
-            owner: Where the options stand.
-            config: The options, of the kind's `config_class`.
-        """
+        """Raise ValueError if a size, a shape or a weight of the options, called `owner`, is out of range."""
         for option in ("hidden_size", "num_layers"):
             check_count(f"{owner}.{option}", getattr(config, option), 1)
         check_count(f"{owner}.private_size", config.private_size, 0)
@@ -254,12 +249,12 @@ class Modality:
         """Return log p(x|z) (…, B) in nats at latents (…, B, Z).
 
         Args:
-            decoder: From `build_decoder`.
-            likelihood: From `build_likelihood`.
+            decoder: The network of `build_decoder`.
+            likelihood: What `build_likelihood` returns.
             latents: Shared and private latents.
-            targets: From `targets`.
+            targets: What `targets` returns.
             noise: Uniform noise (…, B, 1 + L) of decoders of texts.
-            generator: Draws the noise if it is not given.
+            generator: Source of the noise that is None.
         """
         assert likelihood is not None
         predicted = decoder(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
@@ -279,17 +274,17 @@ class Modality:
         """Return the cell of one visit of a row; None if the row lacks the modality.
 
         Args:
-            cells: What the row has in the modality's columns: arrays, texts, lists of texts, stored images, or None.
+            cells: The cells of the modality's columns: arrays, texts, lists of texts, stored images, or None.
             seed: Seed of the visit, which draws one of several views or texts; 0 takes the first.
         """
         return None if cells[0] is None else self.cell(np.asarray(cells[0], dtype=np.float32))
 
     def check_column(self, column: Callable[[], Iterable[Any]], *, training: bool = True) -> None:
-        """Raise ValueError if the rows of a split do not fit the options; by default any do.
+        """Raise ValueError if the rows of a split do not fit the options; by default, all fit.
 
         Args:
             column: Returns the modality's column of the split.
-            training: Whether the split is the one that is learnt from.
+            training: Whether the split is that of training.
         """
 
     def batch(
@@ -298,7 +293,7 @@ class Modality:
         """Return the tensors of some cells, 0 where a sample has none.
 
         Args:
-            cells: B of them, as `read` or `cell` returns them.
+            cells: B cells, as `read` or `cell` returns them.
             options: Tokenizer and augmentation.
             draws: The randomness of each sample's visit.
         """
@@ -307,7 +302,7 @@ class Modality:
         return {self.tensor: torch.from_numpy(stacked)}
 
     def blank(self) -> NDArray[Any]:
-        """Return what stands in a batch for an absent element."""
+        """Return the element that a batch has in place of an absent one."""
         return np.zeros(self.shape, np.float32)
 
     # People
@@ -334,7 +329,7 @@ class Modality:
         return cell
 
     def values(self, decoded: Tensor, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Any]:
-        """Turn what `decode` returns, a row a sample, into people's values."""
+        """Turn the rows that `decode` returns into people's values."""
         return list(decoded.detach().cpu().float().numpy())
 
     def drawable(self, value: Any) -> Any:
@@ -353,7 +348,7 @@ class Modality:
 
 
 def check_dimensions(owner: str, config: ModalityConfig, dimensions: int, expected: str) -> None:
-    """Raise ValueError unless the shape has so many dimensions, each of a positive size."""
+    """Raise ValueError unless the shape has this number of dimensions, each of a positive size."""
     shape = config.shape or []
     if len(shape) != dimensions or not all(isinstance(size, int) and size > 0 for size in shape):
         raise ValueError(f"{owner}.shape is {config.shape}; expected {expected} for a modality of kind {config.kind}.")

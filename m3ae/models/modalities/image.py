@@ -14,12 +14,12 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from torch import Tensor, nn
 
+from m3ae.images.augment import augment, centre_crop, change, plain
 from m3ae.images.pixels import to_8bit
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import normalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_networks import ConvolutionalDecoder, MLPDecoder, PatchDecoder, cnn_encoder, mlp_encoder
-from m3ae.models.modalities.augment import augment, centre_crop, change, plain
 from m3ae.models.modalities.base import (
     BatchOptions,
     Modality,

@@ -80,7 +80,7 @@ class Text(Modality):
         return "text" if self.config.encoder == "roberta" else None
 
     def targets(self, tensors: Tensors, present: Tensor) -> dict[str, Tensor]:
-        """Return ids and mask; what stands in them where a text is absent is never read."""
+        """Return ids and mask; rows of absent texts are never read."""
         ids, mask = tensors["input_ids"], tensors.get("attention_mask")
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
 
@@ -105,7 +105,7 @@ class Text(Modality):
         if noise is None:
             noise = torch.rand(shape, generator=generator, device=latents.device)
         mask = targets["attention_mask"].expand(*lead, -1)
-        rows = (part.flatten(0, -2) for part in (latents, ids, mask, noise.expand(shape)))
+        rows = (tensor.flatten(0, -2) for tensor in (latents, ids, mask, noise.expand(shape)))
         value: Tensor = decoder.log_likelihood(*rows).unflatten(0, lead)
         return value
 
@@ -202,7 +202,7 @@ def word_ids(text: str, token_starts: np.ndarray) -> Tensor:
     """Number the word that each token belongs to: the one at its first character that is no blank.
 
     Words match `m3ae.words.WORD`. A byte-level tokenizer puts the blank before a word into its first token, and
-    splits one character into several tokens of the same place.
+    splits one character into several tokens with one position.
 
     Args:
         text: The text.

@@ -1,4 +1,4 @@
-"""The kind `sequence`."""
+"""The kinds `vector` and `sequence`, whose elements are arrays of numbers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m3ae.models.modalities.vector import Vector
+from m3ae.models.latent_networks import MLPDecoder, mlp_encoder
+from m3ae.models.modalities.base import Modality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+class Vector(Modality):
+    """Numbers (F,)."""
+
+    kind = "vector"
+    dimensions: ClassVar[tuple[str, ...]] = ("F",)
+    encoders: ClassVar = {"mlp": lambda modality: mlp_encoder(modality.shape, modality.config)}
+    decoders: ClassVar = {
+        "mlp": lambda modality, input_size: MLPDecoder(input_size, modality.config, modality.shape),
+    }
 
 
 class Sequence(Vector):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m3ae.models.modalities.augment import affine, augment, centre_crop, jitter, plain, random_crop
+from m3ae.images.augment import affine, augment, centre_crop, jitter, plain, random_crop
 from m3ae.models.processing import M3AEImageProcessor
 
 GRADIENT = Image.fromarray((np.add.outer(np.arange(120), np.arange(160)) % 251).astype(np.uint8))
