@@ -118,11 +118,12 @@ def draw_reconstructions(
         (panel.set_title if alone else panel.set_ylabel)(name, fontsize=9)
     if alone:
         figure.supxlabel(textwrap.fill(cut(texts[0] or "", 300), 120), fontsize=8, parse_math=False)
-    place = {"shrink": 0.6} if alone else {"shrink": 0.25, "anchor": (0, 0.06)}
-    bar = figure.colorbar(heat, ax=list(panels.flat), fraction=0.05, pad=0.02, **place)
+    options = {"shrink": 0.6} if alone else {"shrink": 0.25, "anchor": (0, 0.06)}
+    bar = figure.colorbar(heat, ax=list(panels.flat), fraction=0.05, pad=0.02, **options)
     bar.set_label("mean absolute error\n(grey range = 1)", fontsize=7)
     bar.ax.tick_params(labelsize=7)
-    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, 120 if alone else 32 * count + 12)]
+    wrap = textwrap.TextWrapper(120 if alone else 32 * count + 12)
+    lines = [wrapped for line in title.splitlines() for wrapped in wrap.wrap(line)]
     figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
     return figure
 
@@ -149,9 +150,9 @@ def draw_attention(
     panels = figure.subplots(rows, columns, squeeze=False).flat
     top = max(CONTRAST, float(maps.max()))
     _show(panels[0], picture, "image")
-    for panel, word, own in zip(panels[1:], words, maps, strict=False):
+    for panel, word, attention in zip(panels[1:], words, maps, strict=False):
         _show(panel, picture, word)
-        heat = _overlay(panel, own, picture.shape[:2], top)
+        heat = _overlay(panel, attention, picture.shape[:2], top)
     for panel in panels[1 + len(words) :]:
         panel.set_axis_off()
     bar = figure.colorbar(heat, ax=list(panels), fraction=0.03, pad=0.02, shrink=0.85, aspect=12 * rows)
@@ -161,37 +162,37 @@ def draw_attention(
 
 
 class Strip(NamedTuple):
-    """A query and what was found for it, the best first.
+    """A query and its results, the best first.
 
     Attributes:
         query: A text, or an image (H, W, 3) in [0, 1].
-        found: Texts or images.
-        captions: Of what was found, such as scores.
-        right: Which of these are right.
+        results: Texts or images.
+        captions: Captions of the results, such as scores.
+        right: Indices of the right results.
     """
 
     query: str | Picture
-    found: Sequence[str | Picture]
+    results: Sequence[str | Picture]
     captions: Sequence[str]
     right: Sequence[int] = ()
 
 
 def draw_retrieval(strips: Sequence[Strip]) -> Figure:
-    """Draw each query with what was found for it from left to right; the right ones are framed."""
-    columns = 1 + max(len(strip.found) for strip in strips)
+    """Draw each query with its results from left to right; the right ones are framed."""
+    columns = 1 + max(len(strip.results) for strip in strips)
     figure = new_figure(1.5 * columns, 1.75 * len(strips))
     panels = figure.subplots(len(strips), columns, squeeze=False)
     for row, strip in zip(panels, strips, strict=True):
         _cell(row[0], strip.query)
         row[0].set_title("query", fontsize=8, weight="bold")
-        for place, (panel, found, caption) in enumerate(zip(row[1:], strip.found, strip.captions, strict=False)):
-            _cell(panel, found)
+        for index, (panel, result, caption) in enumerate(zip(row[1:], strip.results, strip.captions, strict=False)):
+            _cell(panel, result)
             panel.set_title(caption, fontsize=7, parse_math=False, color=INK)
-            if place in strip.right:
+            if index in strip.right:
                 panel.set_title(f"{caption} ✓", fontsize=7, parse_math=False, color=BLUE, weight="bold")
                 for spine in panel.spines.values():
                     spine.set(color=BLUE, linewidth=3.5, visible=True)
-        for panel in row[1 + len(strip.found) :]:
+        for panel in row[1 + len(strip.results) :]:
             panel.set_axis_off()
     return figure
 
@@ -202,21 +203,22 @@ def draw_roc(scores: NDArray[Any], truth: NDArray[Any], names: Sequence[str]) ->
     Args:
         scores: (N, A), larger = more likely.
         truth: (N, A) 1 = has the label, 0 = has not, anything else is unknown and left out.
-        names: Of the labels; those of one class only get an empty panel.
+        names: Names of the labels; those of one class only get an empty panel.
     """
+    from sklearn.metrics import auc, roc_curve  # comes with the extra `train` alone
+
     columns = min(4, len(names))
     figure = new_figure(2.4 * columns, 2.5 * math.ceil(len(names) / columns))
     panels = figure.subplots(math.ceil(len(names) / columns), columns, squeeze=False).flat
     for column, (panel, name) in enumerate(zip(panels, names, strict=False)):
         known = np.isin(truth[:, column], (0, 1))
-        false, true = roc_curve(scores[known, column], truth[known, column] == 1)
-        title = cut(name, 26)
+        positive, title = truth[known, column] == 1, cut(name, 26)
         panel.plot((0, 1), (0, 1), color=FAINT, linestyle=":", linewidth=1)
-        if len(false):
+        if positive.any() and not positive.all():
+            false, true, _ = roc_curve(positive, scores[known, column], drop_intermediate=False)
             panel.plot(false, true, color=BLUE, linewidth=1.6)
             panel.fill_between(false, true, color=BLUE, alpha=0.12, linewidth=0)
-            area = float(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2))
-            title += f"\n{area:.3f}, {int((truth[known, column] == 1).sum())} of {known.sum()}"
+            title += f"\n{auc(false, true):.3f}, {positive.sum()} of {known.sum()}"
         panel.set_title(title, fontsize=8, parse_math=False)
         panel.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         panel.tick_params(labelsize=7)
@@ -225,19 +227,6 @@ def draw_roc(scores: NDArray[Any], truth: NDArray[Any], names: Sequence[str]) ->
     figure.supxlabel("false positive rate", fontsize=8)
     figure.supylabel("true positive rate", fontsize=8)
     return figure
-
-
-def roc_curve(scores: NDArray[Any], positive: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return false and true positive rates from (0, 0) to (1, 1) as the threshold falls; empty without both classes.
-
-    Equal scores pass the threshold together.
-    """
-    if positive.all() or not positive.any():
-        return np.empty(0), np.empty(0)
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # of equal scores
-    true, false = np.cumsum(positive[order])[last], np.cumsum(~positive[order])[last]
-    return np.insert(false / false[-1], 0, 0.0), np.insert(true / true[-1], 0, 0.0)
 
 
 def draw_losses(records: Sequence[dict[str, Any]]) -> Figure:

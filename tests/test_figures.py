@@ -5,7 +5,6 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from sklearn.metrics import roc_curve as expected_curve
 
 from m3ae import M3AEConfig
 from m3ae.figures import (
@@ -17,21 +16,11 @@ from m3ae.figures import (
     draw_retrieval,
     draw_roc,
     render,
-    roc_curve,
     save_figure,
 )
 from m3ae.models.modalities import KINDS, configure
 
 PICTURES = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
-
-
-def test_the_roc_curve_is_scikit_learns_with_ties_taken_together():
-    draw = np.random.default_rng(0)
-    scores, positive = draw.integers(0, 6, 60).astype(float), draw.random(60) < 0.4
-    false, true = roc_curve(scores, positive)
-    expected = expected_curve(positive, scores, drop_intermediate=False)
-    np.testing.assert_allclose((false, true), expected[:2])
-    assert [len(part) for part in roc_curve(scores, positive | True)] == [0, 0]
 
 
 def test_each_label_has_a_panel_with_its_area():

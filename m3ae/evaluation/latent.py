@@ -213,10 +213,9 @@ def summarize(results: Sequence[SubsetResult]) -> dict[str, LabelSummary]:
 
 def _mean(results: Iterable[tuple[Sequence[str], Mapping[str, float]]]) -> float | None:
     """Return the mean of the finite values of modalities that are not given."""
-    values = [
-        value for given, own in results for name, value in own.items() if name not in given and np.isfinite(value)
-    ]
-    return float(np.mean(values)) if values else None
+    generated = [value for given, values in results for name, value in values.items() if name not in given]
+    finite = [value for value in generated if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
 
 
 def missing_curve(results: Sequence[SubsetResult], members: Tensor) -> dict[str, list[float]]:

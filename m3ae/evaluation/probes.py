@@ -178,8 +178,8 @@ class RealDataClassifier:
 
     def predict(self, values: NDArray[np.float32]) -> Classes:
         """Return the likeliest class of each label, (n, K), of values (n, …); unknown if none was ever known."""
-        scores = self._scores(values)
-        return np.stack([own[logits.argmax(-1)] for own, logits in zip(self._classes, scores, strict=True)], 1)
+        scores = zip(self._classes, self._scores(values), strict=True)
+        return np.stack([numbers[logits.argmax(-1)] for numbers, logits in scores], 1)
 
     def log_odds(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return log p(1) / p(0) for each of K labels that are 0 or 1, (n, K); 0 if only one of them was seen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,10 @@ def _label_section(label: str, report: LatentReport) -> list[str]:
     classified = [name for name in accuracies if name != "all"]
     shown, varied = ([f"{name}{title}" for name in classified] for title in (" shows it", ": diversity"))
     results = [(title_of(subset.given), subset.labels[label]) for subset in report.subsets]
-    rows = [
-        [title, _percent(own.probe), *_percents(own.coherence, classified), *_percents(own.diversity, classified)]
-        for title, own in results
-    ]
+    rows = []
+    for title, result in results:
+        shares = (_percents(values, classified) for values in (result.coherence, result.diversity))
+        rows.append([title, _percent(result.probe), *chain(*shares)])
     rows.append(["real data", "", *_percents(accuracies, classified), *["100.0"] * len(classified)])
     summary = report.summary[label]
     facts = {
@@ -147,9 +148,9 @@ def _latent_section(report: LatentReport) -> list[str]:
     return [*blocks, "## Missing modalities", table(["missing, %", *rates], rows)]
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, numbers to the right of its first column."""
-    lines = [f"| {' | '.join(headers)} |", f"|---|{'---:|' * (len(headers) - 1)}"]
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """Return a Markdown table, with numbers to the right of its columns of texts."""
+    lines = [f"| {' | '.join(headers)} |", f"|{'---|' * text_columns}{'---:|' * (len(headers) - text_columns)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 

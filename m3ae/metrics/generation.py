@@ -21,7 +21,7 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     """Return the structural similarity (Wang et al. 2004) of images (N, C, S, S) in [0, 1], (N,).
 
     ((2μ_xμ_y + c₁)(2σ_xy + c₂)) / ((μ²_x + μ²_y + c₁)(σ²_x + σ²_y + c₂)) in Gaussian windows of 11×11 pixels that lie
-    wholly within the image, averaged over windows and channels.
+    wholly within the image, averaged over windows and channels. No library that this package needs has it for tensors.
 
     Raises:
         ValueError: The images are smaller than the window, or the shapes differ.
@@ -53,7 +53,7 @@ def frechet_distance(features: NDArray[np.float64], others: NDArray[np.float64])
     """Return the Fréchet distance of two Gaussians with the moments of features (N, F) and (N', F).
 
     |μ − μ'|² + tr(Σ + Σ' − 2 (Σ Σ')^½) (Dowson & Landau 1982; FID where the features are Inception's, Heusel et al.
-    2017). Comparable only between equal features, and for about equal N.
+    2017). Comparable only between equal features, and for about equal N. The libraries that have it bring Inception.
 
     Raises:
         ValueError: Fewer than two samples.
@@ -70,23 +70,20 @@ def frechet_distance(features: NDArray[np.float64], others: NDArray[np.float64])
 
 
 def joint_coherence(classes: NDArray[np.integer]) -> float:
-    """Return the share of N joint samples whose M modalities are all of one class, given these as (M, N)."""
+    """Return the share of N joint samples whose M modalities are all of one class, of classes (M, N)."""
     return float((classes == classes[:1]).all(0).mean())
 
 
 def all_right(right: NDArray[np.bool_]) -> list[float]:
-    """Return for k = 1 … A how likely k of A labels of a sample, drawn at random, are all right.
+    """Return for k = 1 … A the probability that k of A labels of a sample, drawn at random, are all right.
 
     C(r, k) / C(A, k) for a sample with r right ones, averaged over samples: no order of the labels counts.
 
     Args:
-        right: (N, A).
+        right: (N, A) whether each label of each sample is right.
     """
-    total = right.shape[1]
-    counts = right.sum(1).tolist()
-    return [
-        float(np.mean([math.comb(count, k) for count in counts]) / math.comb(total, k)) for k in range(1, total + 1)
-    ]
+    size, counts = right.shape[1], right.sum(1).tolist()
+    return [float(np.mean([math.comb(count, k) for count in counts]) / math.comb(size, k)) for k in range(1, size + 1)]
 
 
 def within_class_diversity(
@@ -98,9 +95,9 @@ def within_class_diversity(
     class inflate it. NaN where reality does not vary.
 
     Args:
-        generated: (N, …), for each sample generated from another modality of it: what the decoder expects.
-        real: (N, …), the modality itself.
-        classes: (N,), of the samples.
+        generated: (N, …) values that the decoder expects, each from another modality of the sample.
+        real: (N, …) values of the modality itself.
+        classes: (N,) classes of the samples.
     """
     expected = _within_class(real, classes)
     return _within_class(generated, classes) / expected if expected else math.nan
@@ -109,12 +106,12 @@ def within_class_diversity(
 def _within_class(values: NDArray[np.floating], classes: NDArray[np.integer]) -> float:
     """Return the sum of squared deviations from the means of the classes."""
     flat = values.reshape(len(values), -1).astype(np.float64)
-    parts = (flat[classes == number] for number in np.unique(classes))
-    return float(sum(((own - own.mean(0)) ** 2).sum() for own in parts))
+    groups = (flat[classes == number] for number in np.unique(classes))
+    return float(sum(((group - group.mean(0)) ** 2).sum() for group in groups))
 
 
 def subset_probabilities(members: Tensor, rate: float) -> Tensor:
-    """Return how often `m3ae.data.collate.drop_modalities` leaves each subset of a complete sample.
+    """Return the probability that `m3ae.data.collate.drop_modalities` leaves each subset of a complete sample.
 
     A subset S of M modalities is left with probability rate^(M − |S|) (1 − rate)^|S|; a single modality is also left
     in its share of the cases in which all would be dropped, rate^M / M.

@@ -40,9 +40,9 @@ class Relevance:
 
     Args:
         pairs: (P, 2) numbers of a query and a candidate that come from the same row of the data, each pair once.
-        queries: (Q,) which of the distinct texts, or images, each query is: from 0 on.
-        candidates: (C,) which of the distinct things that are searched each candidate is.
-        rule: One of the above.
+        queries: (Q,) number of the distinct text, or image, that each query is: from 0 on.
+        candidates: (C,) number of the distinct thing that each candidate is.
+        rule: The rule, one of the above.
     """
 
     def __init__(self, pairs: Tensor, queries: Tensor, candidates: Tensor, rule: RelevanceRule = "every") -> None:
@@ -68,8 +68,8 @@ class Relevance:
         first, end = (torch.searchsorted(self._together, (self._queries[queries] + i) * self._size) for i in (0, 1))
         counts = end - first
         rows = torch.arange(len(queries)).repeat_interleave(counts)
-        places = torch.arange(len(rows)) + (first - counts.cumsum(0) + counts)[rows]
-        return rows, self._together[places] % self._size, self._right[places]
+        entries = torch.arange(len(rows)) + (first - counts.cumsum(0) + counts)[rows]
+        return rows, self._together[entries] % self._size, self._right[entries]
 
     def counts(self) -> Tensor:
         """Return how many candidates are right for each query, (Q,)."""
@@ -80,19 +80,19 @@ class Relevance:
         """Return the numbers of all candidates that are right for a query."""
         if self._rule == "published":
             return [*self._pairs[self._pairs[:, 0] == query, 1].tolist()]
-        _, kinds, _ = self.of(torch.tensor([query]))
-        return sorted(candidate for kind in kinds.tolist() for candidate in self._members[kind].tolist())
+        _, numbers, _ = self.of(torch.tensor([query]))
+        return sorted(candidate for number in numbers.tolist() for candidate in self._members[number].tolist())
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is found for queries among candidates; of equal queries and of equal candidates, one stands for all.
+    """Scores of candidates for queries; of equal queries and of equal candidates, one stands for all.
 
     Attributes:
         scores: Returns the scores (B, C') of the distinct candidates for the distinct queries that numbers (B,) name:
-            larger = better, −∞ for what is not found.
-        queries: (Q,) which of the distinct ones each query is.
-        candidates: (C,) which of the distinct ones each candidate is.
+            larger = better, −∞ for a candidate that a search has left out.
+        queries: (Q,) number of the distinct query that each query is.
+        candidates: (C,) number of the distinct candidate that each candidate is.
     """
 
     scores: Callable[[Tensor], Tensor]
@@ -100,7 +100,7 @@ class Found:
     candidates: Tensor
 
     def ranks(self, relevance: Relevance) -> Tensor:
-        """Return the rank (Q,) of the best-placed right candidate of each query, 1 = first; ∞ if none is found.
+        """Return the rank (Q,) of the best right candidate of each query, 1 = first; ∞ if all were left out.
 
         Ties count against the model, and so does NaN: a candidate that is not right is placed first.
         """
@@ -118,27 +118,27 @@ class Found:
             )
         return ranks
 
-    def best(self, number: int) -> list[list[tuple[int, float]]]:
-        """Return at most `number` candidates of each query, the best first, with their scores."""
-        members: list[list[int]] = [[] for _ in range(int(self.candidates.max()) + 1)]
-        for candidate, kind in enumerate(self.candidates.tolist()):
-            members[kind].append(candidate)
+    def best(self, k: int) -> list[list[tuple[int, float]]]:
+        """Return at most `k` candidates of each query, the best first, with their scores."""
+        copies: list[list[int]] = [[] for _ in range(int(self.candidates.max()) + 1)]
+        for candidate, number in enumerate(self.candidates.tolist()):
+            copies[number].append(candidate)
         rows: list[list[tuple[int, float]]] = []
         for queries in self._blocks(int(self.queries.max()) + 1):
             scores = self.scores(queries)
-            values, kinds = (part.tolist() for part in scores.topk(min(number, scores.shape[1]), dim=1))
-            for row in zip(kinds, values, strict=True):
-                every = ((candidate, score) for kind, score in zip(*row, strict=True) for candidate in members[kind])
-                rows.append([*islice((pair for pair in every if pair[1] != -torch.inf), number)])
+            values, numbers = scores.topk(min(k, scores.shape[1]), dim=1)
+            for row in zip(numbers.tolist(), values.tolist(), strict=True):
+                pairs = ((copy, score) for number, score in zip(*row, strict=True) for copy in copies[number])
+                rows.append([*islice((pair for pair in pairs if pair[1] != -torch.inf), k)])
         return [rows[query] for query in self.queries.tolist()]
 
     def _blocks(self, count: int) -> Iterator[Tensor]:
-        """Yield the numbers below `count`, so many at once that their scores fit into a little memory."""
+        """Yield the numbers below `count` in blocks whose scores fit into a little memory."""
         yield from torch.arange(count).split(max(1, SCORES_AT_ONCE // (int(self.candidates.max()) + 1)))
 
 
 class BothWays(NamedTuple):
-    """The images found for T texts, and the texts found for I images."""
+    """Scores of images for T texts, and of texts for I images."""
 
     text_to_image: Found
     image_to_text: Found
@@ -146,21 +146,21 @@ class BothWays(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranking:
-    """What is found, and what is right, from texts to images and back."""
+    """Scores, and which candidates are right, from texts to images and back."""
 
     found: BothWays
     relevance: tuple[Relevance, Relevance]
 
     @classmethod
     def of(cls, found: BothWays, pairs: Tensor, rule: RelevanceRule = "every") -> Ranking:
-        """Judge what is found by the pairs (P, 2) of a text and an image that come from the same row of the data."""
-        sides = zip(found, (pairs, pairs.flip(1)), strict=True)
-        there, back = (Relevance(own, side.queries, side.candidates, rule) for side, own in sides)
-        return cls(found, (there, back))
+        """Judge scores by the pairs (P, 2) of a text and an image that come from the same row of the data."""
+        images = Relevance(pairs, found.text_to_image.queries, found.text_to_image.candidates, rule)
+        texts = Relevance(pairs.flip(1), found.image_to_text.queries, found.image_to_text.candidates, rule)
+        return cls(found, (images, texts))
 
     @cached_property
     def ranks(self) -> tuple[Tensor, Tensor]:
-        """The rank of the best-placed right candidate, (T,) and (I,); ∞ if none is found."""
+        """The rank of the best right candidate, (T,) and (I,); ∞ if all were left out."""
         return self.found[0].ranks(self.relevance[0]), self.found[1].ranks(self.relevance[1])
 
     def metrics(self) -> dict[str, float]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from m3ae.data.prepared import Manifest
+from m3ae.evaluation.report_files import table
 from m3ae.models.hub import model_card
 from m3ae.training.config import RunConfig
 
-# Notes on the licences of data sets; of a source that is not here, the publishers are to be asked.
+# Notes on the licences of data sets.
 LICENCES = {
     "iu_xray": "the terms of use of Open-i.",
     "mimic_cxr": "PhysioNet's credentialed data use agreement, before anything derived from it is shared.",
@@ -30,7 +31,7 @@ def write_model_card(
         folder: The folder, named as users will load it.
         config: The run.
         model: Any model of this package.
-        manifest: Of the prepared data.
+        manifest: The manifest of the prepared data.
         metrics: `<split>/<metric>` → value.
     """
     training = config.training
@@ -55,18 +56,17 @@ def metrics_table(metrics: dict[str, float]) -> str:
     The numbers of questions of each type are left out.
     """
     metrics = {name: value for name, value in metrics.items() if not name.endswith("_questions")}
-    own = {name: value for name, value in metrics.items() if "/shuffled_" not in name}
-    if not own:
+    shown = {name: value for name, value in metrics.items() if "/shuffled_" not in name}
+    if not shown:
         return "Not measured yet."
-    if own == metrics:
-        rows = [f"| {' | '.join(name.split('/', 1))} | {value:.4g} |" for name, value in own.items()]
-        return "\n".join(["| split | metric | value |", "|---|---|---:|", *rows])
-    lines = ["| split | metric | own image | shuffled image |", "|---|---|---:|---:|"]
-    for name, value in own.items():
-        split, _, metric = name.partition("/")
-        shuffled = metrics.get(f"{split}/shuffled_{metric}")
-        lines.append(f"| {split} | {metric} | {value:.4g} | {'' if shuffled is None else f'{shuffled:.4g}'} |")
+    if shown == metrics:
+        rows = [[*name.split("/", 1), f"{value:.4g}"] for name, value in shown.items()]
+        return table(["split", "metric", "value"], rows, text_columns=2)
+    rows = []
+    for name, value in shown.items():
+        shuffled = metrics.get(name.replace("/", "/shuffled_", 1))
+        rows.append([*name.split("/", 1), f"{value:.4g}", "" if shuffled is None else f"{shuffled:.4g}"])
     explanation = (
         "`shuffled` gives each text another sample's image: the difference is what the model reads across modalities."
     )
-    return "\n".join([explanation, "", *lines])
+    return "\n\n".join([explanation, table(["split", "metric", "own image", "shuffled image"], rows, text_columns=2)])
