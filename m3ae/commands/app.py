@@ -28,7 +28,7 @@ def app(models: tuple[str, ...], sets: tuple[Path, ...], split: str, host: str, 
       m3ae app --model runs/phantom --model runs/vqa_rad_small --data data/phantom-12k
       m3ae app
     """  # noqa: D301
-    from m3ae.app.server import serve
+    from m3ae.app import serve
 
     if not models:
         import gradio  # noqa: F401  # before training, not after it

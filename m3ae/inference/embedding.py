@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -261,13 +261,19 @@ def _write(
         writer.add_key_value_metadata({_PLAN: digest, _REJECTED: json.dumps(rejected)})
 
 
-def _stored_rows(columns: Columns, shard: Path, batch_size: int, rejected: list[Rejection]) -> Iterator[list[Sample]]:
+@contextmanager
+def _open_shard(shard: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(shard) as file:
-            for batch in file.iter_batches(batch_size, columns=columns.names):
-                yield [columns.sample(row, seed=0) for row in batch.to_pylist()]
+            yield file
     except pa.ArrowException as error:
         raise ValueError(f"{shard} cannot be read ({error}): prepare its folder again with --overwrite") from error
+
+
+def _stored_rows(columns: Columns, shard: Path, batch_size: int, rejected: list[Rejection]) -> Iterator[list[Sample]]:
+    with _open_shard(shard) as file:
+        for batch in file.iter_batches(batch_size, columns=columns.names):
+            yield [columns.sample(row, seed=0) for row in batch.to_pylist()]
 
 
 def _folder_rows(
@@ -290,11 +296,8 @@ def _folder_rows(
 
 
 def _num_rows(shard: Path) -> int:
-    try:
-        rows: int = pq.read_metadata(shard).num_rows
-    except pa.ArrowException as error:
-        raise ValueError(f"{shard} cannot be read ({error}): prepare its folder again with --overwrite") from error
-    return rows
+    with _open_shard(shard) as file:
+        return int(file.metadata.num_rows)
 
 
 def _array(vectors: torch.Tensor, missing: pa.Array | None = None) -> pa.Array:

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # of the web server's libraries
 ]
 
-from m3ae.app.server import serve  # noqa: E402
+from m3ae.app import serve  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ pytest.importorskip("gradio", reason="needs the extra app")
 httpx = pytest.importorskip("httpx", reason="comes with gradio")
 pytestmark = pytest.mark.filterwarnings("default")  # of the web server's libraries
 
-from m3ae.app.server import serve  # noqa: E402
+from m3ae.app import serve  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,15 @@ def test_a_signal_leaves_no_upload(tmp_path: Path, number: signal.Signals) -> No
     code = """
 import os, pathlib, time
 from types import SimpleNamespace
-from m3ae.app import server, session
+from m3ae import app
+from m3ae.app import session
 session.open_session = lambda *given: None
 def launch(**options):
     (pathlib.Path(os.environ["GRADIO_TEMP_DIR"]) / "upload.png").touch()
     print("ready", flush=True)
     time.sleep(600)
-server.build = lambda session: SimpleNamespace(launch=launch)
-server.serve([])
+app.build = lambda session: SimpleNamespace(launch=launch)
+app.serve([])
 """
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", code]

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("gradio", reason="needs the extra app")
 
 from m3ae import M3AEForClassification
-from m3ae.app.server import build
+from m3ae.app import build
 from m3ae.app.session import Session, open_session
 from tests.tasks.tiny_finetuning import save_model
 

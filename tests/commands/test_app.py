@@ -17,7 +17,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is asked of the server and of training, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     calls: list[Any] = []
-    monkeypatch.setattr("m3ae.app.server.serve", lambda models, sets, **options: calls.append((models, sets, options)))
+    monkeypatch.setattr("m3ae.app.serve", lambda models, sets, **options: calls.append((models, sets, options)))
     monkeypatch.setattr("m3ae.training.loop.train", lambda config, task, resume: calls.append(config.output_dir))
     return calls
 
