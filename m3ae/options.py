@@ -62,7 +62,7 @@ def function_options(
     """Return a model of the keywords that a function takes.
 
     Args:
-        function: Its parameters have types.
+        function: A function whose parameters have types.
         skip: Parameters that are no options.
         base: A model with further options.
     """
@@ -121,7 +121,7 @@ def describe(value: Any) -> str:
 
 
 def _without_choices(kind: Any) -> Any:
-    return Any if any(get_origin(part) is Literal for part in (kind, *get_args(kind))) else kind
+    return Any if any(get_origin(member) is Literal for member in (kind, *get_args(kind))) else kind
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -167,7 +167,7 @@ def _nearest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
 class _Loader(yaml.SafeLoader):
     """The safe loader with the types of JSON and the scalars of YAML 1.2: `1e-4` is a number and `no` is a word."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (an attribute of PyYAML)
     yaml_constructors = {  # noqa: RUF012
         tag: construct
         for tag, construct in yaml.SafeLoader.yaml_constructors.items()

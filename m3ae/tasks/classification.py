@@ -228,8 +228,8 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
 def open_labelled(config: ClassificationRun, split: str) -> SampleDataset:
     """Open the rows of a split that have labels; the target of a sample is its `Labels`.
 
-    Of the validation split they are as many as the config says. Rows without a label (a null; an empty list is a row
-    that has none of the labels) are left out, and counted in a message.
+    At most `data.max_validation_samples` rows of validation are used. Rows without a label (a null; an empty list is a
+    row that has none of the labels) are left out, and counted in a message.
 
     Raises:
         FileNotFoundError: There is no such prepared folder.

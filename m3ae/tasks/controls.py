@@ -55,7 +55,7 @@ def bag_of_words_scores(
         texts: n labelled texts.
         targets: (n, A) 1 = has the label, 0 = has not, anything else is unknown and left out for that label.
         new_texts: The m texts.
-        tf_idf: Whether words count the more, the fewer texts have them.
+        tf_idf: Whether rare words count more than words of many texts.
     """
     words = _Words(texts, tf_idf)
     scores = np.zeros((len(new_texts), targets.shape[1]))

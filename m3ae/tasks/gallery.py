@@ -36,7 +36,7 @@ IMAGES_AT_ONCE = 256  # images that are scored against all texts, in all process
 class Gallery:
     """T texts and I images under one model; equal ones are computed once.
 
-    The images are divided among the processes, each of which has to call the same methods.
+    The images are divided among the processes; every process has to call the same methods.
 
     Args:
         trunk: The encoders.

@@ -63,7 +63,7 @@ def open_model(
     Args:
         config: The run; `finetuning.image_size` interpolates the position table.
         model_class: Any model of this package.
-        texts: Gives the training texts, on which the tokenizer of a new model is trained unless the config names one.
+        texts: Function that returns the training texts, for the tokenizer of a new model unless the config names one.
         options: Options of `M3AEConfig`, such as `id2label`.
         new_head: Whether the head is drawn at random, whatever the saved model has.
 
@@ -252,14 +252,14 @@ def load_model(
         model_class: What to make of it.
         path: Folder or hub name.
         overrides: Options of `M3AEConfig` that the user replaces; another image size interpolates the position table.
-        options: Those that the task replaces.
+        options: Options that the task replaces.
         new_head: Whether the head is drawn at random; otherwise the saved model has to have it.
-        from_scratch: Whether the trunk is, too.
-        seed: Decides what is drawn.
+        from_scratch: Whether the trunk is drawn at random, too.
+        seed: Seed of the weights that are drawn.
 
     Raises:
-        ValueError: There is no such model, it lacks the head, its weights have other shapes than is asked for, or its
-            processor contradicts its configuration.
+        ValueError: There is no such model, the head is missing, weights have other shapes than the configuration, or
+            the processor contradicts the configuration.
     """
     saved = saved_config(path)
     try:
@@ -292,7 +292,7 @@ def load_model(
 
 
 def merged_config(saved: M3AEConfig, changes: Mapping[str, Any]) -> tuple[M3AEConfig, int]:
-    """Return a saved configuration with changes, but of its own image size, and the image size that is wanted."""
+    """Return a saved configuration with changes except for its image size, and the image size after the changes."""
     M3AEConfig.check_options(changes)
     options = saved.to_dict()
     for key, value in changes.items():

@@ -100,9 +100,9 @@ def training_samples(config: PreTrainingRun) -> MixedDataset | SampleStream:
         ValueError: A set has no training rows or not the columns that the config names.
     """
     data, seed = config.data, config.training.seed
-    columns = [trunk_columns(own.image_columns, own.text_column, data.view_names) for own in data.sets]
+    columns = [trunk_columns(rows.image_columns, rows.text_column, data.view_names) for rows in data.sets]
     if data.streaming:
-        sets = [StreamedSet(own.path, read, own.weight) for own, read in zip(data.sets, columns, strict=True)]
+        sets = [StreamedSet(rows.path, read, rows.weight) for rows, read in zip(data.sets, columns, strict=True)]
         return SampleStream(sets, seed, data.texts, data.max_unreadable_shards)
     datasets = [
         SampleDataset(prepared.path, "train", read, texts=data.texts)

@@ -212,9 +212,9 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
 
 
 def open_questions(config: QuestionAnsweringRun, split: str) -> SampleDataset:
-    """Open the questions of a split, of the validation split as many as the config says; targets are `Truth`s.
+    """Open the questions of a split, at most `data.max_validation_samples` of validation; targets are `Truth`s.
 
-    Rows without question or answer are left out, and counted in a message. Those of phantoms are generated.
+    Rows without question or answer are left out, and counted in a message. Questions about phantoms are generated.
 
     Raises:
         FileNotFoundError: There is no such prepared folder.

@@ -265,7 +265,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
 
 
 def open_measured(config: RetrievalRun, split: str) -> SampleDataset:
-    """Open a split to measure on: all rows with a text, or as many as the config says."""
+    """Open a split to measure on: the rows with a text, at most as many as the config allows."""
     return open_texts(config, split, validation_limit(config, split) or config.retrieval.max_rows)
 
 
@@ -289,7 +289,7 @@ def open_texts(config: RetrievalRun, split: str, limit: int | None = None) -> Sa
 def chance_ranking(relevance: tuple[Relevance, Relevance]) -> dict[str, float]:
     """Return the recalls and median ranks that random orders are expected to reach, both ways.
 
-    Of C candidates of which r are right, the first k are all wrong with probability Π (C − r − i) / (C − i), i < k.
+    If r of C candidates are right, the first k are all wrong with probability Π (C − r − i) / (C − i), i < k.
     """
     metrics: dict[str, float] = {}
     right = relevance[0].counts(), relevance[1].counts()

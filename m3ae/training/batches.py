@@ -103,7 +103,7 @@ class MicroBatchSampler(Sampler[list[Visit]]):
         num_processes: Number of processes (P).
         process_index: This process (r).
         bucket_batches: This many micro-batches at a time are formed among their samples sorted by length.
-        length: Gives the length of a visit's sample; needed for more than one bucket batch.
+        length: Function from a visit to the length of its sample; needed for more than one bucket batch.
 
     Raises:
         ValueError: The dataset is smaller than one micro-batch, or has no lengths to bucket by.

@@ -200,7 +200,7 @@ def _named_in_errors(checkpoint: Path) -> Iterator[None]:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # each library has its own
+    except Exception as error:  # each library raises another one
         if isinstance(error, ValueError) and str(checkpoint) in str(error):
             raise
         raise ValueError(

@@ -163,7 +163,7 @@ class FineTuningEvaluationConfig(EvaluationConfig):
     """What fine-tuning measures beside the losses.
 
     Attributes:
-        controls: Whether results come with what is reached without the image, and without the model.
+        controls: Whether controls without the image, and without the model, stand beside the results.
         resamples: Draws of the bootstrap behind the 95 % intervals of final results; 0 for none.
     """
 
@@ -175,7 +175,7 @@ class LoraConfig(Section):
     """Low-rank adapters (Hu et al. 2022), which learn in place of the linear layers of encoders and fusion.
 
     Attributes:
-        rank: Of a layer's update; its two factors have `rank` times as many weights as the layer has inputs, outputs.
+        rank: Rank of a layer's update, whose two factors have `rank` weights for each input and output of the layer.
         alpha: The update is scaled by alpha / rank.
         dropout: Dropout of what enters an adapter.
     """

@@ -170,7 +170,7 @@ def _fsdp() -> FullyShardedDataParallelPlugin:
 
 
 def _refuse_fall_back(accelerator: Accelerator) -> None:
-    """Raise where accelerate goes on without the engine that was asked for, as it does on a CPU."""
+    """Raise where accelerate goes on without the chosen engine, as it does on a CPU."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for variable, (name, kind) in ENGINES.items():
         if _is_chosen(variable) and (accelerator.distributed_type, accelerator.num_processes) != (kind, processes):

@@ -212,7 +212,7 @@ class _TrainingLoop:
         self.announce(f"warning: {error}; going on with training.batch_size={size}")
 
     def report_skip(self, values: dict[str, torch.Tensor]) -> None:
-        """Say which values of which process were not finite; raise if that has happened too often in a row."""
+        """Announce the values that were not finite, by process; raise after too many skipped steps in a row."""
         broken = [f"{name} = {value.item()}" for name, value in values.items() if not value.isfinite()]
         processes = "; ".join(
             f"process {index}: {', '.join(names)}" for index, names in enumerate(gather_object([broken])) if names

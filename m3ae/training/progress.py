@@ -31,7 +31,7 @@ def mean_losses(losses: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch
 
 
 class LossMeter:
-    """Sums of named scalars, kept on the device until they are asked for: reading one waits for the device."""
+    """Sums of named scalars, kept on the device until they are read: a reader waits for the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
