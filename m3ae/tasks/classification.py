@@ -24,18 +24,17 @@ from m3ae.metrics.aggregation import bootstrap
 from m3ae.metrics.classification import UNKNOWN, multi_label_metrics, single_label_metrics
 from m3ae.models.finetuned import M3AEForClassification, class_loss, multi_label_loss
 from m3ae.tasks.controls import bag_of_words, bag_of_words_scores, majority
+from m3ae.tasks.data import is_filled, open_data
 from m3ae.tasks.finetuning import (
     FineTuning,
     Prediction,
     best_of,
     in_main_process,
     limits,
-    open_data,
     open_split,
     validation_limit,
 )
 from m3ae.tasks.models import has_labels, label_names, open_model
-from m3ae.tasks.pretraining_data import is_filled
 from m3ae.training.config import ClassificationConfig, ClassificationRun
 
 UNCERTAIN = "labels_uncertain"

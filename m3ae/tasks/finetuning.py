@@ -23,9 +23,9 @@ from m3ae.files import replacing, write_text
 from m3ae.metrics.aggregation import Interval, bootstrap_means, gather_rows
 from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
+from m3ae.tasks.data import trunk_collator
 from m3ae.tasks.model_card import write_model_card
-from m3ae.tasks.models import ModelT, check_model
-from m3ae.tasks.pretraining_data import check_splits, prepare_sets, refuse_test_rows, trunk_collator
+from m3ae.tasks.models import ModelT
 from m3ae.training.config import FineTuningRun, LoraConfig
 from m3ae.training.run_folder import RunFolder
 from m3ae.training.task import Task
@@ -280,21 +280,6 @@ class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
             collate_fn=collate,
             num_workers=self.config.data.num_workers,
         )
-
-
-def open_data(config: FineTuningRun, *, for_training: bool = True) -> None:
-    """Prepare the data if the config says how, and check that they can be fine-tuned on, or evaluated.
-
-    Raises:
-        FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
-        ValueError: A split is missing or empty, or a training image is in a held-out split.
-    """
-    check_model(config)
-    prepare_sets(config.data)
-    measured = "validation" if config.training.validate_every else "test"
-    check_splits(config, needed=("train", measured) if for_training else ())
-    if for_training:
-        refuse_test_rows(config.data)
 
 
 def open_split(config: FineTuningRun, split: str, *, texts: bool = True) -> SampleDataset:

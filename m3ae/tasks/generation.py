@@ -25,11 +25,11 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.modalities import KINDS, BatchOptions
 from m3ae.models.modeling import M3AEModel
+from m3ae.tasks.data import is_filled, open_data
 from m3ae.tasks.finetuning import in_main_process, prefixed
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import (
     build_tokenizer,
-    check_model,
     merged_config,
     new_config,
     read_image_encoder,
@@ -37,7 +37,6 @@ from m3ae.tasks.models import (
     start_encoders,
     with_image_options,
 )
-from m3ae.tasks.pretraining_data import check_splits, is_filled, prepare_sets, refuse_test_rows
 from m3ae.training.config import GenerationRun
 from m3ae.training.loop import train
 from m3ae.transfer.image_encoders import resize_images
@@ -89,14 +88,9 @@ class Generation:
             FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
             ValueError: Data, tokenizer and model do not fit together, or a training image is in a held-out split.
         """
-        check_model(config)
-        prepare_sets(config.data)
-        needed = ("train", "validation") if config.training.validate_every else ("train",)
-        check_splits(config, needed if for_training else ())
+        open_data(config, for_training=for_training)
         if not for_training:
             config = config.model_copy(update={"model": config.model.model_copy(update={"overrides": {}})})
-        else:
-            refuse_test_rows(config.data)
         task = cls(config, *(_load(config) if config.model.path is not None else _build(config)))
         if for_training:
             task.check_splits()

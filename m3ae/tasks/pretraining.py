@@ -22,17 +22,15 @@ from m3ae.models.gaussians import beta_schedule
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
-from m3ae.tasks.model_card import write_model_card
-from m3ae.tasks.models import check_model, open_model
-from m3ae.tasks.pretraining_data import (
-    check_splits,
+from m3ae.tasks.data import (
     evaluation_samples,
     is_filled,
-    prepare_sets,
-    refuse_test_rows,
+    open_data,
     training_samples,
     trunk_collator,
 )
+from m3ae.tasks.model_card import write_model_card
+from m3ae.tasks.models import open_model
 from m3ae.training.config import PreTrainingRun
 from m3ae.training.task import Task
 
@@ -57,12 +55,7 @@ class PreTraining(Task[M3AEForPreTraining]):
     @classmethod
     def from_config(cls, config: PreTrainingRun, *, for_training: bool = True) -> Self:
         """Prepare the data if the config says how, and build tokenizer and model."""
-        check_model(config)
-        prepare_sets(config.data)
-        needed = ("train", "validation") if config.training.validate_every else ("train",)
-        check_splits(config, needed if for_training else ())
-        if for_training:
-            refuse_test_rows(config.data)
+        open_data(config, for_training=for_training)
         model, processor = open_model(config, M3AEForPreTraining, lambda: training_samples(config).texts() or BYTES)
         task = cls(config, model, processor)
         if for_training:

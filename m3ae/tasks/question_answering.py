@@ -32,10 +32,10 @@ from m3ae.inference.drawing import draw_word_attention
 from m3ae.metrics.text import is_right, vqa_accuracy
 from m3ae.models.finetuned import M3AEForQuestionAnswering
 from m3ae.tasks.controls import bag_of_words, majority_by_type
+from m3ae.tasks.data import open_data
 from m3ae.tasks.finetuning import (
     FineTuning,
     best_of,
-    open_data,
     open_split,
     validation_limit,
 )

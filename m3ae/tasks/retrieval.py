@@ -24,7 +24,8 @@ from m3ae.inference.inputs import pictures
 from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.metrics.retrieval import DIRECTIONS, KS, BothWays, Ranking, Relevance, RelevanceRule
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
-from m3ae.tasks.finetuning import TOP, FineTuning, open_data, open_split, validation_limit
+from m3ae.tasks.data import open_data
+from m3ae.tasks.finetuning import TOP, FineTuning, open_split, validation_limit
 from m3ae.tasks.gallery import Gallery
 from m3ae.tasks.models import open_model
 from m3ae.training.config import RetrievalRun

@@ -19,9 +19,9 @@ from transformers import (
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.encoders import resample_positions
 from m3ae.models.text_encoder import special_ids
+from m3ae.tasks.data import evaluation_samples
 from m3ae.tasks.generation import Generation
 from m3ae.tasks.pretraining import PreTraining
-from m3ae.tasks.pretraining_data import evaluation_samples
 from m3ae.training.config import ConfigError
 from tests.tasks.tiny import tiny_run
 

@@ -14,10 +14,10 @@ from m3ae import M3AEForGeneration, M3AEForPreTraining, M3AEModel
 from m3ae.data.samples import SampleDataset, trunk_columns
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.evaluation.pretraining import PreTrainingEvaluator
+from m3ae.tasks.data import evaluation_samples
 from m3ae.tasks.evaluation import evaluate
 from m3ae.tasks.models import open_model
 from m3ae.tasks.pretraining import PreTraining
-from m3ae.tasks.pretraining_data import evaluation_samples
 from m3ae.training.config import RunConfig
 from m3ae.training.loop import train
 from m3ae.training.progress import read_metrics

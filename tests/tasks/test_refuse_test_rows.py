@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from m3ae.tasks.data import refuse_test_rows
 from m3ae.tasks.pretraining import PreTraining
-from m3ae.tasks.pretraining_data import refuse_test_rows
 from tests.data.small_folder import picture, stored, write_splits
 from tests.tasks.tiny import tiny_run
 

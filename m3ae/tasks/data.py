@@ -1,4 +1,4 @@
-"""The data of a pre-training run: prepared where the config says how, read by index or as a stream."""
+"""The data of a run: prepared where the config says how, checked first, read by index or as a stream."""
 
 from __future__ import annotations
 
@@ -19,9 +19,27 @@ from m3ae.data.sets import MixedDataset, SampleStream, StreamedSet
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modalities import BatchOptions, trunk_modalities
 from m3ae.models.processing import M3AEProcessor
-from m3ae.training.config import PreTrainingRun, RunConfig
+from m3ae.tasks.models import check_model
+from m3ae.training.config import FineTuningRun, PreTrainingRun, RunConfig
 from m3ae.training.engine import process_state
 from m3ae.training.sections import DataConfig, PairDataConfig
+
+
+def open_data(config: RunConfig, *, for_training: bool) -> None:
+    """Prepare the data of a run, and make sure that model and data can be opened, trained on or measured.
+
+    Raises:
+        FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
+        ValueError: The model or a split is missing, a split is empty, or a training image is in a held-out split.
+    """
+    check_model(config)
+    prepare_sets(config.data)
+    if not for_training:
+        check_splits(config, needed=())
+        return
+    measured = ["test"] if isinstance(config, FineTuningRun) else []
+    check_splits(config, needed=["train", *(["validation"] if config.training.validate_every else measured)])
+    refuse_test_rows(config.data)
 
 
 def prepare_sets(data: DataConfig) -> None:
@@ -37,16 +55,7 @@ def prepare_sets(data: DataConfig) -> None:
 
 
 def check_splits(config: RunConfig, needed: Collection[str]) -> None:
-    """Make sure that a prepared set has the splits that a run needs, and that none is empty.
-
-    Args:
-        config: The run.
-        needed: Splits without which it cannot end.
-
-    Raises:
-        FileNotFoundError: The prepared folder is missing.
-        ValueError: A split is missing or empty.
-    """
+    """Make sure that a prepared set has the splits without which a run cannot end, and that none is empty."""
     path, every, splits = config.data.path, config.training.validate_every, load_manifest(config.data.path).splits
     for split in needed:
         if split not in splits:
@@ -104,11 +113,11 @@ def training_samples(config: PreTrainingRun) -> MixedDataset | SampleStream:
     if data.streaming:
         sets = [StreamedSet(rows.path, read, rows.weight) for rows, read in zip(data.sets, columns, strict=True)]
         return SampleStream(sets, seed, data.texts, data.max_unreadable_shards)
-    datasets = [
-        SampleDataset(prepared.path, "train", read, texts=data.texts)
-        for prepared, read in zip(data.sets, columns, strict=True)
+    indexed = [
+        SampleDataset(rows.path, "train", read, texts=data.texts)
+        for rows, read in zip(data.sets, columns, strict=True)
     ]
-    return MixedDataset(datasets, [prepared.weight for prepared in data.sets], seed)
+    return MixedDataset(indexed, [rows.weight for rows in data.sets], seed)
 
 
 def evaluation_samples(config: PreTrainingRun, split: str) -> SampleDataset:
