@@ -242,7 +242,7 @@ def _open(path: Path) -> Iterator[TextIOWrapper]:
 
 def whole_number(name: str) -> str:
     """Return a name, and a number without the `.0` that programs add to a column in which others are missing."""
-    return name.removesuffix(".0") if re.fullmatch(r"\d+\.0", name) else name
+    return name[:-2] if name.endswith(".0") and name[:-2].isdecimal() else name
 
 
 def printable(text: str) -> str:

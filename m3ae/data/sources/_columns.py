@@ -1,4 +1,4 @@
-"""Which column of a table is what: by its name, however it is written, and by what its cells hold."""
+"""The role of each column of a table: by its name in any spelling, and by the contents of its cells."""
 
 import os
 import sys
@@ -16,17 +16,8 @@ from m3ae.images.files import is_image
 
 PEOPLE = ("patient", "subject", "participant", "person")
 WITH_NUMBER = (
-    "pat",
-    "pt",
-    "subj",
-    "study",
-    "case",
-    "exam",
-    "examination",
-    "accession",
-    "encounter",
-    "visit",
-    "series",
+    *("pat", "pt", "subj", "study", "case", "exam"),
+    *("examination", "accession", "encounter", "visit", "series"),
 )
 NUMBERS = ("id", "uid", "instanceuid", "no", "nr", "num", "number", "code", "key", "name", "identifier", "index")
 
@@ -56,9 +47,9 @@ class Table(NamedTuple):
 
     Attributes:
         path: Its file.
-        name: What its rows are called by.
-        split: What the name of its file or folder stands for, if it is a split.
-        records: One a row.
+        name: The name of the table in the ids of its rows.
+        split: The split in the name of its file or folder, if there is one.
+        records: The rows.
     """
 
     path: Path
@@ -72,7 +63,7 @@ class Table(NamedTuple):
         return [*dict.fromkeys(column for record in records for column in record)]
 
     def cells(self, column: str) -> Iterable[str]:
-        """Yield what the cells of a column hold."""
+        """Yield the strings in the cells of a column."""
         for record in self.records:
             if not isinstance(record, Broken):
                 yield from strings(record.get(column))
@@ -113,7 +104,7 @@ class ImageFiles:
 
 
 class ImageTree(ImageFiles):
-    """The files in a folder and in those below it by their names alone: tables may name folders of another machine."""
+    """The files in a folder and below it by their names alone: tables may name folders of another machine."""
 
     def __init__(self, folder: Path, files: Sequence[Path]) -> None:
         super().__init__(folder)
@@ -130,7 +121,7 @@ class ImageTree(ImageFiles):
 
 
 def _by_name(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Return files by what matters of their names, those of images with their suffix and without."""
+    """Return files by their plain names, those of images with their suffix and without."""
     by_name: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         for key in {_plain(file.name), _plain(file.stem if is_image(file) else file.name)}:
@@ -156,18 +147,18 @@ def choose_columns(
 ) -> dict[str, str]:
     """Return the column of each role that a table has one for, and print the choice on standard error.
 
-    A column that is not named is found by its usual name. That of the split counts only if a cell of it is a split.
-    That of the images may have any name if half of its cells name images.
+    A column that is not named is recognised by its usual name. The column of the split counts only if a cell names a
+    split. The column of the images may have any name if half of its cells name images.
 
     Args:
         table: The table.
-        wanted: Roles, with the column that was named for each, or None.
-        folders: Folders that names of images may be relative to.
-        has_images: Whether there are image files at all.
+        wanted: The roles, with the column that the user named for each, or None.
+        folders: The folders that names of images may be relative to.
+        has_images: Whether the source has any image file.
 
     Raises:
-        ValueError: A column that was named does not exist or names no split; there are images, and no column or
-            several name them; or no column holds images or texts.
+        ValueError: A named column does not exist or names no split; the source has images, and no column or several
+            columns name them; or no column holds images or texts.
     """
     columns = table.columns()
     names = {role: _spelt(columns, [name] if name else USUAL_NAMES[role]) for role, name in wanted.items()}
@@ -214,8 +205,8 @@ def _spelt(columns: Iterable[str], names: Iterable[str]) -> list[str]:
     for column in columns:
         by_letters.setdefault(_letters(column), column)
     by_letters |= {column: column for column in columns}
-    found = (by_letters.get(name) or by_letters.get(_letters(name) or name) for name in names)
-    return [*dict.fromkeys(column for column in found if column is not None)]
+    spelt = (by_letters.get(name) or by_letters.get(_letters(name) or name) for name in names)
+    return [*dict.fromkeys(column for column in spelt if column is not None)]
 
 
 def _letters(name: str) -> str:
@@ -223,7 +214,7 @@ def _letters(name: str) -> str:
 
 
 def _image_columns(table: Table, usual: list[str], others: list[str], folders: Sequence[ImageFiles]) -> list[str]:
-    """Return the columns that hold the names of images: those of a usual name, or the only other one."""
+    """Return the columns that hold names of images: those of a usual name, or the only other one."""
 
     def named(column: str) -> Iterator[bool]:
         return (
@@ -231,12 +222,12 @@ def _image_columns(table: Table, usual: list[str], others: list[str], folders: S
             for cell in table.cells(column)
         )
 
-    if found := [column for column in usual if any(named(column))]:
-        return found
+    if chosen := [column for column in usual if any(named(column))]:
+        return chosen
     for column in others:
         images = [*islice(named(column), ROWS_READ)]
         if sum(images) >= max(1, len(images) / 2):
-            found.append(column)
-    if len(found) > 1:
-        raise ValueError(f"{table.path}: {', '.join(found)} all name images: set --image-column to one of them")
-    return found or [column for column in usual if any(table.cells(column))]
+            chosen.append(column)
+    if len(chosen) > 1:
+        raise ValueError(f"{table.path}: {', '.join(chosen)} all name images: set --image-column to one of them")
+    return chosen or [column for column in usual if any(table.cells(column))]

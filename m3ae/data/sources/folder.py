@@ -34,6 +34,7 @@ from m3ae.images.files import is_image
 
 FEATURES = features(image=IMAGE, text=STRINGS, labels=STRINGS, question=STRING, answer=STRING)
 
+ROLES = ("image", "text", "label", "question", "answer", "id", "split", "group")  # of the columns of a table
 ONE_VALUE = ("question", "answer", "id", "split", "group")
 UNREAD_SUFFIXES = (".xlsx", ".xls", ".ods", ".parquet")
 SPLITS_EXPECTED = f"expected one of {', '.join(SPLIT_NAMES)}"
@@ -46,8 +47,8 @@ class Unsplit(NamedTuple):
 
     Attributes:
         row: The row.
-        group: The patient, study or the like that it belongs to, if anything says so.
-        key: What must not be torn apart over splits: the group, else the image, else the row.
+        group: The patient, study or the like of the row, if the table names one.
+        key: The name that must not be torn apart over splits: the group, else the image, else the row.
     """
 
     row: Row
@@ -72,12 +73,12 @@ def rows(
     split_column: str | None = None,
     group_column: str | None = None,
 ) -> Iterator[Row | Rejected]:
-    """Yield one row per row of the tables, or per image where there is none.
+    """Yield one row per row of the tables, or per image in a folder without tables.
 
-    Columns that are not named are found by their usual names; what was found is printed on standard error. Rows
-    without an id are called by their image, a second one of the same image `name-2`; several images in one cell are as
-    many rows. Where nothing says which split a row belongs to, other rows of its group (such as a patient) decide,
-    else a hash with odds 8:1:1: of its group, else of its image, else of its id.
+    Columns that are not named are recognised by their usual names; the standard error names the chosen ones. Rows
+    without an id are called by their image, a second one of an image `name-2`; several images in one cell are as many
+    rows. A row without a split goes where other rows of its group (such as a patient) are, else where a hash of its
+    group, its image or its id decides, with odds 8:1:1.
 
     Args:
         source: your folder.
@@ -88,67 +89,68 @@ def rows(
         label_column: column with labels, separated by semicolons, or, in JSON, a list of labels.
         question_column: column with a question about the image.
         answer_column: column with its answer.
-        id_column: column with a name of the row that no other row has.
+        id_column: column with a unique name of the row.
         split_column: column with train, validation or test.
-        group_column: column with what must not be torn apart over splits, such as the patient.
+        group_column: column with the patient or another group that must not be torn apart over splits.
 
     Raises:
-        FileNotFoundError: the folder, the table or all images are missing.
-        ValueError: several tables, or a table that is empty, damaged, of another format, or lacks a column.
+        FileNotFoundError: The folder, the table or all images are missing.
+        ValueError: The folder has several tables, or a table is empty, damaged, of another format, or lacks a column.
     """
     require_folder(source, "your folder of images, with a table or without")
-    wanted = {
-        "image": image_column,
-        "text": text_column,
-        "label": label_column,
-        "question": question_column,
-        "answer": answer_column,
-        "id": id_column,
-        "split": split_column,
-        "group": group_column,
-    }
+    columns = (image_column, text_column, label_column, question_column, answer_column)
+    wanted = dict(zip(ROLES, (*columns, id_column, split_column, group_column), strict=True))
     files = _visible_files(source)
-    tables = _find_tables(source, files, table)
-    if not tables and (named := [f"--{role}-column" for role, column in wanted.items() if column is not None]):
+    if tables := _find_tables(source, files, table):
+        entries = _rows_of_tables(source, files, tables, image_folder, wanted)
+        _report_unused(source, {*files} - {table.path for table in tables}, entries)
+    elif named := [f"--{role}-column" for role, column in wanted.items() if column is not None]:
         raise FileNotFoundError(f"{source} holds no table ({', '.join(TABLE_SUFFIXES)}) for {', '.join(named)}")
-    has_images = bool(image_folder) or any(map(is_image, files if tables else []))
-    names: Counter[str] = Counter()
-    entries: list[Entry] = [] if tables else _image_rows(source, files)
-    for found in tables:
-        usual = [folder / below for folder in (found.path.parent, source) for below in ("", "images")]
-        candidates = [ImageFiles(folder) for folder in ([image_folder] if image_folder else dict.fromkeys(usual))]
-        candidates += [] if image_folder else [ImageTree(source, files)]
-        columns = choose_columns(found, wanted, candidates, has_images)
-        images = _image_folder(found, columns.get("image"), candidates)
-        entries += _table_rows(found, columns, images, names)
-    _report(source, files if tables else [], {found.path for found in tables}, entries)
+    else:
+        entries = _image_rows(source, files)
+    _report_groups(source, entries)
     yield from _split(entries)
 
 
 def _visible_files(source: Path) -> list[Path]:
-    """Return all files below a folder, in order, but those whose name or folder starts with a dot."""
-    files = []
+    """Return all files below a folder, in order, except those whose name or folder starts with a dot."""
+    paths = []
     for folder, folders, names in os.walk(source):
         folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
-        files += [Path(folder, name) for name in names if not name.startswith(HIDDEN)]
-    return sorted(files)
+        paths += [os.path.join(folder, name) for name in names if not name.startswith(HIDDEN)]
+    return [*map(Path, sorted(paths, key=lambda path: path.replace(os.sep, "\0")))]  # as paths are sorted, but faster
+
+
+def _rows_of_tables(
+    source: Path,
+    files: list[Path],
+    tables: list[Table],
+    image_folder: Path | None,
+    wanted: dict[str, str | None],
+) -> list[Entry]:
+    has_images = bool(image_folder) or any(map(is_image, files))
+    names: Counter[str] = Counter()
+    entries: list[Entry] = []
+    for table in tables:
+        usual = [folder / below for folder in (table.path.parent, source) for below in ("", "images")]
+        candidates = [ImageFiles(folder) for folder in ([image_folder] if image_folder else dict.fromkeys(usual))]
+        candidates += [] if image_folder else [ImageTree(source, files)]
+        columns = choose_columns(table, wanted, candidates, has_images)
+        images = _image_folder(table, columns.get("image"), candidates)
+        entries += _table_rows(table, columns, images, names)
+    return entries
 
 
 def _image_rows(source: Path, visible: list[Path]) -> list[Entry]:
-    """Return a row per image file: its split is the first folder that is not that of all, its label the last one."""
+    """Return a row per image file, whose split is the first folder that not all files share, and label the last."""
     files = [file for file in visible if is_image(file)]
     if not files:
         raise FileNotFoundError(
             f"{source} holds neither a table ({', '.join(TABLE_SUFFIXES)}) nor an image (.jpg, .png, .tif, .dcm, …)"
         )
-    entries: list[Entry] = [
-        Rejected(
-            file.relative_to(source).as_posix(),
-            "not an image",
-            detail="neither DICOM nor of a suffix of an image format",
-        )
-        for file in sorted({*visible}.difference(files))
-    ]
+    detail = "neither DICOM nor of a suffix of an image format"
+    others = sorted({*visible}.difference(files))
+    entries: list[Entry] = [Rejected(str(file.relative_to(source)), "not an image", detail=detail) for file in others]
     below = [file.relative_to(source) for file in files]
     above = Path(os.path.commonpath([file.parent for file in below])).parts
     depth = next((depth for depth, name in enumerate(above) if find_split(name)), len(above))
@@ -166,10 +168,10 @@ def _image_rows(source: Path, visible: list[Path]) -> list[Entry]:
 
 
 def _find_tables(source: Path, files: list[Path], name: str | None) -> list[Table]:
-    """Return the table named, metadata of an imagefolder, a table for each split, or the only one there is."""
+    """Return the named table, metadata of an imagefolder, a table for each split, or the only table."""
     if name is not None:
-        if found := _read(source / name, None):
-            return found
+        if named := _read(source / name, None):
+            return named
         raise ValueError(f"{source / name} holds no list of records: expected [{{...}}, ...]")
     tables = [file for file in files if file.name.lower().endswith(TABLE_SUFFIXES)]
     top = [file for file in tables if file.parent == source]
@@ -183,8 +185,8 @@ def _find_tables(source: Path, files: list[Path], name: str | None) -> list[Tabl
     )
     for paths in choices:
         is_whole = len(paths) == 1 or (paths and all(paths.values()))
-        if is_whole and (found := [table for path, split in paths.items() for table in _read(path, split)]):
-            return found
+        if is_whole and (chosen := [table for path, split in paths.items() for table in _read(path, split)]):
+            return chosen
     if tables:
         names = ", ".join(file.relative_to(source).as_posix() for file in tables[:10])
         raise ValueError(f"{source} holds several tables ({names}): choose one with --table")
@@ -193,12 +195,12 @@ def _find_tables(source: Path, files: list[Path], name: str | None) -> list[Tabl
 
 
 def _split_of(file: Path, source: Path) -> str | None:
-    """Return the split that a table is called after, or the folder of the source that holds it."""
+    """Return the split in the name of a table, or in the name of its folder below the source."""
     return find_split(file.name.partition(".")[0]) or (find_split(file.parent.name) if file.parent != source else None)
 
 
 def _read(path: Path, split: str | None) -> list[Table]:
-    """Read a table; of a JSON file each list of records is one, and there is none if it holds something else."""
+    """Read a table; each list of records in a JSON file is one, and a file without any has none."""
     name = path.name.lower()
     if name.endswith(UNREAD_SUFFIXES):
         raise ValueError(f"{path} cannot be read: save it as CSV, or move it out of the folder")
@@ -217,16 +219,15 @@ def _read(path: Path, split: str | None) -> list[Table]:
 def _json_tables(path: Path, split: str | None) -> list[Table]:
     """Return a list of records, one for each split, or the only one in an object; records may have ids as keys."""
     content = read_json(path)
-    parts: list[tuple[str, Any]] = [("", content)]
+    lists: list[tuple[str, Any]] = [("", content)]
     if isinstance(content, dict):
-        by_split = [(key, part) for key, part in content.items() if find_split(key) and part]
-        lists = [("", part) for part in content.values() if isinstance(part, list)]
-        parts = by_split or (lists if len(lists) == 1 else parts)
+        by_split = [(key, value) for key, value in content.items() if find_split(key) and value]
+        unnamed = [("", value) for value in content.values() if isinstance(value, list)]
+        lists = by_split or (unnamed if len(unnamed) == 1 else lists)
     tables = []
-    for key, part in parts:
-        records = part
-        if isinstance(part, dict) and all(isinstance(record, dict) for record in part.values()):
-            records = [{"id": name} | record for name, record in part.items()]
+    for key, records in lists:
+        if isinstance(records, dict) and all(isinstance(record, dict) for record in records.values()):
+            records = [{"id": name} | record for name, record in records.items()]
         if not isinstance(records, list) or not any(isinstance(record, dict) for record in records):
             return []
         records = [record if isinstance(record, dict) else Broken("not a JSON object", None, {}) for record in records]
@@ -238,14 +239,14 @@ def _image_folder(table: Table, column: str | None, candidates: list[ImageFiles]
     """Return the folder in which at least one image of the table lies.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: No folder has one.
     """
     names = [*map(file_name, table.cells(column))] if column else []
     for images in candidates:
         if not names or any(map(images.find, names)):
             return images
     raise FileNotFoundError(
-        f"{table.path}: none of its {len(names)} images is there, the first one tried is "
+        f"{table.path}: none of its {len(names)} images exists, the first one tried is "
         f"{candidates[0].folder / names[0]}; set --image-folder to the folder that the names are relative to, or "
         "--image-column to the column of names"
     )
@@ -253,26 +254,26 @@ def _image_folder(table: Table, column: str | None, candidates: list[ImageFiles]
 
 def _table_rows(table: Table, columns: dict[str, str], images: ImageFiles, names: Counter[str]) -> Iterator[Entry]:
     for number, record in enumerate(table.records, start=1):
-        place = f"{table.name}, row {number}"
+        name = f"{table.name}, row {number}"
         if isinstance(record, Broken):
-            yield Rejected(place, record.reason, detail=record.detail)
+            yield Rejected(name, record.reason, detail=record.detail)
         elif swallowed := _swallowed(record, images):
-            yield Rejected(place, "quotation mark not closed", detail=f"a cell of several lines holds {swallowed}")
+            yield Rejected(name, "quotation mark not closed", detail=f"a cell of several lines holds {swallowed}")
         else:
-            yield from _record_rows(place, record, columns, images, table.split, names)
+            yield from _record_rows(name, record, columns, images, table.split, names)
 
 
 def _record_rows(
-    place: str, record: Row, columns: dict[str, str], images: ImageFiles, split: str | None, names: Counter[str]
+    line: str, record: Row, columns: dict[str, str], images: ImageFiles, split: str | None, names: Counter[str]
 ) -> Iterator[Entry]:
-    """Yield a row, or, of a record with several images, a row for each."""
+    """Yield a row, or a row for each of several images in a record; `line` names the record."""
     values = {role: record.get(column) for role, column in columns.items()}
     if nested := [columns[role] for role, value in values.items() if is_nested(value)]:
-        yield Rejected(place, "object in a cell", detail=", ".join(nested))
+        yield Rejected(line, "object in a cell", detail=", ".join(nested))
         return
     cells = {role: strings(value) for role, value in values.items()}
     if several := [columns[role] for role in ONE_VALUE if len(cells.get(role, [])) > 1]:
-        yield Rejected(place, "several values in a cell", detail=", ".join(several))
+        yield Rejected(line, "several values in a cell", detail=", ".join(several))
         return
     one = {role: next(iter(cells.get(role, [])), None) for role in ONE_VALUE}
     files: list[str | None] = [images.find(cell) or file_name(cell) for cell in cells.get("image", [])]
@@ -280,10 +281,9 @@ def _record_rows(
     labels = [label.strip() for cell in cells.get("label", []) for label in re.split("[;|]", cell) if label.strip()]
     key = one["group"] or files[0]
     for number, file in enumerate(files, start=1):
-        if one["id"]:
-            name = one["id"] if number == 1 else f"{one['id']}-{number}"
-        else:
-            name = _numbered(file or place, names)
+        name = one["id"] or _numbered(file or line, names)
+        if one["id"] and number > 1:
+            name = f"{name}-{number}"
         if one["split"] and not find_split(one["split"]):
             yield Rejected(name, "unknown split", detail=f"{one['split']}: {SPLITS_EXPECTED}")
             return
@@ -300,7 +300,7 @@ def _record_rows(
 
 
 def _swallowed(record: Row, images: ImageFiles) -> str | None:
-    """Return an image that a cell of several lines names: its quotation mark was closed in the line of another row."""
+    """Return an image in a cell of several lines, whose quotation mark was closed in the line of another row."""
     cells = [cell for cell in record.values() if isinstance(cell, str) and not cell.isprintable()]
     cells = [cell for cell in cells if re.search(r"\S[\r\n]+\s*\S", cell)]
     names = [name for cell in cells for name in re.split('[,;|\t\r\n"]', cell)]
@@ -312,25 +312,28 @@ def _numbered(name: str, names: Counter[str]) -> str:
     return name if names[name] == 1 else f"{name}-{names[name]}"
 
 
-def _report(source: Path, files: list[Path], tables: set[Path], entries: list[Entry]) -> None:
-    """Print on standard error what of the folder no row has, and how many rows have no group."""
-    rows = [entry for entry in entries if isinstance(entry, Unsplit)]
-    unused = set(files) - tables - {row["image"] for row, _, _ in rows}
+def _report_unused(source: Path, files: set[Path], entries: list[Entry]) -> None:
+    """Print on standard error the kinds of files that no row has."""
     by_kind: dict[str, list[str]] = defaultdict(list)
-    for file in sorted(unused):
+    for file in sorted(files - {entry.row["image"] for entry in entries if isinstance(entry, Unsplit)}):
         by_kind[file.suffix.lower()].append(file.relative_to(source).as_posix())
     if by_kind:
         kinds = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in by_kind.items()]
         _say(f"{source}: not used: {'; '.join(kinds)}")
-    if without := sum(group is None for _, group, _ in rows):
+
+
+def _report_groups(source: Path, entries: list[Entry]) -> None:
+    """Print on standard error how many rows have no group."""
+    groups = [entry.group for entry in entries if isinstance(entry, Unsplit)]
+    if without := groups.count(None):
         _say(
-            f"{source}: {without} of {len(rows)} rows name no patient, study or other group, and may tear one over "
+            f"{source}: {without} of {len(groups)} rows name no patient, study or other group, and may tear one over "
             "several splits: name its column with --group-column if there are several rows of one"
         )
 
 
 def _split(entries: list[Entry]) -> Iterator[Row | Rejected]:
-    """Yield the rows with their splits, and say which groups and images are in several."""
+    """Yield the rows with their splits, and name groups and images in several splits on standard error."""
     splits: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
         if isinstance(entry, Unsplit) and (split := entry.row["split"]):
@@ -342,9 +345,9 @@ def _split(entries: list[Entry]) -> Iterator[Row | Rejected]:
         if isinstance(entry, Rejected):
             yield entry
         else:
-            of_group = splits[whole_number(entry.key)] or [hash_split(entry.key)]
-            splits[whole_number(entry.key)] = of_group
-            yield entry.row | {"split": entry.row["split"] or of_group[0]}
+            key = whole_number(entry.key)
+            splits[key] = splits[key] or [hash_split(entry.key)]
+            yield entry.row | {"split": entry.row["split"] or splits[key][0]}
 
 
 def _say(line: str) -> None:

@@ -305,7 +305,7 @@ def test_an_imagefolder_of_labels(tmp_path: Path) -> None:
         (
             {"a__csv": "image\nx.png\ny.png\n"},
             {},
-            r"a\.csv: none of its 2 images is there, the first one tried is .*/x\.png; set --image-folder",
+            r"a\.csv: none of its 2 images exists, the first one tried is .*/x\.png; set --image-folder",
         ),
         ({"a__jsonl": "[]\n"}, {}, r"a\.jsonl holds no row that can be read: not a JSON object"),
         ({"a__csv": "x"}, {"table": "b.csv"}, r"b\.csv is missing"),
