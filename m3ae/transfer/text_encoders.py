@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         path: Folder or hub name. RoBERTa's two original files alone, which do not say what they are, will do.
 
     Raises:
-        ValueError: The folder has no usable tokenizer.
+        ValueError: The folder has no usable tokenizer, or two that disagree.
     """
     describing = ("tokenizer.json", "tokenizer_config.json", "config.json")
     is_described = any((Path(path) / name).is_file() for name in describing)
@@ -126,7 +128,27 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             f"No tokenizer in {path!r} ({first_line(error)}). Name a folder with tokenizer.json or a model of the "
             "hub, or leave tokenizer.path out: a byte-level BPE is then trained on the training texts."
         ) from error
+    _check_files_agree(Path(path), tokenizer)
     return tokenizer
+
+
+def _check_files_agree(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise if a folder has RoBERTa's original files beside tokenizer.json, and they are of another tokenizer."""
+    whole, words, pairs = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if not (whole.is_file() and words.is_file() and pairs.is_file()):
+        return
+    vocabulary, numbers = tokenizer.get_vocab(), json.loads(words.read_text(encoding="utf-8"))
+    merges = json.loads(whole.read_text(encoding="utf-8"))["model"].get("merges", [])
+    ours = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    lines = [line for line in pairs.read_text(encoding="utf-8").split("\n") if line and line[:8] != "#version"]
+    entries = [(repr(word), vocabulary.get(word), number) for word, number in numbers.items()]
+    entries += [(f"merge {n}", *both) for n, both in enumerate(zip_longest(ours, lines))]
+    different = [f"{entry} is {one!r} and {other!r}" for entry, one, other in entries if one != other]
+    if different:
+        raise ValueError(
+            f"tokenizer.json and vocab.json with merges.txt in {str(folder)!r} are two tokenizers: {different[0]}. "
+            "Remove what the model was not trained with."
+        )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from m3ae.data.tokenizer import train_tokenizer
@@ -59,3 +62,30 @@ def test_bad_input(texts, size, message) -> None:
 def test_a_missing_tokenizer_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"No tokenizer in .*leave tokenizer\.path out"):
         load_tokenizer(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),  # by an implementation of byte-level BPE from its description, with the published files
+    [
+        ("Hello world", [0, 31414, 232, 2]),
+        ("3.5 cm, L4-5", [0, 246, 4, 245, 25434, 6, 226, 306, 12, 245, 2]),
+        ("12.25mm (2x3) T2/FLAIR.", [0, 1092, 4, 1244, 5471, 36, 176, 1178, 246, 43, 255, 176, 73, 7613, 35518, 4, 2]),
+    ],
+)
+def test_ids_of_the_published_vocabulary(shared: Path, text: str, ids: list[int]) -> None:
+    assert load_tokenizer(str(shared / "vocab"))(text)["input_ids"] == ids
+
+
+def test_files_of_two_tokenizers_in_a_folder(tmp_path: Path) -> None:
+    train_tokenizer(TEXTS, 350).save_pretrained(tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    lines = [" ".join(merge) for merge in model["merges"]]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]))
+    assert len(load_tokenizer(str(tmp_path))) == len(model["vocab"])
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(ValueError, match=r"are two tokenizers: merge 0 is .* Remove what the model"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"] | {"<unk>": 9}))
+    with pytest.raises(ValueError, match=r"are two tokenizers: '<unk>' is 3 and 9"):
+        load_tokenizer(str(tmp_path))
