@@ -141,12 +141,13 @@ def _fill(kind: str, vit: PatchTransformer, config: M3AEImageConfig) -> Any:
         "vision_use_head": False,
     }
     known = {field.name for field in fields(type(AutoConfig.for_model(kind)))}
+    known |= {"vision_use_head"} if kind == "siglip_vision_model" else set()  # not declared by older versions
     target_config = AutoConfig.for_model(kind, **{name: value for name, value in options.items() if name in known})
     keywords = {"add_pooling_layer": False} if kind == "vit" else {}
     target: Any = AutoModel.from_config(target_config, **keywords)
-    parameters = _split(_parameters(vit, config), config.gated_mlp)
-    beginnings = transformers_names(kind, config.gated_mlp)
-    state = target.state_dict()
+    state, beginnings = target.state_dict(), transformers_names(kind, config.gated_mlp)
+    in_halves = config.gated_mlp and not any(".weights_in." in name for name in state)
+    parameters = _split(_parameters(vit, config), in_halves)
     for name, value in state.items():
         ours = renamed(name, beginnings) or name
         if ours in parameters:

@@ -44,6 +44,14 @@ _ATTENTION = {
     "attention.v_proj.": "attn.v.",
     "attention.o_proj.": "attn.proj.",
 }
+_OLD_DINOV2 = {  # as older versions of transformers have them
+    "attention.attention.query.": "attn.q.",
+    "attention.attention.key.": "attn.k.",
+    "attention.attention.value.": "attn.v.",
+    "attention.output.dense.": "attn.proj.",
+    "mlp.weights_in.": "mlp.fc1.",
+    "mlp.weights_out.": "mlp.fc2.",
+}
 _MLP = {"mlp.fc1.": "mlp.fc1.", "mlp.fc2.": "mlp.fc2."}
 _GATED_MLP = {"mlp.gate_proj.": "mlp.gate.", "mlp.up_proj.": "mlp.up.", "mlp.down_proj.": "mlp.fc2."}
 _SCALED = {
@@ -99,7 +107,8 @@ def transformers_names(model_type: str, gated: bool) -> dict[str, str]:
         gated: Whether the encoder has a gated MLP.
     """
     if model_type.startswith("dinov2"):
-        return _EMBEDDINGS | nested("encoder.layer.#.", "blocks.#.", _SCALED | (_GATED_MLP if gated else _MLP))
+        mlp = _GATED_MLP if gated else _MLP
+        return _EMBEDDINGS | nested("encoder.layer.#.", "blocks.#.", _SCALED | mlp | _OLD_DINOV2)
     if model_type == "dinov3_vit":
         mlp = _GATED_MLP if gated else {"mlp.up_proj.": "mlp.fc1.", "mlp.down_proj.": "mlp.fc2."}
         embeddings = {**_TOKENS, "embeddings.patch_embeddings.": "patch_embed.proj.", "norm.": "norm."}

@@ -141,7 +141,9 @@ def _check_files_agree(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None
     merges = json.loads(whole.read_text(encoding="utf-8"))["model"].get("merges", [])
     ours = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     lines = [line for line in pairs.read_text(encoding="utf-8").split("\n") if line and line[:8] != "#version"]
-    entries = [(repr(word), vocabulary.get(word), number) for word, number in numbers.items()]
+    entries: list[tuple[str, Any, Any]] = [
+        (repr(word), vocabulary.get(word), number) for word, number in numbers.items()
+    ]
     entries += [(f"merge {n}", *both) for n, both in enumerate(zip_longest(ours, lines))]
     different = [f"{entry} is {one!r} and {other!r}" for entry, one, other in entries if one != other]
     if different:

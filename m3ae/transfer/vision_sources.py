@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from timm.layers.attention import Attention
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from timm.models.eva import Eva, EvaAttention, EvaBlock
@@ -106,7 +107,7 @@ def _cached(source: str, name: str) -> Path | None:
 def _from_timm(source: str, name: str) -> PublishedViT:
     try:
         model: Any = timm.create_model(name, pretrained=True)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"timm cannot load {source!r}: {first_line(error)}") from error
     options, notes, remarks = _timm_options(model, source), str(model.pretrained_cfg.get("notes")), tuple[str, ...]()
     # timm offers OpenAI's and some other weights with an activation that they were not trained with, and notes it.

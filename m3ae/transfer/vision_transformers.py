@@ -104,13 +104,11 @@ def completed(vit: PublishedViT) -> PublishedViT:
     num_registers = state["reg_token"].numel() // width if "reg_token" in state else 0
     for name in {"cls_token", "reg_token", "pos_embed"} & state.keys():
         state[name] = state[name].reshape(1, -1, width)
-    options = vit.options
-    if options.get("rope_theta") is None:
+    side = vit.options.get("image_size", 0) // patch_size
+    if vit.options.get("rope_theta") is None:
         if "pos_embed" not in state:
             raise refusal(vit.source, "states neither a table of positions nor DINOv3's rotary ones")
-        side = options.get("image_size", 0) // patch_size or None
-        state, side = _with_plain_positions(state, num_registers, side, vit.source)
-        options = options | {"image_size": side * patch_size}
+        state, side = _with_plain_positions(state, num_registers, side or None, vit.source)
     hidden_width = state["blocks.0.mlp.fc2.weight"].shape[1]
     gated = len(state["blocks.0.mlp.fc1.weight"]) == 2 * hidden_width
     options = {
@@ -127,7 +125,9 @@ def completed(vit: PublishedViT) -> PublishedViT:
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
         "qkv_bias": "all" if "blocks.0.attn.qkv.bias" in state else "none",
         "rope_theta": None,
-    } | options
+        **vit.options,
+        "image_size": side * patch_size,  # a convolution leaves out what is over
+    }
     assumed = vit.assumed | ({"hidden_act": "silu"} if gated and "hidden_act" in vit.assumed else {})
     assumed = {name: value for name, value in assumed.items() if name not in options}
     return replace(vit, state=state, left_out=vit.left_out + left_out, options=options, assumed=assumed)
@@ -188,4 +188,6 @@ def square(size: Any, source: str, what: str) -> int:
 
 def normalization_of(options: Mapping[str, Any], mean: str, std: str) -> Normalization | None:
     """Return how images are normalised, if a processor's options say so under these names."""
+    if options.get("do_normalize") is False:
+        return [0.0] * 3, [1.0] * 3
     return (list(options[mean]), list(options[std])) if options.get(mean) and options.get(std) else None

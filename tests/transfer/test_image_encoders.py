@@ -375,6 +375,20 @@ class TestWrongImageEncoders:
         with pytest.raises(ValueError, match=r"No config.json in 'nowhere/at/all'"):
             init_image_encoder(model_for(), "nowhere/at/all")
 
+    @pytest.mark.parametrize("library", ["timm", "transformers", "open_clip"])
+    def test_a_folder_whose_weights_are_cut_short(self, tmp_path: Path, library: str) -> None:
+        if library == "timm":
+            save_timm(timm_clip(), tmp_path)
+        else:
+            CLIPVisionModel(clip_vision()).save_pretrained(tmp_path)
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:9_000])
+        if library == "open_clip":
+            weights.rename(tmp_path / "open_clip_model.safetensors")
+            (tmp_path / "open_clip_config.json").write_text("{}")
+        with pytest.raises(ValueError, match=rf"{library} cannot load|cut short"):
+            init_image_encoder(model_for(), str(tmp_path))
+
     def test_files_that_are_damaged_or_would_run_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "cut.safetensors").write_bytes(b"\x08")
