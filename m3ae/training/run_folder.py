@@ -116,10 +116,11 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """Return what is needed to repeat a run: time, command, versions, revision; no environment variables."""
+    """Return what is needed to repeat a run: time, command, versions, revision; `M3AE_IMPORT` as the only variable."""
+    imports = [f"M3AE_IMPORT={files}"] if (files := os.environ.get("M3AE_IMPORT")) else []
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": without_secrets(shlex.join(sys.argv)),
+        "command": without_secrets(shlex.join([*imports, *sys.argv])),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from m3ae.cli import cli
 from m3ae.files import LOCK, file_sha256, only_process
 from m3ae.training.loop import train
-from m3ae.training.run_folder import RunFolder
+from m3ae.training.run_folder import RunFolder, environment
 
 from .toy import ToyTask, toy_config
 
@@ -58,6 +58,12 @@ def test_as_json_it_holds_everything(finished: Path) -> None:
     assert found["finished"] and found["step"] == 8 and "validation/loss" in found["metrics"]
     assert found["config"]["training"]["seed"] == 0
     assert {"command", "packages", "git_revision", "data", "seeds"} <= found["starts"][0].keys()
+
+
+def test_the_command_names_files_that_were_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["m3ae", "train", "x.yaml"])
+    monkeypatch.setenv("M3AE_IMPORT", "parts.py")
+    assert environment()["command"] == "M3AE_IMPORT=parts.py m3ae train x.yaml"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "environment.json", "best", "figures"])
