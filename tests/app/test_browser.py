@@ -32,10 +32,11 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["sy
         opened = browser.new_page(viewport={"width": 1400, "height": 1000})
         opened.set_default_timeout(120_000)
         opened.complaints = []
-        opened.on("console", lambda said: said.type == "error" and opened.complaints.append(said.text))
+        opened.on("console", lambda message: message.type == "error" and opened.complaints.append(message.text))
         opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
         opened.on(
-            "request", lambda asked: opened.complaints.append(asked.url) if _is_foreign(asked.url, port) else None
+            "request",
+            lambda request: opened.complaints.append(request.url) if _is_foreign(request.url, port) else None,
         )
         opened.goto(address)
         yield opened

@@ -26,7 +26,7 @@ def test_each_model_brings_its_tabs(session: Session, folder: Path) -> None:
 
 
 def test_examples_come_from_the_set(session: Session) -> None:
-    assert [(own.text, own.question) for own in session.examples(questions=True)] == [
+    assert [(case.text, case.question) for case in session.examples(questions=True)] == [
         ("large nodule", "Is it large?"),
         ("no finding", "Is it large?"),
     ]

@@ -63,16 +63,16 @@ def images(tmp_path: Path) -> Path:
 
 def test_answer(models: Path, images: Path, tmp_path: Path) -> None:
     common = ("answer", "--model", models / "vqa", "--image", images / "a.png", "--question", "Is it large?")
-    found = json.loads(run(*common, "--image", images / "b.png", "--question", "Which side?", "--json").stdout)
-    assert [(Path(row["image"]).name, row["question"]) for row in found] == [
+    results = json.loads(run(*common, "--image", images / "b.png", "--question", "Which side?", "--json").stdout)
+    assert [(Path(row["image"]).name, row["question"]) for row in results] == [
         ("a.png", "Is it large?"),
         ("a.png", "Which side?"),
         ("b.png", "Is it large?"),
         ("b.png", "Which side?"),
     ]
-    assert {own["answer"] for own in found[0]["answers"]} == {"yes", "no", "left"}
+    assert {answer["answer"] for answer in results[0]["answers"]} == {"yes", "no", "left"}
     shown = run(*common, "--top-k", 1, "--attention", tmp_path / "words.png").stdout.splitlines()
-    best = found[0]["answers"][0]
+    best = results[0]["answers"][0]
     assert shown[1] == f"  {best['score']:.3f}  {best['answer']}" and shown[2] == str(tmp_path / "words.png")
     with Image.open(tmp_path / "words.png") as picture:
         assert picture.width > picture.height
@@ -80,9 +80,9 @@ def test_answer(models: Path, images: Path, tmp_path: Path) -> None:
 
 def test_reconstruct(models: Path, images: Path, tmp_path: Path) -> None:
     common = ("reconstruct", "--model", models / "masked", "--image", images / "a.png", "--output", tmp_path / "r.png")
-    found = json.loads(run(*common, "--text", TEXT, "--word-ratio", 0.4, "--mask-ratio", 0.5, "--json").stdout)
-    (sample,) = found["samples"]
-    assert len(sample["words"]) == 2 and 0 < sample["error"] < 1 and found["picture"] == str(tmp_path / "r.png")
+    results = json.loads(run(*common, "--text", TEXT, "--word-ratio", 0.4, "--mask-ratio", 0.5, "--json").stdout)
+    (sample,) = results["samples"]
+    assert len(sample["words"]) == 2 and 0 < sample["error"] < 1 and results["picture"] == str(tmp_path / "r.png")
     with Image.open(tmp_path / "r.png") as picture:
         assert picture.width > picture.height, "one sample is a row"
     result = run(*common, "--image", images / "b.png")
@@ -98,9 +98,9 @@ def test_reconstruct(models: Path, images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["masked", "contrastive"])
 def test_search(models: Path, images: Path, tmp_path: Path, model: str) -> None:
     common = ("search", images, "--model", models / model, "--index", tmp_path / "index")
-    found = json.loads(run(*common, "--text", TEXT, "--json", "--picture", tmp_path / "p.png").stdout)
-    assert {row["image"]: row["texts"] for row in found} == {"a.png": [TEXT], "b.png": ["no finding"]}
-    assert found[0]["score"] >= found[1]["score"] and found[0]["rank"] == 1
+    results = json.loads(run(*common, "--text", TEXT, "--json", "--picture", tmp_path / "p.png").stdout)
+    assert {row["image"]: row["texts"] for row in results} == {"a.png": [TEXT], "b.png": ["no finding"]}
+    assert results[0]["score"] >= results[1]["score"] and results[0]["rank"] == 1
     built = (tmp_path / "index" / "index.json").stat().st_mtime_ns
     lines = run(
         *common, "--image", images / "a.png", "--top-k", 1, "--picture", tmp_path / "q.png"
@@ -123,9 +123,9 @@ def test_search_of_a_prepared_set(models: Path, tmp_path: Path, monkeypatch: pyt
 def test_generate(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (6, 6), 90).save(tmp_path / "g.png")
     common = ("generate", "--model", models / "latent", "--output", tmp_path / "out")
-    found = json.loads(run(*common, "--given", f"glyph={tmp_path / 'g.png'}", "--samples", 2, "--json").stdout)
-    assert sorted(found) == ["label", "speech"] and sum(found["label"][0].values()) == pytest.approx(1)
-    assert [np.load(path).shape for path in found["speech"]] == [(4, 3), (4, 3)]
+    results = json.loads(run(*common, "--given", f"glyph={tmp_path / 'g.png'}", "--samples", 2, "--json").stdout)
+    assert sorted(results) == ["label", "speech"] and sum(results["label"][0].values()) == pytest.approx(1)
+    assert [np.load(path).shape for path in results["speech"]] == [(4, 3), (4, 3)]
     (line,) = run(*common, "--given", "label=b", "--target", "glyph").stdout.splitlines()
     assert line == f"glyph: {tmp_path / 'out' / 'glyph-1.png'}"
     with Image.open(tmp_path / "out" / "glyph-1.png") as picture:

@@ -32,15 +32,17 @@ def images() -> list[Image.Image]:
 def test_answers_are_those_of_the_model_alone(loaded, images):
     model, processor = loaded
     pairs = [(images[0], QUESTIONS[0]), (images[1], QUESTIONS[1]), (images[0], QUESTIONS[2])]
-    found = answer(model, processor, *map(list, zip(*pairs, strict=True)), top_k=9, batch_size=2)
-    for (image, question), own in zip(pairs, found, strict=True):
+    answers = answer(model, processor, *map(list, zip(*pairs, strict=True)), top_k=9, batch_size=2)
+    for (image, question), row in zip(pairs, answers, strict=True):
         batch = processor(images=image, text=question, return_tensors="pt")
         with torch.no_grad():
             expected = model(**{key: batch[key] for key in ("pixel_values", "input_ids")}).logits.sigmoid()[0]
-        assert [said.answer for said in own] == [
+        assert [candidate.answer for candidate in row] == [
             model.config.id2label[i] for i in expected.argsort(descending=True).tolist()
         ]
-        torch.testing.assert_close(torch.tensor([said.score for said in own]), expected.sort(descending=True).values)
+        torch.testing.assert_close(
+            torch.tensor([candidate.score for candidate in row]), expected.sort(descending=True).values
+        )
 
 
 def test_an_image_of_several_questions_is_encoded_once(loaded, images, monkeypatch):
@@ -53,7 +55,7 @@ def test_an_image_of_several_questions_is_encoded_once(loaded, images, monkeypat
         return encode(self, pixels, *rest)
 
     monkeypatch.setattr(type(model.m3ae), "encode_image", counted)
-    assert [len(own) for own in answer(model, processor, [images[0]] * 3, QUESTIONS, top_k=1)] == [1, 1, 1]
+    assert [len(row) for row in answer(model, processor, [images[0]] * 3, QUESTIONS, top_k=1)] == [1, 1, 1]
     assert sizes == [1]
 
 

@@ -43,7 +43,7 @@ def test_words_have_the_mean_over_heads_and_tokens(model, processor, image):
     streams = model.m3ae.encode(encoded["pixel_values"], encoded["input_ids"])
     rows = model.m3ae.fusion.cross_attention(streams, "text")[0].mean(0)[:, 1:] * 17
     starts = processor.tokenizer(TEXT, return_offsets_mapping=True)["offset_mapping"]
-    unseen = [place for place, (start, _) in enumerate(starts) if 12 <= start < 24]
+    unseen = [token for token, (start, _) in enumerate(starts) if 12 <= start < 24]
     assert len(unseen) > 1 and TEXT[12:24] == "pneumothorax"
     torch.testing.assert_close(maps[0].flatten(), rows[0])
     torch.testing.assert_close(maps[WORDS.index("pneumothorax")].flatten(), rows[unseen].mean(0))

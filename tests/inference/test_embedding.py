@@ -29,7 +29,7 @@ def run(*arguments: object, status: int = 0) -> Result:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of five rows in two shards, the second row without text and the fourth without image, and two models."""
     folder = tmp_path_factory.mktemp("embed")
     columns = {"id": [*"abcde"], "image": [9, 90, 150, None, 200], "text": TEXTS}
@@ -45,34 +45,34 @@ def read(folder: Path) -> dict[str, list]:
     return {name: [value for table in tables for value in table[name]] for name in tables[0]}
 
 
-def test_vectors_are_those_of_the_model(place: Path, tmp_path: Path) -> None:
-    common = (place / "data", "--model", place / "contrastive")
+def test_vectors_are_those_of_the_model(sets: Path, tmp_path: Path) -> None:
+    common = (sets / "data", "--model", sets / "contrastive")
     shown = run(*common, "--output", tmp_path / "out", "--batch-size", 2).output
     assert f"{tmp_path / 'out' / 'embeddings.json'}: 5 train" in shown
-    found = read(tmp_path / "out")
-    assert found["id"] == [*"abcde"]
-    assert [value is None for value in found["image"]] == [False, False, False, True, False]
-    assert [value is None for value in found["text"]] == [False, True, False, False, False]
+    vectors = read(tmp_path / "out")
+    assert vectors["id"] == [*"abcde"]
+    assert [value is None for value in vectors["image"]] == [False, False, False, True, False]
+    assert [value is None for value in vectors["text"]] == [False, True, False, False, False]
 
-    model, processor = load_model(place / "contrastive", [M3AEForPreTraining])
-    rows = pq.read_table(place / "data" / "train-00000-of-00002.parquet").to_pylist()
+    model, processor = load_model(sets / "contrastive", [M3AEForPreTraining])
+    rows = pq.read_table(sets / "data" / "train-00000-of-00002.parquet").to_pylist()
     image = trunk_columns(["image"], "text").sample(rows[2], seed=0).picture
     with torch.no_grad():
         inputs = processor(images=image.convert("RGB"), text="no finding", return_tensors="pt")
         inputs = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
         expected = model.m3ae(**inputs).pooler_output[0]
         image = model.itc_head.embed("image", model.m3ae.encode_image(inputs["pixel_values"]))[0]
-    np.testing.assert_allclose(found["features"][2], expected, atol=1e-5)
-    np.testing.assert_allclose(found["image"][2], image, atol=1e-5)
+    np.testing.assert_allclose(vectors["features"][2], expected, atol=1e-5)
+    np.testing.assert_allclose(vectors["image"][2], image, atol=1e-5)
     width = model.config.hidden_size
-    assert not np.any(found["features"][1][:width]) and np.any(
-        found["features"][1][width:]
+    assert not np.any(vectors["features"][1][:width]) and np.any(
+        vectors["features"][1][width:]
     )  # no text: its half is zero
-    assert not np.any(found["features"][3][width:])
+    assert not np.any(vectors["features"][3][width:])
 
 
-def test_machines_share_the_work_and_go_on_where_one_stopped(place: Path, tmp_path: Path) -> None:
-    common = (place / "data", "--model", place / "plain", "--output")
+def test_machines_share_the_work_and_go_on_where_one_stopped(sets: Path, tmp_path: Path) -> None:
+    common = (sets / "data", "--model", sets / "plain", "--output")
     run(*common, tmp_path / "one")
     run(*common, tmp_path / "two", "--shard-range", "1:2")
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["train-00001-of-00002.parquet"]
@@ -86,9 +86,9 @@ def test_machines_share_the_work_and_go_on_where_one_stopped(place: Path, tmp_pa
     assert {p.name: p.read_bytes() for p in (tmp_path / "one").iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "two").iterdir()
     }
-    found = json.loads((tmp_path / "two" / "embeddings.json").read_text())
-    assert found["splits"] == {"train": 5} and set(read(tmp_path / "two")) == {"id", "features"}
-    assert found["shards"][first.name] == {"rows": 3, "sha256": file_sha256(first)}
+    description = json.loads((tmp_path / "two" / "embeddings.json").read_text())
+    assert description["splits"] == {"train": 5} and set(read(tmp_path / "two")) == {"id", "features"}
+    assert description["shards"][first.name] == {"rows": 3, "sha256": file_sha256(first)}
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_machines_share_the_work_and_go_on_where_one_stopped(place: Path, tmp_pa
         (["--model", "absent"], "no M3AE model in"),
     ],
 )
-def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, options: list[str], message: str) -> None:
-    run(place / "data", "--model", place / "plain", "--output", tmp_path / "out")
-    options[1] = str(place / options[1])
-    assert message in run(place / "data", *options, "--output", tmp_path / "out", status=2).output
+def test_what_does_not_fit_is_refused(sets: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    run(sets / "data", "--model", sets / "plain", "--output", tmp_path / "out")
+    options[1] = str(sets / options[1])
+    assert message in run(sets / "data", *options, "--output", tmp_path / "out", status=2).output
 
 
 @pytest.fixture
@@ -119,10 +119,10 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_images_is_embedded_without_those_that_cannot_be_read(
-    place: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sets: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("m3ae.inference.embedding.ROWS_PER_SHARD", 2)
-    common = (images, "--model", place / "contrastive", "--batch-size", 1, "--output")
+    common = (images, "--model", sets / "contrastive", "--batch-size", 1, "--output")
     result = run(*common, tmp_path / "out")
     rejected = {"a.png": None, "c.png": "image truncated or corrupt", "sub/b.png": None, "sub/d.jpg": "not an image"}
     lost = [(name, reason) for name, reason in rejected.items() if reason]
@@ -131,29 +131,29 @@ def test_a_folder_of_images_is_embedded_without_those_that_cannot_be_read(
     for name, reason in lost:
         assert f"left out: {reason}: {images / name}" in result.stderr
     assert description["splits"] == {"all": 2} and len(description["shards"]) == 2
-    found = read(tmp_path / "out")
-    assert found["id"] == ["a.png", "sub/b.png"] and found["text"] == [None, None]
-    model, processor = load_model(place / "contrastive", [M3AEForPreTraining])
+    vectors = read(tmp_path / "out")
+    assert vectors["id"] == ["a.png", "sub/b.png"] and vectors["text"] == [None, None]
+    model, processor = load_model(sets / "contrastive", [M3AEForPreTraining])
     pixels = processor(images=load_image(images / "sub" / "b.png"), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = model.itc_head.embed("image", model.m3ae.encode_image(pixels))[0]
-    np.testing.assert_allclose(found["image"][1], expected, atol=1e-5)
+    np.testing.assert_allclose(vectors["image"][1], expected, atol=1e-5)
 
     run(*common, tmp_path / "parts", "--shard-range", "1:2")
     run(*common, tmp_path / "parts")
     assert json.loads((tmp_path / "parts" / "embeddings.json").read_text()) == description
 
 
-def test_rows_of_a_table_keep_their_text_without_their_image(place: Path, images: Path, tmp_path: Path) -> None:
+def test_rows_of_a_table_keep_their_text_without_their_image(sets: Path, images: Path, tmp_path: Path) -> None:
     (images / "reports.csv").write_text(
         "id,image,text\nx,a.png,small nodule\ny,c.png,no finding\nz,,nothing\nw,c.png,\nv,gone.png,normal\n"
         "u,a.png,two,cells\n"
     )
-    run(images, "--model", place / "contrastive", "--output", tmp_path / "out")
-    found = read(tmp_path / "out")
-    assert found["id"] == [*"xyzv"]
-    assert [value is None for value in found["image"]] == [False, True, True, True]
-    assert not any(value is None for value in found["text"])
+    run(images, "--model", sets / "contrastive", "--output", tmp_path / "out")
+    vectors = read(tmp_path / "out")
+    assert vectors["id"] == [*"xyzv"]
+    assert [value is None for value in vectors["image"]] == [False, True, True, True]
+    assert not any(value is None for value in vectors["text"])
     rejected = json.loads((tmp_path / "out" / "embeddings.json").read_text())["rejected"]
     assert [(row["id"], row.get("column")) for row in rejected] == [
         ("reports.csv, row 6", None),
@@ -163,8 +163,8 @@ def test_rows_of_a_table_keep_their_text_without_their_image(place: Path, images
     ]
 
 
-def test_what_belongs_to_prepared_sets_is_not_ignored(place: Path, images: Path, tmp_path: Path) -> None:
-    common = (images, "--model", place / "plain", "--output", tmp_path / "out")
+def test_what_belongs_to_prepared_sets_is_not_ignored(sets: Path, images: Path, tmp_path: Path) -> None:
+    common = (images, "--model", sets / "plain", "--output", tmp_path / "out")
     for option in ("--image-columns", "--text-column"):
         shown = run(*common, option, "frontal", status=2).output
         assert f"image_columns and text_column name columns of a prepared set, and {images} is none" in shown
@@ -173,8 +173,8 @@ def test_what_belongs_to_prepared_sets_is_not_ignored(place: Path, images: Path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_shard_is_written_again(place: Path, tmp_path: Path) -> None:
-    common = (place / "data", "--model", place / "plain", "--output", tmp_path / "out")
+def test_a_damaged_shard_is_written_again(sets: Path, tmp_path: Path) -> None:
+    common = (sets / "data", "--model", sets / "plain", "--output", tmp_path / "out")
     run(*common)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     shard = tmp_path / "out" / "train-00001-of-00002.parquet"
@@ -185,11 +185,11 @@ def test_a_damaged_shard_is_written_again(place: Path, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(sets: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    found = run(place / "data", "--model", place / "plain", "--output", tmp_path, status=2).output
-    assert "holds notes.txt, which is not of this set" in found
+    printed = run(sets / "data", "--model", sets / "plain", "--output", tmp_path, status=2).output
+    assert "holds notes.txt, which is not of this set" in printed
     (tmp_path / "notes.txt").rename(tmp_path / "embeddings.json")
-    found = run(place / "data", "--model", place / "plain", "--output", tmp_path, status=2).output
-    assert "embeddings.json was not written by m3ae, and would be replaced" in found
+    printed = run(sets / "data", "--model", sets / "plain", "--output", tmp_path, status=2).output
+    assert "embeddings.json was not written by m3ae, and would be replaced" in printed
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

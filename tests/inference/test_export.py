@@ -35,9 +35,9 @@ def test_saved_programs_give_what_the_model_gives(tmp_path: Path) -> None:
         with torch.no_grad():
             streams = model.m3ae.encode(pairs["pixel_values"], ids, mask)
             embedded = {name: model.itc_head.embed(name, stream) for name, stream in streams.items()}
-        for name, found in {"image": image(pairs["pixel_values"]), "text": text(ids, mask)}.items():
-            torch.testing.assert_close(found["tokens"], streams[name].tokens, atol=1e-5, rtol=0)
-            torch.testing.assert_close(found["embedding"], embedded[name], atol=1e-5, rtol=0)
+        for name, result in {"image": image(pairs["pixel_values"]), "text": text(ids, mask)}.items():
+            torch.testing.assert_close(result["tokens"], streams[name].tokens, atol=1e-5, rtol=0)
+            torch.testing.assert_close(result["embedding"], embedded[name], atol=1e-5, rtol=0)
 
 
 # The other classes have the heads of these.
@@ -53,7 +53,7 @@ def test_programs_of_onnx_give_what_the_model_gives(
     outputs = [output.name for output in session.get_outputs()]
     for size in (1, 3):
         pairs = {key: value[:, : 12 - size] if value.dim() == 2 else value for key, value in tiny_pairs(size).items()}
-        found = session.run(None, {key: value.numpy() for key, value in pairs.items()})
+        result = session.run(None, {key: value.numpy() for key, value in pairs.items()})
         with torch.no_grad():
             if name == "score":
                 streams = model.m3ae.encode(**pairs)
@@ -61,7 +61,7 @@ def test_programs_of_onnx_give_what_the_model_gives(
             else:
                 expected = model(**pairs)[name]
         position = outputs.index(name) if name in outputs else -1
-        torch.testing.assert_close(torch.from_numpy(found[position]), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(result[position]), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["pt2", "onnx"])
@@ -76,13 +76,13 @@ def test_programs_of_a_latent_model(form: Literal["pt2", "onnx"], tmp_path: Path
     with torch.no_grad():
         expected = [model.infer_latent(batch).mean, *(model.decode(z, [n])[n] for n in ("glyph", "label", "speech"))]
     for path, value in zip(paths, expected, strict=True):
-        given = batch if path is paths[0] else z
+        inputs = batch if path is paths[0] else z
         if runtime is None:
-            (found,) = torch.export.load(path).module()(given).values()
+            (result,) = torch.export.load(path).module()(inputs).values()
         else:
             session = runtime.InferenceSession(path)
             names = [entry.name for entry in session.get_inputs()]
-            tensors = [next(iter(batch[name].values())) for name in batch] if given is batch else [z]
+            tensors = [next(iter(batch[name].values())) for name in batch] if inputs is batch else [z]
             inputs = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-            found = torch.from_numpy(session.run(None, inputs)[0])
-        torch.testing.assert_close(found, value, atol=1e-4, rtol=1e-4)
+            result = torch.from_numpy(session.run(None, inputs)[0])
+        torch.testing.assert_close(result, value, atol=1e-4, rtol=1e-4)

@@ -32,12 +32,12 @@ def build(processor: M3AEProcessor, **options) -> M3AEForPreTraining:
 @pytest.mark.parametrize("schedule", ["separate", "joint"])
 def test_it_is_the_masked_pass_of_training(processor, images, schedule):
     model = build(processor, schedule=schedule, mask_ratio=0.5)
-    (found,) = reconstruct(model, processor, images[:1], TEXTS[:1], word_ratio=0.3, seed=3)
+    (sample,) = reconstruct(model, processor, images[:1], TEXTS[:1], word_ratio=0.3, seed=3)
     inputs = processor(images=images[0], text=TEXTS[0], return_tensors="pt", return_offsets_mapping=True)
     ids, masked = inputs["input_ids"], inputs["input_ids"].clone()
-    assert len(found.words) == 2, "of six words"
+    assert len(sample.words) == 2, "of six words"
     labels = torch.full_like(ids, -100)
-    for word in found.words:
+    for word in sample.words:
         start = TEXTS[0].index(word.word)
         inside = (inputs["offset_mapping"][..., 0] >= start) & (
             inputs["offset_mapping"][..., 1] <= start + len(word.word)
@@ -50,23 +50,26 @@ def test_it_is_the_masked_pass_of_training(processor, images, schedule):
     with torch.no_grad():
         output = model(pixels, ids, mlm_input_ids=masked, mlm_labels=labels, image_noise=noise)
     predicted = output.mlm_logits[0].softmax(-1).max(-1)
-    own = output.mlm_labels[0] != -100
+    masked_tokens = output.mlm_labels[0] != -100
     torch.testing.assert_close(
-        torch.tensor([word.score for word in found.words]).prod(), predicted.values[own].prod(), rtol=1e-4, atol=1e-8
+        torch.tensor([word.score for word in sample.words]).prod(),
+        predicted.values[masked_tokens].prod(),
+        rtol=1e-4,
+        atol=1e-8,
     )
     patches = predicted_patches(model, pixels, output.mim_logits)[0]  # (N, P·P·C)
     std, mean = (
         torch.tensor(value) for value in (processor.image_processor.image_std, processor.image_processor.image_mean)
     )
     hidden = output.mim_mask[0].view(4, 4)
-    made = patchify(torch.from_numpy(found.filled).permute(2, 0, 1)[None], 8)[0].view(4, 4, 64, 3)
+    made = patchify(torch.from_numpy(sample.filled).permute(2, 0, 1)[None], 8)[0].view(4, 4, 64, 3)
     expected = (patches.view(4, 4, 64, 3) * std + mean).clamp(0, 1)
     torch.testing.assert_close(made[hidden], expected[hidden], rtol=1e-4, atol=1e-4)
-    assert np.array_equal(~np.isnan(found.errors), hidden.numpy())
-    original = patchify(torch.from_numpy(found.original).permute(2, 0, 1)[None], 8)[0].view(4, 4, 64, 3)
+    assert np.array_equal(~np.isnan(sample.errors), hidden.numpy())
+    original = patchify(torch.from_numpy(sample.original).permute(2, 0, 1)[None], 8)[0].view(4, 4, 64, 3)
     errors = (expected - original).abs().mean((2, 3))
-    torch.testing.assert_close(torch.from_numpy(found.errors)[hidden], errors[hidden], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.mean_error, float(errors[hidden].mean()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(sample.errors)[hidden], errors[hidden], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sample.mean_error, float(errors[hidden].mean()), rtol=1e-4, atol=1e-4)
 
 
 def test_samples_do_not_depend_on_each_other_and_may_lack_either_side(processor, images):
@@ -85,13 +88,21 @@ def test_samples_do_not_depend_on_each_other_and_may_lack_either_side(processor,
 
 def test_nothing_and_everything_hidden(processor, images):
     model = build(processor)
-    (found,) = reconstruct(model, processor, images[:1], [TEXTS[1]], mask_ratio=0.0, word_ratio=1.0)
-    assert np.isnan(found.errors).all() and found.mean_error is None
-    assert np.array_equal(found.original, found.filled)
-    assert [word.word for word in found.words] == ["Small", "effusion", "right", "lower", "zone", "no", "pneumothorax"]
-    (found,) = reconstruct(model, processor, images[:1], [""], mask_ratio=1.0)
-    assert np.isnan(found.errors).sum() == 1, "one patch always stays"
-    assert found.words == []
+    (sample,) = reconstruct(model, processor, images[:1], [TEXTS[1]], mask_ratio=0.0, word_ratio=1.0)
+    assert np.isnan(sample.errors).all() and sample.mean_error is None
+    assert np.array_equal(sample.original, sample.filled)
+    assert [word.word for word in sample.words] == [
+        "Small",
+        "effusion",
+        "right",
+        "lower",
+        "zone",
+        "no",
+        "pneumothorax",
+    ]
+    (sample,) = reconstruct(model, processor, images[:1], [""], mask_ratio=1.0)
+    assert np.isnan(sample.errors).sum() == 1, "one patch always stays"
+    assert sample.words == []
     with pytest.raises(ValueError, match="mask_ratio is the share that is hidden, 0 to 1, got 3"):
         reconstruct(model, processor, images[:1], [None], mask_ratio=3)
 
@@ -107,8 +118,8 @@ def test_hidden_words_are_marked_in_the_text():
 
 def test_words_without_blanks_are_hidden_as_far_as_their_tokens_reach(processor):
     text = "右肺下叶见斑片状密度增高影。"
-    own = M3AEProcessor(processor.image_processor, train_tokenizer([text] * 3, 400))
-    (found,) = reconstruct(build(own), own, [None], [text], word_ratio=1.0)
-    assert len(found.words) > 3 and max(len(word.word) for word in found.words) > 1
-    assert all(word.word == text[word.position : word.position + len(word.word)] for word in found.words)
-    assert found.words[-1].position + len(found.words[-1].word) == len(text) - 1, "all but the full stop"
+    chinese = M3AEProcessor(processor.image_processor, train_tokenizer([text] * 3, 400))
+    (sample,) = reconstruct(build(chinese), chinese, [None], [text], word_ratio=1.0)
+    assert len(sample.words) > 3 and max(len(word.word) for word in sample.words) > 1
+    assert all(word.word == text[word.position : word.position + len(word.word)] for word in sample.words)
+    assert sample.words[-1].position + len(sample.words[-1].word) == len(text) - 1, "all but the full stop"

@@ -23,7 +23,7 @@ TEXTS = ["large nodule", "small effusion on the left", "no finding", "normal"]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three images, of which one has two texts and one has none, and a text without image."""
-    path, draw = tmp_path / "own", np.random.default_rng(0)
+    path, draw = tmp_path / "images", np.random.default_rng(0)
     (path / "sub").mkdir(parents=True)
     for name in ("a.png", "sub/b.png", "c.png"):
         Image.fromarray(draw.integers(0, 255, (32, 32), dtype=np.uint8)).save(path / name)
@@ -163,7 +163,7 @@ def test_the_index_is_used_again_until_model_or_data_change(folder, processor, t
     Image.new("L", (32, 32)).save(folder / "a.png")
     assert opened().find(TEXTS[0]) != first and len(built) == 3
     opened(rebuild=True)
-    assert len(built) == 4 and sorted(path.name for path in tmp_path.iterdir()) == ["index", "model", "own"]
+    assert len(built) == 4 and sorted(path.name for path in tmp_path.iterdir()) == ["images", "index", "model"]
     assert "left out" not in capsys.readouterr().err
     with pytest.raises(ValueError, match="something other than an index"):
         open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), folder)
@@ -265,9 +265,9 @@ def test_texts_are_indexed_a_batch_at_a_time(folder, processor, tmp_path, capsys
     monkeypatch.setattr(search, "encode_texts", encode)
     index = open_index(model, processor, collection, tmp_path / "batches")
     assert sizes == [1] * len(TEXTS)
-    found = index.find(collection.load(0))
-    assert [hit.texts for hit in found] == [hit.texts for hit in expected]
-    assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+    hits = index.find(collection.load(0))
+    assert [hit.texts for hit in hits] == [hit.texts for hit in expected]
+    assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-5)
 
 
 def test_images_outside_of_the_folder_are_not_read(folder, processor, tmp_path, capsys):

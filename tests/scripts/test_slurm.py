@@ -32,9 +32,9 @@ def test_a_job_starts_all_processes_and_is_requeued_when_it_can_be_resumed(tmp_p
         (tmp_path / name).chmod(0o755)
     calls = tmp_path / "calls"
     job = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "node-[3-4]", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
-    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "STATUS": str(status)}
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "STATUS": str(status)}
     command = ["bash", str(SCRIPT), "a config.yaml", "training.seed=1"]
-    done = subprocess.run(command, env=os.environ | job | own, check=False)
+    done = subprocess.run(command, env=os.environ | job | variables, check=False)
     assert done.returncode == status
     arguments = "scripts/train.py a config.yaml training.seed=1 --resume"
     started = [f"{rank} {rank % 2} 4 2 node-3 32345 {arguments}" for rank in range(4)]

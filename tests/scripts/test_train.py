@@ -37,9 +37,9 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     records = [read_metrics(folder / "metrics.jsonl") for folder in (one.output_dir, two.output_dir)]
     for name in ("training/loss", "training/mim", "training/mlm", "training/itm", "grad_norm"):
-        expected, found = ([record[name] for record in part if name in record] for part in records)
-        assert len(expected) == 3 and found == pytest.approx(expected, rel=1e-5)
-    final = [part[-1] for part in records]
+        expected, measured = ([record[name] for record in run_records if name in record] for run_records in records)
+        assert len(expected) == 3 and measured == pytest.approx(expected, rel=1e-5)
+    final = [run_records[-1] for run_records in records]
     for name in ("validation/mim_loss", "validation/mlm_accuracy", "test/shuffled_mlm_loss"):
         assert final[1][name] == pytest.approx(final[0][name], rel=1e-4)
 
