@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -136,6 +137,7 @@ def iwae(
     log_likelihoods: LogLikelihoods,
     num_samples: int,
     *,
+    doubly: bool = False,
     beta: float = 1.0,
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -144,45 +146,26 @@ def iwae(
     """Return Σ_k π_k log (1/K) Σ_i w(z_ki), z_ki ~ q_k, with the mixture's density in w; the loss is −mean_b.
 
     The importance-weighted bound (Burda et al. 2016) with K = `num_samples` samples of every component (MMVAE, Shi et
-    al. 2019). With K = 1 it is the ELBO with a Monte Carlo estimate of the mixture's own KL.
+    al. 2019). With K = 1 it is the ELBO with a Monte Carlo estimate of the KL of the mixture.
+
+    `doubly` leaves the value and the decoders' gradient, and makes that of the experts doubly reparameterised (DReG,
+    Tucker et al. 2019): Σ_i [(1 − β)·w̃_i + β·w̃_i²]·∂log w_i/∂z_i·∂z_i/∂φ, where w̃ is softmax_i(log w_i). It has less
+    variance, above all for large K. For one component, or K = 1, its mean is the same; for a mixture and K > 1 it is
+    biased, as published (Shi et al. 2019).
 
     Returns:
         The bound (B,), from noise (K, C, B, D).
     """
     z = sample(q.components, num_samples, eps, generator)
-    return _mean_of_bounds(q, log_weights(q, z, log_likelihoods, beta, prior))
-
-
-def dreg(
-    q: Mixture,
-    log_likelihoods: LogLikelihoods,
-    num_samples: int,
-    *,
-    beta: float = 1.0,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    prior: Prior | None = None,
-) -> Tensor:
-    """Return the value of `iwae` with the doubly reparameterised gradient (DReG, Tucker et al. 2019).
-
-    The decoders' gradient is that of `iwae`. The experts' is Σ_i [(1 − β)·w̃_i + β·w̃_i²]·∂log w_i/∂z_i·∂z_i/∂φ, where w̃
-    is softmax_i(log w_i): of less variance, above all for large K. For one component, or K = 1, its mean is that of
-    `iwae`; for a mixture and K > 1 it is biased, as published (Shi et al. 2019). Works without gradients, too.
-
-    Returns:
-        The bound (B,), from noise (K, C, B, D).
-    """
-    z = sample(q.components, num_samples, eps, generator)
-    frozen = Mixture(Gaussian(q.components.mu.detach(), q.components.logvar.detach()), q.weights)
-    log_w = log_weights(frozen, z, log_likelihoods, beta, prior)
-    if z.requires_grad:  # the bound's gradient brings w̃ once, this the second time
+    density = Mixture(Gaussian(*(value.detach() for value in q.components)), q.weights) if doubly else q
+    log_w = log_weights(density, z, log_likelihoods, beta, prior)
+    if doubly and z.requires_grad:  # the bound's gradient brings w̃ once, this the second time
         share = 1 - beta + beta * log_w.detach().softmax(0)[..., None]
         z.register_hook(lambda gradient: share * gradient)
-    return _mean_of_bounds(q, log_w)
-
-
-def _mean_of_bounds(q: Mixture, log_w: Tensor) -> Tensor:
     return (q.weights * (log_w.logsumexp(0) - math.log(len(log_w)))).sum(0)
+
+
+dreg = partial(iwae, doubly=True)
 
 
 @torch.no_grad()
