@@ -25,7 +25,7 @@ class M3AEForClassificationOutput(ModelOutput):
     """Class scores.
 
     Attributes:
-        loss: () if there are labels.
+        loss: () if the call has labels.
         losses: {"cls": loss}.
         logits: (B, A); `config.id2label[a]` is the class, or the answer, that column a stands for.
         hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
@@ -77,7 +77,7 @@ class _PooledModel(M3AEPreTrainedModel):
             labels: What `loss` takes.
 
         Raises:
-            ValueError: Neither images nor texts are there.
+            ValueError: Images and texts are both left out.
         """
         streams = self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
         logits = self.get_submodule(f"{self.task}_head")(self.m3ae.fuse_and_pool(streams))
@@ -200,7 +200,7 @@ def class_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) ->
 
 
 def multi_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy over the known entries; 0 where there is none.
+    """Binary cross-entropy over the known entries; 0 if none is known.
 
     Args:
         logits: (B, A).

@@ -51,6 +51,17 @@ class Stream(NamedTuple):
         return [Stream(*view) for view in zip(self.tokens.chunk(self.num_views, 1), masks, present, strict=True)]
 
 
+def first_token(rows: Tensor) -> Tensor:
+    """Return the position (B, 1) of the class token in each of the rows (B, …)."""
+    return torch.zeros(rows.shape[0], 1, dtype=torch.long, device=rows.device)
+
+
+def class_tokens(tokens: Tensor, num_views: int) -> Tensor:
+    """Return the first token of each view, (B, V, D), of the tokens (B, V·S, D) of a stream."""
+    first: Tensor = tokens.unflatten(1, (num_views, -1))[:, :, 0]
+    return first
+
+
 class FusionAttention(nn.Module):
     """Multi-head attention with the residual connection and post-norm of BERT."""
 

@@ -79,14 +79,14 @@ def subsets(num_modalities: int) -> Tensor:
 
 
 def sample_subsets(num_modalities: int, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Return the single modalities, `count` different other subsets (fewer if there are fewer), and the full set.
+    """Return the single modalities, `count` different other subsets, or all if they are fewer, and the full set.
 
     For the sum of subset ELBOs (Wu & Goodman 2018), and for a MoPoE of more than five modalities, anew at each step.
 
     Args:
-        num_modalities: M, up to about 16: the subsets are listed and then drawn from.
-        count: How many subsets of 2 to M − 1 modalities to draw.
-        generator: Draws them, on the CPU.
+        num_modalities: M, up to about 16, since all subsets are listed first.
+        count: Number of subsets of 2 to M − 1 modalities.
+        generator: Source of the choice, on the CPU.
     """
     every = subsets(num_modalities)
     others = torch.randperm(max(0, len(every) - num_modalities - 1), generator=generator)[:count] + num_modalities
@@ -270,7 +270,7 @@ def log_density(z: Tensor, gaussian: Gaussian) -> Tensor:
 
 
 def log_prior(z: Tensor, prior: Density | None = None) -> Tensor:
-    """Return log p(z) of points (…, D): log N(z; 0, I) if there is no other prior."""
+    """Return log p(z) of points (…, D): log N(z; 0, I) if `prior` is None."""
     if prior is not None:
         return prior.log_prob(z)
     return -0.5 * (upcast(z).square() + math.log(2 * math.pi)).sum(-1)

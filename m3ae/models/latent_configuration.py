@@ -16,8 +16,9 @@ class LatentConfig(StrictConfig):
     """A multimodal VAE over the trunk's encoders and small encoders of further modalities.
 
     Args:
-        kind: The posterior: a product of experts (`poe`, Wu & Goodman 2018), their mixture (`moe`, Shi et al. 2019),
-            or the mixture of the products of all subsets (`mopoe`, Sutter et al. 2021).
+        kind: The posterior of inference, and of the objectives `elbo`, `iwae` and `dreg`: a product of experts (`poe`,
+            Wu & Goodman 2018), their mixture (`moe`, Shi et al. 2019), or the mixture of the products of all subsets
+            (`mopoe`, Sutter et al. 2021).
         size: Dimensions of z that all modalities share.
         num_tokens: Number of latent tokens of transformer decoders, and of queries that pool an encoder's tokens.
         prior_expert: Which products contain the prior: `always`, `full_only` (that of all experts) or `never`.

@@ -250,7 +250,7 @@ class LatentHead(nn.Module):
         return decoded
 
     def likelihood(self, name: str) -> nn.Module | None:
-        """Return the likelihood around what the decoder of a modality predicts; None if the decoder has its own."""
+        """Return the likelihood around what the decoder of a modality predicts; None if the decoder has one."""
         return dict(self.likelihoods.items()).get(name)
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.fusion import Stream
+from m3ae.models.fusion import Stream, class_tokens, first_token
 from m3ae.models.heads import ContrastiveHead
 from m3ae.models.masking import PatchMask, TokenMask
 from m3ae.models.modalities import Modality
-from m3ae.models.modeling import STREAMS, M3AEModel, class_tokens, first_token
+from m3ae.models.modeling import STREAMS, M3AEModel
 from m3ae.models.pairs import ImageTextBatch, MatchingPairs
 
 

@@ -22,7 +22,7 @@ from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import ImageEncoder, LayerScale, PatchTransformer
-from m3ae.models.fusion import Fusion, Stream
+from m3ae.models.fusion import Fusion, Stream, first_token
 from m3ae.models.heads import ContrastiveHead, PixelDecoder, Pooler, sincos_positions
 from m3ae.models.hub import publish_card
 from m3ae.models.option_checks import checked_arguments
@@ -167,17 +167,6 @@ class M3AEModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def first_token(rows: Tensor) -> Tensor:
-    """Return the position (B, 1) of the class token in each of the rows (B, …)."""
-    return torch.zeros(rows.shape[0], 1, dtype=torch.long, device=rows.device)
-
-
-def class_tokens(tokens: Tensor, num_views: int) -> Tensor:
-    """Return the first token of each view, (B, V, D), of the tokens (B, V·S, D) of a stream."""
-    first: Tensor = tokens.unflatten(1, (num_views, -1))[:, :, 0]
-    return first
-
-
 class M3AEEncoders(M3AEPreTrainedModel):
     """Image and text encoders with their projections, or one of the two.
 
@@ -304,7 +293,7 @@ class M3AEModel(M3AEEncoders):
         """Encode each modality alone; the arguments are those of `forward`.
 
         Raises:
-            ValueError: Neither images nor texts are there.
+            ValueError: Images and texts are both left out.
         """
         streams = {}
         if input_ids is not None:
@@ -388,7 +377,7 @@ class M3AEModel(M3AEEncoders):
             text_present: (B,) bool, False where a sample has no text.
 
         Raises:
-            ValueError: Neither images nor texts are there, or more views than the model has.
+            ValueError: Images and texts are both left out, or there are more views than the model has.
         """
         streams = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
         fused = self.fuse(streams)[-1]

@@ -255,7 +255,7 @@ def posterior_members(latent: LatentConfig, generator: torch.Generator | None = 
 
 
 def _subsets(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
-    """Return all subsets of the experts, or some of them where there are too many."""
+    """Return all subsets of the experts, or some of them at each step, see `LatentConfig.num_subsets`."""
     count = len(latent.experts)
     if latent.enumerates_subsets:
         return gaussians.subsets(count)

@@ -63,7 +63,7 @@ def image_text_batch(
     image_present: Tensor | None,
     text_present: Tensor | None,
 ) -> ImageTextBatch:
-    """Return a batch with a blank in place of a modality that is left out, which no sample has.
+    """Return a batch; a modality that is left out is a blank that is absent from every sample.
 
     Raises:
         ValueError: Both modalities are left out.

@@ -123,7 +123,7 @@ def configure(name: str, options: Mapping[str, Any]) -> ModalityConfig:
     if kind not in KINDS:
         known = ", ".join(map(repr, KINDS))
         raise ValueError(
-            f"{owner}.kind is {kind!r}; expected one of {known}. Import the file that registers a kind of your own."
+            f"{owner}.kind is {kind!r}; expected one of {known}. Import the file that registers your kind."
         )
     options_of_kind = {field.name for field in fields(KINDS[kind].config_class)}
     every_option = [field for other in KINDS.values() for field in fields(other.config_class)]

@@ -74,7 +74,7 @@ class TransformerModalityConfig(ModalityConfig):
 
     Attributes:
         conditioning: How a transformer or autoregressive decoder reads the latent tokens: `cross_attention`, or as a
-            `prefix` of its own tokens.
+            `prefix` of the decoder's tokens.
         num_attention_heads: Attention heads of that decoder.
     """
 
@@ -202,7 +202,7 @@ class Modality:
 
     @property
     def stream(self) -> str | None:
-        """Name of the stream of the trunk that the modality's expert reads; None for an encoder of its own."""
+        """Name of the stream of the trunk that the modality's expert reads; None if another network encodes it."""
         return None
 
     def build_encoder(self) -> nn.Module | None:
@@ -215,7 +215,7 @@ class Modality:
         return self.decoders[str(self.config.decoder)](self, input_size)
 
     def build_likelihood(self) -> Likelihood | None:
-        """Build p(x|z) around what the decoder predicts; None if the decoder has a likelihood of its own."""
+        """Build p(x|z) around what the decoder predicts; None if the decoder has the likelihood in itself."""
         build = self.likelihoods[str(self.config.likelihood)]
         return None if build is None else build(self.config)
 
@@ -226,7 +226,7 @@ class Modality:
         return {self.tensor: torch.where(rows, values, 0)}
 
     def features(self, targets: Tensors) -> Tensor:
-        """Return what the modality's own encoder reads, (B, *E)."""
+        """Return what an encoder other than the trunk's reads, (B, *E)."""
         return self.elements(targets)
 
     def elements(self, tensors: Tensors) -> Tensor:

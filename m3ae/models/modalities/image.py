@@ -44,7 +44,7 @@ KEPT_BYTES = 64 * 2**20  # of all such images of a modality
 class ImageModalityConfig(TransformerModalityConfig):
     """The options of an image.
 
-    The encoder `vit` is the trunk's, shared by all images that have it; `mlp` and `cnn` are the image's own. The
+    The encoder `vit` is the trunk's, shared by all images that have it; `mlp` and `cnn` belong to one image. The
     decoder is by default `transformer` (queries that attend to the latent tokens) with the encoder `vit`, otherwise
     `mlp`; `cnn`, transposed convolutions, has sharper edges than an `mlp`.
 
@@ -111,7 +111,7 @@ class Image(Modality):
 
     @classmethod
     def check_shape(cls, owner: str, config: ImageModalityConfig) -> None:
-        """Raise ValueError if there is a shape beside the trunk's, or none without the trunk."""
+        """Raise ValueError if an image of the trunk has another shape than grayscale, or another image has none."""
         if config.encoder == "vit":
             check_dimensions(owner, config, len((config.shape or [])[:1]), "none, or [1] for grayscale images,")
         else:

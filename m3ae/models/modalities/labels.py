@@ -44,7 +44,7 @@ class Names(Modality):
 
     @classmethod
     def check(cls, owner: str, config: LabelModalityConfig) -> None:
-        """Raise ValueError if there are no names."""
+        """Raise ValueError if the options name no classes."""
         super().check(owner, config)
         if not config.labels:
             raise ValueError(

@@ -126,7 +126,7 @@ class Text(Modality):
     ) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` (B, L) int64; an absent text is the empty one.
 
-        For the trunk there is also `special_tokens_mask` (B, L), and `word_ids` (B, L) if the options ask for it.
+        The trunk's batch also has `special_tokens_mask` (B, L); `word_ids` (B, L) are an option.
 
         Raises:
             ValueError: There is no tokenizer.
