@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING
 
@@ -92,7 +92,7 @@ def check_text_encoder(model_type: str | None, options: Mapping[str, Any]) -> No
 
 def build_text_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """Build the encoder of a configuration with random weights, without a pooler."""
-    encoder: PreTrainedModel = encoder_class(config)._from_config(config, **encoder_options(config))
+    encoder: PreTrainedModel = AutoModel.from_config(config, **encoder_options(config))
     return encoder
 
 

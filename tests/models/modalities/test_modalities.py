@@ -1,6 +1,5 @@
-"""The kinds of modalities, and that nothing else asks which kind a modality is of."""
+"""The kinds of modalities."""
 
-import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -24,37 +23,6 @@ from m3ae.models.modalities import (
     register_modality,
 )
 from tests.models.tiny_latent import DIGITS, digits_batch, latent_config, latent_model
-
-PACKAGE = Path(m3ae.__file__).parent
-
-
-def kind_tests(source: str) -> Iterator[str]:
-    """Comparisons of a kind, or with the name of one, and tables whose keys are the names of kinds."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Compare):
-            operands = [node.left, *node.comparators]
-            asks = any(getattr(part, "attr", getattr(part, "id", "")) in ("kind", "kinds") for part in operands)
-            constants = {part.value for own in operands for part in ast.walk(own) if isinstance(part, ast.Constant)}
-            if asks and constants & KINDS.keys():
-                yield ast.unparse(node)
-        if isinstance(node, ast.Dict):
-            keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
-            if {"vector", "sequence"} <= keys:
-                yield ast.unparse(node)
-        if isinstance(node, ast.Match) and getattr(node.subject, "attr", "") == "kind":
-            yield ast.unparse(node)
-
-
-def test_the_search_for_tests_of_kinds_finds_them() -> None:
-    assert len([*kind_tests('if kind == "image": ...\nif own.kind in ("text", "label"): ...')]) == 2
-    assert len([*kind_tests('TENSORS = {"image": 1, "vector": 2, "sequence": 3}')]) == 1
-    assert not [*kind_tests('if latent.kind == "moe": ...\ngiven = {"image": 1, "text": 2}')]
-
-
-def test_nothing_but_the_kinds_asks_for_the_kind() -> None:
-    files = [file for file in PACKAGE.rglob("*.py") if "modalities" not in file.parts]
-    found = {file.relative_to(PACKAGE).as_posix(): [*kind_tests(file.read_text(encoding="utf-8"))] for file in files}
-    assert len(files) > 50 and not {name: tests for name, tests in found.items() if tests}
 
 
 @pytest.fixture
