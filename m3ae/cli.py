@@ -11,6 +11,7 @@ from m3ae.commands.answer import answer
 from m3ae.commands.app import app
 from m3ae.commands.convert import check_parity, convert, export
 from m3ae.commands.data import data, prepare, train_tokenizer
+from m3ae.commands.env import env
 from m3ae.commands.generate import generate
 from m3ae.commands.options import FILE
 from m3ae.commands.reconstruct import reconstruct
@@ -108,5 +109,6 @@ for command in (
     export,
     convert,
     check_parity,
+    env,
 ):
     cli.add_command(command)

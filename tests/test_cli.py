@@ -315,3 +315,11 @@ def test_the_installed_command_and_the_script_run() -> None:
     for command in ([str(Path(sys.executable).with_name("m3ae"))], [sys.executable, "scripts/prepare.py"]):
         done = subprocess.run([*command, "--help"], cwd=Path(__file__).parents[1], capture_output=True, text=True)
         assert done.returncode == 0 and "m3ae prepare iu_xray --source" in done.stdout, done.stderr
+
+
+def test_env_prints_what_a_bug_report_needs() -> None:
+    done = run("env")
+    assert done.exit_code == 0 and "precision: " in done.output and "GPUs: " in done.output
+    facts = json.loads(run("env", "--json").output)
+    assert facts["packages"]["m3ae"] and isinstance(facts["processor"], list)
+    assert f"torch {facts['packages']['torch']}" in done.output

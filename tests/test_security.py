@@ -123,16 +123,22 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
 
 
 def test_no_secret_enters_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = {"HF_TOKEN": "hf_made-up-token", "WANDB_API_KEY": "made-up-wandb-key", "DB_PASSWORD": "made-up-password"}
+    secrets = {"HF_TOKEN": "hf_made-up-token", "WANDB_API_KEY": "made-up-wandb-key", "MY_PASS": "made-up-password"}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     command = ["m3ae", "pretrain", "x.yaml", f"a={secrets['HF_TOKEN']}", "b=https://me:letmein@host/data"]
+    command += ["c=https://host/data?v=2&access_token=opensesame&n=1", "d=https://ghp_letmein@host"]
     monkeypatch.setattr(sys, "argv", command)
     train(toy_config(tmp_path / "run", max_steps=2, tracker="tensorboard"), ToyTask())
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert any(path.name == "environment.json" for path in files)
     for path in files:
         contents = path.read_bytes()
-        assert not [secret for secret in (*secrets.values(), "letmein") if secret.encode() in contents], path
-    assert without_secrets(" ".join(command)) == "m3ae pretrain x.yaml a=$HF_TOKEN b=https://***@host/data"
+        assert not [
+            secret for secret in (*secrets.values(), "letmein", "opensesame") if secret.encode() in contents
+        ], path
+    assert without_secrets(" ".join(command)) == (
+        "m3ae pretrain x.yaml a=$HF_TOKEN b=https://***@host/data "
+        "c=https://host/data?v=2&access_token=***&n=1 d=https://***@host"
+    )
     assert os.environ["HF_TOKEN"] in command[3]

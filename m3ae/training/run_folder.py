@@ -22,6 +22,7 @@ from m3ae.training.config import RunConfig, dump_config
 from m3ae.training.progress import read_metrics
 
 ENVIRONMENT = "environment.json"
+SECRET = "(?i:token|secret|pass|key|credential)"  # in the name of a variable, or of a part of an address
 _PACKAGES = (
     *("m3ae", "accelerate", "datasets", "numpy", "pillow", "pydantic", "safetensors"),
     *("timm", "tokenizers", "torch", "torchvision", "transformers"),
@@ -131,11 +132,12 @@ def environment() -> dict[str, Any]:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text without what environment variables of telling names hold, and without passwords in addresses."""
+    """Return a text without the values of environment variables of telling names, and without secrets in addresses."""
     for name, value in os.environ.items():
-        if re.search("TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", name.upper()) and len(value) >= 8:
+        if re.search(SECRET, name) and len(value) >= 8:
             text = text.replace(value, f"${name}")
-    return re.sub(r"//[^/\s:@]+:[^/\s@]+@", "//***@", text)
+    text = re.sub(r"//[^/\s@]+@", "//***@", text)
+    return re.sub(rf"([?&][\w.-]*(?:{SECRET}|sig|auth)[\w.-]*=)[^&#\s'\"]+", r"\1***", text)
 
 
 def _version(package: str) -> str | None:
