@@ -249,13 +249,13 @@ def train_tokenizer(folder: Path, output: Path, vocab_size: int, text_column: st
     Example:
       m3ae train-tokenizer data/iu_xray --output data/tokenizer
     """  # noqa: D301
-    from m3ae.data.samples import read_texts
+    from m3ae.data.samples import SampleDataset, trunk_columns
     from m3ae.data.tokenizer import train_tokenizer
     from m3ae.files import new_folder
     from m3ae.words import count_words
 
     with new_folder(output) as unfinished:
-        texts = read_texts(folder, "train", [text_column])
+        texts = SampleDataset(folder, "train", trunk_columns([], text_column)).texts()
         tokenizer = train_tokenizer(texts, vocab_size)
         tokenizer.save_pretrained(unfinished)
     words = sum(map(count_words, texts))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
@@ -96,46 +95,30 @@ class Sample(NamedTuple):
         return self._replace(cells={**other.cells, "text": self.text})
 
 
-@dataclass(frozen=True)
 class Columns:
     """The columns of prepared data that make samples.
 
-    Attributes:
+    Args:
         modalities: Name → modality.
-        columns: Name → the columns that a modality reads, none for one that every sample lacks.
+        columns: Name → the column that a modality reads, or several, or None if every sample lacks the modality. A
+            modality that is left out reads the column of its name.
         advice: What to do where a column is missing.
     """
 
-    modalities: Mapping[str, Modality]
-    columns: Mapping[str, tuple[str, ...]]
-    advice: str = ""
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         modalities: Mapping[str, Modality],
         columns: Mapping[str, Sequence[str] | str | None] | None = None,
         advice: str = "",
-    ) -> Columns:
-        """Read the columns as a configuration names them: one, several, or none; a modality's name is the default."""
-        named = {name: (columns or {}).get(name, name) or () for name in modalities}
-        read = {name: (column,) if isinstance(column, str) else tuple(column) for name, column in named.items()}
-        return cls(modalities, read, advice)
-
-    @property
-    def names(self) -> list[str]:
-        """All columns that are read."""
-        return ["id", *dict.fromkeys(column for columns in self.columns.values() for column in columns)]
-
-    @property
-    def texts(self) -> list[str]:
-        """The modalities that are texts."""
-        return [name for name, modality in self.modalities.items() if modality.is_text]
-
-    @property
-    def text_columns(self) -> list[str]:
-        """The columns of texts."""
-        return list(dict.fromkeys(column for name in self.texts for column in self.columns[name]))
+    ) -> None:
+        self.modalities, self.advice = modalities, advice
+        self.columns: dict[str, tuple[str, ...]] = {}
+        for name in modalities:
+            column = (columns or {}).get(name, name)
+            self.columns[name] = (column,) if isinstance(column, str) else tuple(column or ())
+        self.names = ["id", *dict.fromkeys(chain(*self.columns.values()))]
+        self.texts = [name for name, modality in modalities.items() if modality.is_text]
+        self.text_columns = list(dict.fromkeys(chain(*(self.columns[name] for name in self.texts))))
 
     def texts_of(self, row: Mapping[str, Any]) -> list[str]:
         """Return all texts of a row."""
@@ -199,7 +182,7 @@ def trunk_columns(
     images: dict[str, Any] = {view: view if view in image_columns else None for view in views}
     columns = (images or {"image": image_columns}) | {"text": text_column}
     modalities = trunk_modalities(M3AEConfig.named("tiny"), views)  # every model reads the same cells
-    return Columns.of(modalities, columns, "Set data.image_columns and data.text_column.")
+    return Columns(modalities, columns, "Set data.image_columns and data.text_column.")
 
 
 def choice_of(seed: int, text: int | None) -> int:
@@ -267,6 +250,21 @@ class SampleDataset:
         kept = range(len(samples)) if limit is None else evenly(len(samples), limit)
         dataset._samples, dataset._texts = [samples[number] for number in kept], "one"
         return dataset
+
+    def with_other_images(self) -> SampleDataset:
+        """Return a task's samples, each with the images of another: what does not depend on the image stays right.
+
+        The images are those of the sample half the dataset away or, if they are the same or none, of the next sample
+        that differs. A sample without image, and one whose image all others share, keeps what it has.
+        """
+        size = len(self)
+        ids, texts = zip(*((sample.image_id, sample.text) for sample in map(self.first, range(size))), strict=True)
+        samples = []
+        for index, sample in enumerate(self.samples):
+            others = ((index + max(1, size // 2) + step) % size for step in range(size))
+            other = next((other for other in others if ids[index] and ids[other] not in (0, ids[index])), index)
+            samples.append(sample._replace(cells={"text": texts[index]}, row=self.samples[other].row))
+        return self.of(samples)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -354,47 +352,6 @@ class SampleDataset:
     @cached_property
     def _text_lengths(self) -> np.ndarray:
         return np.array([len(text) for texts in self._texts_by_number() for text in texts], dtype=np.int64)
-
-
-class OtherImages:
-    """The samples of a task, each with the images of another one: what does not depend on the image stays right.
-
-    The images are those of the sample half the dataset away or, if they are the same or none, of the next sample that
-    differs. A sample without image stays without.
-
-    Args:
-        dataset: The samples.
-    """
-
-    def __init__(self, dataset: SampleDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, visit: Visit) -> Sample:
-        sample, size = self.dataset[visit], len(self.dataset)
-        start = visit.index + max(1, size // 2)
-        for step in range(size if sample.images else 0):
-            other = self.dataset[visit._replace(index=(start + step) % size)]
-            if other.images and other.image_id != sample.image_id:
-                return sample.with_images_of(other)
-        return sample
-
-
-def read_texts(folder: Path, split: str, columns: Sequence[str]) -> list[str]:
-    """Return the texts of a split: those of each column, or of lists of texts, column by column.
-
-    Raises:
-        FileNotFoundError: There is no such prepared folder.
-        ValueError: There is no such split or column, or a column holds something else.
-    """
-    rows = load_split(folder, split)
-    for column in columns:
-        if column not in rows.features or column_types(rows.features[column]).isdisjoint(KINDS["text"].columns):
-            texts = [name for name, own in rows.features.items() if column_types(own) & {"text", "texts"}]
-            raise ValueError(f"{folder} has no column of texts {column!r}; it has {', '.join(texts)}.")
-    return [text for column in columns for cell in rows[column] for text in texts_of([cell])]
 
 
 def evenly(size: int, limit: int) -> list[int]:

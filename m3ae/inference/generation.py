@@ -205,7 +205,7 @@ def read_values(model: M3AEForGeneration, rows: Dataset, number: int, names: Seq
     if missing := [name for name in names if name not in rows.features]:
         raise ValueError(f"the set has no column {missing[0]!r}; it has {', '.join(rows.features)}")
     modalities = {name: model.latent_head.modalities[name] for name in names}
-    columns = Columns.of(modalities)
+    columns = Columns(modalities)
     sample = columns.sample(rows.select_columns(columns.names)[number], seed=0)
     if absent := [name for name, cell in sample.cells.items() if cell is None]:
         raise ValueError(f"row {sample.id!r} has no {absent[0]}")

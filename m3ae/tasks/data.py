@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from m3ae.data.collate import TrunkCollator
 from m3ae.data.leaks import refuse_leaks
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
-from m3ae.data.samples import SampleDataset, trunk_columns
+from m3ae.data.samples import Columns, SampleDataset, Texts, trunk_columns
 from m3ae.data.sets import MixedDataset, SampleStream, StreamedSet
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modalities import BatchOptions, trunk_modalities
@@ -22,7 +23,7 @@ from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.models import check_model
 from m3ae.training.config import FineTuningRun, PreTrainingRun, RunConfig
 from m3ae.training.engine import process_state
-from m3ae.training.sections import DataConfig, PairDataConfig
+from m3ae.training.sections import DataConfig, MixedDataConfig, PairDataConfig
 
 
 def open_data(config: RunConfig, *, for_training: bool) -> None:
@@ -88,6 +89,14 @@ def is_filled(folder: Path, split: str, columns: Iterable[str]) -> bool:
     return False
 
 
+def read_column(folders: Iterable[Path], split: str, column: str) -> Iterator[Any]:
+    """Yield the cells of a column of one or several sets, shard by shard."""
+    for folder in folders:
+        for name in load_manifest(folder).splits[split].shards:
+            with suppress(OSError, pa.ArrowException):  # found when it is read
+                yield from pq.read_table(folder / name, columns=[column])[column].to_pylist()
+
+
 def refuse_test_rows(data: DataConfig) -> None:
     """Make sure that no training image is in a known validation or test split, unless the config allows it.
 
@@ -101,23 +110,34 @@ def refuse_test_rows(data: DataConfig) -> None:
         refuse_leaks([prepared.path for prepared in data.sets], data.held_out)
 
 
-def training_samples(config: PreTrainingRun) -> MixedDataset | SampleStream:
-    """Open the training split of all sets.
+def training_samples(
+    data: MixedDataConfig, columns: Sequence[Columns], seed: int, texts: Texts = "one"
+) -> MixedDataset | SampleStream:
+    """Open the training split of all sets, by index or as a stream.
+
+    Args:
+        data: Section of the configuration.
+        columns: What is read of each of `data.sets`.
+        seed: Decides the order of the samples.
+        texts: Whether a visit draws `one` text of a row, or an epoch visits a row with `all` its texts.
 
     Raises:
         FileNotFoundError: A prepared folder is missing.
         ValueError: A set has no training rows or not the columns that the config names.
     """
-    data, seed = config.data, config.training.seed
-    columns = [trunk_columns(rows.image_columns, rows.text_column, data.view_names) for rows in data.sets]
+    sets = [*zip(data.sets, columns, strict=True)]
     if data.streaming:
-        sets = [StreamedSet(rows.path, read, rows.weight) for rows, read in zip(data.sets, columns, strict=True)]
-        return SampleStream(sets, seed, data.texts, data.max_unreadable_shards)
-    indexed = [
-        SampleDataset(rows.path, "train", read, texts=data.texts)
-        for rows, read in zip(data.sets, columns, strict=True)
-    ]
+        streamed = [StreamedSet(rows.path, read, rows.weight) for rows, read in sets]
+        return SampleStream(streamed, seed, texts, data.max_unreadable_shards)
+    indexed = [SampleDataset(rows.path, "train", read, texts=texts) for rows, read in sets]
     return MixedDataset(indexed, [rows.weight for rows in data.sets], seed)
+
+
+def training_pairs(config: PreTrainingRun) -> MixedDataset | SampleStream:
+    """Open the images and texts of all sets of pre-training, see `training_samples`."""
+    data = config.data
+    columns = [trunk_columns(own.image_columns, own.text_column, data.view_names) for own in data.sets]
+    return training_samples(data, columns, config.training.seed, data.texts)
 
 
 def evaluation_samples(config: PreTrainingRun, split: str) -> SampleDataset:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from m3ae.data.prepared import load_manifest
-from m3ae.data.samples import OtherImages, Sample, SampleDataset, Visit, trunk_columns
+from m3ae.data.samples import Sample, SampleDataset, Visit, trunk_columns
 from m3ae.files import replacing, write_text
 from m3ae.metrics.aggregation import Interval, bootstrap_means, gather_rows
 from m3ae.models.modeling import TRUNK, M3AEPreTrainedModel
@@ -128,7 +128,7 @@ class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
             dataset: The n samples.
             images: The `original` images, `blank` ones (the mean of the normalisation), or those of `other` samples.
         """
-        source: Any = OtherImages(dataset) if images == "other" else dataset
+        source = dataset.with_other_images() if images == "other" else dataset
         indices = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         computed: list[tuple[Tensor, int]] = []
         for batch in self._batches(source, indices, partial(self._evaluation_batch, blank=images == "blank")):
@@ -271,11 +271,11 @@ class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
             batch["pixel_values"].zero_()
         return batch
 
-    def _batches(self, dataset: Dataset[Sample], indices: Sequence[int], collate: Any) -> Iterable[dict[str, Tensor]]:
+    def _batches(self, dataset: SampleDataset, indices: Sequence[int], collate: Any) -> Iterable[dict[str, Tensor]]:
         size = self.config.evaluation.batch_size or self.config.training.batch_size
         visits = [Visit(index, seed=0) for index in indices]
         return DataLoader(
-            dataset,
+            cast(Dataset[Sample], dataset),
             batch_sampler=[visits[start : start + size] for start in range(0, len(visits), size)],
             collate_fn=collate,
             num_workers=self.config.data.num_workers,

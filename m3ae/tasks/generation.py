@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from m3ae.data.arrays import ArrayDataset
 from m3ae.data.collate import Batch, Collator
-from m3ae.data.prepared import Manifest, SplitInfo, load_manifest, load_split
-from m3ae.data.samples import Columns, Sample, SampleDataset, Visit, evenly, read_texts
+from m3ae.data.prepared import Manifest, SplitInfo, load_manifest
+from m3ae.data.samples import Columns, Sample, SampleDataset, Visit, evenly
+from m3ae.data.sets import MixedDataset, SampleStream
 from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.gaussians import beta_schedule
@@ -25,7 +26,7 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.modalities import KINDS, BatchOptions
 from m3ae.models.modeling import M3AEModel
-from m3ae.tasks.data import is_filled, open_data
+from m3ae.tasks.data import is_filled, open_data, read_column, training_samples
 from m3ae.tasks.finetuning import in_main_process, prefixed
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import (
@@ -64,7 +65,7 @@ class Generation:
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.modalities = model.latent_head.modalities
-        self.train_dataset = self.dataset("train")
+        self.train_dataset = self.open_training()
         self.manifest = self.read_manifest()
         self.problem_reader: ProblemReader | None = None
         if config.generation.problems is not None:
@@ -109,10 +110,11 @@ class Generation:
             ValueError: No training row has some modality, no row has one that z is inferred from, a label is unknown
                 in training, or texts are to be written with options that no decoder has.
         """
-        path = self.config.data.path
+        path, folders = self.config.data.path, [self.config.data.path]
         if split == "train":
+            folders = [prepared.path for prepared in self.config.data.sets]
             for name in self.modalities:
-                if not is_filled(path, split, [name]):
+                if not any(is_filled(folder, split, [name]) for folder in folders):
                     raise ValueError(
                         f"latent.modalities.{name}: no training row of {path} has it, so that nothing of it can be "
                         "learnt; leave the modality out, or choose another column"
@@ -120,9 +122,8 @@ class Generation:
         elif not is_filled(path, split, self.model.latent.experts):
             experts = ", ".join(self.model.latent.experts)
             raise ValueError(f"no row of {path}, {split}, has a modality that z is inferred from: {experts}")
-        rows = load_split(path, split)
         for name, modality in self.modalities.items():
-            modality.check_column(partial(rows.__getitem__, name), training=split == "train")
+            modality.check_column(partial(read_column, folders, split, name), training=split == "train")
         options = self.config.generation.text_options
         if options and not any(modality.config.decoder == "autoregressive" for modality in self.modalities.values()):
             raise ValueError(
@@ -140,22 +141,35 @@ class Generation:
         beta = beta_schedule(step, self.config.training.max_steps, latent.beta_warmup, latent.beta)
         return {"beta": torch.tensor(beta)}
 
+    def open_training(self) -> SampleDataset | MixedDataset | SampleStream:
+        """Open the training split of all sets."""
+        data = self.config.data
+        if not (data.streaming or data.also) and data.weight == 1:
+            return self.training_rows
+        return training_samples(data, [Columns(self.modalities)] * len(data.sets), self.config.training.seed)
+
+    @cached_property
+    def training_rows(self) -> SampleDataset:
+        """The training split of the main set, by index."""
+        return self.dataset("train")
+
     def dataset(self, split: str) -> SampleDataset:
         """Open a split with the model's modalities."""
         limit = self.config.data.max_validation_samples if split == "validation" else None
-        return SampleDataset(self.config.data.path, split, Columns.of(self.modalities), limit=limit)
+        return SampleDataset(self.config.data.path, split, Columns(self.modalities), limit=limit)
 
     def read_manifest(self) -> Manifest:
         """Return the description of the prepared folder."""
         return load_manifest(self.config.data.path)
 
     def batches(self, dataset: SampleDataset, indices: Sequence[int]) -> Iterator[Batch]:
-        """Yield samples of a split, complete, in batches."""
-        size = self.config.evaluation.batch_size or self.config.training.batch_size
-        for start in range(0, len(indices), size):
-            yield self._evaluation_collator(
-                [dataset[Visit(int(index), seed=0)] for index in indices[start : start + size]]
-            )
+        """Return samples of a split, complete, in batches."""
+        return self._collated(dataset[Visit(int(index), seed=0)] for index in indices)
+
+    def _collated(self, samples: Iterable[Sample]) -> Iterator[Batch]:
+        size, iterator = self.config.evaluation.batch_size or self.config.training.batch_size, iter(samples)
+        while batch := list(islice(iterator, size)):
+            yield self._evaluation_collator(batch)
 
     def evaluate(self, model: M3AEForGeneration, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return on a split, in nats a sample, the negative ELBO with β = 1 (`loss`) and its terms.
@@ -203,7 +217,7 @@ class Generation:
         from m3ae.evaluation.texts import TextEvaluator, Texts
 
         dataset, folder, options = self.dataset(split), self.config.output_dir, self.config.generation
-        train, seed = self.train_dataset, self.config.training.seed
+        train, seed = self.training_rows, self.config.training.seed
         learnt = evenly(len(train), LEARNT_ROWS)
         problems = None
         if self.problem_reader is not None:
@@ -228,9 +242,14 @@ class Generation:
 
     def fit_prior(self, model: M3AEForGeneration, accelerator: Accelerator) -> None:
         """Fit the prior on training samples, the same in every process."""
-        indices = evenly(len(self.train_dataset), FITTED_SAMPLES)
-        batches = (send_to_device(batch, accelerator.device) for batch in self.batches(self.train_dataset, indices))
-        components = min(self.config.generation.prior_components, len(indices))
+        if isinstance(self.train_dataset, SampleStream):
+            count = min(len(self.train_dataset), FITTED_SAMPLES)
+            batches = self._collated(islice(self.train_dataset.share(0, 1), count))
+        else:
+            indices = evenly(len(self.training_rows), FITTED_SAMPLES)
+            count, batches = len(indices), self.batches(self.training_rows, indices)
+        batches = (send_to_device(batch, accelerator.device) for batch in batches)
+        components = min(self.config.generation.prior_components, count)
         generator = torch.Generator(accelerator.device).manual_seed(self.config.training.seed)
         model.fit_prior(batches, components, generator, seed=self.config.training.seed)
 
@@ -267,8 +286,11 @@ def _build(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenize
     """Build a new model, and the tokenizer of its texts."""
     overrides, tokenizer, init = dict(config.model.overrides), None, config.model.init
     image_encoder = read_image_encoder(init)
-    if texts := _texts(LatentConfig(**overrides["latent"])):
-        tokenizer = build_tokenizer(config, lambda: read_texts(config.data.path, "train", texts))
+    modalities, reader = LatentConfig(**overrides["latent"]).typed_modalities, M3AEConfig.named("tiny")
+    texts = {name: KINDS[own.kind](name, own, reader) for name, own in modalities.items() if KINDS[own.kind].is_text}
+    if texts:
+        columns = [Columns(texts)] * len(config.data.sets)
+        tokenizer = build_tokenizer(config, lambda: training_samples(config.data, columns, 0).texts())
         model_config = new_config(config, tokenizer, image_encoder, overrides)
     else:
         model_config = M3AEConfig.named(config.model.size, **with_image_options(image_encoder, overrides))

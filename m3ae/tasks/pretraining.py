@@ -26,7 +26,7 @@ from m3ae.tasks.data import (
     evaluation_samples,
     is_filled,
     open_data,
-    training_samples,
+    training_pairs,
     trunk_collator,
 )
 from m3ae.tasks.model_card import write_model_card
@@ -56,7 +56,7 @@ class PreTraining(Task[M3AEForPreTraining]):
     def from_config(cls, config: PreTrainingRun, *, for_training: bool = True) -> Self:
         """Prepare the data if the config says how, and build tokenizer and model."""
         open_data(config, for_training=for_training)
-        model, processor = open_model(config, M3AEForPreTraining, lambda: training_samples(config).texts() or BYTES)
+        model, processor = open_model(config, M3AEForPreTraining, lambda: training_pairs(config).texts() or BYTES)
         task = cls(config, model, processor)
         if for_training:
             task.check("train")
@@ -65,7 +65,7 @@ class PreTraining(Task[M3AEForPreTraining]):
     @cached_property
     def train_dataset(self) -> MixedDataset | SampleStream:
         """The training samples of all sets."""
-        return training_samples(self.config)
+        return training_pairs(self.config)
 
     def has(self, split: str) -> bool:
         """Return whether the prepared data have this split."""

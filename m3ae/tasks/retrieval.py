@@ -9,13 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from m3ae.data.samples import Sample, SampleDataset
 from m3ae.figures import Strip, draw_retrieval, save_figure
@@ -218,10 +217,10 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
         self, model: M3AEForImageTextRetrieval, accelerator: Accelerator, dataset: SampleDataset
     ) -> dict[str, float]:
         """Return the training losses over batches of a fixed composition, however many processes share them."""
-        sums, size, source = MeanMetrics(), self._batch_size, cast(Dataset[Sample], dataset)
+        sums, size = MeanMetrics(), self._batch_size
         numbers = range(accelerator.process_index, math.ceil(len(dataset) / size), accelerator.num_processes)
         rows = [row for number in numbers for row in range(number * size, min((number + 1) * size, len(dataset)))]
-        for number, batch in zip(numbers, self._batches(source, rows, self._labelled_inputs), strict=True):
+        for number, batch in zip(numbers, self._batches(dataset, rows, self._labelled_inputs), strict=True):
             count = len(batch["text_ids"])
             noise = torch.rand(count, count, generator=torch.Generator().manual_seed(number))
             with accelerator.autocast():

@@ -25,6 +25,7 @@ from m3ae.options import (
 from m3ae.training.sections import (
     DataConfig,
     EvaluationConfig,
+    MixedDataConfig,
     ModelConfig,
     OptimizerConfig,
     PairDataConfig,
@@ -150,6 +151,7 @@ class GenerationRun(RunConfig):
     """Training of the latent head; its modalities, in `model.overrides.latent`, are columns of the data."""
 
     task: Literal["generation"]
+    data: MixedDataConfig
     generation: GenerationConfig = GenerationConfig()
 
     @model_validator(mode="after")

@@ -72,7 +72,7 @@ class PairSetConfig(PreparedSetConfig):
         return self
 
 
-class DataSetConfig(PairSetConfig):
+class WeightedSetConfig(PreparedSetConfig):
     """A prepared set, and how often training visits it.
 
     Attributes:
@@ -80,6 +80,10 @@ class DataSetConfig(PairSetConfig):
     """
 
     weight: PositiveFloat = 1.0
+
+
+class WeightedPairSetConfig(PairSetConfig, WeightedSetConfig):
+    """A prepared set of images and texts, and how often training visits it."""
 
 
 class DataConfig(PreparedSetConfig):
@@ -148,23 +152,21 @@ class PairDataConfig(DataConfig, PairSetConfig):
         return max(1, self.bucket_batches)
 
 
-class PreTrainingDataConfig(PairDataConfig, DataSetConfig):
-    """Images and texts of several sets.
+class MixedDataConfig(DataConfig, WeightedSetConfig):
+    """Samples of several sets, read by index or as a stream.
 
     Attributes:
         also: Further sets to train on.
-        texts: Whether a visit draws `one` text of a row, or an epoch visits a row with `all` its texts in turn.
         streaming: Read the shards as a stream, without a copy in the cache, instead of by index.
         max_unreadable_shards: Shards of a stream that each loading process may leave out when they cannot be read.
     """
 
-    also: list[DataSetConfig] = []
-    texts: Literal["one", "all"] = "one"
+    also: Sequence[WeightedSetConfig] = []
     streaming: bool = False
     max_unreadable_shards: NonNegativeInt = 0
 
     @model_validator(mode="after")
-    def _only_a_stream_leaves_shards_out(self) -> "PreTrainingDataConfig":
+    def _only_a_stream_leaves_shards_out(self) -> "MixedDataConfig":
         if self.max_unreadable_shards and not self.streaming:
             raise ValueError(
                 f"max_unreadable_shards: got {self.max_unreadable_shards} without data.streaming, which alone leaves "
@@ -173,7 +175,24 @@ class PreTrainingDataConfig(PairDataConfig, DataSetConfig):
         return self
 
     @property
-    def sets(self) -> Sequence[DataSetConfig]:
+    def sets(self) -> Sequence[WeightedSetConfig]:
+        """The sets that are trained on, the main one first."""
+        return [self, *self.also]
+
+
+class PreTrainingDataConfig(PairDataConfig, MixedDataConfig, WeightedPairSetConfig):
+    """Images and texts of several sets.
+
+    Attributes:
+        also: Further sets to train on.
+        texts: Whether a visit draws `one` text of a row, or an epoch visits a row with `all` its texts in turn.
+    """
+
+    also: Sequence[WeightedPairSetConfig] = []
+    texts: Literal["one", "all"] = "one"
+
+    @property
+    def sets(self) -> Sequence[WeightedPairSetConfig]:
         """The sets that are trained on, the main one first."""
         return [self, *self.also]
 

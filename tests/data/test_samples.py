@@ -9,7 +9,7 @@ from PIL import Image
 from m3ae.data.collate import Collator, drop_modalities
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_split
-from m3ae.data.samples import Columns, OtherImages, Sample, SampleDataset, Visit, read_texts, trunk_columns
+from m3ae.data.samples import Columns, Sample, SampleDataset, Visit, trunk_columns
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.images.augment import centre_crop
 from m3ae.images.files import StoredImage
@@ -78,7 +78,7 @@ def test_labels_are_any_number_of_classes(tmp_path: Path) -> None:
 
 
 def dataset(folder: Path, kinds: dict[str, Modality], split: str = "train", **options: Any) -> SampleDataset:
-    return SampleDataset(folder, split, Columns.of(kinds), **options)
+    return SampleDataset(folder, split, Columns(kinds), **options)
 
 
 def samples(dataset: SampleDataset, rows: list[int], seed: int = 0) -> list[Any]:
@@ -114,9 +114,9 @@ def test_digits(digits: Path) -> None:
 
 
 def test_studies_with_what_they_have(studies: Path) -> None:
-    texts = read_texts(studies, "train", ["text"])
+    texts = dataset(studies, STUDY).texts()
     tokenizer = train_tokenizer(texts, 290)
-    assert texts == [*REPORTS, REPORTS[1], REPORTS[0]] == dataset(studies, STUDY).texts()
+    assert texts == [*REPORTS, REPORTS[1], REPORTS[0]]
     batch = Collator(STUDY, BatchOptions(tokenizer))(samples(dataset(studies, STUDY), [0, 1, 2, 3]))
     assert {name: part["present"].tolist() for name, part in batch.items()} == {
         "frontal": [True, True, True, False],
@@ -191,7 +191,7 @@ def test_a_visit_draws_one_of_several_views_and_joins_columns_of_texts(tmp_path:
     row = {"id": "r", "frontal": stored(picture(0)), "lateral": stored(picture(1)), "asked": "why?", "answer": "so"}
     folder = write_splits(tmp_path / "set", train=[row, {**row, "id": "s", "frontal": None, "answer": None}])
     kinds = {"image": STUDY["frontal"], "text": STUDY["text"]}
-    columns = Columns.of(kinds, {"image": ["frontal", "lateral"], "text": ["asked", "answer"]})
+    columns = Columns(kinds, {"image": ["frontal", "lateral"], "text": ["asked", "answer"]})
     rows = SampleDataset(folder, "train", columns)
     views = [rows[Visit(0, seed)].cells["image"].content for seed in range(3)]
     assert views == [stored(picture(0)), stored(picture(1)), stored(picture(0))]
@@ -305,8 +305,6 @@ def test_wrong_options_are_refused(digits: Path) -> None:
         Collator(DIGITS, missing_rate=1.5)
     with pytest.raises(ValueError, match=r"row 'd0': vector: got an array of shape \(2,\), expected \(3,\)"):
         dataset(digits, modalities(vector={"kind": "vector", "shape": [3]}))[Visit(0, 0)]
-    with pytest.raises(ValueError, match=r"no column of texts 'speech'; it has id, label"):
-        read_texts(digits, "train", ["speech"])
 
 
 REPORT_ROWS = {
@@ -432,12 +430,13 @@ def test_a_limit_keeps_samples_from_everywhere(tmp_path: Path) -> None:
 def test_other_images_differ_in_the_image_alone(tmp_path: Path) -> None:
     dataset = questions(tmp_path / "data", [10, 10, None, 10, 20, 30])
     dataset = dataset.of(dataset.samples[::2])
-    samples = [(dataset[Visit(i, 0)], OtherImages(dataset)[Visit(i, 0)]) for i in range(len(dataset))]
+    others = dataset.with_other_images()
+    samples = [(dataset[Visit(i)], others[Visit(i)]) for i in range(len(dataset))]
     # three further on; where that is the same image or none, the next after it
     assert [shade(other) for _, other in samples] == [20, 20, None, 20, 10, 10]
     for sample, other in samples:
-        assert other._replace(cells={**other.cells, "image": sample.cells["image"]}) == sample
+        assert other._replace(cells={**other.cells, "image": sample.cells["image"]}, row=sample.row) == sample
 
 
 def test_without_another_image_the_own_one_stays(tmp_path: Path) -> None:
-    assert shade(OtherImages(questions(tmp_path / "data", [10, 10]))[Visit(0, 0)]) == 10
+    assert shade(questions(tmp_path / "data", [10, 10]).with_other_images()[Visit(0)]) == 10

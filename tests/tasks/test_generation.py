@@ -1,15 +1,18 @@
 """Generation on the one training loop: digits in small, and studies with a text."""
 
-from itertools import count
+from collections import Counter
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from m3ae import M3AEForGeneration
+from m3ae.data.samples import Visit
 from m3ae.models.gaussians import beta_schedule
 from m3ae.tasks.generation import Generation
 from m3ae.training.config import RunConfig, make_config
@@ -124,9 +127,26 @@ def test_texts_have_a_tokenizer(data: Path, tmp_path: Path) -> None:
     )
 
 
-def _visits(count: int) -> list[Any]:
-    from m3ae.data.samples import Visit
+@pytest.mark.parametrize("streaming", [False, True])
+def test_several_sets_are_mixed_by_index_or_as_a_stream(data: Path, tmp_path: Path, streaming: bool) -> None:
+    rows = [row(number) | {"id": f"other {number}"} for number in range(200, 208)]
+    other = write_splits(tmp_path / "other", train=rows)
+    modalities = {**MODALITIES, "text": {"kind": "text", "decoder": "transformer", "hidden_size": 8}}
+    sections = {"data": {"also": [{"path": other, "weight": 2.0}], "streaming": streaming}}
+    config = run(data, tmp_path / "run", modalities, tokenizer={"vocab_size": 270}, **sections)
+    task = Generation.from_config(config)
+    assert len(task.train_dataset.texts()) == 28 and len(task.training_rows) == 20
+    if streaming:
+        samples = list(islice(task.train_dataset.share(0, 1), 36))
+    else:
+        samples = [task.train_dataset[Visit(index)] for index in range(len(task.train_dataset))]
+    assert sorted(Counter(sample.id for sample in samples if "other" in sample.id).values()) == [2] * 8
+    assert len({sample.id for sample in samples}) == 28, "an epoch"
+    assert task.model(**task.collate(samples[:4])).loss.isfinite()
+    task.fit_prior(task.model, Accelerator(cpu=True))
 
+
+def _visits(count: int) -> list[Any]:
     return [Visit(index, 0) for index in range(count)]
 
 
