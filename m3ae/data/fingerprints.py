@@ -34,23 +34,14 @@ BLOCK = 4096  # images compared with as many others at once: 64 MiB of distances
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Fingerprints of a split; an image or text that occurs n times has n entries.
+    """Fingerprints of a split; an image or text that occurs n times has n entries."""
 
-    Attributes:
-        ids: The names (rows,) of the rows.
-        image_rows: The row (images,) of each image.
-        pixels: Digests (images,) of the pixels, which do not depend on the format of the file.
-        looks: Perceptual hashes (images, 32), 8 bits a byte.
-        text_rows: The row (texts,) of each text.
-        texts: Digests (texts,) of the texts, white space and case aside; a question and its answer are one text.
-    """
-
-    ids: np.ndarray
-    image_rows: np.ndarray
-    pixels: np.ndarray
-    looks: np.ndarray
-    text_rows: np.ndarray
-    texts: np.ndarray
+    ids: np.ndarray  # (rows,) names
+    image_rows: np.ndarray  # (images,) row of each image
+    pixels: np.ndarray  # (images,) digests, which do not depend on the format of the file
+    looks: np.ndarray  # (images, 32) perceptual hashes, 8 bits a byte
+    text_rows: np.ndarray  # (texts,) row of each text
+    texts: np.ndarray  # (texts,) digests, white space and case aside; a question and its answer are one text
 
 
 def load_fingerprints(folder: Path, num_workers: int | None = None) -> dict[str, Fingerprints]:

@@ -45,28 +45,19 @@ class SplitCounts:
 class Overlap:
     """Images and texts of a split that another split has, too; of a split with itself, those that it has repeatedly.
 
-    Attributes:
-        split: The name "folder/split".
-        other: The name "folder/split" of the other split.
-        images: The number of different images of `split` whose very pixels are in `other`.
-        near_images: The number of different images of `split` that only look like one in `other`.
-        image_rows: The number of rows of `split` with any of these images.
-        texts: The number of different texts of `split` that are in `other`, white space and case aside.
-        text_rows: The number of rows of `split` with any of these texts.
-        examples: Pairs of rows, the first of `split`, the second of `other`: "12 = 7" for the same image, "12 ~ 7"
-            for a near one, "12 text 7" for the same text.
-        is_leak: Whether images of a validation or test split are in a training split.
+    `examples` are pairs of rows, the first of `split`, the second of `other`: "12 = 7" for the same image, "12 ~ 7"
+    for a near one, "12 text 7" for the same text.
     """
 
-    split: str
+    split: str  # as "folder/split"
     other: str
-    images: int
-    near_images: int
-    image_rows: int
-    texts: int
-    text_rows: int
+    images: int  # different images of `split` whose very pixels are in `other`
+    near_images: int  # different images of `split` that only look like one in `other`
+    image_rows: int  # rows of `split` with any of these images
+    texts: int  # different texts of `split` that are in `other`, white space and case aside
+    text_rows: int  # rows of `split` with any of these texts
     examples: list[str]
-    is_leak: bool
+    is_leak: bool  # images of a validation or test split are in a training split
 
     def cells(self) -> tuple[str, ...]:
         """Return the cells of a row of the table, see `HEADING`."""
@@ -76,17 +67,11 @@ class Overlap:
 
 @dataclass(frozen=True)
 class LeakReport:
-    """What prepared folders share.
+    """What prepared folders share."""
 
-    Attributes:
-        max_distance: The number of bits in which the hashes of near images may differ.
-        splits: The counts by "folder/split".
-        overlaps: The ordered pairs of splits that share something.
-    """
-
-    max_distance: int
-    splits: dict[str, SplitCounts]
-    overlaps: list[Overlap]
+    max_distance: int  # bits in which the hashes of near images may differ
+    splits: dict[str, SplitCounts]  # by "folder/split"
+    overlaps: list[Overlap]  # ordered pairs of splits that share something
 
     @property
     def leaks(self) -> list[str]:
@@ -185,23 +170,14 @@ def refuse_leaks(training: Sequence[Path], held_out: Sequence[Path] = (), num_wo
 
 
 class _Distinct(NamedTuple):
-    """Different images or texts of a split.
+    """Different images or texts of a split."""
 
-    Attributes:
-        keys: Sorted digests (n,).
-        first: The first row (n,) that holds each.
-        last: The last row (n,) that holds each, or the first one again.
-        counts: The number of occurrences (n,) of each.
-        which: The position (occurrences,) in `keys` of every image or text.
-        rows: The row (occurrences,) of every image or text.
-    """
-
-    keys: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-    counts: np.ndarray
-    which: np.ndarray
-    rows: np.ndarray
+    keys: np.ndarray  # (n,) sorted digests
+    first: np.ndarray  # (n,) first row that holds each
+    last: np.ndarray  # (n,) last row that holds each, or the first one again
+    counts: np.ndarray  # (n,) occurrences of each
+    which: np.ndarray  # (occurrences,) position in `keys` of every image or text
+    rows: np.ndarray  # (occurrences,) row of every image or text
 
     @classmethod
     def of(cls, digests: np.ndarray, rows: np.ndarray) -> "_Distinct":

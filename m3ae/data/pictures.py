@@ -96,8 +96,8 @@ def draw_contact_sheet(
 ) -> Path:
     """Draw rows of a prepared split as cards, images above, texts and labels below, and return the PNG.
 
-    The cards name missing images and texts; texts that are too long end in "…". Of matrices, the rows are drawn from
-    left to right.
+    The cards name missing images and texts; texts that are too long end in "…". Matrices are drawn
+    with their rows from left to right.
 
     Args:
         path: The PNG.

@@ -132,39 +132,20 @@ def check_recipe(recipe: Mapping[str, Any]) -> BaseModel:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A folder to be prepared, before any image is opened.
-
-    Attributes:
-        output: The folder.
-        module: The module of the source.
-        arguments: The arguments of the source's `rows`.
-        manifest: The manifest without its counts.
-        rejected: The rows and cells that the source left out.
-        shards: The shards of all splits.
-        finisher: The function that finishes rows.
-        num_workers: The number of processes; by default one per core.
-    """
+    """A folder to be prepared, before any image is opened."""
 
     output: Path
-    module: ModuleType
-    arguments: dict[str, Any]
-    manifest: Manifest
-    rejected: list[Rejected]
-    shards: list[Shard]
+    module: ModuleType  # of the source
+    arguments: dict[str, Any]  # of the source's `rows`
+    manifest: Manifest  # without its counts
+    rejected: list[Rejected]  # by the source
+    shards: list[Shard]  # of all splits
     finisher: RowFinisher
     num_workers: int | None
 
 
 def _plan(name: str, output: Path, shape: dict[str, Any], others: dict[str, Any], options: Mapping[str, Any]) -> _Plan:
-    """List the rows of a source and plan their shards.
-
-    Args:
-        name: The name of the source.
-        output: The folder.
-        shape: The options of `prepare` that decide the contents of a shard.
-        others: The other options of `prepare`.
-        options: The options of the source.
-    """
+    """List the rows of a source and plan their shards; `shape` and `others` do, and do not, decide the contents."""
     module = load_source(name)
     try:
         checked = check_recipe({"name": name, **shape, **others, **options})
@@ -193,11 +174,7 @@ def _plan(name: str, output: Path, shape: dict[str, Any], others: dict[str, Any]
 
 
 def _existing(plan: _Plan, overwrite: bool) -> Manifest | None:
-    """Return the manifest of a folder that holds the planned rows already, or None if the folder may be written.
-
-    Raises:
-        FileExistsError: The folder may not be written.
-    """
+    """Return the manifest of a folder that holds the planned rows already, or None if the folder may be written."""
     output, path = plan.output, plan.output / MANIFEST
     files = [*output.iterdir()] if output.exists() else []
     if any(is_progress(file) and file.suffix == ".jsonl" for file in files):
@@ -227,11 +204,7 @@ def _difference(existing: Manifest, planned: Manifest) -> str:
 
 
 def _written(output: Path) -> set[str]:
-    """Return the names of the files that the manifest of a folder lists; a damaged manifest may lack some.
-
-    Raises:
-        FileExistsError: The manifest is not ours.
-    """
+    """Return the files that the manifest of a folder lists; a damaged one may lack some, another's is an error."""
     path = output / MANIFEST
     if not path.exists():
         return set()

@@ -92,18 +92,9 @@ def question_row(
     question_type: str,
     **columns: Any,
 ) -> Row | Rejected:
-    """Return a row, or the reason why there is none.
+    """Return a row with all right answers `accepted`, the first of which becomes `answer`; or why the row is unusable.
 
-    Args:
-        row_id: An id that is unique in the source.
-        split: The split: train, validation or test.
-        image: The image file that the question is about.
-        question: The question with white space collapsed.
-        answer_raw: The answer as published.
-        accepted: All right answers; the first one becomes `answer`.
-        answer_type: The type "closed" or "open".
-        question_type: The type of the question in the words of the source.
-        **columns: Further columns of the source.
+    The source may add further `columns`; `answer_type` must be "closed" or "open".
     """
     answers = list(dict.fromkeys(filter(None, map(normalize_answer, accepted))))
     if not question:

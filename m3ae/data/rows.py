@@ -23,28 +23,16 @@ ROWS_PER_TASK = 16
 
 
 class Listing(NamedTuple):
-    """The entries of a source.
+    """The entries of a source."""
 
-    Attributes:
-        rows: The rows by split.
-        rejected: The rows and cells that were left out so far.
-        metadata: Facts about the whole source, by name.
-        digest: A digest of all entries, with files by name: no folder is reused for another source.
-    """
-
-    rows: dict[str, list[Row]]
+    rows: dict[str, list[Row]]  # by split
     rejected: list[Rejected]
     metadata: dict[str, Any]
-    digest: str
+    digest: str  # of all entries, with files by name: no folder is reused for another source
 
 
 def list_rows(entries: Iterable[Row | Rejected | Metadata], roots: list[Path]) -> Listing:
-    """Sort a source's entries into rows by split, rejected rows and metadata.
-
-    Args:
-        entries: The entries.
-        roots: The folders that the source reads.
-    """
+    """Sort a source's entries into rows by split, rejected rows and metadata; `roots` are the folders it reads."""
     encoder = json.JSONEncoder(default=lambda cell: name_below(cell, roots) if isinstance(cell, Path) else None)
     rows: dict[str, list[Row]] = {}
     rejected: list[Rejected] = []
@@ -112,21 +100,13 @@ def _share_image(row: Row, other: Row, image_columns: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class RowFinisher:
-    """A picklable function of some rows that encodes their images and cleans their texts.
-
-    Attributes:
-        image_columns: The columns that hold images.
-        roots: The folders that image files must lie in; empty for sources that generate images.
-        shorter_side: The length in pixels that larger images are shrunk to; None keeps their size.
-        quality: The quality of the JPEG.
-        min_words: The number of words below which a text is left out.
-    """
+    """A picklable function of some rows that encodes their images and cleans their texts."""
 
     image_columns: list[str]
-    roots: list[Path]
-    shorter_side: int | None
-    quality: int
-    min_words: int
+    roots: list[Path]  # folders that image files must lie in; none for sources that generate images
+    shorter_side: int | None  # in pixels, of larger images; None keeps their size
+    quality: int  # of the JPEG
+    min_words: int  # shorter texts are left out
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Return one outcome per row; a row without a usable cell is None."""
@@ -161,11 +141,7 @@ class RowFinisher:
 
 
 def clean_texts(texts: list[str] | None, min_words: int) -> tuple[list[str] | None, list[str]]:
-    """Collapse white space and leave out texts of fewer than `min_words` words (`count_words`).
-
-    Returns:
-        The texts kept, or None without any, and one reason for each text left out.
-    """
+    """Collapse white space and leave out short texts; return the others, if any, and a reason for each left out."""
     cleaned = [" ".join(text.split()) for text in texts or []]
     kept = [text for text in cleaned if text and count_words(text) >= min_words]
     reasons = ["text too short" if text else "text empty" for text in cleaned if text not in kept]

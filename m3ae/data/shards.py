@@ -37,21 +37,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A shard on disk.
-
-    Attributes:
-        split: The name of its split.
-        name: The name of its file.
-        sha256: The SHA-256 of the file.
-        counts: The number of non-null cells by column.
-        rejected: The rows and cells that were left out of its source rows.
-    """
+    """A shard on disk."""
 
     split: str
     name: str
     sha256: str
-    counts: dict[str, int]
-    rejected: list[Rejected]
+    counts: dict[str, int]  # non-null cells by column
+    rejected: list[Rejected]  # of its source rows
 
 
 _FINISHED = TypeAdapter(FinishedShard)
@@ -70,11 +62,7 @@ def plan_shards(rows: dict[str, list[Row]], num_shards: int | None) -> list[Shar
 
 
 def shards_in(shard_range: str | None) -> slice:
-    """Return the slice of all shards that a range such as `0:16` names; None names all.
-
-    Raises:
-        ValueError: The text is no such range.
-    """
+    """Return the slice of all shards that a range such as `0:16` names; None names all, other text is an error."""
     if shard_range is None:
         return slice(None)
     match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", shard_range, re.ASCII)
@@ -109,11 +97,7 @@ def _kept(outcomes: Iterable[Outcome], rejected: list[Rejected]) -> Iterator[Row
 def start_progress(folder: Path, plan: dict[str, Any], shard_range: str | None = None) -> dict[str, FinishedShard]:
     """Mark a folder as unfinished, and return the shards that earlier runs with the same plan finished, by name.
 
-    Args:
-        folder: The folder to be prepared.
-        plan: The options that decide its contents.
-        shard_range: The range of shards that this run writes; the notes of other ranges do not count. A run of the
-            whole folder takes over all notes.
+    A run of a `shard_range` reads the note of this range; a run of the whole folder takes over all notes.
     """
     path = progress_file(folder, shard_range)
     notes = [path] if shard_range else sorted(folder.glob(f"{_STEM}*.jsonl"))

@@ -24,17 +24,11 @@ HIDDEN = (".", "~$")  # how files start that systems put beside others: `._table
 
 
 class Broken(NamedTuple):
-    """A line of a table that is no record.
+    """A line of a table that is no record."""
 
-    Attributes:
-        reason: A short fixed phrase, so that equal reasons can be counted.
-        detail: The number of the line and its start, where the reason does not say enough.
-        cells: What could be read, by column.
-    """
-
-    reason: str
-    detail: str | None
-    cells: dict[str, str]
+    reason: str  # a short fixed phrase; equal reasons are counted together
+    detail: str | None  # the number of the line and its start, where the reason needs more words
+    cells: dict[str, str]  # the readable ones, by column
 
 
 class RepeatedKeyError(ValueError):
@@ -42,15 +36,7 @@ class RepeatedKeyError(ValueError):
 
 
 def require_folder(folder: Path, what: str) -> Path:
-    """Return `folder`.
-
-    Args:
-        folder: The folder that is needed.
-        what: What it should be, for the message: "the unpacked IU X-ray folder".
-
-    Raises:
-        FileNotFoundError: It does not exist.
-    """
+    """Return a folder, or raise FileNotFoundError that says `what` it should be: "the unpacked IU X-ray folder"."""
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist: expected {what}")
     return folder
@@ -67,14 +53,14 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str] | B
         columns: Columns that must be present.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file is missing.
         ValueError: The file is empty or damaged, lacks a column, or has two columns of one name.
     """
     path = plain_or_gzipped(path)
     with _open(path) as file:
         lines = _decode_windows(path, [line.replace("\0", "") for line in file])
         first = next((number for number, line in enumerate(lines) if line.strip()), 0)
-        if hint := re.fullmatch("sep=(.)\\s*", "".join(lines[first : first + 1])):  # Excel's own first line
+        if hint := re.fullmatch("sep=(.)\\s*", "".join(lines[first : first + 1])):  # the first line of Excel
             first += 1
         rows = _cut(lines, first, hint[1] if hint else _delimiter(path, lines[first:]))
         _, header, fault = next(rows, (0, [], None))
@@ -96,8 +82,8 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str] | B
 def _decode_windows(path: Path, lines: list[str]) -> list[str]:
     """Return lines whose bytes are not UTF-8 as Windows-1252, if they look like it, and say so on standard error.
 
-    They do if no character beyond ASCII is UTF-8, and such bytes are few among letters and hardly ever three on end,
-    as they are in no Asian or Cyrillic text.
+    They do if no character beyond ASCII is UTF-8, and such bytes are few among letters and hardly ever three on end;
+    in Asian and Cyrillic texts they are many.
     """
     text = "".join(line for line in lines if not line.isascii())
     runs = re.findall("[\udc80-\udcff]+", text)
@@ -113,13 +99,13 @@ def _decode_windows(path: Path, lines: list[str]) -> list[str]:
 
 
 def _delimiter(path: Path, lines: list[str]) -> str:
-    """Return what cuts the header into most cells, of several the usual one."""
+    """Return the delimiter that cuts the header into most cells; the usual one goes first."""
     usual = sorted(DELIMITERS, key=lambda delimiter: delimiter != "\t") if ".tsv" in path.name.lower() else DELIMITERS
     return max(usual, key=lambda delimiter: len(next(csv.reader(lines, delimiter=delimiter), [])))
 
 
 def _cut(lines: list[str], start: int, delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
-    """Yield the index of every row's first line, its cells, and what is wrong with it.
+    """Yield the index of every row's first line, its cells, and its fault, if it has one.
 
     A quotation mark that is not closed would take the rows behind it into its cell: such a line is cut alone.
     """
@@ -162,12 +148,7 @@ def _record(header: list[str], cells: list[str], fault: str | None, number: int,
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not JSON.
-    """
+    """Read a JSON file; raise ValueError if it is damaged."""
     path = plain_or_gzipped(path)
     with _open(path) as file:
         try:
@@ -177,11 +158,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Broken]]:
-    """Yield the number (from 1) of every line that is not blank, and its record.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-    """
+    """Yield the number (from 1) of every line that is not blank, and its record."""
     path = plain_or_gzipped(path)
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
@@ -200,7 +177,7 @@ def _parse_object(line: str) -> dict[str, Any] | Broken:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object, of which the `json` module would drop all but the last value of a key."""
+    """Return a JSON object; the `json` module would drop all but the last value of a repeated key."""
     if repeated := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
         raise RepeatedKeyError(f"{', '.join(repeated)}: expected one value each")
     return dict(pairs)
@@ -214,11 +191,7 @@ def is_nested(cell: Any) -> bool:
 
 
 def plain_or_gzipped(path: Path) -> Path:
-    """Return a file, or, where it is missing, its twin with or without `.gz`.
-
-    Raises:
-        FileNotFoundError: There is neither.
-    """
+    """Return a file, or its twin with or without `.gz` where the file is missing."""
     twin = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
     for candidate in (path, twin):
         if candidate.is_file():
@@ -228,7 +201,7 @@ def plain_or_gzipped(path: Path) -> Path:
 
 @contextmanager
 def _open(path: Path) -> Iterator[TextIOWrapper]:
-    """Open a table as text; what is wrong with the file itself becomes a ValueError that names it."""
+    """Open a table as text; a fault of the file itself becomes a ValueError that names it."""
     try:
         with path.open("rb") as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else raw as binary:
             utf16 = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -241,7 +214,7 @@ def _open(path: Path) -> Iterator[TextIOWrapper]:
 
 
 def whole_number(name: str) -> str:
-    """Return a name, and a number without the `.0` that programs add to a column in which others are missing."""
+    """Return a name; a number loses the `.0` that programs add to a column with missing numbers."""
     return name[:-2] if name.endswith(".0") and name[:-2].isdecimal() else name
 
 

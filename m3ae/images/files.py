@@ -4,8 +4,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -133,49 +132,19 @@ def encode_image(image: Image.Image, shorter_side: int | None = 384, quality: in
     return buffer.getvalue()
 
 
-@contextmanager
-def damage_named(row: str) -> Iterator[None]:
-    """Name the row of a prepared folder whose image cannot be opened or decoded in this block.
-
-    Raises:
-        ValueError: The image is damaged.
-    """
+def decode_image(content: bytes, row: str) -> Image.Image:
+    """Decode the image of the prepared row of this id; raise ValueError if it is damaged."""
     try:
-        yield
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        return image
     except Exception as error:  # decoders raise whatever their parsers trip over
         raise ValueError(f"row {row!r}: its image is damaged ({error}); prepare the folder again") from error
 
 
-def open_image(content: bytes, row: str) -> Image.Image:
-    """Open the image of a prepared row; Pillow decodes it when its pixels are asked for.
-
-    Raises:
-        ValueError: The image is damaged.
-    """
-    with damage_named(row):
-        return Image.open(io.BytesIO(content))
-
-
-def decode_image(content: bytes, row: str) -> Image.Image:
-    """Decode the image of a prepared row.
-
-    Raises:
-        ValueError: The image is damaged.
-    """
-    with damage_named(row):
-        image = Image.open(io.BytesIO(content))
-        image.load()
-        return image
-
-
 @dataclass(frozen=True)
 class StoredImage:
-    """The image of a prepared row, neither decoded nor resized.
-
-    Attributes:
-        content: The encoded image.
-        row: The id of the row, for messages.
-    """
+    """The image of a prepared row, neither decoded nor resized: its encoded `content`, and the id of its `row`."""
 
     content: bytes
     row: str

@@ -14,8 +14,7 @@ from m3ae.data.collate import TrunkCollator
 from m3ae.data.prepared import load_manifest, load_split
 from m3ae.data.samples import SampleDataset, trunk_columns
 from m3ae.data.sets import SampleStream, StreamedSet, UnreadableShardError
-from m3ae.data.sources._digit_files import UnreadableRecordingError, load_recording
-from m3ae.data.sources.digits import read_idx
+from m3ae.data.sources._digit_files import UnreadableRecordingError, load_recording, read_idx
 from m3ae.data.tables import read_csv
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.files import CHECKSUMS, write_checksums

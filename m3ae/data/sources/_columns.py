@@ -43,18 +43,11 @@ Record = dict[str, Any]
 
 
 class Table(NamedTuple):
-    """A table.
-
-    Attributes:
-        path: Its file.
-        name: The name of the table in the ids of its rows.
-        split: The split in the name of its file or folder, if there is one.
-        records: The rows.
-    """
+    """A table of a folder."""
 
     path: Path
-    name: str
-    split: str | None
+    name: str  # in the ids of its rows
+    split: str | None  # in the name of its file or folder
     records: list[Record | Broken]
 
     def columns(self) -> list[str]:
@@ -155,10 +148,6 @@ def choose_columns(
         wanted: The roles, with the column that the user named for each, or None.
         folders: The folders that names of images may be relative to.
         has_images: Whether the source has any image file.
-
-    Raises:
-        ValueError: A named column does not exist or names no split; the source has images, and no column or several
-            columns name them; or no column holds images or texts.
     """
     columns = table.columns()
     names = {role: _spelt(columns, [name] if name else USUAL_NAMES[role]) for role, name in wanted.items()}

@@ -43,15 +43,12 @@ def hash_split(key: str) -> str:
 
 
 def split_tables(source: Path, suffix: str, what: str) -> dict[Path, str]:
-    """Find one table per split, and return the split of each table.
+    """Return the tables of a folder that are called after a split, such as `valid_captions.csv`, with their splits.
 
     Args:
         source: The folder.
-        suffix: The end of the tables' names behind the name of the split: `_captions.csv`.
+        suffix: The end of the tables' names: `_captions.csv`.
         what: A description of the folder, for the message.
-
-    Raises:
-        FileNotFoundError: The folder is missing or holds no such table.
     """
     require_folder(source, what)
     candidates = {source / f"{name}{suffix}": split for name, split in SPLIT_NAMES.items()}
@@ -72,10 +69,6 @@ def read_records(
         split: The split of the whole table, if it has one.
         rejected: A list that broken lines and records without an id are added to.
         column: The column of the prepared rows that the table fills; None if its records are rows.
-
-    Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: The file is empty or damaged, or lacks a column.
     """
     records: list[dict[str, str]] = []
     for number, record in enumerate(read_csv(path, columns), start=1):
@@ -98,11 +91,6 @@ def read_splits(path: Path, columns: tuple[str, ...], group: str, what: str) -> 
         columns: The columns that must be present beside `split`, the one with the id first.
         group: The column whose values must not be in several splits.
         what: A word for such a value, such as study.
-
-    Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: The file is empty or damaged, lacks a column, has a broken line, names an unknown split, or puts
-            a group into two splits.
     """
     rejected: list[Rejected] = []
     records = read_records(path, (*columns, "split"), None, rejected)

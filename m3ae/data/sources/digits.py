@@ -27,15 +27,8 @@ from PIL import Image
 from sklearn.preprocessing import StandardScaler
 
 from m3ae.data.prepared import Metadata, Rejected
+from m3ae.data.sources import _digit_files as files
 from m3ae.data.sources._common import IMAGE, STRING, features
-from m3ae.data.sources._digit_files import (
-    UnreadableRecordingError,
-    load_recording,
-    mfcc,
-    read_cdb,
-    read_idx,
-    stretch_frames,
-)
 from m3ae.data.tables import require_folder
 
 NUM_DIGITS = 10
@@ -60,19 +53,12 @@ ONE_IN_TEST, ONE_IN_VALIDATION = 5, 20
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """An image or a recording.
+    """An image or a recording."""
 
-    Attributes:
-        id: An id that is unique in its modality.
-        digit: The digit, 0 to 9.
-        split: The published split, train or test.
-        value: Pixels (28, 28) uint8, ink 255, or coefficients (20, 13) float32.
-    """
-
-    id: str
+    id: str  # unique in its modality
     digit: int
-    split: str
-    value: NDArray[Any]
+    split: str  # train or test, as published
+    value: NDArray[Any]  # pixels (28, 28) uint8, ink 255, or coefficients (20, 13) float32
 
     @cached_property
     def digest(self) -> bytes:
@@ -150,16 +136,8 @@ def rows(
 def divide(name: str, items: Sequence[Item], rejected: list[Rejected]) -> Pool:
     """Divide the items of a modality among the splits, class by class.
 
-    Items of a class with equal contents come into one split. An item is left out if an equal one, by publication or
-    because it is of another class, is in a split closer to the test.
-
-    Args:
-        name: The name of the modality.
-        items: Items with their published split; if all have the same one, the items are divided.
-        rejected: A list that items are added to whose equal is in another split.
-
-    Raises:
-        ValueError: A split has no item of a digit.
+    Items of a class with equal contents come into one split. An item is left out, and added to `rejected`, if an equal
+    one, by publication or because it is of another class, is in a split closer to the test.
     """
     is_divided = len({item.split for item in items}) == 2
     by_digit: dict[int, list[Item]] = defaultdict(list)
@@ -198,13 +176,7 @@ def cut(items: list[Item], one_in: int) -> tuple[list[Item], list[Item]]:
 
 
 def combine(modalities: Sequence[Sequence[Item]], count: int, rng: np.random.Generator) -> list[list[Item]]:
-    """Put items of one class together: classes, and items within a class, occur as equally often as possible.
-
-    Args:
-        modalities: The items of one split by modality.
-        count: The number of rows.
-        rng: The source of all randomness.
-    """
+    """Put items of one class together: classes, and items within a class, occur as equally often as possible."""
     digits = rng.permutation(np.arange(count) % NUM_DIGITS)
     cells = np.empty((count, len(modalities)), dtype=object)
     for digit in range(NUM_DIGITS):
@@ -225,7 +197,7 @@ def read_farsi(folder: Path) -> list[Item]:
     return [
         Item(f"farsi-{split}-{number:05d}", _digit(path, label), split, fit_image(image))
         for split, path in paths.items()
-        for number, (label, image) in enumerate(read_cdb(path))
+        for number, (label, image) in enumerate(files.read_cdb(path))
     ]
 
 
@@ -249,7 +221,7 @@ def read_kannada(folder: Path) -> list[Item]:
         raise FileNotFoundError(f"{folder} holds neither {' nor '.join(path.name for path in names.values())}")
     items = []
     for split, path in paths.items():
-        images, labels = read_idx(path), read_idx(folder / f"y_kannada_MNIST_{split}-idx1-ubyte.gz")
+        images, labels = files.read_idx(path), files.read_idx(folder / f"y_kannada_MNIST_{split}-idx1-ubyte.gz")
         if labels.ndim != 1 or images.shape != (*labels.shape, IMAGE_SIDE, IMAGE_SIDE):
             raise ValueError(
                 f"{path} has images of shape {images.shape} for labels of shape {labels.shape}, expected "
@@ -274,12 +246,12 @@ def read_speech(folder: Path, rejected: list[Rejected]) -> list[Item]:
         digit, index = map(int, match.groups())
         split = "test" if index < TEST_RECORDINGS else "train"
         try:
-            signal = load_recording(path, SAMPLING_RATE)
-        except UnreadableRecordingError as error:
+            signal = files.load_recording(path, SAMPLING_RATE)
+        except files.UnreadableRecordingError as error:
             rejected.append(Rejected(path.stem, error.reason, split, detail=error.detail))
             continue
-        frames = mfcc(signal, SAMPLING_RATE, NUM_COEFFICIENTS)
-        items.append(Item(path.stem, digit, split, stretch_frames(frames, NUM_FRAMES)))
+        frames = files.mfcc(signal, SAMPLING_RATE, NUM_COEFFICIENTS)
+        items.append(Item(path.stem, digit, split, files.stretch_frames(frames, NUM_FRAMES)))
     return items
 
 

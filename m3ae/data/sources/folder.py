@@ -43,17 +43,11 @@ Row = dict[str, Any]
 
 
 class Unsplit(NamedTuple):
-    """A row whose split may be None.
-
-    Attributes:
-        row: The row.
-        group: The patient, study or the like of the row, if the table names one.
-        key: The name that must not be torn apart over splits: the group, else the image, else the row.
-    """
+    """A row whose split may be None."""
 
     row: Row
-    group: str | None
-    key: str
+    group: str | None  # the patient, study or the like
+    key: str  # of what must not be torn apart over splits: the group, else the image, else the row
 
 
 Entry = Unsplit | Rejected
@@ -82,7 +76,7 @@ def rows(
 
     Args:
         source: your folder.
-        table: name of the table in the folder; by default the only one there.
+        table: name of the table in the folder; by default the only one.
         image_folder: folder that the names of images are relative to; by default that of the table, or `images` in it.
         image_column: column with the names of image files; neither case nor a missing suffix matters.
         text_column: column with a text, or, in JSON, a list of texts.
@@ -236,11 +230,7 @@ def _json_tables(path: Path, split: str | None) -> list[Table]:
 
 
 def _image_folder(table: Table, column: str | None, candidates: list[ImageFiles]) -> ImageFiles:
-    """Return the folder in which at least one image of the table lies.
-
-    Raises:
-        FileNotFoundError: No folder has one.
-    """
+    """Return the first folder that holds at least one image of the table."""
     names = [*map(file_name, table.cells(column))] if column else []
     for images in candidates:
         if not names or any(map(images.find, names)):

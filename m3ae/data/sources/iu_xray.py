@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.data.prepared import Rejected
-from m3ae.data.sources._common import (
-    IMAGE,
-    STRING,
-    STRINGS,
-    check_sections,
-    features,
-    hash_split,
-    read_records,
-    read_splits,
-)
+from m3ae.data.sources import _common as common
 from m3ae.data.tables import require_folder
 
 LEFT_OUT_BY_CHOICE = ("study not in splits.csv",)
 
-FEATURES = features(study=STRING, frontal=IMAGE, lateral=IMAGE, text=STRINGS, labels=STRINGS)
+FEATURES = common.features(
+    study=common.STRING, frontal=common.IMAGE, lateral=common.IMAGE, text=common.STRINGS, labels=common.STRINGS
+)
 
 SECTIONS = ("findings", "impression", "indication", "comparison")
 PROJECTION_COLUMNS = ("uid", "filename", "projection")
@@ -46,11 +39,11 @@ def rows(source: Path, *, sections: str = "findings,impression") -> Iterator[dic
         FileNotFoundError: The folder, a CSV file or the image folder is missing.
         ValueError: A CSV file is empty, lacks a column, or names an unknown split; or a section is unknown.
     """
-    chosen = check_sections(sections, SECTIONS)
+    chosen = common.check_sections(sections, SECTIONS)
     require_folder(source, "the unpacked IU X-ray folder with its CSV files")
     rejected: list[Rejected] = []
-    reports = read_records(source / "indiana_reports.csv", ("uid", "Problems", *chosen), None, rejected, "text")
-    projections = read_records(source / "indiana_projections.csv", PROJECTION_COLUMNS, None, rejected)
+    reports = common.read_records(source / "indiana_reports.csv", ("uid", "Problems", *chosen), None, rejected, "text")
+    projections = common.read_records(source / "indiana_projections.csv", PROJECTION_COLUMNS, None, rejected)
     yield from rejected
     files = _image_files(source)
     views: dict[str, dict[str, list[Path]]] = defaultdict(lambda: {"frontal": [], "lateral": []})
@@ -64,9 +57,9 @@ def rows(source: Path, *, sections: str = "findings,impression") -> Iterator[dic
     known = {report["uid"] for report in reports}
     reports += [dict.fromkeys(("Problems", *chosen), "") | {"uid": uid} for uid in views if uid not in known]
     splits = source / "splits.csv"
-    table = read_splits(splits, ("uid",), "uid", "study") if splits.is_file() else []
+    table = common.read_splits(splits, ("uid",), "uid", "study") if splits.is_file() else []
     split_of = {record["uid"]: record["split"] for record in table}
-    split_of = split_of or {report["uid"]: hash_split(report["uid"]) for report in reports}
+    split_of = split_of or {report["uid"]: common.hash_split(report["uid"]) for report in reports}
     for report in reports:
         if report["uid"] in split_of:
             text = " ".join(report[section] for section in chosen)

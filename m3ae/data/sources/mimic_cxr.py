@@ -15,22 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m3ae.data.prepared import Rejected
-from m3ae.data.sources._common import (
-    IMAGE,
-    STRING,
-    STRINGS,
-    check_sections,
-    features,
-    hash_split,
-    read_records,
-    read_splits,
-)
+from m3ae.data.sources import _common as common
 from m3ae.data.tables import require_folder
 
-FEATURES = features(
-    **dict.fromkeys(("subject", "study", "view"), STRING),
-    **dict.fromkeys(("frontal", "lateral"), IMAGE),
-    **dict.fromkeys(("text", "labels", "labels_negative", "labels_uncertain"), STRINGS),
+FEATURES = common.features(
+    **dict.fromkeys(("subject", "study", "view"), common.STRING),
+    **dict.fromkeys(("frontal", "lateral"), common.IMAGE),
+    **dict.fromkeys(("text", "labels", "labels_negative", "labels_uncertain"), common.STRINGS),
 )
 
 TABLE = "mimic-cxr-2.0.0-{}.csv"
@@ -113,7 +104,7 @@ def rows(
         ValueError: A section is unknown, or a table lacks a column, names an unknown split or puts a subject into two
             splits.
     """
-    chosen = check_sections(sections, HEADINGS)
+    chosen = common.check_sections(sections, HEADINGS)
     require_folder(source, "the folder that holds files/ and the tables of MIMIC-CXR-JPG")
     reports = require_folder(reports or source, "the folder that holds the reports")
     rejected: list[Rejected] = []
@@ -138,7 +129,7 @@ def rows(
 def _sort_into(studies: dict[str, Study], source: Path) -> Iterator[Rejected]:
     """Sort the images of the metadata table into studies, and yield those that belong to none."""
     rejected: list[Rejected] = []
-    records = read_records(source / TABLE.format("metadata"), METADATA_COLUMNS, None, rejected)
+    records = common.read_records(source / TABLE.format("metadata"), METADATA_COLUMNS, None, rejected)
     yield from rejected
     split_of = _splits(source, records)
     seen = {entry.id for entry in rejected}
@@ -194,7 +185,7 @@ class ReportReader:
             for folder in dict.fromkeys((source, reports)):
                 with suppress(FileNotFoundError):
                     path, columns = folder / "mimic_cxr_sectioned.csv", ("study", *sections, "last_paragraph")
-                    records = read_records(path, columns, None, rejected, "text")
+                    records = common.read_records(path, columns, None, rejected, "text")
                     self.sectioned = {record["study"].removeprefix("s"): record for record in records}
 
     def read(self, study: Study) -> tuple[list[str] | None, str | None]:
@@ -216,9 +207,9 @@ def _splits(source: Path, records: list[dict[str, str]]) -> dict[str, str]:
     """Return the split of every image."""
     path = source / TABLE.format("split")
     try:
-        table = read_splits(path, ("dicom_id", "subject_id"), "subject_id", "subject")
+        table = common.read_splits(path, ("dicom_id", "subject_id"), "subject_id", "subject")
     except FileNotFoundError:
-        return {record["dicom_id"]: hash_split(record["subject_id"]) for record in records}
+        return {record["dicom_id"]: common.hash_split(record["subject_id"]) for record in records}
     return {record["dicom_id"]: record["split"] for record in table}
 
 
@@ -228,7 +219,7 @@ def _read_labels(source: Path, labeler: str, rejected: list[Rejected]) -> dict[s
         return {}
     path = source / TABLE.format(labeler)
     try:
-        records = read_records(path, ("study_id", "subject_id"), None, rejected, "labels")
+        records = common.read_records(path, ("study_id", "subject_id"), None, rejected, "labels")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing: get it from MIMIC-CXR-JPG or choose labeler none") from error
     labels = {}

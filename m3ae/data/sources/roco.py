@@ -15,24 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m3ae.data.prepared import Rejected
-from m3ae.data.sources._common import (
-    IMAGE,
-    SPLIT_NAMES,
-    STRING,
-    STRINGS,
-    cell_texts,
-    features,
-    hash_split,
-    read_records,
-)
+from m3ae.data.sources import _common as common
 from m3ae.data.tables import HIDDEN, Broken, is_nested, read_jsonl, require_folder
 
 Table = list[dict[str, str]]
 
-FEATURES = features(
-    **dict.fromkeys(("group", "article", "figure"), STRING),
-    image=IMAGE,
-    **dict.fromkeys(("text", "labels", "keywords", "semantic_types"), STRINGS),
+FEATURES = common.features(
+    **dict.fromkeys(("group", "article", "figure"), common.STRING),
+    image=common.IMAGE,
+    **dict.fromkeys(("text", "labels", "keywords", "semantic_types"), common.STRINGS),
 )
 
 GROUPS = ("radiology", "non-radiology")
@@ -81,7 +72,7 @@ def rows(
             else:
                 used.add(entry["figure"])
                 texts = [*entry["text"], *sentences.get(entry["figure"], [])]
-                new_split = split if split_by == "published" else hash_split(entry["article"])
+                new_split = split if split_by == "published" else common.hash_split(entry["article"])
                 yield entry | {"split": new_split, "text": texts or None}
     for figure in sentences:
         if figure not in used:
@@ -92,7 +83,7 @@ def _group_folders(source: Path, groups: tuple[str, ...]) -> dict[Path, str]:
     """Find the folders of the groups, in the order of `SPLIT_NAMES`, and the split of each."""
     require_folder(source, "the ROCO repository or its copy on Kaggle")
     for root in (source / "data", source / "all_data", source):
-        folders = {root / name / group: split for name, split in SPLIT_NAMES.items() for group in groups}
+        folders = {root / name / group: split for name, split in common.SPLIT_NAMES.items() for group in groups}
         if present := {folder: split for folder, split in folders.items() if folder.is_dir()}:
             return present
     raise FileNotFoundError(
@@ -134,7 +125,7 @@ def _kaggle_tables(folder: Path, split: str, rejected: list[Rejected]) -> list[T
     """Read the tables that Kaggle adds in the folder, `traindata.csv`, and beside it, `radiologytraindata.csv`."""
     beside = folder.parent.glob(f"{folder.name.replace('-', '*')}*data.csv")
     paths = sorted(path for path in [*folder.glob("*data.csv"), *beside] if not path.name.startswith(HIDDEN))
-    return [read_records(path, ("id", "name", "caption"), split, rejected) for path in paths]
+    return [common.read_records(path, ("id", "name", "caption"), split, rejected) for path in paths]
 
 
 def _captions(folder: Path, split: str, tables: list[Table], rejected: list[Rejected]) -> list[tuple[str, str]]:
@@ -211,5 +202,7 @@ def _read_references(path: Path, rejected: list[Rejected]) -> dict[str, list[str
             elif is_nested(record.get("gorc_references")):
                 rejected.append(Rejected(record["roco_image_id"], "object in a cell", column="text"))
             else:
-                sentences.setdefault(record["roco_image_id"], []).extend(cell_texts(record.get("gorc_references")))
+                sentences.setdefault(record["roco_image_id"], []).extend(
+                    common.cell_texts(record.get("gorc_references"))
+                )
     return sentences

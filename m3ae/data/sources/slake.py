@@ -9,16 +9,8 @@ from typing import Any, Literal
 
 import datasets
 
+from m3ae.data import questions
 from m3ae.data.prepared import Rejected
-from m3ae.data.questions import (
-    ANSWERS_FILE,
-    QUESTION_FEATURES,
-    by_image,
-    cell_text,
-    describe_answers,
-    question_row,
-    read_records,
-)
 from m3ae.data.rows import Row
 from m3ae.data.sources._common import STRING, STRINGS
 from m3ae.data.tables import require_folder
@@ -27,7 +19,7 @@ LEFT_OUT_BY_CHOICE = ("language not chosen",)
 
 FEATURES = datasets.Features(
     {
-        **QUESTION_FEATURES,
+        **questions.QUESTION_FEATURES,
         **dict.fromkeys(("language", "modality", "location", "base_type"), STRING),
         "triple": STRINGS,
     }
@@ -57,10 +49,10 @@ def rows(
         ValueError: One of them is no JSON list.
     """
     require_folder(source, "the SLAKE folder with train.json, validate.json, test.json and imgs")
-    records = [(split, *entry) for split, path in _files(source) for entry in read_records(path)]
+    records = [(split, *entry) for split, path in _files(source) for entry in questions.read_records(path)]
     split_of = _splits_by_image(records) if language == "both" else {}
-    yield from by_image(
-        _row(source, name, record, split_of.get(cell_text(record, "img_name"), split), LANGUAGES[language])
+    yield from questions.by_image(
+        _row(source, name, record, split_of.get(questions.cell_text(record, "img_name"), split), LANGUAGES[language])
         for split, name, record in records
     )
 
@@ -68,13 +60,13 @@ def rows(
 def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the list of answers as the contents of `answers.json`, see `m3ae.data.questions.describe_answers`."""
     published = published_answers(options["source"], options["language"]) if options["answers_from"] == "all" else None
-    return {ANSWERS_FILE: describe_answers(rows, published)}
+    return {questions.ANSWERS_FILE: questions.describe_answers(rows, published)}
 
 
 def published_answers(source: Path, language: str = "en") -> list[str]:
     """Return the answers of all splits in the published order; one of them, to question 1622, is empty."""
-    records = [record for _, path in _files(source) for _, record in read_records(path)]
-    return [cell_text(record, "answer") for record in records if _language(record) in LANGUAGES[language]]
+    records = [record for _, path in _files(source) for _, record in questions.read_records(path)]
+    return [questions.cell_text(record, "answer") for record in records if _language(record) in LANGUAGES[language]]
 
 
 def _files(source: Path) -> list[tuple[str, Path]]:
@@ -85,35 +77,35 @@ def _files(source: Path) -> list[tuple[str, Path]]:
 
 
 def _language(record: dict[str, Any]) -> str:
-    return cell_text(record, "q_lang").lower()
+    return questions.cell_text(record, "q_lang").lower()
 
 
 def _splits_by_image(records: list[tuple[str, str, dict[str, Any]]]) -> dict[str, str]:
     """Return the split of every image: that of its English questions, else the one that is held out furthest."""
     english_last = sorted(records, key=lambda entry: _language(entry[2]) == "en")
-    return {cell_text(record, "img_name"): split for split, _, record in english_last}
+    return {questions.cell_text(record, "img_name"): split for split, _, record in english_last}
 
 
 def _row(source: Path, name: str, record: dict[str, Any], split: str, languages: tuple[str, ...]) -> Row | Rejected:
-    if not (qid := cell_text(record, "qid")):
+    if not (qid := questions.cell_text(record, "qid")):
         return Rejected(name, "id missing", split)
     language = _language(record)
     if language not in languages:
         return Rejected(qid, "language not chosen", split, detail=language or None)
-    answer = cell_text(record, "answer")
+    answer = questions.cell_text(record, "answer")
     triple = record.get("triple")
-    return question_row(
+    return questions.question_row(
         qid,
         split,
-        source / "imgs" / cell_text(record, "img_name"),
-        cell_text(record, "question"),
+        source / "imgs" / questions.cell_text(record, "img_name"),
+        questions.cell_text(record, "question"),
         answer_raw=answer,
         accepted=[answer],
-        answer_type=cell_text(record, "answer_type").lower(),
-        question_type=cell_text(record, "content_type").lower(),
+        answer_type=questions.cell_text(record, "answer_type").lower(),
+        question_type=questions.cell_text(record, "content_type").lower(),
         language=language,
-        modality=cell_text(record, "modality"),
-        location=cell_text(record, "location"),
-        base_type=cell_text(record, "base_type"),
+        modality=questions.cell_text(record, "modality"),
+        location=questions.cell_text(record, "location"),
+        base_type=questions.cell_text(record, "base_type"),
         triple=[str(term) for term in triple] if isinstance(triple, list) else None,
     )

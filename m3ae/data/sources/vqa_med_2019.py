@@ -13,22 +13,15 @@ from typing import Any, Literal, NamedTuple
 
 import datasets
 
+from m3ae.data import questions
 from m3ae.data.prepared import Rejected
-from m3ae.data.questions import (
-    ANSWERS_FILE,
-    QUESTION_FEATURES,
-    SPLITS,
-    by_image,
-    describe_answers,
-    question_row,
-)
 from m3ae.data.rows import Row
 from m3ae.data.sources._common import SPLIT_NAMES
 from m3ae.data.tables import require_folder
 
 LEFT_OUT_BY_CHOICE = ("question about abnormality",)
 
-FEATURES = datasets.Features(QUESTION_FEATURES)
+FEATURES = datasets.Features(questions.QUESTION_FEATURES)
 
 CATEGORIES = ("modality", "organ", "plane")  # in the order of the published M3AE
 LEFT_OUT = "abnormality"  # free text, hardly an answer twice: left out in the published M3AE, too
@@ -62,19 +55,19 @@ def rows(source: Path, *, answers_from: Literal["train", "all"] = "train") -> It
         ValueError: Neither the name of a table nor its folders name a split.
     """
     require_folder(source, "the VQA-Med 2019 folder with the unpacked training, validation and test parts")
-    yield from by_image(_row(line, answers_from == "all") for line in _lines(source))
+    yield from questions.by_image(_row(line, answers_from == "all") for line in _lines(source))
 
 
 def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the list of answers as the contents of `answers.json`, see `m3ae.data.questions.describe_answers`."""
     published = published_answers(options["source"]) if options["answers_from"] == "all" else None
-    return {ANSWERS_FILE: describe_answers(rows, published)}
+    return {questions.ANSWERS_FILE: questions.describe_answers(rows, published)}
 
 
 def published_answers(source: Path) -> list[str]:
     """Return the answers of all splits in the published order, by category and line; `a#b` is one of them."""
     lines = [line for line in _lines(source) if line.category in CATEGORIES and len(line.cells) == 3]
-    lines.sort(key=lambda line: (SPLITS.index(line.split), CATEGORIES.index(line.category)))
+    lines.sort(key=lambda line: (questions.SPLITS.index(line.split), CATEGORIES.index(line.category)))
     return [line.cells[2] for line in lines]
 
 
@@ -125,7 +118,9 @@ def _row(line: _Line, accept_both: bool) -> Row | Rejected:
     answer_type = "closed" if is_closed else "open"
     if accept_both and answer.strip("# "):
         accepted.append(answer)
-    return question_row(row_id, split, images / f"{image}.jpg", question, answer, accepted, answer_type, category)
+    return questions.question_row(
+        row_id, split, images / f"{image}.jpg", question, answer, accepted, answer_type, category
+    )
 
 
 def _image_folder(source: Path, table: Path, split: str) -> Path:

@@ -11,16 +11,8 @@ from typing import Any, Literal
 
 import datasets
 
+from m3ae.data import questions
 from m3ae.data.prepared import Rejected
-from m3ae.data.questions import (
-    ANSWERS_FILE,
-    QUESTION_FEATURES,
-    by_image,
-    cell_text,
-    describe_answers,
-    question_row,
-    read_records,
-)
 from m3ae.data.rows import Row
 from m3ae.data.sources._common import STRING, STRINGS, hash_split
 from m3ae.data.tables import require_folder
@@ -29,7 +21,7 @@ LEFT_OUT_BY_CHOICE = ("image in the test split",)
 
 FEATURES = datasets.Features(
     {
-        **QUESTION_FEATURES,
+        **questions.QUESTION_FEATURES,
         "question_types": STRINGS,
         "phrase_type": STRING,
         "image_organ": STRING,
@@ -64,8 +56,8 @@ def rows(
         ValueError: One of them is no JSON list.
     """
     require_folder(source, "the VQA-RAD folder with trainset.json, testset.json and images")
-    train, test = (list(read_records(source / f"{name}set.json")) for name in ("train", "test"))
-    test_images = {cell_text(record, "image_name") for _, record in test}
+    train, test = (list(questions.read_records(source / f"{name}set.json")) for name in ("train", "test"))
+    test_images = {questions.cell_text(record, "image_name") for _, record in test}
     kept_apart = test_images if split == "image_disjoint" else set()
     by = "image_name" if split == "image_disjoint" else "qid"
     entries = [
@@ -73,43 +65,45 @@ def rows(
         for name, record in train
     ]
     entries += [_row(source, name, record, "test", kept_apart=set()) for name, record in test]
-    yield from by_image(entries)
+    yield from questions.by_image(entries)
 
 
 def extras(rows: dict[str, list[Row]], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the list of answers as the contents of `answers.json`, see `m3ae.data.questions.describe_answers`."""
     published = published_answers(options["source"]) if options["answers_from"] == "all" else None
-    return {ANSWERS_FILE: describe_answers(rows, published)}
+    return {questions.ANSWERS_FILE: questions.describe_answers(rows, published)}
 
 
 def published_answers(source: Path) -> list[str]:
     """Return the answers of train and test in the published order; the published validation set repeats test."""
-    records = [record for name in ("train", "test") for _, record in read_records(source / f"{name}set.json")]
-    return [cell_text(record, "answer") for record in records if "answer" in record]
+    records = [
+        record for name in ("train", "test") for _, record in questions.read_records(source / f"{name}set.json")
+    ]
+    return [questions.cell_text(record, "answer") for record in records if "answer" in record]
 
 
 def _train_split(record: dict[str, Any], by: str) -> str:
-    return "validation" if hash_split(cell_text(record, by)) == "validation" else "train"
+    return "validation" if hash_split(questions.cell_text(record, by)) == "validation" else "train"
 
 
 def _row(source: Path, name: str, record: dict[str, Any], split: str, kept_apart: set[str]) -> Row | Rejected:
-    image, answer = cell_text(record, "image_name"), cell_text(record, "answer")
-    if not (qid := cell_text(record, "qid")):
+    image, answer = questions.cell_text(record, "image_name"), questions.cell_text(record, "answer")
+    if not (qid := questions.cell_text(record, "qid")):
         return Rejected(name, "id missing", split)
     if image in kept_apart:
         return Rejected(qid, "image in the test split", split, detail=image)
-    types = [kind.strip() for kind in cell_text(record, "question_type").lower().split(",")]
+    types = [kind.strip() for kind in questions.cell_text(record, "question_type").lower().split(",")]
     types = [MISSPELT_TYPES.get(kind, kind) for kind in types]
-    return question_row(
+    return questions.question_row(
         qid,
         split,
         source / "images" / image,
-        cell_text(record, "question"),
+        questions.cell_text(record, "question"),
         answer_raw=answer,
         accepted=[answer],
-        answer_type=cell_text(record, "answer_type").lower(),
+        answer_type=questions.cell_text(record, "answer_type").lower(),
         question_type=types[0],
         question_types=types,
-        phrase_type=cell_text(record, "phrase_type"),
-        image_organ=cell_text(record, "image_organ"),
+        phrase_type=questions.cell_text(record, "phrase_type"),
+        image_organ=questions.cell_text(record, "image_organ"),
     )

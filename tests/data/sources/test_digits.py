@@ -14,8 +14,8 @@ from PIL import Image
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import Metadata, Rejected, load_manifest, load_split
 from m3ae.data.sources import digits
-from m3ae.data.sources._digit_files import load_recording, mfcc, stretch_frames
-from m3ae.data.sources.digits import fit_image, read_farsi, read_idx, read_kannada
+from m3ae.data.sources._digit_files import load_recording, mfcc, read_idx, stretch_frames
+from m3ae.data.sources.digits import fit_image, read_farsi, read_kannada
 from tests.data.digit_files import cdb, idx, write_cdb, write_kannada, write_wav
 
 PER_DIGIT = 10
