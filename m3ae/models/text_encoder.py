@@ -98,8 +98,8 @@ def build_text_encoder(config: PreTrainedConfig) -> PreTrainedModel:
 
 def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the class of transformers that a configuration describes."""
-    found: type[PreTrainedModel] = MODEL_MAPPING[type(config)]  # type: ignore[assignment]
-    return found
+    model_class: type[PreTrainedModel] = MODEL_MAPPING[type(config)]  # type: ignore[assignment]
+    return model_class
 
 
 def encoder_options(config: PreTrainedConfig) -> dict[str, Any]:

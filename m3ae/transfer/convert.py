@@ -193,10 +193,6 @@ def build(
         released: The checkpoint.
         task: One of `TASKS`; the one that `choose_task` finds if None.
         answers: Names of the answers or classes, in the order of the head's outputs.
-
-    Raises:
-        CheckpointError: Parameters that are not known or that are missing, or no head for the task.
-        ValueError: The number of answers is not that of the head's outputs.
     """
     task = choose_task(released, task)
     report = Report(TASKS[task].__name__)
@@ -221,10 +217,7 @@ def build(
 def choose_task(released: Released, wanted: str | None = None) -> str:
     """Return the task that a checkpoint was trained for, going by its heads and by `loss_names` in its settings.
 
-    With several fine-tuned heads that is pre-training if its heads are there too.
-
-    Raises:
-        CheckpointError: There is no such head, or several ones and no way to choose.
+    A file with several fine-tuned heads was pre-trained if it has the heads of pre-training.
     """
     offered = _offered(released)
     if wanted is not None:

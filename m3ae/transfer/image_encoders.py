@@ -7,11 +7,15 @@ they copy, leave out and miss.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from transformers.activations import ACT2FN
+
 from m3ae.models.configuration import M3AEImageConfig
-from m3ae.models.encoders import activation, resample_positions
+from m3ae.models.encoders import resample_positions
 from m3ae.models.heads import PixelDecoder, sincos_positions
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.transfer.checkpoints import some
@@ -42,8 +46,8 @@ def init_image_encoder(model: M3AEPreTrainedModel, source: str | PublishedViT) -
 
         source = read_vit(source)
     published = source
-    theirs = published.options | _stated_normalization(config, published)
-    different = image_contradictions(theirs, config.to_dict())
+    options = published.options | _stated_normalization(config, published)
+    different = image_contradictions(options, config.to_dict())
     require_none("vision transformer", published.source, config, different, "image_config", _hint(different, config))
     state, expected = dict(published.state), vit.state_dict().keys()
     deeper = [name for name in state if block_number(name) >= config.num_hidden_layers]
@@ -75,32 +79,35 @@ def image_options(published: PublishedViT) -> dict[str, Any]:
     return options
 
 
-def image_contradictions(theirs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a published encoder that our options contradict.
+def _same_activation(one: str, other: str) -> bool:
+    known = [activation_name(ACT2FN[name]) for name in (one, other) if name in ACT2FN]
+    return one == other or (len(known) == 2 and known[0] is not None and known[0] == known[1])
+
+
+# Whether a published encoder's parameters compute with our value of an option what they do with the encoder's.
+_AGREES: dict[str, Callable[[Any, Any], bool]] = {
+    "image_size": lambda *_: True,  # positions are interpolated
+    "layer_norm_eps": lambda *_: True,  # a remark says so
+    "num_hidden_layers": operator.ge,  # the first blocks
+    "mlp_ratio": partial(math.isclose, rel_tol=1e-3),  # rounded to whole widths
+    "layer_scale": lambda source, ours: (source is None) == (ours is None),  # an initial value
+    "hidden_act": _same_activation,
+}
+
+
+def image_contradictions(source: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a published encoder, name → value, that our options contradict.
 
     Args:
-        theirs: Options of the published encoder.
+        source: Options of the published encoder.
         options: Options of `M3AEImageConfig`, or some of them. The image size may differ, as positions are
             interpolated, and so may `layer_norm_eps` and the initial `layer_scale`; there may be fewer blocks.
-
-    Returns:
-        Name → the source's value.
     """
-    same = {name: name not in options or value == options[name] for name, value in theirs.items()}
-    same |= {"image_size": True, "layer_norm_eps": True}
-    if "num_hidden_layers" in options:
-        same["num_hidden_layers"] = theirs["num_hidden_layers"] >= options["num_hidden_layers"]
-    if "mlp_ratio" in options:  # rounded to whole widths
-        width = theirs["hidden_size"]
-        same["mlp_ratio"] = math.isclose(theirs["mlp_ratio"] * width, options["mlp_ratio"] * width, abs_tol=1)
-    if "layer_scale" in options:
-        same["layer_scale"] = (theirs["layer_scale"] is None) == (options["layer_scale"] is None)
-    if "hidden_act" in options and "hidden_act" in theirs:
-        names = {theirs["hidden_act"], activation_name(activation(theirs["hidden_act"]))}
-        same["hidden_act"] = not names.isdisjoint(
-            {options["hidden_act"], activation_name(activation(options["hidden_act"])) or options["hidden_act"]}
-        )
-    return {name: value for name, value in theirs.items() if not same[name]}
+    return {
+        name: value
+        for name, value in source.items()
+        if name in options and not _AGREES.get(name, operator.eq)(value, options[name])
+    }
 
 
 def resize_images(model: M3AEPreTrainedModel, image_size: int) -> None:

@@ -12,6 +12,8 @@ from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     RobertaConfig,
     RobertaModel,
 )
@@ -135,6 +137,29 @@ def test_a_text_encoder_s_sizes_and_tokens_are_those_of_its_folder(data: Path, t
     assert task.model(**task.evaluation_collate([dataset.first(index, index) for index in range(2)])).loss.isfinite()
     with pytest.raises(ValueError, match=r"contradicts the text encoder in .*: hidden_size is 48 there and 32 here"):
         run(hidden_size=32)
+
+
+def test_sizes_come_from_the_image_encoder_and_contradictions_are_named(data: Path, tmp_path: Path) -> None:
+    sizes = VISION | {"num_hidden_layers": 2, "intermediate_size": 48, "num_register_tokens": 2}
+    DINOv3ViTModel(DINOv3ViTConfig(**sizes)).save_pretrained(tmp_path / "dinov3")
+
+    def run(**image: Any) -> PreTraining:
+        model = {"size": "tiny", "init": {"image_encoder": str(tmp_path / "dinov3")}}
+        return PreTraining.from_config(tiny_run(data, tmp_path, model=model | {"overrides": {"image_config": image}}))
+
+    task = run(image_size=24, dropout=0.1)
+    image = task.model.config.image_config
+    assert (image.rope_theta, image.num_registers, image.mlp_ratio, image.qkv_bias) == (100.0, 2, 1.5, "no_key")
+    assert (image.image_size, image.pre_norm, image.hidden_act, image.dropout) == (24, False, "gelu", 0.1)
+    dataset = evaluation_samples(task.config, "validation")
+    assert task.model(**task.evaluation_collate([dataset.first(index, index) for index in range(2)])).loss.isfinite()
+    message = r"overrides.image_config contradicts the image encoder in .*dinov3': hidden_size is 32 there and 64 here"
+    with pytest.raises(ValueError, match=message):
+        run(hidden_size=64)
+    for option in ({"num_hidden_layers": 3}, {"pre_norm": True}, {"rope_theta": None}, {"class_token": False}):
+        ((name, value),) = option.items()
+        with pytest.raises(ValueError, match=f"{name} is .* there and {value} here"):
+            run(**option)
 
 
 def test_a_saved_model_is_not_started_anew(data: Path, clip: Path, tmp_path: Path) -> None:
