@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, be_quiet, print_json
+from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, be_quiet, print_result
 
 
 @click.command()
@@ -23,7 +23,6 @@ def answer(
     questions: tuple[str, ...],
     top_k: int,
     attention: Path | None,
-    as_json: bool,
     device: str | None,
 ) -> None:
     """Answer questions about images.
@@ -56,18 +55,11 @@ def answer(
 
         note = f"answer: {answers[0][0].answer} ({answers[0][0].score:.2f})"
         save_figure(draw_word_attention(loaded, processor, shown[0], questions[0], note), attention)
-    results = list(zip(pairs, answers, strict=True))
-    if as_json:
-        print_json(
-            [
-                {"image": str(path), "question": question, "answers": [answer._asdict() for answer in best]}
-                for (path, question), best in results
-            ]
-        )
-        return
-    for (path, question), best in results:
-        click.echo(f"{path}: {question}")
-        for candidate in best:
-            click.echo(f"  {candidate.score:.3f}  {candidate.answer}")
-    if attention is not None:
-        click.echo(attention)
+    results = [
+        {"image": str(path), "question": question, "answers": [answer._asdict() for answer in best]}
+        for (path, question), best in zip(pairs, answers, strict=True)
+    ]
+    lines = []
+    for (path, question), best in zip(pairs, answers, strict=True):
+        lines += [f"{path}: {question}", *(f"  {answer.score:.3f}  {answer.answer}" for answer in best)]
+    print_result(results, [*lines, attention])

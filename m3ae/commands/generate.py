@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from m3ae.commands.options import AS_JSON, DEVICE, MODEL, PATH, be_quiet, print_json
+from m3ae.commands.options import AS_JSON, DEVICE, MODEL, PATH, be_quiet, print_result
 
 GIVEN = "a present modality: an image file, an array in a .npy file, a text or the name of a class; may be repeated"
 TARGET = "a modality to generate; may be repeated  [default: all that are not given]"
@@ -36,7 +36,6 @@ def generate(
     split: str,
     samples: int,
     output: Path,
-    as_json: bool,
     device: str | None,
     **options: Any,
 ) -> None:
@@ -73,12 +72,8 @@ def generate(
         name: [write_value(value, output / f"{name}-{number}") for number, value in enumerate(draws, start=1)]
         for name, draws in made.items()
     }
-    if as_json:
-        print_json(described)
-        return
-    for name, results in described.items():
-        for result in results:
-            click.echo(f"{name}: {_best(result) if isinstance(result, dict) else result}")
+    items = [(name, result) for name, results in described.items() for result in results]
+    print_result(described, (f"{name}: {_best(item) if isinstance(item, dict) else item}" for name, item in items))
 
 
 def _best(scores: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -72,21 +73,27 @@ class OutputFile(click.Path):
 OUTPUT_FILE = OutputFile()
 
 
-def _only_the_result(context: click.Context, option: click.Parameter, as_json: bool) -> bool:
+def _only_the_result(context: click.Context, option: click.Parameter, as_json: bool) -> None:
     """Send whatever a function or a library prints to the standard error, so that the output is JSON alone."""
     if as_json:
         context.meta[STDOUT] = sys.stdout
         context.with_resource(redirect_stdout(sys.stderr))
-    return as_json
 
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, callback=_only_the_result, help="print the result as JSON")
+AS_JSON = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_only_the_result, help="print the result as JSON"
+)
 
 
-def print_json(value: Any) -> None:
-    """Print the result of a command that has `AS_JSON`."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    click.echo(text, file=click.get_current_context().meta[STDOUT])
+def print_result(value: Any, lines: Iterable[object]) -> None:
+    """Print the result of a command that has `AS_JSON`: with that option as JSON, else as lines that are not None."""
+    meta = click.get_current_context().meta
+    if STDOUT in meta:
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False), file=meta[STDOUT])
+        return
+    for line in lines:
+        if line is not None:
+            click.echo(line)
 
 
 def be_quiet() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, be_quiet, print_json
+from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, be_quiet, print_result
 
 SHARE = click.FloatRange(0, 1)
 
@@ -27,7 +27,6 @@ def reconstruct(
     images: tuple[Path, ...],
     texts: tuple[str, ...],
     output: Path,
-    as_json: bool,
     device: str | None,
     **options: Any,
 ) -> None:
@@ -62,22 +61,12 @@ def reconstruct(
 
         save_figure(draw_samples(loaded, samples, all_texts, options["mask_ratio"]), output)
     names: list[str | None] = [*map(str, images)] or [None] * count
-    if as_json:
-        described = [
-            {
-                "image": name,
-                "text": text,
-                "error": sample.mean_error,
-                "words": None if sample.words is None else [word._asdict() for word in sample.words],
-            }
-            for name, text, sample in zip(names, all_texts, samples, strict=True)
-        ]
-        print_json({"picture": str(output) if images else None, "samples": described})
-        return
-    for name, sample in zip(names, samples, strict=True):
+    described, lines = list[dict[str, Any]](), list[str]()
+    for name, text, sample in zip(names, all_texts, samples, strict=True):
+        words = None if sample.words is None else [word._asdict() for word in sample.words]
+        described.append({"image": name, "text": text, "error": sample.mean_error, "words": words})
         if sample.mean_error is not None:
-            click.echo(f"{name}: mean absolute error {sample.mean_error:.3f} of the grey range")
-        for word in sample.words or []:
-            click.echo(f"  {word.word} → {word.predicted} ({word.score:.2f})")
-    if images:
-        click.echo(output)
+            lines.append(f"{name}: mean absolute error {sample.mean_error:.3f} of the grey range")
+        lines += [f"  {word.word} → {word.predicted} ({word.score:.2f})" for word in sample.words or []]
+    picture = str(output) if images else None
+    print_result({"picture": picture, "samples": described}, [*lines, picture])

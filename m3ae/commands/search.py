@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, PATH, be_quiet, print_json
+from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, PATH, be_quiet, print_result
 
 RERANK = "candidates of the contrastive head, if there is one, that the matching head ranks; 0 for none"
 
@@ -36,7 +36,6 @@ def search(
     index: Path | None,
     rebuild: bool,
     picture: Path | None,
-    as_json: bool,
     device: str | None,
 ) -> None:
     """Find images for a text, or texts for an image.
@@ -65,16 +64,13 @@ def search(
         from m3ae.inference.drawing import draw_hits
 
         save_figure(draw_hits(processor, collection, query, hits), picture)
-    if as_json:
-        texts = [{"texts": hit.texts} if image is None else {"text": hit.texts[0]} for hit in hits]
-        ranks = [{"rank": rank, "score": hit.score, "image": hit.image} for rank, hit in enumerate(hits, start=1)]
-        print_json([first | second for first, second in zip(ranks, texts, strict=True)])
-        return
+    results, lines = list[dict[str, Any]](), list[str]()
     for rank, hit in enumerate(hits, start=1):
+        texts = {"texts": hit.texts} if image is None else {"text": hit.texts[0]}
+        results.append({"rank": rank, "score": hit.score, "image": hit.image, **texts})
         line = f"{rank:>3}. {hit.score:>8.3f}  {hit.image or '(no image)'}  {' | '.join(hit.texts)}"
-        click.echo(line.rstrip())
-    if picture is not None:
-        click.echo(picture)
+        lines.append(line.rstrip())
+    print_result(results, [*lines, picture])
 
 
 @click.command()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from m3ae.commands.options import AS_JSON, OUTPUT_FILE, OVERRIDES, PATH, ConfigFile, print_json
+from m3ae.commands.options import AS_JSON, OUTPUT_FILE, OVERRIDES, PATH, ConfigFile, print_result
 
 
 @click.command()
@@ -153,7 +154,7 @@ def run() -> None:
 @run.command()
 @click.argument("folder", type=PATH)
 @AS_JSON
-def show(folder: Path, as_json: bool) -> None:
+def show(folder: Path) -> None:
     """Print what is needed to judge a run, and to repeat it.
 
     FOLDER is the output_dir of a run, finished or not. The command prints the run's state and last metrics; each start
@@ -167,13 +168,10 @@ def show(folder: Path, as_json: bool) -> None:
     from m3ae.training.run_folder import RunFolder
 
     description = RunFolder(folder).describe()
-    if as_json:
-        print_json(description)
-    else:
-        click.echo(_layout(folder, description))
+    print_result(description, _layout(folder, description))
 
 
-def _layout(folder: Path, run: dict[str, Any]) -> str:
+def _layout(folder: Path, run: dict[str, Any]) -> Iterator[str]:
     import yaml
 
     config, starts = run["config"], run["starts"]
@@ -201,7 +199,7 @@ def _layout(folder: Path, run: dict[str, Any]) -> str:
         "data", [f"{path}: manifest {digest} ({_change(path, digest)})" for path, digest in data.items()]
     )
     settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    return "\n".join([*lines, *_section("settings", settings.splitlines())])
+    yield from [*lines, *_section("settings", settings.splitlines())]
 
 
 def _section(title: str, lines: list[str]) -> list[str]:

@@ -26,7 +26,7 @@ from m3ae.models.retrieval import M3AEForImageTextRetrieval
 
 
 class _Encoder(nn.Module):
-    """One modality alone: its tokens, and with a contrastive head its vector."""
+    """One modality alone → its tokens, and with a contrastive head its vector."""
 
     def __init__(self, name: str, trunk: M3AEModel, head: ContrastiveHead | None) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _Encoder(nn.Module):
 
 
 class _Whole(nn.Module):
-    """Images and texts together: what the model's class computes of them, or how well they match."""
+    """Images and texts together → the outputs of the model's class, or how well they match."""
 
     def __init__(self, model: M3AEPreTrainedModel) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _Whole(nn.Module):
 
 
 class _LatentEncoder(nn.Module):
-    """All modalities: the mean of z."""
+    """All modalities → the mean of z."""
 
     def __init__(self, model: M3AEForGeneration) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _LatentEncoder(nn.Module):
 
 
 class _LatentDecoder(nn.Module):
-    """z and all private latents: what is expected of a modality."""
+    """z and all private latents → the expected value of a modality."""
 
     def __init__(self, model: M3AEForGeneration, name: str) -> None:
         super().__init__()
@@ -81,18 +81,17 @@ class _LatentDecoder(nn.Module):
 def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
     """Export a model as programs for batches of any size and texts of any length that the model takes.
 
-    Of images and texts: `image_encoder` takes pixel values (B, C, H, W), `text_encoder` token ids and attention mask
-    (B, L). Each gives `tokens`, which the fusion would take, (B, 1 + N, D) or (B, L, D); and, of a model with a
-    contrastive head, `embedding`, the unit vectors (B, E) whose products are cosines between images and texts. `model`
-    takes all three, and gives `logits` (B, A), or the `score` (B,) of how well image and text match, or the features
-    of a model without a head.
+    For images and texts, `image_encoder` takes pixel values (B, C, H, W), `text_encoder` token ids and attention mask
+    (B, L). Each gives `tokens`, the input of the fusion, (B, 1 + N, D) or (B, L, D), and with a contrastive head
+    `embedding`, unit vectors (B, E) whose products are cosines between images and texts. `model` takes all three, and
+    gives `logits` (B, A), or the `score` (B,) of how well image and text match, or features if it has no head.
 
-    Of a latent model: `encoder` takes all modalities, in order, and gives the `mean` (B, D) of z; `decoder_<name>`
-    takes z and the private latents (B, Z), and gives what is expected of a modality. A text is written by a loop,
-    which is no program.
+    For a latent model, `encoder` takes all modalities, in order, and gives the `mean` (B, D) of z; `decoder_<name>`
+    takes z and the private latents (B, Z), and gives the expected value of a modality. Texts have no decoder: a loop
+    writes them, which is no program.
 
     Args:
-        model: On the CPU, in evaluation mode.
+        model: A model on the CPU, in evaluation mode.
     """
     batch, length = Dim("batch", min=1), Dim("length", min=2, max=model.config.longest_text)
     ids = torch.zeros(2, min(8, model.config.longest_text), dtype=torch.long)
@@ -100,12 +99,12 @@ def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
     programs: dict[str, tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = {}
     if isinstance(model, M3AEForGeneration):
         modalities = model.latent_head.modalities
-        given = {name: _example(modalities[name], ids) for name in model.latent.experts}
+        inputs = {name: _example(modalities[name], ids) for name in model.latent.experts}
         shapes = {
             name: {key: of_texts[0] if modalities[name].is_text else {0: batch} for key in tensors}
-            for name, tensors in given.items()
+            for name, tensors in inputs.items()
         }
-        programs["encoder"] = (_LatentEncoder(model), (given,), (shapes,))
+        programs["encoder"] = (_LatentEncoder(model), (inputs,), (shapes,))
         z = torch.zeros(2, model.latent.total_size)
         for name, modality in modalities.items():
             if not modality.is_text:
@@ -136,7 +135,7 @@ def save_programs(model: M3AEPreTrainedModel, folder: Path, form: Literal["pt2",
 
     Raises:
         FileExistsError: The folder holds something already.
-        ValueError: ONNX is asked for, and the packages that write it are missing.
+        ValueError: The packages that write ONNX are missing.
     """
     if form == "onnx" and (find_spec("onnx") is None or find_spec("onnxscript") is None):
         raise ValueError("onnx: needs onnx and onnxscript, which are not installed; pip install 'm3ae[onnx]'")
