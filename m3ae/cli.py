@@ -11,12 +11,11 @@ from m3ae.commands.answer import answer
 from m3ae.commands.app import app
 from m3ae.commands.convert import check_parity, convert, export
 from m3ae.commands.data import data, prepare, train_tokenizer
-from m3ae.commands.env import env
 from m3ae.commands.generate import generate
 from m3ae.commands.options import FILE
 from m3ae.commands.reconstruct import reconstruct
 from m3ae.commands.search import embed, search
-from m3ae.commands.training import evaluate, finetune, pretrain, run, summarize, sweep, train
+from m3ae.commands.training import env, evaluate, finetune, pretrain, run, summarize, sweep, train
 from m3ae.data.tables import printable
 from m3ae.training import STOPPED_STATUS, TrainingStopped
 

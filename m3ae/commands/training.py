@@ -1,7 +1,8 @@
-"""The commands about runs: train, measure, compare, look."""
+"""The commands about runs, and about the machine: train, measure, compare, look."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -215,3 +216,38 @@ def _change(path: str, digest: str) -> str:
     if not manifest.is_file():
         return "missing now"
     return "unchanged" if file_sha256(manifest) == digest else "changed since"
+
+
+@click.command()
+@AS_JSON
+def env() -> None:
+    """Print what a bug report needs: versions, processor, devices and precision.
+
+    The command reads no data and prints no environment variable but M3AE_IMPORT.
+
+    \b
+    Examples:
+      m3ae env
+      m3ae env --json | jq .packages.torch
+    """  # noqa: D301
+    import torch
+
+    from m3ae.precision import choose_precision
+    from m3ae.training.run_folder import environment
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    device = torch.device("cuda" if gpus else "cpu")
+    capabilities = torch.cpu.get_capabilities().items()
+    units = [name for name, present in capabilities if present and re.match("avx|amx|sve|neon", name)]
+    cuda, precision = torch.version.cuda, str(choose_precision(device))
+    facts = environment() | {"processor": units, "gpus": gpus, "cuda": cuda, "precision": precision}
+    packages = {name: version or "not installed" for name, version in facts["packages"].items()}
+    lines = [
+        f"m3ae {packages.pop('m3ae')}, python {facts['python']}, {facts['system']}",
+        *(f"{name} {version}" for name, version in packages.items()),
+        f"processor: {facts['cpu_count']} cores, {', '.join(units) or 'no vector units known'}",
+        f"GPUs: {', '.join(gpus) or 'none'}; CUDA of torch: {cuda or 'none'}",
+        precision,
+        f"git revision: {facts['git_revision'] or 'none'}",
+    ]
+    print_result(facts, lines)
