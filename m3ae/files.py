@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 CHECKSUMS = "SHA256SUMS"
 LOCK = ".m3ae.lock"
 _STAGED = ".m3ae.incomplete"
-_locked: set[Path] = set()  # by this process, whom its own locks would not stop
+_locked: set[Path] = set()  # by this process, which its locks would not stop
 
 
 def file_sha256(path: Path) -> str:
@@ -34,10 +34,10 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which gets that name when the block has ended well, and else is removed.
+    """Yield a temporary path beside `path`; the file gets the name `path` if the block ends well, else it is removed.
 
     Raises:
-        OSError: The disk is full; the libraries that write tensors say so each in its own way.
+        OSError: The disk is full, also where a library that writes tensors raises another error.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_replaceable(path: Path, *signs: str) -> None:
-    """Raise FileExistsError if a file lacks one of the words by which those that this package writes are known."""
+    """Raise FileExistsError if a file lacks one of the words that all files of its kind by this package hold."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if path.exists() and not all(sign in text for sign in signs):
         raise FileExistsError(f"{path} was not written by m3ae, and would be replaced: choose another folder")
@@ -65,10 +65,10 @@ def check_replaceable(path: Path, *signs: str) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder whose files appear in `target`, an absent or an empty folder, when the block ends well.
+    """Yield a temporary folder whose files appear in `target`, an absent or empty folder, if the block ends well.
 
     Raises:
-        FileExistsError: `target` holds something already.
+        FileExistsError: `target` is not empty.
         OSError: The disk is full.
     """
     staged, is_new = target / _STAGED, not target.exists()
@@ -92,11 +92,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def complete_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `target` when the block has ended well; an older one is replaced.
-
-    Raises:
-        OSError: The disk is full.
-    """
+    """Yield a temporary folder that replaces `target` if the block ends well; raise OSError if the disk is full."""
     temporary = target.with_name(f".{target.name}.incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -109,9 +105,9 @@ def complete_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Give a folder its name once all of it is on the disk.
+    """Give a folder its name once all its files are on the disk.
 
-    An older folder of that name goes only then; what else lay in it moves into the new one.
+    An older folder of that name goes only then; the files of others in it move into the new one.
     """
     for path in [*source.rglob("*"), source]:
         _flush(path)
@@ -125,7 +121,7 @@ def publish(source: Path, target: Path) -> None:
 
 
 def restore(target: Path) -> None:
-    """End a replacement that was interrupted: an older folder comes back if the new one has not arrived, or goes."""
+    """End a replacement that was interrupted: the older folder comes back if the new one is missing, else it goes."""
     old = _replaced(target)
     if old.exists() and not target.exists():
         old.rename(target)
@@ -136,19 +132,16 @@ def restore(target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that `write_checksums` has closed; other files in it move to `<name>.kept`.
-
-    A folder without checksums is not ours, and stays.
-    """
+    """Remove a folder with checksums; unlisted files in it move to `<name>.kept`. A folder without checksums stays."""
     if ours := listed_files(folder):
         for path in _others(folder, ours):
             _move(path, folder.with_name(f"{folder.name}.kept") / path.relative_to(folder))
-        # Renamed first: a kill while it is being deleted leaves no part of it under its name.
+        # Renamed first: a kill during the removal leaves no half of the folder under its name.
         shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}.tmp")))
 
 
 def remove_files(folder: Path, names: Collection[str]) -> None:
-    """Remove files of a folder, and what a killed process has left of them; names of other folders are skipped."""
+    """Remove files of a folder, and their beginnings by killed processes; names of other folders are skipped."""
     for name in names:
         if Path(name).name == name:
             for path in (folder / name, folder / f"{name}.tmp"):
@@ -157,10 +150,10 @@ def remove_files(folder: Path, names: Collection[str]) -> None:
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Keep others from writing a folder until the block, or this process, has ended, however it ends.
+    """Lock a folder for writing until the block, or this process, ends in any way.
 
     Raises:
-        BlockingIOError: Another process, or another thread of this one, is writing it.
+        BlockingIOError: Another process, or another thread of this one, is writing the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = (folder / LOCK).resolve()
@@ -182,7 +175,7 @@ def only_process(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """Yield a temporary folder that is removed at the end; what killed processes have left of its kind goes first."""
+    """Yield a temporary folder that is removed at the end; those of killed processes with the prefix go first."""
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         if (left / LOCK).is_file():
             with suppress(OSError), only_process(left):  # not while its process lives
@@ -208,7 +201,7 @@ def write_checksums(folder: Path, *, last: str) -> None:
 
 
 def listed_files(folder: Path) -> set[str]:
-    """Return the names of the files that `write_checksums` has listed, and of the list; nothing without a list."""
+    """Return the names of the files in the list of checksums, and of the list; nothing without a list."""
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -217,7 +210,7 @@ def listed_files(folder: Path) -> set[str]:
 
 
 def find_damage(folder: Path, *, last: str) -> str | None:
-    """Return what is wrong with a folder that `write_checksums` has closed, or None."""
+    """Return the first fault of a folder with checksums, or None."""
     name = CHECKSUMS
     try:
         *lines, rest = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").split("\n")
@@ -235,13 +228,13 @@ def find_damage(folder: Path, *, last: str) -> str | None:
 
 
 def is_full_disk(error: OSError) -> bool:
-    """Return whether there was no room: a full disk, a used-up quota, a limit on the size of files."""
+    """Return whether an error is a full disk, a used-up quota or a limit on the size of files."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def full_disk_as_oserror() -> Iterator[None]:
-    """Turn what torch and safetensors raise when a file cannot be written to its end into an `OSError`."""
+    """Turn the errors of torch and safetensors about a file that cannot be written to its end into an `OSError`."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
@@ -256,7 +249,7 @@ def _replaced(target: Path) -> Path:
 
 
 def _others(folder: Path, ours: Collection[str]) -> list[Path]:
-    """Return the files of a folder that are not ours, neither by their path nor by that of a folder they are in."""
+    """Return the files of a folder that are not ours, neither by their path nor by a folder above them."""
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     paths = {path: path.relative_to(folder) for path in files}
     return [path for path, inner in paths.items() if not {*map(str, (inner, *inner.parents))} & {*ours}]

@@ -134,7 +134,7 @@ def draw_contact_sheet(
 
 
 def spread_positions(total: int, count: int, seed: int) -> list[int]:
-    """Draw one position from each of `count` equal stretches of `range(total)`; all positions if there are no more."""
+    """Draw one position from each of `count` equal stretches of `range(total)`; all positions if `count` is larger."""
     edges = np.linspace(0, total, min(count, total) + 1).astype(int)
     generator = np.random.default_rng(seed)
     return [int(generator.integers(start, stop)) for start, stop in pairwise(edges)]

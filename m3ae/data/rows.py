@@ -73,7 +73,7 @@ def _is_utf8(cell: Any) -> bool:
 
 
 def name_below(path: Path, roots: Sequence[Path]) -> str:
-    """Return a path relative to the first root above it: results do not depend on the place of the root."""
+    """Return a path relative to the first root above it: results do not depend on the position of the root."""
     text = str(path)
     for root in roots:
         if text.startswith(prefix := f"{root}{os.sep}"):

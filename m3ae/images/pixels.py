@@ -74,7 +74,7 @@ def array_to_8bit(array: NDArray[Any], channels_last: bool | None = None) -> NDA
 
 
 def value_range(values: NDArray[Any]) -> tuple[float, float]:
-    """Return the lowest and the highest value that a detector can have measured; (0, 0) if there is none.
+    """Return the lowest and the highest value that a detector can have measured; (0, 0) without any.
 
     Values that are not finite or beyond ±1e30 do not count. A stray lowest or highest value does not count either:
     at most 1 in 50 pixels has it, and its distance from all others is ten times their span. Nor does a mark of

@@ -29,13 +29,13 @@ SOURCES = {
 
 
 def register_source(name: str, module: str) -> None:
-    """Add a module as a source, such as the file in which this stands: `register_source("clinic", __name__)`.
+    """Add a module as a source, as in a file of the user: `register_source("clinic", __name__)`.
 
     Raises:
         ValueError: Another module has this name.
     """
     if SOURCES.setdefault(name, module) != module:
-        raise ValueError(f"there is a source {name!r} already, the module {SOURCES[name]}: choose another name")
+        raise ValueError(f"the source {name!r} exists already, the module {SOURCES[name]}: choose another name")
 
 
 def source_module(name: str) -> str:

@@ -318,7 +318,7 @@ def _report_groups(source: Path, entries: list[Entry]) -> None:
     if without := groups.count(None):
         _say(
             f"{source}: {without} of {len(groups)} rows name no patient, study or other group, and may tear one over "
-            "several splits: name its column with --group-column if there are several rows of one"
+            "several splits: name its column with --group-column if groups have several rows"
         )
 
 

@@ -96,7 +96,7 @@ def test_nothing_is_lost_in_silence(tmp_path: Path, capsys: pytest.CaptureFixtur
         "t.csv: not used: 'age'",
         "mine: not used: 3 .png, such as a.png; 1 .csv, such as b.csv; 1 .txt, such as notes.txt",
         "mine: 3 of 3 rows name no patient, study or other group, and may tear one over several splits: name its "
-        "column with --group-column if there are several rows of one",
+        "column with --group-column if groups have several rows",
     ]
 
 
