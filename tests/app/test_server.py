@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("gradio", reason="needs the extra app")
 httpx = pytest.importorskip("httpx", reason="comes with gradio")
@@ -21,7 +22,8 @@ def address(folder: Path) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return serve([str(folder / "vqa")], [folder / "data"], port=port, block=False).rstrip("/")
+    models = [str(folder / name) for name in ("masked", "vqa", "latent")]
+    return serve(models, [folder / "data"], port=port, block=False).rstrip("/")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -64,3 +66,28 @@ def test_uploads_are_limited(address: str, megabytes: int, status: int) -> None:
 def test_files_of_this_machine_are_not_served(address: str, folder: Path) -> None:
     secret = folder / "vqa" / "config.json"
     assert httpx.get(f"{address}/gradio_api/file={secret}").status_code == 403
+
+
+def test_every_tab_answers(address: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a browser does, where there is none."""
+    gradio_client = pytest.importorskip("gradio_client", reason="comes with gradio")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    image = gradio_client.handle_file(str(tmp_path / "x.png"))
+    client = gradio_client.Client(address, verbose=False)
+    words = client.predict(image, "large nodule", 0.5, 0.3, 0, api_name="/run")[1]
+    assert "→" in words[0]["token"]
+    scores = client.predict(image, "Is it large?", api_name="/run_1")[0]
+    assert {row["label"] for row in scores["confidences"]} == {"yes", "no"}
+    assert {row[1] for row in client.predict("no finding", api_name="/find_images")[1]["data"]} == {"row-0", "row-1"}
+    assert len(client.predict(image, api_name="/find_texts")["data"]) == 2
+    for name, inputs in {
+        "/run_2": (0, ["image"], 0.7, 0),
+        "/move": (0, [], 1, 0),
+        "/draw": (str(folder / "data"), "test", 0),
+    }.items():
+        with Image.open(client.predict(*inputs, api_name=name)) as picture:
+            assert picture.width > 100
+    assert ["validation/loss", "1.5000"] in client.predict(str(folder / "masked"), api_name="/draw_1")[1]["data"]
+    with pytest.raises(Exception, match="Ask a question first"):
+        client.predict(image, " ", api_name="/run_1")
