@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,14 +35,14 @@ class ArrayDataset:
     """
 
     def __init__(self, arrays: Mapping[str, Any], modalities: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        given = modalities or {}
-        if unknown := [name for name in given if name not in arrays]:
+        options = modalities or {}
+        if unknown := [name for name in options if name not in arrays]:
             raise ValueError(f"modalities: got options of {unknown[0]!r}, expected some of {', '.join(arrays)}")
         values = {name: _rows(name, array) for name, array in arrays.items()}
         if len({len(rows) for rows in values.values()}) != 1:
             counts = ", ".join(f"{name} {len(rows)}" for name, rows in values.items())
             raise ValueError(f"arrays: got {counts or 'none'}, expected as many rows of each; NaN marks missing ones")
-        self.modalities = {name: _options(name, rows, given.get(name, {})) for name, rows in values.items()}
+        self.modalities = {name: _filled(name, rows, options.get(name, {})) for name, rows in values.items()}
         built = build_modalities(M3AEConfig.named("small", latent={"modalities": self.modalities}))
         if texts := [name for name, modality in built.items() if modality.is_text]:
             raise ValueError(f"{texts[0]} is of kind text, which needs a tokenizer: prepare a folder (m3ae prepare)")
@@ -56,74 +56,63 @@ class ArrayDataset:
 
     def __getitem__(self, visit: Visit) -> Sample:
         """Return the row `visit.index`."""
-        cells = {name: own[visit.index] for name, own in self._cells.items()}
-        return Sample(str(visit.index), cells, visit.seed)
+        return Sample(str(visit.index), {name: cells[visit.index] for name, cells in self._cells.items()}, visit.seed)
 
 
 def _rows(name: str, array: Any) -> list[Any]:
     """Return the entries of an array: arrays float32, names, lists of names, or None for missing ones."""
     values = array.detach().cpu().numpy() if hasattr(array, "detach") else array
-    if not isinstance(values, np.ndarray) and any(_is_named(value) for value in values if value is not None):
+    if not isinstance(values, np.ndarray) and any(map(_is_named, values)):
         if wrong := [n for n, value in enumerate(values) if not (value is None or value == [] or _is_named(value))]:
             raise ValueError(
                 f"{name}: row {wrong[0]} is {values[wrong[0]]!r}, expected a name, a list of names or None"
             )
         return list(values)
     scale = 255 if isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim == 4 else 1
-    rows = [
-        None if value is None else np.atleast_1d(np.asarray(value, np.float32)) / np.float32(scale) for value in values
-    ]
-    return [None if missing else row for row, missing in zip(rows, _missing(name, rows), strict=True)]
-
-
-def _is_named(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(name, str) for name in value)
-    return isinstance(value, str)
-
-
-def _missing(name: str, rows: Sequence[NDArray[Any] | None]) -> Iterator[bool]:
-    first = next((row for row in rows if row is not None), None)
-    for number, row in enumerate(rows):
-        if row is None or first is None:
-            yield True
-            continue
-        if row.shape != first.shape:
-            raise ValueError(
-                f"{name}: row {number} has the shape {row.shape}, expected {first.shape} as the rows before"
-            )
+    rows: list[NDArray[np.float32] | None] = []
+    shape: tuple[int, ...] | None = None
+    for number, value in enumerate(values):
+        row = np.atleast_1d(np.asarray(np.nan if value is None else value, np.float32)) / np.float32(scale)
+        shape = row.shape if shape is None and value is not None else shape
+        if value is not None and row.shape != shape:
+            raise ValueError(f"{name}: row {number} has the shape {row.shape}, expected {shape} as the rows before")
         unknown = np.isnan(row)
         if np.isinf(row).any() or (unknown.any() and not unknown.all()):
             raise ValueError(
                 f"{name}: row {number} has NaN or infinity in some of its elements; expected finite values, or NaN "
                 "in all of them where the row lacks the modality"
             )
-        yield bool(unknown.all())
+        rows.append(None if unknown.all() else row)
+    return rows
 
 
-def _options(name: str, rows: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a modality: those that are given, and what follows from its rows."""
+def _is_named(value: Any) -> bool:
+    names = value if isinstance(value, list) else [value]
+    return bool(names) and all(isinstance(name, str) for name in names)
+
+
+def _filled(name: str, rows: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a modality, with what follows from its rows where they do not say it."""
     present = [row for row in rows if row is not None]
     if not present:
         raise ValueError(f"{name}: no row has this modality; leave it out")
     if isinstance(present[0], str | list):
         kind = "label" if isinstance(present[0], str) else "labels"
         names = {label for row in present for label in ([row] if isinstance(row, str) else row)}
-        return {"kind": kind, "labels": sorted(names), "hidden_size": 128, "num_layers": 1, **given}
+        return {"kind": kind, "labels": sorted(names), "hidden_size": 128, "num_layers": 1, **options}
     shape = list(present[0].shape)
-    inferred = given.get("kind") or KINDS_BY_DIMENSIONS.get(len(shape))
-    if inferred is None:
+    kind = options.get("kind") or KINDS_BY_DIMENSIONS.get(len(shape))
+    if kind is None:
         raise ValueError(
             f"{name}: elements have the shape {shape}, expected [F], [T, F], [C, H, W], or options with a kind"
         )
     scale = round(float(np.std(np.stack(present))) / 2, 3) or 1.0  # where training starts from: it learns it slowly
     defaults = {"encoder": "mlp", "shape": shape, "scale": scale, "learn_scale": True, "hidden_size": 256}
-    options = {"kind": inferred, **defaults, **given}
-    in_unit_range = options.get("likelihood") == "bernoulli" or (inferred in KINDS and KINDS[inferred].is_image)
+    in_unit_range = options.get("likelihood") == "bernoulli" or (kind in KINDS and KINDS[kind].is_image)
     low, high = min(row.min() for row in present), max(row.max() for row in present)
     if in_unit_range and (low < 0 or high > 1):
         raise ValueError(
             f"{name}: values lie in {low:g} to {high:g}, expected 0 to 1, as images and the likelihood bernoulli have "
             "them; divide by the largest, or give images of 8 bits (uint8)"
         )
-    return options
+    return {"kind": kind, **defaults, **options}

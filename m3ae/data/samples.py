@@ -144,18 +144,18 @@ class Columns:
                         f"can be joined; got {list(columns)}. Name that column alone."
                     )
 
-    def sample(self, row: Mapping[str, Any], seed: int, choice: int | None = None) -> Sample:
+    def sample(self, row: Mapping[str, Any], seed: int, text: int | None = None) -> Sample:
         """Make the sample of one visit of a row.
 
         Args:
             row: The columns' cells, images as prepared data store them.
-            seed: Seed of the visit.
-            choice: Seed that draws view and text, see `choice_of`; that of the visit if None, the first ones if 0.
+            seed: Seed of the visit, which draws view and text; 0 takes the first ones.
+            text: Number of the row's text, in place of one that the seed draws.
 
         Raises:
             ValueError: A cell does not fit its modality.
         """
-        chosen = seed if choice is None else choice
+        chosen = seed if text is None else text << 32 | seed & 0xFFFFFFFF
         cells: dict[str, Any] = {}
         for name, modality in self.modalities.items():
             stored = [_stored(row[column], row["id"]) for column in self.columns[name]]
@@ -183,11 +183,6 @@ def trunk_columns(
     columns = (images or {"image": image_columns}) | {"text": text_column}
     modalities = trunk_modalities(M3AEConfig.named("tiny"), views)  # every model reads the same cells
     return Columns(modalities, columns, "Set data.image_columns and data.text_column.")
-
-
-def choice_of(seed: int, text: int | None) -> int:
-    """Return the seed that draws the view that `seed` draws, and the text with a number unless that is None."""
-    return seed if text is None else text << 32 | seed & 0xFFFFFFFF
 
 
 def column_types(feature: Any) -> set[str]:
@@ -245,7 +240,7 @@ class SampleDataset:
             limit: Keep this many samples, evenly spaced; all if None.
         """
         dataset = copy(self)
-        for name in ("_numbers", "_text_starts", "_text_lengths"):  # of the rows
+        for name in ("_numbers", "_text_lengths"):  # of the rows
             vars(dataset).pop(name, None)
         kept = range(len(samples)) if limit is None else evenly(len(samples), limit)
         dataset._samples, dataset._texts = [samples[number] for number in kept], "one"
@@ -272,18 +267,19 @@ class SampleDataset:
     def __getitem__(self, visit: Visit) -> Sample:
         """Load the sample `visit.index`; `visit.seed` draws view and text."""
         number, text = self._locate(visit.index)
-        return self._sample(number, visit.seed, choice_of(visit.seed, text))
+        return self._sample(number, visit.seed, text)
 
     def first(self, index: int, seed: int = 0) -> Sample:
         """Load the first view and the first text of a row or a task's sample, for a visit with this seed."""
-        return self._sample(index, seed, 0)
+        return self._sample(index, 0)._replace(seed=seed)
 
     def length(self, visit: Visit) -> int:
         """Return the number of characters of the text that `self[visit]` has, without loading the row."""
         number, text = self._locate(visit.index)
-        start, stop = self._text_starts[number : number + 2]
-        chosen = visit.seed >> 32 if text is None else text
-        return int(self._text_lengths[start + chosen % (stop - start)]) if stop > start else 0
+        starts, lengths = self._text_lengths
+        start, stop = starts[number : number + 2]
+        text = visit.seed >> 32 if text is None else text
+        return int(lengths[start + text % (stop - start)]) if stop > start else 0
 
     @property
     def samples(self) -> list[Sample]:
@@ -311,13 +307,13 @@ class SampleDataset:
         texts = [texts_of([row[column] for column in columns]) for row in rows]
         if self._samples is None:
             return texts
-        return [[sample.cells[name]] if name in sample.cells else texts[sample.row] for sample in self._samples]
+        return [[*filter(None, [s.cells[name]])] if name in s.cells else texts[s.row] for s in self._samples]
 
-    def _sample(self, number: int, seed: int, choice: int) -> Sample:
+    def _sample(self, number: int, seed: int, text: int | None = None) -> Sample:
         if self._samples is None:
-            return self.columns.sample(self._row(number), seed, choice)
+            return self.columns.sample(self._row(number), seed, text)
         sample = self._samples[number]
-        read = self.columns.sample(self._row(sample.row), seed, choice)
+        read = self.columns.sample(self._row(sample.row), seed)
         return sample._replace(cells=read.cells | sample.cells, seed=seed)
 
     def _row(self, row: int) -> dict[str, Any]:
@@ -335,23 +331,18 @@ class SampleDataset:
     def _numbers(self) -> Sequence[int] | np.ndarray:
         """The row, or the task's sample, of each sample."""
         if self._texts == "all":
-            return np.repeat(np.arange(len(self._rows)), np.maximum(np.diff(self._text_starts), 1))
+            return np.repeat(np.arange(len(self._rows)), np.maximum(np.diff(self._text_lengths[0]), 1))
         return range(len(self._rows) if self._samples is None else len(self._samples))
 
     def _texts_by_number(self) -> Iterator[list[str]]:
         modalities = [self.texts_of(name) for name in self.columns.texts]
-        return (
-            (list(chain(*texts)) for texts in zip(*modalities, strict=True)) if modalities else repeat([], len(self))
-        )
+        return map(list, map(chain, *modalities)) if modalities else repeat([], len(self))
 
     @cached_property
-    def _text_starts(self) -> np.ndarray:
-        """Position of each row's first text among all texts, and their number: shape (rows + 1,)."""
-        return np.cumsum([0, *map(len, self._texts_by_number())])
-
-    @cached_property
-    def _text_lengths(self) -> np.ndarray:
-        return np.array([len(text) for texts in self._texts_by_number() for text in texts], dtype=np.int64)
+    def _text_lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position of each row's first text among all texts, with their number at the end; each text's length."""
+        texts = list(self._texts_by_number())
+        return np.cumsum([0, *map(len, texts)]), np.array([*map(len, chain(*texts))], dtype=np.int64)
 
 
 def evenly(size: int, limit: int) -> list[int]:

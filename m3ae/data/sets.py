@@ -28,7 +28,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
 from m3ae.data.prepared import load_manifest, shard_features
-from m3ae.data.samples import Columns, Sample, SampleDataset, Texts, Visit, choice_of
+from m3ae.data.samples import Columns, Sample, SampleDataset, Texts, Visit
 from m3ae.files import digest
 
 SHUFFLE_BUFFER = 1000  # rows
@@ -227,8 +227,7 @@ class SampleStream:
                     skip -= size
                     continue
             for visit in islice(self._visits(epoch, process_index, num_processes), skip, None):
-                columns, seed = self.sets[visit["set_number"]].columns, visit["seed"]
-                yield columns.sample(visit["row"], seed, choice_of(seed, visit["text"]))
+                yield self.sets[visit["set_number"]].columns.sample(visit["row"], visit["seed"], visit["text"])
             skip = 0
 
     def length(self, sample: Sample) -> int:
