@@ -97,9 +97,10 @@ def _filled(name: str, rows: Sequence[Any], options: Mapping[str, Any]) -> dict[
     if not present:
         raise ValueError(f"{name}: no row has this modality; leave it out")
     if isinstance(present[0], str | list):
-        kind = "label" if isinstance(present[0], str) else "labels"
+        several = isinstance(present[0], list)
         names = {label for row in present for label in ([row] if isinstance(row, str) else row)}
-        return {"kind": kind, "labels": sorted(names), "hidden_size": 128, "num_layers": 1, **options}
+        defaults = {"labels": sorted(names), "hidden_size": 128, "num_layers": 1}
+        return {"kind": "labels" if several else "label", **defaults, **options}
     shape = list(present[0].shape)
     kind = options.get("kind") or KINDS_BY_DIMENSIONS.get(len(shape))
     if kind is None:
