@@ -6,7 +6,8 @@ of `FEATURES`. An image cell is None, the path of a file, a picklable function w
 image, or the bytes of an encoded image, which are kept. A source may derive files from the rows that were kept, such
 as a list of answers: `extras(rows by split, arguments of rows)` returns their contents by name; `prepare` prints the
 `summary` of each. `LEFT_OUT_BY_CHOICE` lists reasons for rejecting rows that an option chose and that are no sign of a
-fault.
+fault. `rows` raises FileNotFoundError for a missing folder or file, and ValueError for a damaged file, a missing
+column or an argument out of range, before its first row or later.
 """
 
 from importlib import import_module

@@ -97,10 +97,6 @@ def rows(
         num_validation: rows for validation.
         num_test: rows for testing.
         seed: another seed puts other items together.
-
-    Raises:
-        FileNotFoundError: A folder or a file is missing.
-        ValueError: A file is damaged, a digit has too few items, or an argument is out of range.
     """
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     for name, value, least in (*((f"num_{split}", count, 1) for split, count in counts.items()), ("seed", seed, 0)):

@@ -86,10 +86,6 @@ def rows(
         id_column: column with a unique name of the row.
         split_column: column with train, validation or test.
         group_column: column with the patient or another group that must not be torn apart over splits.
-
-    Raises:
-        FileNotFoundError: The folder, the table or all images are missing.
-        ValueError: The folder has several tables, or a table is empty, damaged, of another format, or lacks a column.
     """
     require_folder(source, "your folder of images, with a table or without")
     columns = (image_column, text_column, label_column, question_column, answer_column)

@@ -34,10 +34,6 @@ def rows(source: Path, *, sections: str = "findings,impression") -> Iterator[dic
         source: the unpacked folder with its CSV files.
         sections: sections of the report that make up the text, in this order, out of findings, impression, indication
             and comparison, separated by commas.
-
-    Raises:
-        FileNotFoundError: The folder, a CSV file or the image folder is missing.
-        ValueError: A CSV file is empty, lacks a column, or names an unknown split; or a section is unknown.
     """
     chosen = common.check_sections(sections, SECTIONS)
     require_folder(source, "the unpacked IU X-ray folder with its CSV files")

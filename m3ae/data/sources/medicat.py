@@ -37,9 +37,6 @@ def rows(
         radiology_only: leave out figures that are not marked as radiology, such as endoscopy or histology.
         split_by: `published` draws figures as the published M3AE does, 1,000 each for validation and test, or a tenth
             where there are fewer than 10,000; `article` keeps the figures of an article in one split, 8:1:1.
-
-    Raises:
-        FileNotFoundError: The folder or its table is missing.
     """
     release = source / "release" if (source / "release").is_dir() else source
     require_folder(release, "the MedICaT folder `release`")

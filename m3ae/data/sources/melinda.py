@@ -25,10 +25,6 @@ def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
 
     Args:
         source: the folder with the CSV files and `melinda_images`.
-
-    Raises:
-        FileNotFoundError: The folder or every table is missing.
-        ValueError: A table is empty or damaged, or lacks a column.
     """
     seen: Counter[str] = Counter()
     for path, split in split_tables(source, ".csv", "the MELINDA folder with its CSV files").items():

@@ -98,11 +98,6 @@ def rows(
             indication, separated by commas; from `mimic_cxr_sectioned.csv` if it has them, else from the reports.
         last_paragraph: take the last paragraph of a report that has neither findings nor an impression.
         labeler: program that made the labels to take: chexpert, negbio or none.
-
-    Raises:
-        FileNotFoundError: A folder or a table is missing, or the folder has no images.
-        ValueError: A section is unknown, or a table lacks a column, names an unknown split or puts a subject into two
-            splits.
     """
     chosen = common.check_sections(sections, HEADINGS)
     require_folder(source, "the folder that holds files/ and the tables of MIMIC-CXR-JPG")

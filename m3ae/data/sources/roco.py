@@ -53,10 +53,6 @@ def rows(
             splits anew, 8:1:1, and keeps all figures of an article in one split.
         references: `roco_{train,val,test}_references.jsonl` of MedICaT, one of them or a folder that holds them: the
             sentences that cite a figure become further texts.
-
-    Raises:
-        FileNotFoundError: The folder, the group, the captions of a split or the references are missing.
-        ValueError: A table is empty or damaged, or lacks a column.
     """
     folders = _group_folders(source, GROUPS if group == "both" else (group,))
     rejected: list[Rejected] = []

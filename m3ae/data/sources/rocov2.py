@@ -22,10 +22,6 @@ def rows(source: Path) -> Iterator[dict[str, Any] | Rejected]:
 
     Args:
         source: the folder with the CSV files and the unpacked images.
-
-    Raises:
-        FileNotFoundError: The folder or every table of captions is missing.
-        ValueError: A table is empty or damaged, or lacks a column.
     """
     for path, split in split_tables(source, "_captions.csv", "the ROCOv2 folder with its CSV files").items():
         name = path.name.removesuffix("_captions.csv")

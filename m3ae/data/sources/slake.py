@@ -43,10 +43,6 @@ def rows(
             questions.
         answers_from: splits that the list of answers is made from: train, or all of them, test included, which gives
             the list of the published M3AE in its order.
-
-    Raises:
-        FileNotFoundError: The folder or one of its JSON files is missing.
-        ValueError: One of them is no JSON list.
     """
     require_folder(source, "the SLAKE folder with train.json, validate.json, test.json and imgs")
     records = [(split, *entry) for split, path in _files(source) for entry in questions.read_records(path)]

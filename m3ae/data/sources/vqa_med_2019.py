@@ -49,10 +49,6 @@ def rows(source: Path, *, answers_from: Literal["train", "all"] = "train") -> It
         source: the folder that holds the unpacked parts.
         answers_from: splits that the list of answers is made from: train, or all of them, test included, which gives
             the list of the published M3AE in its order.
-
-    Raises:
-        FileNotFoundError: The folder is missing, or holds no table of questions.
-        ValueError: Neither the name of a table nor its folders name a split.
     """
     require_folder(source, "the VQA-Med 2019 folder with the unpacked training, validation and test parts")
     yield from questions.by_image(_row(line, answers_from == "all") for line in _lines(source))

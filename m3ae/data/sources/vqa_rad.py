@@ -50,10 +50,6 @@ def rows(
         carve_validation: off leaves the published train set whole, and no validation split.
         answers_from: splits that the list of answers is made from: train, or all of them, test included, which gives
             the list of the published M3AE in its order.
-
-    Raises:
-        FileNotFoundError: The folder or one of its JSON files is missing.
-        ValueError: One of them is no JSON list.
     """
     require_folder(source, "the VQA-RAD folder with trainset.json, testset.json and images")
     train, test = (list(questions.read_records(source / f"{name}set.json")) for name in ("train", "test"))
