@@ -196,10 +196,12 @@ def test_a_function_without_docstring_has_no_descriptions() -> None:
     assert describe_arguments("") == {}
 
 
-def test_an_option_of_another_type_is_refused() -> None:
+def test_a_source_without_rows_or_with_options_of_other_types_is_refused() -> None:
     for annotation in ("", ": list[str]"):
         with pytest.raises(ValueError, match=r"labels: an option cannot have the type .*; expected Literal or str"):
             function_options(ast.parse(f"def rows(labels{annotation}): ..."), "rows")
+    with pytest.raises(ValueError, match="the source has no function rows; it has row"):
+        function_options(ast.parse("def row(): ..."), "rows")
 
 
 def test_the_options_of_check_are_those_of_the_function() -> None:

@@ -111,9 +111,12 @@ def function_options(module: ast.Module, function: str, skip: Collection[str] = 
         skip: Parameters that get no option.
 
     Raises:
-        ValueError: A parameter has no type, or one that no option has.
+        ValueError: There is no such function, or a parameter has no type, or one that no option has.
     """
-    (node,) = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
+    if function not in functions:
+        raise ValueError(f"the source has no function {function}; it has {', '.join(functions) or 'none'}")
+    node = functions[function]
     constants = {
         ast.unparse(target): assigned.value
         for assigned in module.body
