@@ -132,6 +132,19 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             ) from error
 
 
+_ARCHITECTURES = {  # a word in a parameter's name → the architecture
+    "relative_position_bias_table": "a Swin transformer",
+    "layer1.0.conv1.weight": "a ResNet",
+    "encoder.layer.0.attention.self.": "a BERT-like text encoder",
+    "block.0.layer.0.SelfAttention.": "a T5",
+}
+
+
+def architecture_of(state: Mapping[str, Tensor]) -> str | None:
+    """Return what other architecture than ours parameters are of, if their names tell."""
+    return next((what for word, what in _ARCHITECTURES.items() if any(word in name for name in state)), None)
+
+
 def some(names: Iterable[Any]) -> str:
     """Join the first three of some names."""
     shown = [str(name) for name in names]

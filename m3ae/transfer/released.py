@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.transfer.checkpoints import CheckpointError, load_checkpoint, some, state_of
+from m3ae.transfer.checkpoints import CheckpointError, architecture_of, load_checkpoint, some, state_of
 
 CLIP_HEAD_WIDTH = 64  # every published CLIP has heads of this width
 _VISION = "vision_encoder.visual."
@@ -199,12 +199,8 @@ def _sections(path: Path) -> dict[str, Any]:
 def _check_is_m3ae(path: Path, state: Mapping[str, Tensor]) -> None:
     if any(key.startswith(_FUSION) for key in state):
         return
-    if any("relative_position_bias_table" in key for key in state):
-        what = "the weights of a Swin transformer"
-    elif any(re.search(r"(^|\.)encoder\.layer\.\d+\.attention\.self\.", key) for key in state):
-        what = "the weights of a BERT-like text encoder"
-    else:
-        what = "other weights" if state else "no weights"
+    architecture = architecture_of(state)
+    what = f"the weights of {architecture}" if architecture else "other weights" if state else "no weights"
     raise CheckpointError(
         f"{path} is not an M3AE checkpoint: it holds {what}, with names like {some(state)}; expected names like "
         "multi_modal_language_layers.0.attention.self.query.weight."

@@ -17,6 +17,7 @@ import timm
 from safetensors import SafetensorError
 from timm.layers.attention import Attention
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from timm.models import is_model_in_modules
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ from m3ae.transfer.vision_transformers import (
 )
 
 _OPEN_CLIP = "open_clip_config.json"
+_OF_EVA = ("blocks.0.gamma_1", "blocks.0.attn.q_bias", "blocks.0.mlp.fc1_g.")
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -246,7 +248,9 @@ def _from_file(path: Path) -> PublishedViT:
             assumed = {}
         kind = "a pre-training file of MAE" if from_mae else "parameters with timm's names"
         sizes = _sizes_beside(path)
-        remarks = () if sizes else ("a file does not say the grid of its patches: taken to be a square",)
+        if any(word in name for name in state for word in _OF_EVA):
+            raise refusal(source, "has names of timm's Eva, which has rotary positions or none: name the folder")
+        remarks = () if sizes else ("a file does not say more: positions are taken to be those of a square's table",)
         return PublishedViT(source, kind, state, [], sizes, assumed, remarks=remarks)
     advice = "Of what transformers has saved, name the folder rather than the file."
     raise ValueError(f"{refusal(path, content_of(state))} {advice}")
@@ -259,7 +263,11 @@ def _sizes_beside(path: Path) -> dict[str, Any]:
         content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     except ValueError:
         return {}
-    size = content.get("model_args", {}).get("img_size") if "architecture" in content else None
+    if "architecture" not in content:
+        return {}
+    if not is_model_in_modules(content["architecture"], ["vision_transformer", "deit"]):
+        raise refusal(path, f"is a file of timm's {content['architecture']}, which no VisionTransformer is")
+    size = content.get("model_args", {}).get("img_size")
     return {} if size is None else {"image_size": square(size, str(path), "images")}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from m3ae.models.encoders import activation
-from m3ae.transfer.checkpoints import some
+from m3ae.transfer.checkpoints import architecture_of, some
 from m3ae.transfer.names import TIMM, renamed
 from m3ae.transfer.sources import Normalization
 
@@ -23,12 +23,6 @@ SOURCES = (
 )
 # Parameters beside the encoder: heads, pooling, and what only pre-training reads.
 _BESIDE = ("head.", "head_dist.", "fc_norm.", "attn_pool.", "mask_token", "decoder_", "pooler.", "rope.", "rope_embed")
-_OTHERS = {  # a word in a parameter's name → the architecture
-    "relative_position_bias_table": "a Swin transformer",
-    "layer1.0.conv1.weight": "a ResNet",
-    "encoder.layer.0.attention.self.query.weight": "a BERT-like text encoder",
-    "block.0.layer.0.SelfAttention.q.weight": "a T5",
-}
 BICUBIC, BICUBIC_ANTIALIASED, BILINEAR = ("bicubic", False), ("bicubic", True), ("bilinear", True)
 
 
@@ -81,7 +75,7 @@ def refusal(source: str | Path, what: str) -> ValueError:
 
 def content_of(state: Mapping[str, Tensor]) -> str:
     """Say what a file without a vision transformer holds."""
-    other = next((what for word, what in _OTHERS.items() if any(word in name for name in state)), None)
+    other = architecture_of(state)
     return f"holds {other}" if other else f"holds no vision transformer, but parameters with names like {some(state)}"
 
 

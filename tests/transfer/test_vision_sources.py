@@ -267,3 +267,17 @@ def test_an_override_that_contradicts_the_source(tmp_path: Path) -> None:
         init_image_encoder(model_of(folder, hidden_act="quick_gelu"), folder)
     fewer = model_of(folder, num_hidden_layers=1)
     assert "the first 1 of its 2 blocks" in init_image_encoder(fewer, folder).remarks
+
+
+@pytest.mark.parametrize("architecture", ["eva02_tiny_patch14_224", "vit_base_patch16_rope_ape_224"])
+def test_a_file_that_does_not_say_that_its_positions_are_rotary(tmp_path: Path, architecture: str) -> None:
+    source = shake(timm.create_model(architecture, **TIMM))
+    save_for_hf(source, tmp_path, model_args=TIMM, safe_serialization=True)
+    for read in (str(tmp_path), str(tmp_path / "model.safetensors")):
+        with pytest.raises(ValueError, match=r"has other positions|holds timm's Eva|is a file of timm's|has timm's"):
+            read_vit(read)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        ValueError, match="has names of timm's Eva, which has rotary positions or none: name the folder"
+    ):
+        read_vit(str(tmp_path / "model.safetensors"))
