@@ -265,24 +265,14 @@ def _subsets(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
     return gaussians.sample_subsets(count, latent.num_subsets, generator)
 
 
-def _joint(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
-    return torch.ones(1, len(latent.experts), dtype=torch.bool)
-
-
-def _singles(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
-    return torch.eye(len(latent.experts), dtype=torch.bool)
-
-
-def _joint_and_singles(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
-    return torch.cat([_joint(latent, generator), _singles(latent, generator)])
-
-
 COMPONENTS: dict[str, Callable[[LatentConfig, torch.Generator | None], Tensor]] = {
     "kind": posterior_members,
     "subsets": _subsets,
-    "joint": _joint,
-    "singles": _singles,
-    "joint and singles": _joint_and_singles,
+    "joint": lambda latent, _: torch.ones(1, len(latent.experts), dtype=torch.bool),
+    "singles": lambda latent, _: torch.eye(len(latent.experts), dtype=torch.bool),
+    "joint and singles": lambda latent, _: torch.cat(
+        [COMPONENTS["joint"](latent, _), COMPONENTS["singles"](latent, _)]
+    ),
 }
 
 

@@ -158,11 +158,7 @@ class LatentInputs(NamedTuple):
 
 
 def read_inputs(modalities: Modalities, known: Mapping[str, Modality]) -> LatentInputs:
-    """Check the modalities of a batch; absent rows become zeros.
-
-    Raises:
-        ValueError: A modality or a tensor is unknown, a modality lacks its tensor, or the batch is empty.
-    """
+    """Check the modalities of a batch and their tensors, or raise ValueError; absent rows become zeros."""
     check_names(modalities, known)
     if not modalities:
         raise ValueError(f"No modality given; expected some of {', '.join(known)}.")
