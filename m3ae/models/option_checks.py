@@ -184,7 +184,7 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> None:
 
 
 def register_entry(table: dict[str, Any], what: str, name: str, value: Any) -> None:
-    """Add a user's entry to a table, again if its file is imported again; raise ValueError if the name is another's."""
+    """Add a user's entry to a table, or the same entry again; raise ValueError if another one has this name."""
     present = table.get(name)
     same = (getattr(present, "__module__", None), getattr(present, "__qualname__", None))
     if present is not None and same != (value.__module__, value.__qualname__):
