@@ -21,7 +21,7 @@ from m3ae.tasks import PRETRAINING_TASKS, TASKS, task_class
 from m3ae.tasks.models import check_text_length
 from m3ae.training.config import RUNS, load_config
 
-from .test_layers import PACKAGE, imports
+from .test_structure import PACKAGE, TREES, imports
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("pretrain", "finetune")
@@ -73,13 +73,10 @@ def test_config_opens_with_command_hardware_time_and_expectation(path: Path) -> 
 @cache
 def modules() -> dict[str, tuple[set[str], set[str]]]:
     """Return, by file of the package, the modules that it imports and the attributes that it reads."""
-    files = {path.relative_to(PACKAGE).as_posix(): (set(), set()) for path in PACKAGE.rglob("*.py")}
-    for file, module in imports():
-        files[file][0].add(module)
-    for file, (_, attributes) in files.items():
-        tree = ast.parse((PACKAGE / file).read_text("utf-8"))
-        attributes.update(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-    return files
+    return {
+        file: (set(imports(tree)), {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)})
+        for file, tree in TREES.items()
+    }
 
 
 @pytest.mark.parametrize("task", TASKS)
