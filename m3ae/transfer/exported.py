@@ -16,7 +16,7 @@ from m3ae.models.configuration import M3AEImageConfig
 from m3ae.models.encoders import PatchTransformer, activation
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.transfer.names import renamed, transformers_names
-from m3ae.transfer.sources import require_encoder
+from m3ae.transfer.sources import trunk_of
 from m3ae.transfer.vision_transformers import activation_name
 
 # What a vision transformer of transformers can be: its type, and the values of the options that it may have.
@@ -73,7 +73,11 @@ def export_encoder(
         FileExistsError: The folder holds something already.
         ValueError: The model has no such encoder, or neither library has one that computes what an image encoder does.
     """
-    module: Any = require_encoder(model, f"{encoder}_encoder", "vit" if encoder == "image" else "roberta")
+    if not hasattr(trunk_of(model), f"{encoder}_encoder"):
+        raise ValueError(
+            f"A {type(model).__name__} of these modalities has no {encoder} encoder of its trunk to export."
+        )
+    module: Any = trunk_of(model).get_submodule(f"{encoder}_encoder")
     with new_folder(Path(output)) as folder:
         if encoder == "text":
             module.save_pretrained(folder)

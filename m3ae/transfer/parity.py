@@ -103,9 +103,7 @@ def _difference(name: str, expected: Tensor, ours: Tensor | None) -> Difference:
     allowed = RELATIVE_OF_GRADIENTS if relative else ABSOLUTE
     if ours is None or ours.shape != expected.shape:
         return Difference(name, tuple(expected.shape), torch.nan, allowed)
-    largest = (ours.double() - expected.double()).abs().max()
-    if relative:
-        largest = largest / expected.double().abs()
+    largest = (ours.double() - expected.double()).abs().max() / (expected.double().abs() if relative else 1)
     return Difference(name, tuple(expected.shape), largest.item(), allowed)
 
 

@@ -14,6 +14,7 @@ from m3ae.data.tokenizer import train_tokenizer
 from m3ae.transfer.exported import export_encoder
 from tests.models.published import assert_close, encode, images, shake
 from tests.models.tiny import tiny_batch, tiny_model
+from tests.models.tiny_latent import latent_model
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +69,8 @@ def test_what_no_library_has(tmp_path: Path, options: dict[str, Any]) -> None:
     ):
         export_encoder(tiny_model(image_config=options), "image", tmp_path / "image")
     assert not (tmp_path / "image").exists()
+
+
+def test_a_model_without_the_encoder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no image encoder of its trunk to export"):
+        export_encoder(latent_model(), "image", tmp_path / "image")

@@ -16,7 +16,6 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
-    CLIPImageProcessor,
     CLIPModel,
     CLIPVisionModel,
     ViTConfig,
@@ -120,17 +119,6 @@ class TestTimm:
 
 
 class TestTransformers:
-    def test_clip_vision_model(self, tmp_path: Path) -> None:
-        source = shake(CLIPVisionModel(clip_vision()))
-        source.save_pretrained(tmp_path)
-        CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
-        model = model_for()
-        report = init_image_encoder(model, str(tmp_path))
-        # transformers applies CLIP's last normalisation to the class token only.
-        assert_close(encode(model), source.post_layernorm(source(images()).last_hidden_state))
-        assert not report.missing and not report.unexpected
-        assert report.normalization == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-
     def test_clip_model(self, tmp_path: Path) -> None:
         text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         options = CLIPConfig(text_config=text | {"vocab_size": 50}, vision_config=clip_vision().to_dict())
