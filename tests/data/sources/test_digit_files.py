@@ -78,7 +78,7 @@ def test_the_published_test_file(shared: Path) -> None:
             row += [255 * ink] * next(runs)
             ink = not ink
         rows.append(row)
-    assert label == 0 and found[0].image.tolist() == rows
+    assert label == 0 and found[0][1].tolist() == rows
 
 
 RATE = 8000
