@@ -348,14 +348,9 @@ class EvaluationConfig(Section):
 
 
 def check_overrides(overrides: Mapping[str, Any], text_encoder: str | None) -> None:
-    """Check the names and types of options of `M3AEConfig` and of the configurations in it.
+    """Raise OptionsError for a key that is no option of `M3AEConfig` and its sections, or a value of another type.
 
-    Args:
-        overrides: Some of the options.
-        text_encoder: The `model_type` of the text encoder; None where it is not known yet.
-
-    Raises:
-        OptionsError: A key is no option, or a value has another type.
+    The options of a text encoder depend on its `model_type`; without one they are not checked.
     """
     with named("overrides."):
         from m3ae.models.modalities import KINDS
@@ -371,11 +366,7 @@ def check_overrides(overrides: Mapping[str, Any], text_encoder: str | None) -> N
 
 @contextmanager
 def named(prefix: str) -> Iterator[None]:
-    """Begin what is wrong with options of a configuration by what they are called.
-
-    Raises:
-        OptionsError: The block has refused options.
-    """
+    """Turn what refuses options into OptionsErrors whose lines begin with a prefix."""
     try:
         yield
     except (StrictDataclassError, ValueError) as error:
