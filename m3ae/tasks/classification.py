@@ -24,7 +24,7 @@ from m3ae.metrics.aggregation import bootstrap
 from m3ae.metrics.classification import UNKNOWN, multi_label_metrics, single_label_metrics
 from m3ae.models.finetuned import M3AEForClassification, class_loss, multi_label_loss
 from m3ae.tasks.controls import bag_of_words, bag_of_words_scores, majority
-from m3ae.tasks.data import is_filled, open_data
+from m3ae.tasks.data import check_used_splits, is_filled, open_data
 from m3ae.tasks.finetuning import (
     FineTuning,
     Prediction,
@@ -88,7 +88,7 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
                 f"the config asks for {wanted}"
             )
         task = cls(config, model, processor, dataset)
-        return task.check_splits() if for_training else task
+        return check_used_splits(task) if for_training else task
 
     @cached_property
     def classes(self) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,9 @@ from m3ae.tasks.models import check_model
 from m3ae.training.config import FineTuningRun, PreTrainingRun, RunConfig
 from m3ae.training.engine import process_state
 from m3ae.training.sections import DataConfig, MixedDataConfig, PairDataConfig
+from m3ae.training.task import Task
+
+TaskT = TypeVar("TaskT", bound=Task[Any])
 
 
 def open_data(config: RunConfig, *, for_training: bool) -> None:
@@ -41,6 +44,13 @@ def open_data(config: RunConfig, *, for_training: bool) -> None:
     measured = ["test"] if isinstance(config, FineTuningRun) else []
     check_splits(config, needed=["train", *(["validation"] if config.training.validate_every else measured)])
     refuse_test_rows(config.data)
+
+
+def check_used_splits(task: TaskT) -> TaskT:
+    """Make sure, before the first step, that all splits can be used that the run will use."""
+    for split in filter(task.has, ("train", "validation", "test")):
+        task.check(split)
+    return task
 
 
 def prepare_sets(data: DataConfig) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -225,12 +225,6 @@ class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
         model.save_pretrained(folder, state_dict=merged_weights(model))
         self.processor.save_pretrained(folder)
         write_model_card(folder, self.config, model, self.manifest, metrics)
-
-    def check_splits(self) -> Self:
-        """Make sure, before the first step, that all splits can be used that the run will use."""
-        for split in filter(self.has, ("train", "validation", "test")):
-            self.check(split)
-        return self
 
     def has(self, split: str) -> bool:
         """Return whether the prepared data have this split."""

@@ -26,7 +26,7 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.modalities import KINDS, BatchOptions
 from m3ae.models.modeling import M3AEModel
-from m3ae.tasks.data import is_filled, open_data, read_column, training_samples
+from m3ae.tasks.data import check_used_splits, is_filled, open_data, read_column, training_samples
 from m3ae.tasks.finetuning import in_main_process, prefixed
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import (
@@ -79,37 +79,15 @@ class Generation:
 
     @classmethod
     def from_config(cls, config: GenerationRun, *, for_training: bool = True) -> Self:
-        """Prepare the data if the config says how, and build tokenizer and model, or load them.
-
-        Args:
-            config: The run.
-            for_training: Whether the config's overrides of the model count; otherwise the saved model stays as it is.
-
-        Raises:
-            FileNotFoundError: The prepared folder is missing and the config does not say how to make it.
-            ValueError: Data, tokenizer and model do not fit together, or a training image is in a held-out split.
-        """
+        """Open the data, and build tokenizer and model or load them; to evaluate, the saved model stays as it is."""
         open_data(config, for_training=for_training)
         if not for_training:
             config = config.model_copy(update={"model": config.model.model_copy(update={"overrides": {}})})
         task = cls(config, *(_load(config) if config.model.path is not None else _build(config)))
-        if for_training:
-            task.check_splits()
-        return task
-
-    def check_splits(self) -> None:
-        """Check, before the first step, all splits that the run will use."""
-        for split in ("train", "validation", "test"):
-            if self.has(split):
-                self.check(split)
+        return check_used_splits(task) if for_training else task
 
     def check(self, split: str) -> None:
-        """Check that a split can be trained or measured on.
-
-        Raises:
-            ValueError: No training row has some modality, no row has one that z is inferred from, a label is unknown
-                in training, or texts are to be written with options that no decoder has.
-        """
+        """Check that a split can be trained or measured on; ValueError if its rows or the options do not fit."""
         path, folders = self.config.data.path, [self.config.data.path]
         if split == "train":
             folders = [prepared.path for prepared in self.config.data.sets]

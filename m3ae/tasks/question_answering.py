@@ -32,7 +32,7 @@ from m3ae.inference.drawing import draw_word_attention
 from m3ae.metrics.text import is_right, vqa_accuracy
 from m3ae.models.finetuned import M3AEForQuestionAnswering
 from m3ae.tasks.controls import bag_of_words, majority_by_type
-from m3ae.tasks.data import open_data
+from m3ae.tasks.data import check_used_splits, open_data
 from m3ae.tasks.finetuning import (
     FineTuning,
     best_of,
@@ -79,7 +79,7 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
             new_head=not keep_head and not has_labels(config.model.path, M3AEForQuestionAnswering, answers),
         )
         task = cls(config, model, processor, dataset)
-        return task.check_splits() if for_training else task
+        return check_used_splits(task) if for_training else task
 
     @cached_property
     def answers(self) -> list[str]:

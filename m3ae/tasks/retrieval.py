@@ -23,7 +23,7 @@ from m3ae.inference.inputs import pictures
 from m3ae.metrics.aggregation import MeanMetrics
 from m3ae.metrics.retrieval import DIRECTIONS, KS, BothWays, Ranking, Relevance, RelevanceRule
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
-from m3ae.tasks.data import open_data
+from m3ae.tasks.data import check_used_splits, open_data
 from m3ae.tasks.finetuning import TOP, FineTuning, open_split, validation_limit
 from m3ae.tasks.gallery import Gallery
 from m3ae.tasks.models import open_model
@@ -83,7 +83,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
                 "retrieval.rerank=0 to rank by contrast alone, or set model.overrides.num_negatives"
             )
         task = cls(config, model, processor, partial(open_measured, config))
-        return task.check_splits() if for_training else task
+        return check_used_splits(task) if for_training else task
 
     @cached_property
     def train_dataset(self) -> SampleDataset:
