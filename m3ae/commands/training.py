@@ -51,6 +51,7 @@ def train(config: Path, overrides: tuple[str, ...], resume: bool, print_config: 
 def _training_command(word: str, help: str) -> click.Command:
     """Return `m3ae train` under another name, for some tasks only."""
     assert train.callback is not None
+    help += "\n\nm3ae train --help says what a run does, and how an interrupted one continues."
     config = click.Argument(["config"], type=ConfigFile(preferred=word))
     return click.Command(
         word, params=[config, *train.params[1:]], callback=partial(train.callback, word=word), help=help

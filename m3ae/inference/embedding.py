@@ -95,14 +95,12 @@ def embed_set(
         BlockingIOError: Another process is writing `output`.
         FileExistsError: `output` holds something else.
         FileNotFoundError: There is no such folder, or a prepared set lacks a shard.
-        ValueError: A shard is damaged, a column is missing, the set has neither images nor texts, or there is no such
-            model.
+        ValueError: A shard is damaged, a column is missing, there are neither images nor texts, or no such model.
     """
     saved_class(model)  # an error if there is no such model
-    rejected: list[Rejection] = []
     if (data / MANIFEST).exists() or not data.is_dir():
         manifest = load_manifest(data)
-        shards, source = _prepared_shards(data, manifest, image_columns, text_column)
+        shards, rejected, source = _prepared_shards(data, manifest, image_columns, text_column)
         splits = [*manifest.splits]
     elif image_columns is not None or text_column != "text":
         raise ValueError(f"image_columns and text_column name columns of a prepared set, and {data} is none")
@@ -144,8 +142,8 @@ def _complete(
 
 def _prepared_shards(
     data: Path, manifest: Manifest, images: str | None, text: str
-) -> tuple[dict[str, _Shard], dict[str, Any]]:
-    """Return the shards of a prepared set by name, and the facts that decide their contents."""
+) -> tuple[dict[str, _Shard], list[Rejection], dict[str, Any]]:
+    """Return the shards of a prepared set by name, no rejected rows, and the facts that decide the contents."""
     columns = _columns(data, manifest, images, text)
     shards = {
         name: _Shard(split, _num_rows(data / name), partial(_stored_rows, columns, data / name))
@@ -160,7 +158,7 @@ def _prepared_shards(
         "image_columns": list(columns.columns["image"]),
         "text_column": next(iter(columns.text_columns), None),
     }
-    return shards, source
+    return shards, [], source
 
 
 def _folder_shards(data: Path) -> tuple[dict[str, _Shard], list[Rejection], dict[str, Any]]:

@@ -131,11 +131,11 @@ def test_the_exit_status_is_documented(monkeypatch, capsys):
     monkeypatch.setattr("m3ae.training.loop.train", stopped)
     monkeypatch.setattr("m3ae.tasks.task_class", lambda name: type("Task", (), {"from_config": lambda config: None}))
     with pytest.raises(SystemExit) as end:
-        cli(["pretrain", str(Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml")])
+        cli(["train", str(Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml")])
     assert end.value.code == 75
     assert "error" not in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        cli(["pretrain", "--help"])
+        cli(["train", "--help"])
     assert "ends with the exit status 75" in " ".join(capsys.readouterr().out.split())
 
 
