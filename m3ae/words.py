@@ -24,8 +24,8 @@ WORD = regex.compile(rf"{CHARACTER}|{LETTERS}(?:['\u2019]{LETTERS})*|[^\p{{L}}\p
 
 def count_words(text: str) -> int:
     """Count what blanks separate, and each character of a script without blanks."""
-    parts = text.split()
-    return len(parts) if text.isascii() else sum(max(1, len(_BLANK_SEPARATED.findall(part))) for part in parts)
+    pieces = text.split()
+    return len(pieces) if text.isascii() else sum(max(1, len(_BLANK_SEPARATED.findall(piece))) for piece in pieces)
 
 
 def split_words(text: str) -> list[str]:

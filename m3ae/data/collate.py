@@ -42,7 +42,7 @@ class Collator:
         self, modalities: Mapping[str, Modality], options: BatchOptions | None = None, *, missing_rate: float = 0.0
     ) -> None:
         self.modalities, self.options, self.missing_rate = modalities, options or BatchOptions(), missing_rate
-        texts, tokenizer = [name for name, own in modalities.items() if own.is_text], self.options.tokenizer
+        texts, tokenizer = [name for name, modality in modalities.items() if modality.is_text], self.options.tokenizer
         if texts and tokenizer is None:
             raise ValueError(f"Texts need a tokenizer, got none for {', '.join(texts)}.")
         if self.options.word_ids and tokenizer is not None and not tokenizer.is_fast:

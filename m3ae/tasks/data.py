@@ -146,7 +146,7 @@ def training_samples(
 def training_pairs(config: PreTrainingRun) -> MixedDataset | SampleStream:
     """Open the images and texts of all sets of pre-training, see `training_samples`."""
     data = config.data
-    columns = [trunk_columns(own.image_columns, own.text_column, data.view_names) for own in data.sets]
+    columns = [trunk_columns(rows.image_columns, rows.text_column, data.view_names) for rows in data.sets]
     return training_samples(data, columns, config.training.seed, data.texts)
 
 
