@@ -105,8 +105,7 @@ def embed_set(
     elif image_columns is not None or text_column != "text":
         raise ValueError(f"image_columns and text_column name columns of a prepared set, and {data} is none")
     else:
-        shards, rejected, source = _folder_shards(data)
-        splits = ["all"]
+        (shards, rejected, source), splits = _folder_shards(data), ["all"]
     todo = [*shards][shards_in(shard_range)]
     plan = {"model_sha256": _model_digest(find_model(model)), **source}
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
