@@ -6,7 +6,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from m3ae.models.gaussians import MAX_ENUMERATED
-from m3ae.models.option_checks import StrictConfig, check_choice, check_count, check_fraction, check_number
+from m3ae.models.option_checks import (
+    StrictConfig,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_number,
+    reads_file,
+)
 
 if TYPE_CHECKING:
     from m3ae.models.modalities import ModalityConfig
@@ -97,12 +104,17 @@ class LatentConfig(StrictConfig):
         super().__post_init__(**kwargs)
 
     def _check_experts(self) -> None:
-        from m3ae.models.objectives import OBJECTIVES, Bound
+        from m3ae.models.objectives import OBJECTIVES, PLAIN, Bound
 
         silent = [name for name, modality in self.typed_modalities.items() if modality.encoder == "none"]
         if len(silent) == len(self.typed_modalities):
             raise ValueError("latent.modalities: all have the encoder 'none'; expected at least one expert.")
         row = OBJECTIVES[self.objective]
+        if self.num_samples is not None and isinstance(row, Bound) and row != PLAIN and not reads_file():
+            raise ValueError(
+                f"latent.num_samples: got {self.num_samples} for the objective {self.objective}, which decodes every "
+                "component of its own; expected None."
+            )
         if silent and isinstance(row, Bound) and row.explains_members:
             raise ValueError(
                 f"latent.objective {self.objective}: each subset explains itself, so every modality needs an encoder; "

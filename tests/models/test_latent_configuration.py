@@ -43,6 +43,10 @@ def label(**options: Any) -> dict[str, Any]:
         ({"kinds": "poe"}, "LatentConfig has no option 'kinds'. Did you mean kind"),
         ({"kind": "mope"}, "latent.kind is 'mope'; expected one of 'poe', 'moe', 'mopoe'"),
         ({"objective": "iwae"}, "latent.num_samples of the objective iwae must be an integer of at least 1, got None"),
+        (
+            {"objective": "mvtcae", "num_samples": 2},
+            "latent.num_samples: got 2 for the objective mvtcae, which decodes",
+        ),
         ({"size": 2.5}, "latent.size must be an integer of at least 1, got 2.5"),
         ({"beta_warmup": 2}, "latent.beta_warmup must lie between 0 and 1, got 2"),
         ({"modalities": {}}, "latent.modalities is empty"),
