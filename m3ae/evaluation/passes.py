@@ -25,21 +25,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a split in memory, complete or incomplete.
+    """Rows of a split in memory, complete or incomplete."""
 
-    Attributes:
-        batches: Their tensors, on the CPU.
-        present: Modality → (N,) bool.
-        values: Modality → (N, …) for each modality that is neither a text nor a label.
-        classes: Label → (N,) numbers of classes, −1 where a row has none.
-        images: Names of the modalities that are images.
-    """
-
-    batches: list[Batch]
-    present: dict[str, Array]
-    values: dict[str, Array]
-    classes: dict[str, Array]
-    images: list[str]
+    batches: list[Batch]  # on the CPU
+    present: dict[str, Array]  # modality → (N,) bool
+    values: dict[str, Array]  # modality that is neither a text nor a label → (N, …)
+    classes: dict[str, Array]  # label → (N,) numbers of classes, −1 where a row has none
+    images: list[str]  # names of the modalities that are images
 
     @classmethod
     def of(cls, model: M3AEForGeneration, batches: Iterable[Batch]) -> Rows:
@@ -57,7 +49,7 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """N."""
+        """The number of rows."""
         return len(next(iter(self.present.values())))
 
     def having(self, names: Sequence[str]) -> Array:
@@ -84,24 +76,17 @@ class Pass:
     """What follows from some modalities, for the n rows that have all of them.
 
     z is of the product of their experts, or, for a mixture of experts, of one of them in turn.
-
-    Attributes:
-        rows: (n,) their numbers.
-        latents: (n, D) posterior means of the shared latent.
-        bound: (n,) evidence lower bound on all modalities of the row, in nats, β = 1.
-        kl: (n,) its KL.
-        log_likelihood: Modality → (n,) its log p(x|z) in nats.
-        expected: Modality → (n, …) decoded from the mean of z and private latents without noise.
-        samples: Modality → (n, …) decoded from a sample; private latents that are not inferred are of their prior.
     """
 
-    rows: Array
-    latents: Array
-    bound: Array
-    kl: Array
-    log_likelihood: dict[str, Array]
-    expected: dict[str, Array]
-    samples: dict[str, Array]
+    rows: Array  # (n,) their numbers
+    latents: Array  # (n, D) posterior means of the shared latent
+    bound: Array  # (n,) evidence lower bound on all modalities of the row, in nats, β = 1
+    kl: Array  # (n,) in nats
+    log_likelihood: dict[str, Array]  # modality → (n,) log p(x|z) in nats
+    expected: dict[str, Array]  # modality → (n, …) decoded from the mean of z and private latents without noise
+    samples: dict[
+        str, Array
+    ]  # modality → (n, …) decoded from a sample; private latents not inferred are of their prior
 
 
 @torch.no_grad()
@@ -223,7 +208,7 @@ def select(batch: Batch, rows: Tensor) -> Batch:
 
 
 def batch_size(batch: Batch) -> int:
-    """Return B."""
+    """Return the number of rows of a batch."""
     return len(next(iter(batch.values()))["present"])
 
 

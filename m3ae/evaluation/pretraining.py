@@ -1,7 +1,7 @@
 """What a pre-trained model has learnt, and how much of it comes from the other modality.
 
-Everything is measured on the pairs as they are (`own`) and with each text given another sample's image (`shuffled`),
-under the same masks: the difference is what the model reads across modalities. Words are predicted from whole images
+Everything is measured on the samples as they are, and with each text beside another sample's image (`shuffled`), under
+the same masks: the difference is what the model reads across modalities. Words are predicted from whole images
 and patches from whole texts (the `separate` schedule), however the model was trained, so that models compare.
 """
 
@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from m3ae.data.collate import TrunkCollator
 from m3ae.data.samples import Sample, SampleDataset
@@ -30,15 +31,13 @@ from m3ae.words import name_pattern
 
 
 class PreTrainingEvaluator:
-    """Measures a model on one split.
+    """Measures a model on one split; the masks of a sample depend on its index alone, whatever the model.
 
     Args:
         dataset: The split.
-        collator: Without random crops.
-        accelerator: Gives device, autocast and the other processes; each process takes every P-th sample.
-        batch_size: Samples at once.
-
-    The masks of a sample depend on its index alone: every model is asked the same questions.
+        collator: A collator without random crops.
+        accelerator: Device, autocast and the other processes; each process takes every P-th sample.
+        batch_size: Number of samples in a batch.
     """
 
     def __init__(
@@ -65,8 +64,8 @@ class PreTrainingEvaluator:
         metrics = sums.compute()
         weights = {name: getattr(model.config, f"{name}_weight") for name in ("mim", "mlm", "itm", "itc")}
         weights |= {"latent": model.latent_head.config.weight} if model.latent_head is not None else {}
-        found = [weight * metrics[f"{name}_loss"] for name, weight in weights.items() if f"{name}_loss" in metrics]
-        return {"loss": sum(found), **metrics}
+        losses = [weight * metrics[f"{name}_loss"] for name, weight in weights.items() if f"{name}_loss" in metrics]
+        return {"loss": sum(losses), **metrics}
 
     def word_accuracy(
         self, model: M3AEForPreTraining, word_groups: Mapping[str, Sequence[str]], *, shuffled: bool
@@ -93,8 +92,8 @@ class PreTrainingEvaluator:
                 group = names[word.lower()]
                 counts[group][word.lower()] += 1
                 sums.add(f"{group}_word_accuracy", right[row, tokens].all().float()[None])
-        everywhere = gather_object([counts])
-        totals = {group: sum((part[group] for part in everywhere), Counter[str]()) for group in counts}
+        processes = gather_object([counts])
+        totals = {group: sum((process[group] for process in processes), Counter[str]()) for group in counts}
         chance = {f"{group}_word_chance": max(c.values()) / c.total() for group, c in totals.items() if c}
         return sums.compute() | chance
 
@@ -112,10 +111,10 @@ class PreTrainingEvaluator:
         gallery = Gallery(
             model.m3ae, texts, image_ids, pairs.__getitem__, self.collator, self.accelerator, self.batch_size
         )
-        found, rows = gallery.match_all(model.score), torch.arange(len(pairs))
+        scores, rows = gallery.match_all(model.score), torch.arange(len(pairs))
         metrics = {"retrieval_pairs": float(len(pairs))}
         for prefix, shift in (("", 0), ("shuffled_", _shift(len(pairs)))):
-            ranks = Ranking.of(found, torch.stack([rows, (rows + shift) % len(rows)], dim=1)).ranks
+            ranks = Ranking.of(scores, torch.stack([rows, (rows + shift) % len(rows)], dim=1)).ranks
             for direction, summary in zip(DIRECTIONS, map(summarize_ranks, ranks), strict=True):
                 metrics |= {f"{prefix}{direction}_{name}": value for name, value in summary.items()}
         return metrics
@@ -123,9 +122,9 @@ class PreTrainingEvaluator:
     def _batches(self, *, shuffled: bool, draw: int = 0) -> Iterator[list[Sample]]:
         """Yield this process's samples; every sample is yielded by exactly one process."""
         size = len(self.dataset)
-        own = range(self.accelerator.process_index, size, self.accelerator.num_processes)
-        for start in range(0, len(own), self.batch_size):
-            indices = own[start : start + self.batch_size]
+        share = range(self.accelerator.process_index, size, self.accelerator.num_processes)
+        for start in range(0, len(share), self.batch_size):
+            indices = share[start : start + self.batch_size]
             seeds = [index + draw * size for index in indices]
             samples = [self.dataset.first(index, seed) for index, seed in zip(indices, seeds, strict=True)]
             if shuffled:
@@ -178,7 +177,7 @@ class PreTrainingEvaluator:
 
 
 def _shift(size: int) -> int:
-    """How far images move when they are shuffled: half the split, so that neighbours of one study stay apart."""
+    """Return the distance that shuffled images move: half the split, so that neighbours of one study stay apart."""
     return max(1, size // 2)
 
 
@@ -191,25 +190,17 @@ def _add_masked_metrics(
 ) -> None:
     if output.mim_logits is not None and output.mim_mask is not None:
         pixels = batch["pixel_values"].flatten(0, -4)  # of several views, each by itself
-        logits, mask = output.mim_logits.float().flatten(0, -3), output.mim_mask.flatten(0, -2)
-        sums.add("mim_loss", (logits - model.mim_target(pixels)).square().mean(-1), mask)
-        difference = predicted_patches(model, pixels, logits) - patchify(pixels, model.patch_size)
+        patches, mask = output.mim_logits.float().flatten(0, -3), output.mim_mask.flatten(0, -2)
+        sums.add("mim_loss", (patches - model.mim_target(pixels)).square().mean(-1), mask)
+        difference = predicted_patches(model, pixels, patches) - patchify(pixels, model.patch_size)
         mse = ((difference * image_std).square().mean(-1) * mask).sum(1) / mask.sum(1).clamp(min=1)
         sums.add("mim_psnr", -10 * mse.clamp(min=1e-10).log10(), mask.any(1))
-    if output.mlm_logits is not None and output.mlm_labels is not None:
-        labels, valid = output.mlm_labels, output.mlm_labels != -100
-        loss = torch.nn.functional.cross_entropy(
-            output.mlm_logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none"
-        )
-        sums.add("mlm_loss", loss, valid)
-        sums.add("mlm_accuracy", output.mlm_logits.argmax(-1) == labels, valid)
-    if output.itm_logits is not None and output.itm_labels is not None:
-        labels, valid = output.itm_labels, output.itm_labels != -100
-        loss = torch.nn.functional.cross_entropy(
-            output.itm_logits.float(), labels, ignore_index=-100, reduction="none"
-        )
-        sums.add("itm_loss", loss, valid)
-        sums.add("itm_accuracy", output.itm_logits.argmax(-1) == labels, valid)
+    heads = {"mlm": (output.mlm_logits, output.mlm_labels), "itm": (output.itm_logits, output.itm_labels)}
+    for name, (logits, labels) in heads.items():
+        if logits is not None and labels is not None:
+            loss = cross_entropy(logits.float().movedim(-1, 1), labels, ignore_index=-100, reduction="none")
+            sums.add(f"{name}_loss", loss, labels != -100)
+            sums.add(f"{name}_accuracy", logits.argmax(-1) == labels, labels != -100)
     if output.losses and "itc" in output.losses:  # depends on the size of the batch, which is what it contrasts
         sums.add("itc_loss", output.losses["itc"].expand(len(batch["input_ids"])))
 
@@ -217,14 +208,14 @@ def _add_masked_metrics(
 def _add_latent_metrics(
     sums: MeanMetrics, model: M3AEForPreTraining, batch: Mapping[str, Tensor], output: M3AEForPreTrainingOutput
 ) -> None:
-    """Add the means of a batch, each as often as there are samples that it is a mean of."""
+    """Add the means of a batch, each with the weight of the samples that it is a mean of."""
     losses, size = output.losses or {}, len(batch["input_ids"])
     for name, metric in (("latent", "latent_loss"), ("kl", "kl")):
         if name in losses:
             sums.add(metric, losses[name].expand(size))
     for modality in [] if model.latent_head is None else model.latent_head.modalities.values():
-        if f"nll_{modality.name}" in losses:
+        if (name := f"nll_{modality.name}") in losses:
             present = batch[f"{modality.stream}_present"]
             if present.dim() > 1:
                 present = present[:, model.config.view_number(modality.name)]
-            sums.add(f"nll_{modality.name}", losses[f"nll_{modality.name}"].expand(size), present)
+            sums.add(name, losses[name].expand(size), present)

@@ -38,25 +38,17 @@ Classes = NDArray[np.int64]
 
 
 class Problems(NamedTuple):
-    """Which rows have which of A problems, which the model has not learnt: 1 = yes, 0 = no, −100 = unknown.
-
-    Attributes:
-        names: Names of the problems.
-        learnt: (N', A) targets of the training rows that probes learn from.
-        judged: (N, A) targets of the rows that probes are measured on.
-    """
+    """Which rows have which of A problems, which the model has not learnt: 1 = yes, 0 = no, −100 = unknown."""
 
     names: list[str]
-    learnt: Classes
-    judged: Classes
+    learnt: Classes  # (N', A) of the training rows that probes learn from
+    judged: Classes  # (N, A) of the rows that probes are measured on
 
     def shares(self) -> dict[str, float]:
         """Return the share of each problem among the judged rows of which it is known."""
-        known = [column[column != UNKNOWN] for column in self.judged.T]
-        return {
-            name: float(column.mean()) if len(column) else np.nan
-            for name, column in zip(self.names, known, strict=True)
-        }
+        columns = zip(self.names, self.judged.T, strict=True)
+        known = {name: column[column != UNKNOWN] for name, column in columns}
+        return {name: float(targets.mean()) if len(targets) else np.nan for name, targets in known.items()}
 
 
 class ProblemReader:

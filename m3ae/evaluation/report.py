@@ -1,4 +1,4 @@
-"""The report of a latent model: typed results, their JSON, and the metrics that are printed.
+"""The report of a latent model: typed results, and their JSON, tables and printed metrics.
 
 Likelihoods, bounds and KLs are in nats, everything else is a share unless a field says otherwise. In JSON, a field
 that has a default is left out where it was not measured, and a number that is not finite is null.
@@ -6,51 +6,40 @@ that has a default is left out where it was not measured, and a number that is n
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, TypeAdapter
 
+from m3ae.files import write_text
+
+JSON, MARKDOWN, TEXTS = "latent.json", "latent.md", "generated.jsonl"
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What some modalities tell of a label.
+    """What some modalities tell of a label."""
 
-    Attributes:
-        coherence: Modality → share of its samples that show the right class.
-        diversity: Modality that is not given → `within_class_diversity` of its samples.
-        diversity_of_right: The diversity of those samples alone that show the right class.
-        probe: Accuracy of a linear probe of the mean of z.
-    """
-
-    coherence: dict[str, Number]
-    diversity: dict[str, Number]
-    diversity_of_right: dict[str, Number]
-    probe: Number | None = None
+    coherence: dict[str, Number]  # modality → share of its samples that show the right class
+    diversity: dict[str, Number]  # modality that is not given → `within_class_diversity` of its samples
+    diversity_of_right: dict[str, Number]  # the diversity of those samples that show the right class
+    probe: Number | None = None  # accuracy of a linear probe of the mean of z
 
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """What the subsets tell of a label together.
+    """What the subsets tell of a label together: means over all ways to a modality that is not given."""
 
-    Attributes:
-        one_to_one: Coherence with a modality that is not given, averaged over all ways from one modality.
-        two_to_one: Coherence with a modality that is not given, averaged over all ways from two modalities.
-        diversity: Diversity, averaged over all ways from one modality.
-        diversity_of_right: Diversity of the samples of the right class, averaged over all ways from one modality.
-        synergy: Accuracy of the probe of everything minus that of the best single modality.
-    """
-
-    one_to_one: Number | None = None
-    two_to_one: Number | None = None
-    diversity: Number | None = None
-    diversity_of_right: Number | None = None
-    synergy: Number | None = None
+    one_to_one: Number | None = None  # coherence, from one modality
+    two_to_one: Number | None = None  # coherence, from two modalities
+    diversity: Number | None = None  # from one modality
+    diversity_of_right: Number | None = None  # from one modality
+    synergy: Number | None = None  # accuracy of the probe of everything minus that of the best single modality
 
 
 @dataclass(frozen=True)
@@ -63,149 +52,85 @@ class ProblemResult:
 
 @dataclass(frozen=True)
 class SubsetResult:
-    """What a subset of the modalities tells.
+    """What a subset of the modalities tells."""
 
-    Attributes:
-        given: Names of the modalities.
-        rows: Number of the rows that have them.
-        elbo: Evidence lower bound on all modalities.
-        kl: KL of the bound.
-        log_likelihood: Modality → log p(x|z).
-        evidence: Number of importance samples → estimate of log p(all modalities).
-        reconstruction: Modality → R² of what the mean of z gives, pooled over elements, or accuracy of a label.
-        reconstruction_of_a_sample: Modality → the same of what a sample of z gives.
-        ssim: Image → structural similarity of what the mean of z gives.
-        frechet: Image → Fréchet distance of samples, in units of a classifier's features.
-        labels: Label → what is told of it.
-        all_labels: Modality that is not given → `all_right` of its samples, where there are several labels.
-        problems: Probes of the problems.
-        problems_seen: Image that is not given → macro AUROC of the problems that a classifier sees in its samples.
-    """
-
-    given: list[str]
-    rows: int
-    elbo: Number
+    given: list[str]  # names of the modalities
+    rows: int  # number of the rows that have them
+    elbo: Number  # evidence lower bound on all modalities, β = 1
     kl: Number
-    log_likelihood: dict[str, Number]
-    evidence: dict[str, Number]
-    reconstruction: dict[str, Number]
-    reconstruction_of_a_sample: dict[str, Number]
-    ssim: dict[str, Number]
-    frechet: dict[str, Number]
+    log_likelihood: dict[str, Number]  # modality → log p(x|z)
+    evidence: dict[str, Number]  # number of importance samples → estimate of log p(all modalities)
+    reconstruction: dict[str, Number]  # modality → R² from the mean of z, pooled over elements; of a label, accuracy
+    reconstruction_of_a_sample: dict[str, Number]  # the same from a sample of z
+    ssim: dict[str, Number]  # image → structural similarity from the mean of z
+    frechet: dict[str, Number]  # image → Fréchet distance of samples in the features of a classifier
     labels: dict[str, LabelResult]
-    all_labels: dict[str, list[Number]]
+    all_labels: dict[str, list[Number]]  # modality that is not given → `all_right` of samples; of several labels
     problems: ProblemResult
-    problems_seen: dict[str, Number]
+    problems_seen: dict[str, Number]  # image that is not given → macro AUROC of what a classifier sees in samples
 
 
 @dataclass(frozen=True)
 class PriorResult:
-    """What samples of a prior show.
+    """What samples of a prior show."""
 
-    Attributes:
-        coherence: Label → share of the samples whose modalities all show one class.
-        frechet: Image → Fréchet distance to real images, in units of a classifier's features.
-    """
-
-    coherence: dict[str, Number]
-    frechet: dict[str, Number]
+    coherence: dict[str, Number]  # label → share of the samples whose modalities all show one class
+    frechet: dict[str, Number]  # image → Fréchet distance to real images
 
 
 @dataclass(frozen=True)
 class PermutationResult:
-    """Nats of log p(x|z) that a modality loses with another row's z, and with another row's private latents.
+    """Nats of log p(x|z) that a modality loses with another row's latents; 0 says that the decoder ignores them."""
 
-    0 says that the decoder does not use them.
-    """
-
-    shared: Number
-    private: Number
+    shared: Number  # z of another row
+    private: Number  # private latents of another row
 
 
 @dataclass(frozen=True)
 class TextResult:
-    """How good texts are.
+    """How good texts are."""
 
-    Attributes:
-        given: Names of the modalities that the texts were written from.
-        bleu_1: `text_metrics`, as are all up to `distinct`.
-        bleu_2: BLEU of pairs of words.
-        bleu_3: BLEU of three words.
-        bleu_4: BLEU of four words.
-        exact: Share of texts that equal a reference.
-        distinct: Share of texts that differ from each other.
-        macro_f1: F1 of the problems that a classifier of real texts finds in them, averaged over problems.
-        micro_f1: F1 of all decisions on problems.
-        labels: Label → share of texts that name the right class and no other.
-        all_labels: `all_right` of these labels.
-    """
-
-    given: list[str] | None = None
-    bleu_1: Number | None = None
+    given: list[str] | None = None  # names of the modalities that they were written from
+    bleu_1: Number | None = None  # see `text_metrics`, up to `distinct`
     bleu_2: Number | None = None
     bleu_3: Number | None = None
     bleu_4: Number | None = None
     exact: Number | None = None
     distinct: Number | None = None
-    macro_f1: Number | None = None
+    macro_f1: Number | None = None  # of the problems that a classifier of real texts finds in them
     micro_f1: Number | None = None
-    labels: dict[str, Number] | None = None
-    all_labels: list[Number] | None = None
+    labels: dict[str, Number] | None = None  # label → share of texts that name the right class and no other
+    all_labels: list[Number] | None = None  # `all_right` of these labels
 
 
 @dataclass(frozen=True)
 class TextReport:
-    """The texts of a modality.
+    """The texts of a modality."""
 
-    Attributes:
-        rows: Number of the rows that texts were written for.
-        generated: Texts written for nothing, for each subset without the modality, and for everything.
-        shuffled: Other rows' texts.
-        real: The rows' own texts: what the classifiers of texts can reach.
-        joint: Prior → `all_right` of the labels that a text and all modalities sampled with it agree in.
-    """
-
-    rows: int
-    generated: list[TextResult]
-    shuffled: TextResult
-    real: TextResult
-    joint: dict[str, list[Number]] | None = None
+    rows: int  # number of the rows that texts were written for
+    generated: list[TextResult]  # for nothing, for each subset without the modality, and for everything
+    shuffled: TextResult  # other rows' texts
+    real: TextResult  # the rows' own texts: what the classifiers can reach
+    joint: dict[str, list[Number]] | None = None  # prior → `all_right` of the labels that everything sampled agrees in
 
 
 @dataclass(frozen=True)
 class LatentReport:
-    """What a latent model is worth on a split.
-
-    Attributes:
-        rows: Number of rows.
-        classifiers: Label → modality → accuracy of its classifier on real data; `all` is the share of complete rows
-            that all of them get right.
-        all_labels: Modality → `all_right` of its classifiers on real data, where there are several labels.
-        problems: Problem → share of the rows that have it.
-        problems_seen: Image → macro AUROC of the problems that its classifier sees in real images.
-        subsets: Each subset of the modalities that some row has; the last one is everything.
-        summary: Label → what the subsets tell of it together.
-        joint: Prior → what its samples show.
-        active_units: Latent dimensions given everything, `shared` and by modality: active ones, and all.
-        precision_shares: Expert, or the prior → its mean share in the precision of z given everything.
-        permutation: Modality → its loss with other rows' latents.
-        missing_rate: `rates`, and what is expected at each of them, see `missing_curve`.
-        texts: Modality → its texts.
-    """
+    """What a latent model is worth on a split."""
 
     rows: int
-    classifiers: dict[str, dict[str, Number]]
-    all_labels: dict[str, list[Number]]
-    problems: dict[str, Number]
-    problems_seen: dict[str, Number]
-    subsets: list[SubsetResult]
-    summary: dict[str, LabelSummary]
-    joint: dict[str, PriorResult]
-    active_units: dict[str, tuple[int, int]]
-    precision_shares: dict[str, Number]
-    permutation: dict[str, PermutationResult]
-    missing_rate: dict[str, list[Number]]
-    texts: dict[str, TextReport]
+    classifiers: dict[str, dict[str, Number]]  # label → modality → accuracy on real data, see `Judge`
+    all_labels: dict[str, list[Number]]  # modality → `all_right` of its classifiers on real data, of several labels
+    problems: dict[str, Number]  # problem → share of the rows that have it
+    problems_seen: dict[str, Number]  # image → macro AUROC of what its classifier sees in real images
+    subsets: list[SubsetResult]  # that some row has; the last one is everything
+    summary: dict[str, LabelSummary]  # by label
+    joint: dict[str, PriorResult]  # by prior
+    active_units: dict[str, tuple[int, int]]  # `shared` or modality → active and all latent dimensions
+    precision_shares: dict[str, Number]  # expert, or the prior → mean share in the precision of z given everything
+    permutation: dict[str, PermutationResult]  # by modality
+    missing_rate: dict[str, list[Number]]  # `rates`, and what is expected at each of them, see `missing_curve`
+    texts: dict[str, TextReport]  # by modality
 
     @classmethod
     def read(cls, path: Path) -> LatentReport:
@@ -225,7 +150,7 @@ class LatentReport:
             values = {f"probe_{'+'.join(subset.given)}": subset.labels[label].probe for subset in self.subsets}
             values |= vars(summary)
             values |= {f"joint_{density}": prior.coherence.get(label) for density, prior in self.joint.items()}
-            metrics |= {f"{label}_{name}": value for name, value in measured(values).items()}
+            metrics |= {f"{label}_{name}": value for name, value in _measured(values).items()}
         for title, shares in self.all_labels_rows():
             metrics[f"all_labels_{title.replace(' + ', '+').replace('→', 'to').replace(' ', '_')}"] = shares[-1]
         for subset in self.subsets if self.problems else []:
@@ -236,17 +161,15 @@ class LatentReport:
             for texts in report.generated:
                 source = "+".join(texts.given or []) or "nothing"
                 shown = {"bleu_4": texts.bleu_4, "macro_f1": texts.macro_f1}
-                metrics |= measured({f"{name}_{metric}_{source}": value for metric, value in shown.items()})
+                metrics |= _measured({f"{name}_{metric}_{source}": value for metric, value in shown.items()})
         return {name: math.nan if value is None else value for name, value in metrics.items()}
 
     def all_labels_rows(self) -> list[tuple[str, list[float]]]:
         """Return the `all_right` of everything that shows several labels at once, under a title."""
-        rows = [
-            (f"{title_of(s.given)} → {name}", shares) for s in self.subsets for name, shares in s.all_labels.items()
-        ]
+        rows = [(f"{_title(s.given)} → {name}", shares) for s in self.subsets for name, shares in s.all_labels.items()]
         for name, report in self.texts.items():
             generated = [t for t in report.generated if name not in (t.given or ()) and t.all_labels]
-            rows += [(f"{title_of(texts.given)} → {name}", texts.all_labels or []) for texts in generated]
+            rows += [(f"{_title(texts.given)} → {name}", texts.all_labels or []) for texts in generated]
             joint = (report.joint or {}).items()
             rows += [(f"{density} prior → everything with {name}", shares) for density, shares in joint]
             if generated:
@@ -257,11 +180,159 @@ class LatentReport:
 _ADAPTER = TypeAdapter(LatentReport)
 
 
-def title_of(given: Sequence[str] | None) -> str:
-    """Return what stands for a subset of the modalities in tables."""
+def _title(given: Sequence[str] | None) -> str:
     return " + ".join(given or []) or "nothing"
 
 
-def measured(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the values that are not None."""
+def _measured(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def write_report(folder: Path, title: str, report: LatentReport, lines: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write the files of a report, and lines of the texts that were written for it, into an existing folder."""
+    if lines:
+        write_text(folder / TEXTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(folder / MARKDOWN, markdown_report(title, report))
+    write_text(folder / JSON, report.to_json())  # last: where it is, the rest is
+
+
+def markdown_report(title: str, report: LatentReport) -> str:
+    """Lay out a report as Markdown tables; shares in percent, likelihoods in nats."""
+    explained = f"{report.rows:,} rows. Likelihoods and KL in nats a row, the rest in percent."
+    blocks = [f"# {title}", explained, "## What each subset of the modalities tells", _subset_table(report)]
+    for label in report.summary:
+        blocks += _label_section(label, report)
+    blocks += _all_labels_section(report)
+    if report.problems:
+        blocks += _problem_section(report)
+    for name, texts in report.texts.items():
+        blocks += _text_section(name, texts)
+    return "\n\n".join([*blocks, *_latent_section(report)]) + "\n"
+
+
+def _subset_table(report: LatentReport) -> str:
+    whole = report.subsets[-1]
+    headers = [
+        *("given", "ELBO", "KL", *(f"log p, K = {count}" for count in whole.evidence)),
+        *(f"{name}: {'accuracy' if name in report.summary else 'R²'}" for name in whole.reconstruction),
+        *(f"{name}: SSIM" for name in whole.ssim),
+        *(f"{name}: Fréchet" for name in whole.frechet),  # none without a label or problems
+    ]
+    rows = [
+        [
+            *(_title(subset.given), f"{subset.elbo:.1f}", f"{subset.kl:.1f}"),
+            *(f"{subset.evidence[count]:.1f}" for count in whole.evidence),
+            *_percents(subset.reconstruction, whole.reconstruction),
+            *_percents(subset.ssim, whole.ssim),
+            *(_number(subset.frechet.get(name)) for name in whole.frechet),
+        ]
+        for subset in report.subsets
+    ]
+    return table(headers, rows)
+
+
+def _label_section(label: str, report: LatentReport) -> list[str]:
+    accuracies = report.classifiers[label]
+    classified = [name for name in accuracies if name != "all"]
+    shown, varied = ([f"{name}{title}" for name in classified] for title in (" shows it", ": diversity"))
+    results = [(_title(subset.given), subset.labels[label]) for subset in report.subsets]
+    rows = []
+    for title, result in results:
+        shares = [*_percents(result.coherence, classified), *_percents(result.diversity, classified)]
+        rows.append([title, _percent(result.probe), *shares])
+    rows.append(["real data", "", *_percents(accuracies, classified), *["100.0"] * len(classified)])
+    summary = report.summary[label]
+    facts = {
+        "one → one coherence": summary.one_to_one,
+        "two → one coherence": summary.two_to_one,
+        "within-class diversity of one → one": summary.diversity,
+        "the same, of those of the right class": summary.diversity_of_right,
+        "probe: everything minus the best single modality": summary.synergy,
+    }
+    for name, prior in report.joint.items():
+        facts[f"joint coherence from the {name} prior"] = prior.coherence.get(label)
+    facts["all classifiers right on real rows"] = accuracies["all"]
+    lines = [[name, _percent(value)] for name, value in _measured(facts).items()]
+    return [f"## {label}", table(["given", "probe", *shown, *varied], rows), table(["", "%"], lines)]
+
+
+def _all_labels_section(report: LatentReport) -> list[str]:
+    rows = report.all_labels_rows()
+    if not rows:
+        return []
+    counts = range(1, 1 + max(len(shares) for _, shares in rows))
+    rows += [(f"real {name}, classified", shares) for name, shares in report.all_labels.items()]
+    lines = [[title, *map(_percent, shares)] for title, shares in rows]
+    explained = "k labels are drawn at random. A text shows a class if it names that one and no other."
+    headers = ["k labels, all of them right; k =", *map(str, counts)]
+    return ["## Several labels at once", explained, table(headers, lines)]
+
+
+def _problem_section(report: LatentReport) -> list[str]:
+    subsets = report.subsets
+    rows = [["macro", "", *(_percent(subset.problems.macro_auroc) for subset in subsets)]]
+    for name, share in report.problems.items():
+        rows.append([name, _percent(share), *(_percent(subset.problems.auroc[name]) for subset in subsets)])
+    explained = "Area under the ROC curve of linear probes of z, learnt from training rows; 50 is a guess."
+    headers = ["problem", "of the rows", *(_title(subset.given) for subset in subsets)]
+    blocks = ["## Problems", explained, table(headers, rows)]
+    if images := list(report.problems_seen):
+        seen = [(_title(subset.given), subset.problems_seen) for subset in subsets if subset.problems_seen]
+        lines = [[title, *_percents(areas, images)] for title, areas in [*seen, ("real images", report.problems_seen)]]
+        explained = "What a classifier of real images sees of them in images drawn from what is given: macro average."
+        blocks += [explained, table(["given", *images], lines)]
+    return blocks
+
+
+def _text_section(name: str, report: TextReport) -> list[str]:
+    titles = {f"bleu_{order}": f"BLEU-{order}" for order in (1, 2, 3, 4)}
+    titles |= {"exact": "equal", "distinct": "distinct", "macro_f1": "F1, macro", "micro_f1": "F1, micro"}
+    columns = [metric for metric in titles if vars(report.shuffled)[metric] is not None]
+    results = [(_title(texts.given), texts) for texts in report.generated]
+    results.append(("another row's text", report.shuffled))
+    explained = f"Written from the mean of z for {report.rows:,} rows that have every modality."
+    if report.real != TextResult():
+        results.append(("the row's own text", report.real))
+        explained += " F1 is of the problems that a classifier of real texts finds."
+    rows = [[title, *_percents(vars(texts), columns)] for title, texts in results]
+    return [f"## {name}", explained, table(["given", *(titles[metric] for metric in columns)], rows)]
+
+
+def _latent_section(report: LatentReport) -> list[str]:
+    units = [[name, f"{active} of {size}"] for name, (active, size) in report.active_units.items()]
+    shares = [[name, _percent(value)] for name, value in report.precision_shares.items()]
+    losses = [[name, _number(loss.shared), _number(loss.private)] for name, loss in report.permutation.items()]
+    priors = [[f"{name} prior", *map(_number, prior.frechet.values())] for name, prior in report.joint.items()]
+    images = list(next(iter(report.joint.values())).frechet)
+    rates = [f"{100 * rate:.0f}" for rate in report.missing_rate["rates"]]
+    curves: dict[str, Iterable[str]] = {
+        name: map(_percent, values) for name, values in report.missing_rate.items() if name != "rates"
+    }
+    curves["elbo"] = (f"{value:.1f}" for value in report.missing_rate["elbo"])
+    return [
+        "## The latent space, given everything",
+        table(["active units", ""], units),
+        table(["share of precision", "%"], shares),
+        table(["nats lost with another row's", "z", "private latents"], losses),
+        *([table(["Fréchet distance of samples", *images], priors)] if images else []),
+        "## Missing modalities",
+        table(["missing, %", *rates], [[name, *values] for name, values in curves.items()]),
+    ]
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """Return a Markdown table, with numbers to the right of its columns of texts."""
+    lines = [f"| {' | '.join(headers)} |", f"|{'---|' * text_columns}{'---:|' * (len(headers) - text_columns)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _percents(values: Mapping[str, float | None], names: Iterable[str]) -> list[str]:
+    return [_percent(values.get(name)) for name in names]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.2f}"

@@ -191,7 +191,7 @@ class Generation:
         # scikit-learn and matplotlib are slow to import, and only a report needs them.
         from m3ae.evaluation.figures import plot_missing_rates
         from m3ae.evaluation.latent import LatentEvaluator
-        from m3ae.evaluation.report_files import write_report
+        from m3ae.evaluation.report import write_report
         from m3ae.evaluation.texts import TextEvaluator, Texts
 
         dataset, folder, options = self.dataset(split), self.config.output_dir, self.config.generation

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from m3ae.evaluation.report_files import table
+from m3ae.evaluation.report import table
 from m3ae.metrics.aggregation import Interval
 from m3ae.training.checkpoint import flatten
 from m3ae.training.progress import read_metrics

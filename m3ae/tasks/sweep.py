@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from accelerate import PartialState
 
-from m3ae.evaluation.report import LatentReport
-from m3ae.evaluation.report_files import JSON, table
+from m3ae.evaluation.report import JSON, LatentReport, table
 from m3ae.files import check_replaceable, write_text
 from m3ae.options import parse_yaml
 from m3ae.tasks import task_class

@@ -16,8 +16,15 @@ from m3ae.cli import cli
 from m3ae.evaluation.latent import LatentEvaluator, missing_curve, summarize
 from m3ae.evaluation.passes import Rows, evidence, permutation_test, run_pass
 from m3ae.evaluation.probes import Judge
-from m3ae.evaluation.report import LabelResult, LatentReport, ProblemResult, SubsetResult
-from m3ae.evaluation.report_files import JSON, markdown_report, write_report
+from m3ae.evaluation.report import (
+    JSON,
+    LabelResult,
+    LatentReport,
+    ProblemResult,
+    SubsetResult,
+    markdown_report,
+    write_report,
+)
 from m3ae.models.gaussians import subsets
 from m3ae.tasks.generation import Generation
 from m3ae.training.config import GenerationConfig, dump_config

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from m3ae.evaluation.latent import LatentEvaluator
 from m3ae.evaluation.probes import Problems
-from m3ae.evaluation.report import TextResult
-from m3ae.evaluation.report_files import markdown_report
+from m3ae.evaluation.report import TextResult, markdown_report
 from m3ae.evaluation.texts import TextEvaluator, Texts
 from m3ae.training.config import GenerationConfig
 from tests.models.tiny_latent import STUDY, latent_model, study_batch
