@@ -84,16 +84,16 @@ def test_the_report_is_read_as_it_was_written(report: LatentReport, tmp_path: Pa
 def test_several_labels_are_judged_together_where_all_of_them_are_known() -> None:
     classes = {"digit": np.array([0, 1, 2, -1, 1]), "hand": np.array([0, 1, 0, 1, 1])}
     values = {"glyph": np.zeros((5, 1)), "speech": np.zeros((5, 1))}
-    own = SimpleNamespace(rows=SimpleNamespace(classes=classes, values=values))
+    judge = SimpleNamespace(rows=SimpleNamespace(classes=classes, values=values))
     shown = {
         "digit": {"glyph": np.array([0, 2, 1, 0]), "speech": np.zeros(4)},
         "hand": {"glyph": np.array([0, 0, 1, 1])},
     }
-    asked = {"glyph": np.array([True, True, True, True, False]), "speech": np.ones(5, dtype=bool), "text": values}
-    found = Judge.all_labels_right(own, shown, np.array([0, 2, 3, 4]), asked)
+    masks = {"glyph": np.array([True, True, True, True, False]), "speech": np.ones(5, dtype=bool), "text": values}
+    shares = Judge.all_labels_right(judge, shown, np.array([0, 2, 3, 4]), masks)
     # Row 3 has no digit, row 4 no glyph; of row 0 both are right, of row 2 both; only one label judges speech.
-    assert found == {"glyph": [1.0, 1.0]}
-    everywhere = Judge.all_labels_right(own, shown, np.array([0, 2, 4, 4]), {"glyph": np.ones(5, bool)})
+    assert shares == {"glyph": [1.0, 1.0]}
+    everywhere = Judge.all_labels_right(judge, shown, np.array([0, 2, 4, 4]), {"glyph": np.ones(5, bool)})
     assert everywhere == {"glyph": pytest.approx([7 / 8, 3 / 4])}
 
 
@@ -147,18 +147,18 @@ def test_a_latent_that_a_decoder_does_not_read_costs_nothing_when_permuted() -> 
 def test_only_rows_that_have_what_is_given_count() -> None:
     model = latent_model(SILENT)
     rows = Rows.of(model, batches(missing=2))
-    found = run_pass(model, rows, ["glyph"], torch.Generator().manual_seed(0))
-    assert len(found.rows) == 20 and 0 not in found.rows and 12 not in found.rows
-    assert (found.log_likelihood["speech"][:1] == 0).all(), "row 2 of the first batch has no speech"
-    assert set(found.expected) == set(SILENT)
+    result = run_pass(model, rows, ["glyph"], torch.Generator().manual_seed(0))
+    assert len(result.rows) == 20 and 0 not in result.rows and 12 not in result.rows
+    assert (result.log_likelihood["speech"][:1] == 0).all(), "row 2 of the first batch has no speech"
+    assert set(result.expected) == set(SILENT)
 
 
 @pytest.mark.parametrize("kind", ["poe", "moe", "mopoe"])
 def test_evidence_rises_with_the_samples(kind: str) -> None:
     model, batch = latent_model(SILENT, kind=kind), batches(1)[0]
-    found = evidence(model, batch, ["glyph", "speech"], [1, 300], torch.Generator().manual_seed(0))
+    estimates = evidence(model, batch, ["glyph", "speech"], [1, 300], torch.Generator().manual_seed(0))
     bound = model.elbo(batch, ("glyph", "speech"), generator=torch.Generator().manual_seed(0)).bound.mean()
-    assert found[300] > found[1] and found[300] > bound
+    assert estimates[300] > estimates[1] and estimates[300] > bound
 
 
 def test_the_command_leaves_a_report_and_figures(data: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -187,15 +187,15 @@ def test_the_command_leaves_a_report_and_figures(data: Path, tmp_path: Path) -> 
         "missing_rates.png",
     }
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    found = json.loads((tmp_path / "out" / "latent.json").read_text())
-    assert found["rows"] == 5 and found["subsets"][0]["rows"] < 5
-    assert set(found["joint"]) == {"own", "fitted"}
-    assert found["problems"] == {"odd": 2 / 5, "rare": 2 / 5}
-    assert all(set(entry["problems"]["auroc"]) == {"odd", "rare"} for entry in found["subsets"])
-    assert len(found["missing_rate"]["AUROC of the problems"]) == 10
+    report = json.loads((tmp_path / "out" / "latent.json").read_text())
+    assert report["rows"] == 5 and report["subsets"][0]["rows"] < 5
+    assert set(report["joint"]) == {"own", "fitted"}
+    assert report["problems"] == {"odd": 2 / 5, "rare": 2 / 5}
+    assert all(set(entry["problems"]["auroc"]) == {"odd", "rare"} for entry in report["subsets"])
+    assert len(report["missing_rate"]["AUROC of the problems"]) == 10
     assert "test/macro_auroc_image+speech" in result.output
     lines = (tmp_path / "out" / "generated.jsonl").read_text().splitlines()
-    texts = found["texts"]["text"]
+    texts = report["texts"]["text"]
     assert len(lines) == 5 * texts["rows"] and json.loads(lines[0])["references"][0] in ("Side left.", "Right.")
     assert "text_bleu_4_nothing" in result.output and texts["real"]["micro_f1"] == 1
     assert "| another row's text |" in (tmp_path / "out" / "latent.md").read_text()
