@@ -221,7 +221,7 @@ def test_without_validation_rows_a_run_has_to_say_so(tmp_path: Path) -> None:
     [
         (IMAGES_ALONE, {"mim_weight": 0.0}, "mim_weight: got 0 for training rows without texts"),
         (TEXTS_ALONE, {"mlm_weight": 0.0}, "mlm_weight: got 0 for training rows without images"),
-        ({"image_columns": [], "text_column": "other"}, {}, "no training row of .* has an image or a text"),
+        ({"image_columns": [], "text_column": "other"}, {}, "no train row of .* has an image or a text"),
     ],
 )
 def test_rows_that_nothing_learns_from_are_refused(tmp_path: Path, data: dict, overrides: dict, message: str) -> None:
