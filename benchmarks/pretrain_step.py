@@ -81,13 +81,14 @@ class Setting(NamedTuple):
             options["latent"] = {"num_samples": 1}
         if self.preset == "phantom":  # without contrast, which the published procedure has not
             shipped = yaml.safe_load(PHANTOM.read_text())
-            text = shipped["model"]["overrides"]["text_config"] | {"vocab_size": shipped["tokenizer"]["vocab_size"]}
-            options = shipped["model"]["overrides"] | options | {"itc_weight": 0.0, "text_config": text | dropout}
+            text = shipped["model"]["overrides"].get("text_config", {})
+            text |= {"vocab_size": shipped["tokenizer"]["vocab_size"]} | dropout
+            options = shipped["model"]["overrides"] | options | {"itc_weight": 0.0, "text_config": text}
         elif self.preset == "base":
             options["image_config"] = {"num_hidden_layers": 12}
         if self.image_size is not None:
             options["image_config"] = options.get("image_config", {}) | {"image_size": self.image_size}
-        return M3AEConfig.named("small" if self.preset == "phantom" else self.preset, **options)
+        return M3AEConfig.named("mini" if self.preset == "phantom" else self.preset, **options)
 
     def autocast(self) -> torch.autocast:
         """Return the context of the forward pass."""
