@@ -222,7 +222,7 @@ def _change(path: str, digest: str) -> str:
 @click.command()
 @AS_JSON
 def env() -> None:
-    """Print what a bug report needs: versions, processor, devices and precision.
+    """Print versions and devices, for a bug report.
 
     The command reads no data and prints no environment variable but M3AE_IMPORT.
 
