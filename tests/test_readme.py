@@ -49,6 +49,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_first_command_pre_trains(quickstart: tuple[Path, str]) -> None:
     folder, printed = quickstart
@@ -61,6 +62,7 @@ def test_the_first_command_pre_trains(quickstart: tuple[Path, str]) -> None:
         assert (results / name).is_file()
 
 
+@pytest.mark.slow
 def test_the_example_runs_on_its_model(quickstart: tuple[Path, str]) -> None:
     folder, _ = quickstart
     Image.new("L", (120, 100), 90).save(folder / "chest.png")
