@@ -45,6 +45,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")  # by Trainer's defaults, on CPUs
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_a_tutorial_runs_as_it_is_written(path: Path, quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
