@@ -81,8 +81,7 @@ class Setting(NamedTuple):
             options["latent"] = {"num_samples": 1}
         if self.preset == "phantom":  # without contrast, which the published procedure has not
             shipped = yaml.safe_load(PHANTOM.read_text())
-            text = shipped["model"]["overrides"].get("text_config", {})
-            text |= {"vocab_size": shipped["tokenizer"]["vocab_size"]} | dropout
+            text = {"vocab_size": shipped["tokenizer"]["vocab_size"]} | dropout
             options = shipped["model"]["overrides"] | options | {"itc_weight": 0.0, "text_config": text}
         elif self.preset == "base":
             options["image_config"] = {"num_hidden_layers": 12}

@@ -289,7 +289,8 @@ def test_a_tokenizer_is_trained_on_a_prepared_folder(
     assert result.stdout.startswith(f"{tmp_path / 'tokenizer'}: 270 tokens from 2 texts, ")
     assert len(load_tokenizer(str(tmp_path / "tokenizer"))) == 270
     message = error("train-tokenizer", tmp_path / "data", "--output", tmp_path / "t", "--text-column", "report")
-    assert "has no column 'report'; it has id, split, image, text" in message and not (tmp_path / "t").exists()
+    assert "has no column 'report'; it has id, split, image, text. Set --text-column." in message
+    assert not (tmp_path / "t").exists()
     message = error("train-tokenizer", tmp_path / "data", "--output", tmp_path / "data", "--vocab-size", 270)
     assert message.endswith(f"{tmp_path / 'data'} holds manifest.json already: choose a new or an empty folder")
 

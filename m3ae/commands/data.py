@@ -258,7 +258,9 @@ def train_tokenizer(folder: Path, output: Path, vocab_size: int, text_column: st
     from m3ae.words import count_words
 
     with new_folder(output) as unfinished:
-        texts = SampleDataset(folder, "train", trunk_columns([], text_column)).texts()
+        columns = trunk_columns([], text_column)
+        columns.advice = "Set --text-column."
+        texts = SampleDataset(folder, "train", columns).texts()
         tokenizer = train_tokenizer(texts, vocab_size)
         tokenizer.save_pretrained(unfinished)
     words = sum(map(count_words, texts))

@@ -74,7 +74,7 @@ class TrunkCollator:
     With several views V images are (B, V, 3, S, S), and their presence and noise (B, V) and (B, V, N).
 
     Args:
-        modalities: See `m3ae.models.modalities.trunk_modalities`.
+        modalities: The modalities of the trunk, as `m3ae.models.modalities.trunk_modalities` returns them.
         options: As for a `Collator`.
     """
 

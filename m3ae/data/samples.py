@@ -130,7 +130,8 @@ class Columns:
             modality = self.modalities[name]
             for column in columns:
                 if column not in features:
-                    raise ValueError(f"{folder} has no column {column!r}; it has {', '.join(features)}. {self.advice}")
+                    remark = f"{folder} has no column {column!r}; it has {', '.join(features)}. {self.advice}"
+                    raise ValueError(remark.rstrip())
                 types = column_types(features[column])
                 if types.isdisjoint(modality.columns):
                     kinds = [name for name, kind in KINDS.items() if not types.isdisjoint(kind.columns)]

@@ -44,7 +44,7 @@ def augment(
     """Turn an image into a square of `size` pixels as training sees it.
 
     Args:
-        image: Of mode "L" or "RGB".
+        image: The image, of mode "L" or "RGB".
         size: Side in pixels.
         draw: Source of all randomness.
         augmentation: `crop`; `radiograph`, which also turns, shifts and re-tones; or `affine`, which turns, shifts and
