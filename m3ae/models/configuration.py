@@ -141,6 +141,8 @@ class M3AEConfig(StrictConfig):
         itm_weight: Weight of image-text matching; 0 leaves it out.
         itc_weight: Weight of image-text contrast between the encoders; 0, as published, leaves it and its head out.
         itc_size: Width of the space in which images and texts are contrasted.
+        itc_loss: Loss of the contrast: `infonce` finds each image's text among the batch's (CLIP), `sigmoid` judges
+            each pair by itself (SigLIP).
         schedule: `separate` masks one modality at a time and matches on unmasked inputs, as published;
             `joint` masks both at once and computes everything in one fusion pass.
         class_weights: Weight of each class in the classification loss (of each label's positives if a sample may have
@@ -187,6 +189,7 @@ class M3AEConfig(StrictConfig):
     itm_weight: float = 1.0
     itc_weight: float = 0.0
     itc_size: int = 256
+    itc_loss: Literal["infonce", "sigmoid"] = "infonce"
     schedule: Literal["separate", "joint"] = "separate"
     class_weights: list[float] | None = None
     num_negatives: int = 15
@@ -223,6 +226,7 @@ class M3AEConfig(StrictConfig):
                 f"num_negatives must be at least 1, got {self.num_negatives}; 0 leaves contrast alone to learn, which "
                 f"needs itc_weight (got {self.itc_weight:g})."
             )
+        check_choice("itc_loss", self.itc_loss, ("infonce", "sigmoid"))
         if self.schedule not in ("separate", "joint"):
             raise ValueError(f"schedule must be 'separate' or 'joint', got {self.schedule!r}.")
         check_fraction("mask_ratio", self.mask_ratio, 0.0, 0.99)

@@ -6,15 +6,17 @@ Shapes: B batch, N patches, K visible patches, M masked tokens, D width, V vocab
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
+from m3ae.models import pairs
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import Block, gather_tokens
 from m3ae.models.fusion import Stream
-from m3ae.models.pairs import all_gather_rows
 
 
 def sincos_positions(rows: int, width: int, columns: int | None = None) -> Tensor:
@@ -139,14 +141,38 @@ def matching_score(head: nn.Module, pooled: Tensor) -> Tensor:
     return scores[:, 1]
 
 
+class Contrast(NamedTuple):
+    """Texts and images of a batch beside each other.
+
+    Attributes:
+        loss: () what `config.itc_loss` names.
+        logits: (B, B) similarity of each text and each image; (P·B, P·B) of P processes, this one's B first.
+    """
+
+    loss: Tensor
+    logits: Tensor
+
+
 class ContrastiveHead(nn.Module):
-    """Projects each modality, encoded alone, onto the unit sphere that both share (Radford et al. 2021)."""
+    """Projects each modality, encoded alone, onto the unit sphere that both share (Radford et al. 2021).
+
+    The logit of a pair is its cosine over the temperature, plus a bias if the loss is that of SigLIP.
+    """
 
     def __init__(self, config: M3AEConfig) -> None:
         super().__init__()
         self.text = nn.Linear(config.hidden_size, config.itc_size)
         self.image = nn.Linear(config.hidden_size, config.itc_size)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.log_scale = nn.Parameter(torch.empty(()))
+        self.loss, biased = pairs.CONTRASTIVE_LOSSES[config.itc_loss], config.itc_loss == "sigmoid"
+        self.bias = nn.Parameter(torch.empty(())) if biased else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set temperature and bias to the values that the papers of the losses begin with."""
+        init.constant_(self.log_scale, math.log(1 / 0.07) if self.bias is None else math.log(10))
+        if self.bias is not None:
+            init.constant_(self.bias, -10.0)
 
     def embed(self, name: str, stream: Stream) -> Tensor:
         """Average the tokens (B, S, D) of the stream called `name` and project them to unit vectors (B, E)."""
@@ -157,12 +183,21 @@ class ContrastiveHead(nn.Module):
         mean = (tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
         return F.normalize(getattr(self, name)(mean).float(), dim=-1)
 
-    def forward(self, text: Stream, image: Stream) -> Tensor:
-        """Return the similarity of each text and each image over the temperature, (B, B).
+    def forward(self, text: Stream, image: Stream, ids: tuple[Tensor, Tensor], valid: Tensor) -> Contrast:
+        """Contrast the texts and images of a batch, in training those of all processes.
 
-        In training, those of all P processes are compared, (P·B, P·B) in the order of `all_gather_rows`.
+        Args:
+            text: B texts, encoded.
+            image: B images, encoded.
+            ids: Ids of the images and of the texts, as `match_pairs` takes them.
+            valid: (B,) bool: the sample has both modalities.
         """
-        texts, images = self.embed("text", text), self.embed("image", image)
+        contrasted = pairs.ContrastedPairs(self.embed("text", text), self.embed("image", image), *ids, valid)
         if self.training:
-            texts, images = all_gather_rows(texts), all_gather_rows(images)
-        return self.log_scale.clamp(max=math.log(100)).exp() * (texts @ images.T)
+            contrasted = contrasted.gather()
+        cosine = contrasted.texts @ contrasted.images.T
+        if self.bias is None:
+            logits = self.log_scale.clamp(max=math.log(100)).exp() * cosine
+        else:
+            logits = self.log_scale.exp() * cosine + self.bias
+        return Contrast(self.loss(logits, contrasted.same(), contrasted.valid), logits)

@@ -5,7 +5,7 @@ Shapes: B batch, V views, S tokens, M masked tokens, K visible patches, D fusion
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream, class_tokens, first_token
-from m3ae.models.heads import ContrastiveHead
+from m3ae.models.heads import Contrast
 from m3ae.models.masking import PatchMask, TokenMask
 from m3ae.models.modalities import Modality
 from m3ae.models.modeling import STREAMS, M3AEModel
 from m3ae.models.pairs import ImageTextBatch, MatchingPairs
+
+Contrasting = Callable[[Stream, Stream], Contrast]  # of encoded texts and images
 
 
 class Masks(NamedTuple):
@@ -38,7 +40,7 @@ class FusedTokens:
         image: (B, V·(1 + K), D) class token and visible patches as the pixel decoder reads them.
         pair: Stream → class tokens (B, V, D) of the pairs to match.
         pair_present: (B,) or (B, V) bool, which images of the pairs are present; None if all are.
-        similarity: (B, B) of each text and each image over the temperature.
+        contrast: Texts and images beside each other, before the fusion.
         whole: Stream → the unmasked input, encoded.
     """
 
@@ -46,12 +48,12 @@ class FusedTokens:
     image: Tensor | None = None
     pair: dict[str, Tensor] | None = None
     pair_present: Tensor | None = None
-    similarity: Tensor | None = None
+    contrast: Contrast | None = None
     whole: dict[str, Stream] = field(default_factory=dict)
 
 
 def separate_passes(
-    config: M3AEConfig, trunk: M3AEModel, contrast: ContrastiveHead | None, batch: ImageTextBatch, masks: Masks
+    config: M3AEConfig, trunk: M3AEModel, contrast: Contrasting | None, batch: ImageTextBatch, masks: Masks
 ) -> FusedTokens:
     """Mask one modality at a time and match on unmasked inputs (Chen et al. 2022)."""
     fused, (patches, words, pairs) = FusedTokens(), masks
@@ -73,19 +75,19 @@ def separate_passes(
         fused.pair = trunk.fuse(streams, read=dict.fromkeys(STREAMS, first_token(pairs.labels)))[-1]
         fused.pair_present = streams["image"].present
     if contrast is not None:
-        fused.similarity = contrast(text, image)
+        fused.contrast = contrast(text, image)
     return fused
 
 
 def joint_pass(
-    config: M3AEConfig, trunk: M3AEModel, contrast: ContrastiveHead | None, batch: ImageTextBatch, masks: Masks
+    config: M3AEConfig, trunk: M3AEModel, contrast: Contrasting | None, batch: ImageTextBatch, masks: Masks
 ) -> FusedTokens:
     """Mask both modalities at once and fuse once, the mismatched pairs as further rows of the batch."""
     fused, (patches, words, pairs) = FusedTokens(), masks
     text = trunk.encode_text(words.input_ids, batch.attention_mask, batch.text_present)
     image = trunk.encode_image(batch.pixel_values, patches.ids_keep, batch.image_present)
     if contrast is not None:
-        fused.similarity = contrast(text, image)
+        fused.contrast = contrast(text, image)
     if not (config.mim_weight or config.mlm_weight or config.itm_weight):
         return fused
     size = batch.input_ids.shape[0]

@@ -6,7 +6,6 @@ Presence: True = the sample has this modality.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class M3AEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, LayerScale):
             init.constant_(module.gamma, module.value)
         elif isinstance(module, ContrastiveHead):
-            init.constant_(module.log_scale, math.log(1 / 0.07))
+            module.reset_parameters()
         elif isinstance(module, PixelDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             init.copy_(module.positions, sincos_positions(module.side, module.positions.shape[-1]))

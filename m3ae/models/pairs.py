@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
@@ -118,13 +119,11 @@ class MatchingPairs(NamedTuple):
         image_index: (B,) the image that each text is paired with.
         labels: (B,) 1 = the image of the text's sample, 0 = another one.
         valid: (B,) bool: the sample has both modalities.
-        same: (B, B) bool: the two samples share the image or the text.
     """
 
     image_index: Tensor
     labels: Tensor
     valid: Tensor
-    same: Tensor
 
 
 def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Tensor) -> MatchingPairs:
@@ -140,15 +139,14 @@ def match_pairs(image_ids: Tensor, text_ids: Tensor, present: Tensor, noise: Ten
         noise: (B, 2) uniform in [0, 1): the first channel decides who gets a negative, the second one which.
     """
     size = noise.shape[0]
-    same = same_samples(image_ids, text_ids)
-    allowed = ~same & present[:, None] & present[None, :]
+    allowed = ~same_samples(image_ids, text_ids) & present[:, None] & present[None, :]
     ahead = (noise[None, :, 1] - noise[:, None, 1]) % 1.0
     partner = ahead.masked_fill(~allowed, 2.0).argmin(dim=1)
     candidate = allowed.any(1)
     rank = noise[:, 0].masked_fill(~candidate, 2.0).argsort().argsort()
     mismatched = candidate & (rank < (present.sum() + 1) // 2)
     image_index = torch.where(mismatched, partner, torch.arange(size, device=noise.device))
-    return MatchingPairs(image_index, (~mismatched).long(), present, same)
+    return MatchingPairs(image_index, (~mismatched).long(), present)
 
 
 def same_samples(image_ids: Tensor, text_ids: Tensor) -> Tensor:
@@ -174,23 +172,38 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(gathered[rank:] + gathered[:rank])
 
 
-def gather_pairs(image_ids: Tensor, text_ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `contrastive_loss` needs to know of the samples of all P processes.
+class ContrastedPairs(NamedTuple):
+    """Texts and images in the space of contrast, with what says which of them are no negatives of each other.
 
-    Args:
-        image_ids: (B,) or (B, F): equal entries are the same image.
-        text_ids: (B,): equal numbers are the same text.
-        valid: (B,) bool: the sample has both modalities.
-
-    Returns:
-        `same` (P·B, P·B) and `valid` (P·B,), in the order of `all_gather_rows`.
-
-    Raises:
-        ValueError: The texts have no ids, and their tokens are of different lengths in each process.
+    Attributes:
+        texts: (N, E) unit vectors.
+        images: (N, E) unit vectors.
+        image_ids: (N,) or (N, F): equal entries are the same image.
+        text_ids: (N,) or (N, L): equal entries are the same text.
+        valid: (N,) bool: the sample has both modalities.
     """
-    if text_ids.dim() > 1 and _is_distributed():
-        raise ValueError("text_ids: got None, expected numbers (B,): contrast across processes needs them in training")
-    return same_samples(all_gather_rows(image_ids), all_gather_rows(text_ids)), all_gather_rows(valid)
+
+    texts: Tensor
+    images: Tensor
+    image_ids: Tensor
+    text_ids: Tensor
+    valid: Tensor
+
+    def gather(self) -> ContrastedPairs:
+        """Return the pairs of all processes, in the order of `all_gather_rows`.
+
+        Raises:
+            ValueError: The texts have no ids, and their tokens are of different lengths in each process.
+        """
+        if self.text_ids.dim() > 1 and _is_distributed():
+            raise ValueError(
+                "text_ids: got None, expected numbers (B,): contrast across processes needs them in training"
+            )
+        return ContrastedPairs(*map(all_gather_rows, self))
+
+    def same(self) -> Tensor:
+        """Return which samples share the image or the text, (N, N) bool."""
+        return same_samples(self.image_ids, self.text_ids)
 
 
 def _is_distributed() -> bool:
@@ -220,6 +233,23 @@ def contrastive_loss(logits: Tensor, same: Tensor, valid: Tensor) -> Tensor:
     masked = logits.float().masked_fill(others & (same | ~(valid[:, None] & valid[None])), -torch.inf)
     log_odds = masked.log_softmax(1).diagonal() + masked.log_softmax(0).diagonal()
     return -(log_odds * valid).sum() / (2 * valid.sum().clamp(min=1))
+
+
+def sigmoid_loss(logits: Tensor, same: Tensor, valid: Tensor) -> Tensor:
+    """SigLIP's loss, −1/B Σᵢⱼ log σ(±logitᵢⱼ): each pair is judged by itself (Zhai et al. 2023).
+
+    Args:
+        logits: (B, B) similarity of text i and image j over the temperature, plus the bias.
+        same: (B, B) bool: i and j share the image or the text; such a pair is no negative.
+        valid: (B,) bool: the sample has both modalities.
+    """
+    matched = torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device)
+    losses = -F.logsigmoid(torch.where(matched, logits, -logits).float())
+    counted = (matched | ~same) & valid[:, None] & valid[None]
+    return torch.where(counted, losses, 0).sum() / valid.sum().clamp(min=1)
+
+
+CONTRASTIVE_LOSSES = {"infonce": contrastive_loss, "sigmoid": sigmoid_loss}
 
 
 def ranking_loss(scores: Tensor, valid: Tensor) -> Tensor:

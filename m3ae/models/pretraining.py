@@ -177,9 +177,10 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         words = self._mask_words(batch, special_tokens_mask, word_ids, (mlm_input_ids, mlm_labels), text_noise, draw)
         matched = match_pairs(*ids, batch.complete(), draw(match_noise, batch.input_ids.shape[0], 2))
         masks = Masks(patches, words, matched)
-        fused = SCHEDULES[schedule or self.config.schedule](self.config, self.m3ae, self.itc_head, batch, masks)
+        contrast = None if self.itc_head is None else partial(self.itc_head, ids=ids, valid=matched.valid)
+        fused = SCHEDULES[schedule or self.config.schedule](self.config, self.m3ae, contrast, batch, masks)
         latent = self._latent_pass(batch, fused.whole, beta=beta, generator=generator)
-        return self._decode(batch, masks, ids, fused, latent)
+        return self._decode(batch, masks, fused, latent)
 
     @property
     def patch_size(self) -> int:
@@ -236,7 +237,6 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         self,
         batch: ImageTextBatch,
         masks: Masks,
-        ids: tuple[Tensor, Tensor],
         fused: FusedTokens,
         latent: M3AEForGenerationOutput | None,
     ) -> M3AEForPreTrainingOutput:
@@ -261,9 +261,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             logits = self.itm_head(self.m3ae.pool(fused.pair, present, batch.num_views))
             computed["itm"] = pairs.matching_loss(logits, matched.labels, matched.valid)
             predicted |= {"itm_logits": logits, "itm_labels": matched.labels.masked_fill(~matched.valid, -100)}
-        if fused.similarity is not None:
-            comparable = pairs.gather_pairs(*ids, matched.valid) if self.training else (matched.same, matched.valid)
-            computed["itc"] = pairs.contrastive_loss(fused.similarity, *comparable)
+        if fused.contrast is not None:
+            computed["itc"] = fused.contrast.loss
         weights = {name: getattr(config, f"{name}_weight") for name in computed}
         if latent is not None and self.latent_head is not None:
             assert latent.loss is not None and latent.losses is not None

@@ -27,7 +27,7 @@ from m3ae.models.fusion import Stream
 from m3ae.models.heads import ContrastiveHead, Float32Linear, matching_score
 from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.option_checks import checked_arguments
-from m3ae.models.pairs import contrastive_loss, gather_pairs, image_text_batch, ranking_loss, same_samples, sample_ids
+from m3ae.models.pairs import image_text_batch, ranking_loss, same_samples, sample_ids
 
 
 @dataclass
@@ -126,18 +126,18 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         same = same_samples(*ids)
         text = self.encode_text(batch.input_ids, batch.attention_mask, batch.text_present)
         image = self.encode_image(batch.pixel_values, batch.image_present)
-        similarity = None if self.itc_head is None else self.itc_head(text, image)
+        contrast = None if self.itc_head is None else self.itc_head(text, image, ids, present)
         losses: dict[str, Tensor] = {}
         scores = candidates = None
         if self.config.num_negatives:
             allowed = ~same & present[:, None] & present[None]
             if negatives is None:
+                similarity = None if contrast is None else contrast.logits
                 negatives = self._draw_negatives(allowed, similarity, negative_noise, generator)
             scores, candidates = self._match(text, image, negatives, allowed)
             losses["irtr"] = ranking_loss(scores, present)
-        if similarity is not None:
-            contrast = gather_pairs(*ids, present) if self.training else (same, present)
-            losses["itc"] = contrastive_loss(similarity, *contrast)
+        if contrast is not None:
+            losses["itc"] = contrast.loss
         weights = {"irtr": 1.0, "itc": self.config.itc_weight}
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return M3AEForImageTextRetrievalOutput(loss, losses, scores, candidates)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from m3ae import M3AEForPreTraining, M3AEModel
-from tests.models.tiny import tiny_batch, tiny_model, tiny_of
+from tests.models.tiny import tiny_batch, tiny_config, tiny_model, tiny_of
 
 SCHEDULES = ("separate", "joint")
 
@@ -63,6 +63,21 @@ def test_contrast_alone_fuses_nothing(schedule, monkeypatch) -> None:
     output = alone(**tiny_batch())
     assert list(output.losses) == ["itc"]
     torch.testing.assert_close(output.loss, expected)
+
+
+def test_sigmoid_contrast_adds_a_bias_and_infonce_none(tmp_path) -> None:
+    plain, sigmoid = tiny_model(itc_weight=1.0), tiny_model(itc_weight=1.0, itc_loss="sigmoid")
+    assert sigmoid.state_dict().keys() - plain.state_dict().keys() == {"itc_head.bias"}
+    assert (sigmoid.itc_head.log_scale.exp().item(), sigmoid.itc_head.bias.item()) == (pytest.approx(10), -10)
+    output = sigmoid(**tiny_batch())
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in sigmoid.itc_head.parameters())
+    sigmoid.itc_head.bias.data.fill_(-3.0)
+    sigmoid.save_pretrained(tmp_path)
+    loaded = M3AEForPreTraining.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(**tiny_batch()).losses, sigmoid(**tiny_batch()).losses)
+    with pytest.raises(ValueError, match=r"itc_loss is 'softmax'; expected one of 'infonce', 'sigmoid'"):
+        tiny_config(itc_loss="softmax")
 
 
 def test_embeddings_are_unit_vectors_that_ignore_padding() -> None:

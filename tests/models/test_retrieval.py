@@ -265,7 +265,8 @@ def test_training_draws_the_texts_that_the_contrastive_head_finds_near(searcher)
     few.itc_head.log_scale.data.fill_(6.0)  # so sharp that the nearest is always drawn
     pairs = tiny_pairs()
     text, image = few.encode_text(pairs["input_ids"], pairs["attention_mask"]), few.encode_image(pairs["pixel_values"])
-    similarity = few.itc_head(text, image).T.fill_diagonal_(-torch.inf)
+    numbers, present = torch.arange(4), torch.ones(4, dtype=torch.bool)
+    similarity = few.itc_head(text, image, (numbers, numbers), present).logits.T.fill_diagonal_(-torch.inf)
     output = few(**pairs, negative_noise=torch.full((4, 4), 0.5))
     assert output.candidates[:, 1].tolist() == similarity.argmax(1).tolist()
     assert list(output.losses) == ["irtr", "itc"]

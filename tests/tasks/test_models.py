@@ -85,6 +85,13 @@ def test_a_checkpoint_without_the_head_is_explained(tmp_path: Path, pretrained: 
         open_model(run(tmp_path, finetuned), M3AEForImageTextRetrieval, lambda: [])
 
 
+def test_contrast_may_go_on_with_another_loss(tmp_path: Path) -> None:
+    path = str(save_model(tmp_path / "contrastive", M3AEForPreTraining, itc_weight=1.0))
+    changed = run(tmp_path, path, model={"overrides": {"itc_loss": "sigmoid"}})
+    model, _ = open_model(changed, M3AEForPreTraining, lambda: [], new_head=False)
+    assert (model.itc_head.bias.item(), model.itc_head.log_scale.exp().item()) == (-10, pytest.approx(1 / 0.07))
+
+
 def test_a_head_of_another_size_than_its_labels_is_explained(tmp_path: Path, finetuned: str) -> None:
     with pytest.raises(ValueError, match="the head has not one row for each of its labels"):
         answerer(run(tmp_path, finetuned), **ANSWERS)
