@@ -158,9 +158,9 @@ def prior_and_experts(step: LatentStep, members: Tensor) -> tuple[Tensor, Tensor
 
 
 def coordinated_joint(step: LatentStep, members: Tensor) -> tuple[Tensor, Tensor]:
-    """Hold the first component, the joint one, to the prior and to each present expert: (C, 1) and (C, M, B)."""
+    """Hold all to the prior, and the first component, the joint one, to each present expert: (1, 1) and (C, M, B)."""
     joint = (torch.arange(len(members), device=step.experts.present.device) == 0).float()
-    return joint[:, None], joint[:, None, None] * step.experts.present
+    return joint.new_ones(1, 1), joint[:, None, None] * step.experts.present
 
 
 @dataclass(frozen=True)

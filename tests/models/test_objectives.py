@@ -128,7 +128,8 @@ class Oracle:
             total = self.explained(joint, *self.present) - BETA * held
             if k == 1:
                 return total
-            return (total + sum(self.explained(q, m) - BETA * self.private_kl(q) for m, q in single.items())) / (k + 1)
+            alone = [self.explained(q, m) - BETA * (self.kl(q) + self.private_kl(q)) for m, q in single.items()]
+            return (total + sum(alone)) / (k + 1)
         total = torch.zeros(())
         for m, q in single.items():
             held = (1 - ALPHA) * self.kl(q) + ALPHA / k * sum(self.kl(q, other) for other in single.values())
