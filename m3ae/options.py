@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
+MAX_NODES = 10_000  # of YAML, aliases spelt out: a few hundred bytes of nested anchors would stand for billions
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -116,8 +118,9 @@ def unknown_keys(names: Collection[str], known: Collection[str]) -> list[str]:
 
 
 def describe(value: Any) -> str:
-    """Return a value and its type in words."""
-    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+    """Return a value, its beginning if it is long, and its type in words."""
+    text = repr(value)
+    return "nothing" if value is None else f"{text if len(text) <= 300 else f'{text[:300]}…'} ({type(value).__name__})"
 
 
 def _without_choices(kind: Any) -> Any:
@@ -189,9 +192,25 @@ for _tag, _pattern, _first in (
 def parse_yaml(text: str, source: str) -> Any:
     """Return what YAML holds, numbers and words as in YAML 1.2; a `ConfigError` names the source."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (size := _size(node, {})) > MAX_NODES:
+            raise ValueError(f"{size:g} values with all aliases spelt out, expected at most {MAX_NODES:,}")
+        return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # also for 5,000 digits, or `!!bool x`
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _size(node: Any, sizes: dict[int, float]) -> float:
+    """Return the number of values in a node of YAML, aliases spelt out; infinity if it contains itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        values = (child for entry in children for child in (entry if isinstance(entry, tuple) else (entry,)))
+        sizes[id(node)] = 1 + sum(_size(child, sizes) for child in values)
+    return sizes[id(node)]
 
 
 def assign(values: dict[str, Any], override: str) -> None:

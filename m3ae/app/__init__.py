@@ -70,8 +70,9 @@ def serve(
 ) -> str:
     """Serve the app until it is interrupted.
 
-    Uploads are at most 20 MB. They lie in a temporary folder, and are deleted after ten minutes. The folder is removed
-    at the end, by SIGTERM and SIGHUP, too; the next app removes the folder of a killed one.
+    Uploads are at most 20 MB, and images 25 million pixels. They lie in a temporary folder, and are deleted after ten
+    minutes. The folder is removed at the end, by SIGTERM and SIGHUP, too; the next app removes the folder of a killed
+    one.
 
     Args:
         models: Folders or hub names, at most one for each task.

@@ -13,6 +13,7 @@ from PIL import Image
 from m3ae.app.session import Example
 from m3ae.images.files import load_image
 
+MAX_PIXELS = 25_000_000  # of an upload: 100 KB of PNG may hold many more, each of ten bytes while it is decoded
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -40,7 +41,7 @@ def read_image(path: str | None) -> Image.Image:
     """
     if path is None:
         raise gr.Error("Give an image first.", print_exception=False)
-    return load_image(Path(path))
+    return load_image(Path(path), MAX_PIXELS)
 
 
 def shows_errors(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from m3ae.data.tables import printable
+from m3ae.files import digest
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -205,7 +206,8 @@ def _is_readable(shard: Path) -> bool:
 def load_split(folder: Path, split: str) -> datasets.Dataset:
     """Open one split of a prepared folder, memory-mapped, for reading by index; images stay encoded, as `bytes`.
 
-    `datasets` keeps an Arrow copy in its cache (`HF_DATASETS_CACHE`), keyed by the paths and times of the shards.
+    `datasets` keeps an Arrow copy in its cache (`HF_DATASETS_CACHE`), keyed by the manifest's checksums of the shards,
+    and by their paths and times.
 
     Raises:
         FileNotFoundError: the folder, its manifest or a shard is missing.
@@ -220,8 +222,9 @@ def load_split(folder: Path, split: str) -> datasets.Dataset:
     shards = [folder / name for name in info.shards]
     if missing := [shard.name for shard in shards if not os.path.isfile(shard)]:  # False for too long a name
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: prepare it again with --overwrite")
+    key = f"m3ae-{digest(json.dumps(info.shards).encode()):014x}"
     try:
-        dataset = datasets.Dataset.from_parquet([str(shard) for shard in shards], split=split)
+        dataset = datasets.Dataset.from_parquet([str(shard) for shard in shards], split=split, dataset_name=key)
         for column in set(dataset.features) - set(image_columns(dataset.features)):
             dataset.data.column(column).validate(full=True)  # texts that are no UTF-8, for instance
     except Exception as error:  # as each library puts it; a full disk or too little memory is no fault of the shards

@@ -203,6 +203,8 @@ def plain_or_gzipped(path: Path) -> Path:
 def _open(path: Path) -> Iterator[TextIOWrapper]:
     """Open a table as text; a fault of the file itself becomes a ValueError that names it."""
     try:
+        if path.suffix.lower() == ".gz":
+            _refuse_bomb(path)
         with path.open("rb") as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else raw as binary:
             utf16 = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             binary.seek(0)
@@ -211,6 +213,16 @@ def _open(path: Path) -> Iterator[TextIOWrapper]:
                 yield text
     except (csv.Error, EOFError, UnicodeError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise ValueError if a file unpacks to over 100 times its size: tables shrink to a tenth or so."""
+    left = 100 * path.stat().st_size + 2**20
+    with gzip.open(path) as file:
+        while chunk := file.read(2**20):
+            left -= len(chunk)
+            if left < 0:
+                raise ValueError(f"{path} unpacks to more than 100 times its size: unpack it, and name that file")
 
 
 def whole_number(name: str) -> str:

@@ -3,22 +3,31 @@
 import io
 import logging
 import re
+import sys
 import warnings
+import zlib
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset, FileDataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
-from m3ae.images.files import OLD_DICOM, UnreadableImageError
+from m3ae.images.files import HEAD, OLD_DICOM, UnreadableImageError
 from m3ae.images.pixels import MAX_ASPECT, MAX_SIDE, stretch, value_range
 
 PADDING_KEYWORDS = {  # by the element that holds the pixels
@@ -31,7 +40,7 @@ LIMITATION = re.compile("does not support|cannot decode|Unable to decode (un)?si
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs whatever it also warns of or raises, for each file
 
 
-def load_dicom(source: Path | io.BytesIO) -> Image.Image:
+def load_dicom(source: Path | io.BytesIO, max_pixels: int | None = None) -> Image.Image:
     """Decode the first frame of a DICOM file as 8-bit grey ("L") or colour ("RGB").
 
     Grey values pass the modality LUT and then the first VOI LUT or window. Without a window, or where the window maps
@@ -42,17 +51,22 @@ def load_dicom(source: Path | io.BytesIO) -> Image.Image:
     A file may lack its preamble, its transfer syntax if it is not compressed, and elements of its header that have one
     usual value.
 
+    Args:
+        source: A file, or the bytes of one.
+        max_pixels: The largest number of pixels in all frames; by default `PIL.Image.MAX_IMAGE_PIXELS`.
+
     Raises:
         UnreadableImageError: The file is missing, no DICOM file or without pixels, truncated or corrupt; or its header
-            announces more than `PIL.Image.MAX_IMAGE_PIXELS` pixels in all frames; or no installed package decodes its
-            compression ("image decoder missing").
+            announces more than `max_pixels`, or a deflated file holds more than two bytes for each of them; or no
+            installed package decodes its compression ("image decoder missing").
     """
+    limit = max_pixels or Image.MAX_IMAGE_PIXELS or sys.maxsize
     name = source.name if isinstance(source, Path) else "bytes"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # small deviations from the standard are common and of no use to a reader
-            dataset = _read(source)
-            _require_plausible(dataset, name)
+            dataset = _read(source, name, limit)
+            _require_plausible(dataset, name, limit)
             _complete(dataset)
             return _render(dataset, name)
     except UnreadableImageError:
@@ -65,7 +79,11 @@ def load_dicom(source: Path | io.BytesIO) -> Image.Image:
         raise UnreadableImageError("image truncated or corrupt", f"{name}: {' '.join(str(error).split())}") from error
 
 
-def _read(source: Path | io.BytesIO) -> FileDataset:
+def _read(source: Path | io.BytesIO, name: str, limit: int) -> FileDataset:
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+        _refuse_bomb(file, name, 2 * limit)
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
     try:
         return dcmread(source)
     except InvalidDicomError:  # no preamble
@@ -75,15 +93,28 @@ def _read(source: Path | io.BytesIO) -> FileDataset:
         return dcmread(io.BytesIO(content), force=True)
 
 
-def _require_plausible(dataset: Dataset, name: str) -> None:
+def _refuse_bomb(file: BinaryIO, name: str, limit: int) -> None:
+    """Refuse a deflated file that unpacks to more bytes than the limit."""
+    file.seek(0)
+    file.seek(HEAD if file.read(HEAD)[-4:] == b"DICM" else 0)
+    head = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    if head.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while not inflater.eof and (chunk := inflater.unconsumed_tail or file.read(2**16)):
+        size += len(inflater.decompress(chunk, 2**20))
+        if size > limit:
+            raise UnreadableImageError("image too large", f"{name}: more than {limit:,} bytes once inflated")
+
+
+def _require_plausible(dataset: Dataset, name: str, limit: int) -> None:
     """Refuse a file without pixels or with too many, by its header alone."""
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise UnreadableImageError("not an image", f"{name}: a DICOM file without Rows and Columns")
     if not any(keyword in dataset for keyword in PADDING_KEYWORDS):  # pydicom leaves out an element that is cut off
         raise UnreadableImageError("image truncated or corrupt", f"{name}: no pixel data")
     rows, columns, frames = dataset.Rows, dataset.Columns, int(dataset.get("NumberOfFrames") or 1)
-    limit = Image.MAX_IMAGE_PIXELS
-    if max(rows, columns) > MAX_SIDE or (limit is not None and rows * columns * frames > limit):
+    if max(rows, columns) > MAX_SIDE or rows * columns * frames > limit:
         size = f"{frames} frames of {columns}x{rows} pixels"
         raise UnreadableImageError("image too large", f"{name}: {size}, limit {limit} and {MAX_SIDE} on a side")
     if max(rows, columns) > MAX_ASPECT * min(rows, columns):

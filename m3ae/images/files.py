@@ -35,19 +35,20 @@ class UnreadableImageError(ValueError):
         return f"{self.reason}: {self.detail}"
 
 
-def load_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
+def load_image(source: str | os.PathLike[str] | bytes, max_pixels: int | None = None) -> Image.Image:
     """Decode a whole image file, upright, as 8-bit grey ("L") or colour ("RGB"); see `m3ae.images.pixels.to_8bit`.
 
     Only the first of several frames is read. `m3ae.images.dicom` reads DICOM files.
 
     Args:
         source: A file, or the bytes of one.
+        max_pixels: The largest number of pixels, in all frames of DICOM; by default `PIL.Image.MAX_IMAGE_PIXELS`, 89
+            million.
 
     Raises:
         ImportError: The file is DICOM, and pydicom is not installed.
         UnreadableImageError: The file is missing, empty, truncated, corrupt or no image, or its header announces more
-            than `PIL.Image.MAX_IMAGE_PIXELS` (89 million) pixels, 65,500 on a side, or a side of over 100 times the
-            other.
+            than `max_pixels`, 65,500 pixels on a side, or a side of over 100 times the other.
     """
     if isinstance(source, bytes):
         file: Path | io.BytesIO = io.BytesIO(source)
@@ -58,7 +59,7 @@ def load_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
     if not head:
         raise UnreadableImageError("image file empty", name)
     if _is_dicom(suffix, head):
-        return _load_dicom(file, name)
+        return _load_dicom(file, name, max_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -66,6 +67,9 @@ def load_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
         with opened as image:
             if max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, limit {MAX_SIDE} on a side")
+            if max_pixels and image.width * image.height > max_pixels:
+                size = f"{image.width}x{image.height} pixels"
+                raise Image.DecompressionBombError(f"{size}, limit {max_pixels / 1e6:g} million")
             if max(image.size) > MAX_ASPECT * min(image.size):
                 raise UnreadableImageError("image too narrow", f"{name}: {image.width}x{image.height} pixels")
             return to_8bit(image)
@@ -183,11 +187,11 @@ def _is_dicom(suffix: str, head: bytes) -> bool:
     return suffix in DICOM_SUFFIXES or head[128:] == b"DICM" or is_old
 
 
-def _load_dicom(file: Path | io.BytesIO, name: str) -> Image.Image:
+def _load_dicom(file: Path | io.BytesIO, name: str, max_pixels: int | None) -> Image.Image:
     try:
         from m3ae.images.dicom import load_dicom
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{name} is a DICOM file, and the library {error.name} is not installed: pip install 'm3ae[dicom]'"
         ) from error
-    return load_dicom(file)
+    return load_dicom(file, max_pixels)

@@ -10,13 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from m3ae.evaluation.report import table
 from m3ae.metrics.aggregation import Interval
 from m3ae.training.checkpoint import flatten
 from m3ae.training.progress import read_metrics
-from m3ae.training.run_folder import RunFolder
+from m3ae.training.run_folder import RunFolder, read_settings
 
 MAIN_METRICS = (
     "accuracy",
@@ -143,7 +141,7 @@ def _cell(result: Spread | Interval, scale: float) -> str:
 
 def _differing_settings(runs: Sequence[Path]) -> dict[str, list[Any]]:
     """Return the settings that differ between the runs, but for the output folder, in the order of the runs."""
-    settings = [flatten(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))) for run in runs]
+    settings = [flatten(read_settings(run / "config.yaml")) for run in runs]
     names = dict.fromkeys(name for flat in settings for name in flat if name != "output_dir")
     values = {name: [flat.get(name) for flat in settings] for name in names}
     return {name: column for name, column in values.items() if any(value != column[0] for value in column)}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from accelerate import PartialState
 
 from m3ae.evaluation.report import JSON, LatentReport, table
@@ -23,7 +22,7 @@ from m3ae.training import TrainingStopped
 from m3ae.training.checkpoint import flatten
 from m3ae.training.config import RunConfig, load_config
 from m3ae.training.loop import train
-from m3ae.training.run_folder import RunFolder
+from m3ae.training.run_folder import RunFolder, read_settings
 
 TABLE, RESULTS = "sweep.md", "sweep.json"
 PRECISION = "training.mixed_precision"
@@ -179,7 +178,7 @@ def _check_same_settings(folder: RunFolder, config: RunConfig) -> None:
     file = folder.root / "config.yaml"
     if not file.is_file():
         return
-    saved = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+    saved = flatten(read_settings(file))
     wanted = flatten(config.model_dump(mode="json"))
     if wanted[PRECISION] == "auto":  # the run has recorded what that was
         wanted[PRECISION] = saved.get(PRECISION)

@@ -105,7 +105,7 @@ class _TrainingLoop:
         if checkpoint:
             load_moments(accelerator, checkpoint, self.trained)
 
-        self.log_file = self.open_log()  # in the main process alone
+        self.log_file = self.open_log(checkpoint)  # in the main process alone
         self.progress = Progress(config.training, self.state.step, accelerator.is_main_process)
         self.watchdog = Watchdog(config.training.max_step_minutes, accelerator)
         self.stopping = False
@@ -113,8 +113,8 @@ class _TrainingLoop:
         self.last_finite: dict[str, torch.Tensor] = {}
         self.seconds, self.steps_since_log = 0.0, 0
 
-    def open_log(self) -> MetricsLog | None:
-        """Record this start of the run, and open the files that metrics go to."""
+    def open_log(self, checkpoint: Path | None) -> MetricsLog | None:
+        """Record this start of the run, from a checkpoint if there is one, and open the files that metrics go to."""
         root = self.folder.root
         self.accelerator.init_trackers(self.config.task, init_kwargs={"wandb": {"dir": str(root), "name": root.name}})
         if not self.accelerator.is_main_process:
@@ -122,7 +122,8 @@ class _TrainingLoop:
         for folder in (self.folder.best, self.folder.model, self.folder.figures):
             restore(folder)
         device, processes = device_name(self.accelerator.device), self.accelerator.num_processes
-        self.folder.describe_run(self.config, step=self.state.step, device=device, num_processes=processes)
+        facts = {"step": self.state.step, "device": device, "num_processes": processes, "checkpoint": checkpoint}
+        self.announce(*self.folder.describe_run(self.config, **facts))
         return MetricsLog(self.folder.metrics, self.state.log_lines)
 
     def take_steps(self) -> None:

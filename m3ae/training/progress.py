@@ -7,12 +7,14 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from accelerate.utils import gather_object
+from pydantic import BaseModel, TypeAdapter
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -22,6 +24,13 @@ from m3ae.training.sections import TrainingConfig
 TIMED_STEPS = 6  # before the first estimate
 FAR_ABOVE = 3.0  # times the expected step, which is worth a warning
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Record(BaseModel, extra="allow"):
+    """A line of `metrics.jsonl`."""
+
+    step: int
+    __pydantic_extra__: dict[str, float | None]
 
 
 def mean_losses(losses: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -93,11 +102,27 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a `metrics.jsonl`, without a last one that a kill cut short; none of a missing file."""
+    """Return the lines of a `metrics.jsonl`, without a last one that a kill cut short; none of a missing file.
+
+    Raises:
+        ValueError: A line is damaged.
+    """
     if not path.exists():
         return []
-    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
+    with damage_named(path):
+        *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
+        records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        TypeAdapter(list[_Record]).validate_python(records)
+    return records
+
+
+@contextmanager
+def damage_named(file: Path) -> Iterator[None]:
+    """Name a record of a run, or a model's file, that holds something else than it should, in a ValueError."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
 
 def format_metrics(title: str, metrics: Mapping[str, float]) -> str:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from pydantic import BaseModel, TypeAdapter
 
 from m3ae.data.prepared import MANIFEST
 from m3ae.files import check_replaceable, file_sha256, write_text
+from m3ae.options import parse_yaml
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import RunConfig, dump_config
-from m3ae.training.progress import read_metrics
+from m3ae.training.progress import damage_named, read_metrics
 
 ENVIRONMENT = "environment.json"
 SECRET = "(?i:token|secret|pass|key|credential)"  # in the name of a variable, or of a part of an address
@@ -76,11 +77,18 @@ class RunFolder:
             raise FileExistsError(f"{self.root} holds a trained model without checkpoints; pass another output_dir")
         return chosen
 
-    def describe_run(self, config: RunConfig, *, step: int, device: str, num_processes: int) -> None:
-        """Write `config.yaml`, and add this start of the run, after `step` steps, to `environment.json`."""
+    def describe_run(
+        self, config: RunConfig, *, step: int, device: str, num_processes: int, checkpoint: Path | None = None
+    ) -> list[str]:
+        """Write `config.yaml`, and add this start of the run, after `step` steps, to `environment.json`.
+
+        Returns:
+            A warning for each prepared folder that has changed since the last start of the run of a checkpoint.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         file = self.root / ENVIRONMENT
-        starts = json.loads(file.read_text(encoding="utf-8")) if step and file.exists() else []
+        starts = _read_starts(file) if step else []
+        resumed = _read_starts(checkpoint.parents[1] / ENVIRONMENT) if checkpoint else []
         seeds = [config.training.seed + process for process in range(num_processes)]
         folders = (*(prepared.path for prepared in config.data.sets), *config.data.held_out)
         manifests = [folder / MANIFEST for folder in folders]  # each holds the checksums of its shards
@@ -89,23 +97,21 @@ class RunFolder:
         starts.append(record | environment())
         write_text(file, json.dumps(starts, indent=2) + "\n")
         write_text(self.root / "config.yaml", dump_config(config))
+        before = resumed[-1].get("data", {}) if resumed else {}
+        changed = [folder for folder, digest in checksums.items() if before.get(folder, digest) != digest]
+        return [f"warning: {folder} has changed since the run's last start: samples differ" for folder in changed]
 
     def describe(self) -> dict[str, Any]:
         """Return what the folder records: `finished`, `step`, `checkpoints`, `metrics` (the last), `starts`, `config`.
 
         Raises:
             FileNotFoundError: The folder holds no run.
-            ValueError: Its records are damaged.
+            ValueError: A record is damaged.
         """
         config, environment = self.root / "config.yaml", self.root / ENVIRONMENT
         if missing := [file.name for file in (config, environment) if not file.is_file()]:
             raise FileNotFoundError(f"{self.root} holds no run: expected {' and '.join(missing)} in it")
-        try:
-            starts = json.loads(environment.read_text(encoding="utf-8"))
-            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-            records = read_metrics(self.metrics)
-        except (ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"the records in {self.root} are damaged: {error}") from error
+        starts, settings, records = _read_starts(environment), read_settings(config), read_metrics(self.metrics)
         return {
             "finished": self.model.is_dir(),
             "step": records[-1]["step"] if records else 0,
@@ -114,6 +120,51 @@ class RunFolder:
             "starts": starts,
             "config": settings,
         }
+
+
+class _Start(BaseModel):
+    """What `m3ae run show` prints of a start in `environment.json`."""
+
+    step: int
+    time: str
+    command: str
+    device: str
+    seeds: list[int]
+    threads: int
+    system: str
+    python: str
+    packages: dict[str, str | None]
+    git_revision: str | None
+    data: dict[str, str] = {}
+
+
+class _Training(BaseModel):
+    max_steps: int
+
+
+class _Settings(BaseModel):
+    """What `m3ae run show` prints of a `config.yaml`."""
+
+    task: str = ""
+    training: _Training
+
+
+def _read_starts(file: Path) -> list[dict[str, Any]]:
+    """Return the starts in an `environment.json`, none of a missing file; raise ValueError for damage."""
+    if not file.exists():
+        return []
+    with damage_named(file):
+        starts: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        TypeAdapter(list[_Start]).validate_python(starts)
+    return starts
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return the settings in a `config.yaml`; raise ValueError for damage."""
+    with damage_named(file):
+        settings: dict[str, Any] = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        _Settings.model_validate(settings)
+    return settings
 
 
 def environment() -> dict[str, Any]:

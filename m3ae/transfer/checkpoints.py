@@ -8,6 +8,8 @@ and everything else is refused here.
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import pickle
 import re
 import struct
@@ -52,6 +54,7 @@ class _Inert:
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
 
+MAX_MODULES = 100_000
 _INERT = ("argparse.Namespace", "pytorch_lightning.", "lightning.")
 
 
@@ -68,6 +71,9 @@ def load_checkpoint(path: Path) -> Any:
         is_zip = file.read(2) == b"PK"
     if is_zip and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is cut short or damaged ({path.stat().st_size:,} bytes); fetch it again.")
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            _refuse_compressed(path, archive)
     try:
         foreign = get_unsafe_globals_in_checkpoint(path) if is_zip else ["argparse.Namespace"]
     except _MALFORMED as error:
@@ -120,11 +126,12 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         ValueError: The archive is damaged, or asks for something that parameters do not need.
     """
     with zipfile.ZipFile(path) as archive:
+        _refuse_compressed(path, archive)
         root = archive.namelist()[0].partition("/")[0]
         try:
             data = archive.read(f"{root}/data.pkl")
             module = _Unpickler(data, lambda key: archive.read(f"{root}/data/{key}")).load()
-            return dict(module.tensors())
+            return dict(module.tensors(itertools.count()))
         except (RecursionError, *_MALFORMED) as error:
             raise ValueError(
                 f"{path} is a TorchScript archive whose parameters cannot be read: {error}. Nothing of it was run; "
@@ -162,13 +169,19 @@ class _Module:
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.attributes = attributes
 
-    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of this module and of those in it, with dotted names."""
+    def tensors(self, visits: Iterator[int], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of this module and of those in it, with dotted names; `visits` counts all modules.
+
+        Raises:
+            ValueError: There are more modules than a model has, as where modules share children again and again.
+        """
+        if next(visits) > MAX_MODULES:
+            raise ValueError(f"more than {MAX_MODULES:,} modules")
         for name, value in self.attributes.items():
             if isinstance(value, Tensor):
                 yield prefix + name, value
             elif isinstance(value, _Module):
-                yield from value.tensors(f"{prefix}{name}.")
+                yield from value.tensors(visits, f"{prefix}{name}.")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -176,7 +189,7 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, data: bytes, read: Callable[[str], bytes]) -> None:
         super().__init__(io.BytesIO(data))
-        self.read = read
+        self.read, self.storages = read, dict[str, Tensor]()
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
@@ -193,11 +206,23 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, size = pid
-        return torch.frombuffer(bytearray(self.read(key)), dtype=dtype) if size else torch.empty(0, dtype=dtype)
+        if key not in self.storages:
+            data = bytearray(self.read(key)) if size else bytearray()
+            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return self.storages[key]
 
 
 def _tensor(storage: Tensor, offset: int, shape: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+    if math.prod(shape) > storage.numel():
+        raise pickle.UnpicklingError(f"it asks for a tensor of {tuple(shape)} from {storage.numel()} numbers")
     return storage.as_strided(shape, stride, offset)
+
+
+def _refuse_compressed(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse what unpacks to more than the file: PyTorch compresses nothing but code, which nobody reads here."""
+    entries = (entry for entry in archive.infolist() if "/code/" not in entry.filename)
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise CheckpointError(f"{path} is a compressed archive, which PyTorch does not write; fetch it again.")
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

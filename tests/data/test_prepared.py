@@ -1,6 +1,7 @@
 """Reading prepared folders: exact contents, never a stale cache, clear errors."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,3 +137,16 @@ def test_a_missing_or_foreign_shard_is_noticed(tmp_path: Path, rows: list[dict[s
     (tmp_path / "out" / "train-00000-of-00001.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks train-00000-of-00001\.parquet"):
         load_split(tmp_path / "out", "train")
+
+
+def test_another_set_with_the_same_times_and_rows_is_not_read_from_the_cache(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    prepare("toy", tmp_path / "out")
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    assert load_split(tmp_path / "out", "train")["text"][1] == ["four five six"]
+    times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
+    rows[1]["text"] = ["six five four"]
+    prepare("toy", tmp_path / "out", overwrite=True)
+    os.utime(shard, ns=times)
+    assert load_split(tmp_path / "out", "train")["text"][1] == ["six five four"]

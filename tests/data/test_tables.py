@@ -181,3 +181,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_printable_spells_out_what_is_not_utf8() -> None:
     assert printable("naïve \udcff") == "naïve \\udcff"
+
+
+def test_an_archive_that_unpacks_to_far_more_than_a_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"id\n" + b"1\n" * 10_000_000))
+    with pytest.raises(ValueError, match=r"a.csv.gz unpacks to more than 100 times its size: unpack it"):
+        read_csv(tmp_path / "a.csv.gz")

@@ -415,3 +415,14 @@ def test_deviations_from_the_standard_are_not_reported(tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(grey(tmp_path / "long.dcm"), (RAMP * (255 / 4095)).round())
     assert caplog.records == []
+
+
+def test_a_deflated_file_is_inflated_only_if_it_may_hold_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.dcm", np.zeros((2000, 2000), np.uint8), DeflatedExplicitVRLittleEndian)
+    assert load_dicom(path).size == (2000, 2000)
+    monkeypatch.setattr("m3ae.images.dicom.dcmread", None)  # before anything is inflated
+    for source in (path, io.BytesIO(path.read_bytes())):
+        with pytest.raises(UnreadableImageError, match=r"image too large: .* 2,000,000 bytes once inflated"):
+            load_dicom(source, max_pixels=1_000_000)

@@ -157,7 +157,7 @@ def test_quality_is_that_of_the_jpeg(tmp_path: Path) -> None:
 
 
 def test_dicom_is_read_by_suffix_or_by_its_magic_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = SimpleNamespace(load_dicom=lambda path: Image.new("L", (3, 2), 77))
+    fake = SimpleNamespace(load_dicom=lambda path, max_pixels: Image.new("L", (3, 2), 77))
     monkeypatch.setitem(sys.modules, "m3ae.images.dicom", fake)
     (tmp_path / "a.DCM").write_bytes(b"?")
     (tmp_path / "image").write_bytes(bytes(128) + b"DICM" + bytes(9))
@@ -198,3 +198,10 @@ def test_a_larger_image_is_shrunk_to_the_shorter_side_and_never_enlarged(tmp_pat
     assert (shrunk.size, shrunk.mode, shrunk.format) == ((45, 20), "L", "JPEG")
     png = saved(gradient(30, 10), tmp_path / "small.png")
     assert Image.open(io.BytesIO(encode_image(load_image(png), shorter_side=20))).size == (30, 10)
+
+
+def test_the_number_of_pixels_may_be_limited_further(tmp_path: Path) -> None:
+    Image.new("L", (300, 200)).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png", max_pixels=60_000).size == (300, 200)
+    with pytest.raises(UnreadableImageError, match=r"image too large: a.png: 300x200 pixels, limit 0.05 million"):
+        load_image(tmp_path / "a.png", max_pixels=50_000)

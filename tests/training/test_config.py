@@ -210,3 +210,26 @@ def test_a_configuration_is_frozen(tmp_path):
     config: RunConfig = load_config(write(tmp_path, MINIMAL))
     with pytest.raises(ValueError, match="frozen"):
         config.training.max_steps = 1
+
+
+@pytest.mark.parametrize("top", ["[a", "{a: 1"])
+def test_nested_anchors_are_not_spelt_out(tmp_path, top):
+    """Ten aliases of ten aliases of …: 500 bytes for 10 to the power of 20 values."""
+    close = "]" if top[0] == "[" else "}"
+    lines = [f"x0: &a0 {top}{close}"]
+    for depth in range(1, 20):
+        aliases = [f"*a{depth - 1}"] * 10
+        inner = aliases if top[0] == "[" else [f"{key}: {alias}" for key, alias in enumerate(aliases)]
+        lines.append(f"x{depth}: &a{depth} {top[0]}{', '.join(inner)}{close}")
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="with all aliases spelt out, expected at most 10,000"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("a: &a [*a]\n")
+    with pytest.raises(ConfigError, match="inf values with all aliases"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_long_values_are_shortened_in_messages(tmp_path):
+    (tmp_path / "config.yaml").write_text(f"task: pretraining\noutput_dir: x\ntraining: {'x' * 10_000}\n")
+    with pytest.raises(ConfigError, match=r"training: got 'x{299}… [(]str[)]"):
+        load_config(tmp_path / "config.yaml")

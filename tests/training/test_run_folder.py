@@ -87,3 +87,43 @@ def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["run", "show", str(tmp_path)])
     assert result.exit_code == 2
     assert result.stderr == f"error: {tmp_path} holds no run: expected config.yaml and environment.json in it\n"
+
+
+def test_changed_data_are_said_when_a_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    manifest = tmp_path / "data" / "manifest.json"
+    manifest.write_text("{}")
+    config = toy_config(tmp_path / "run")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"path": tmp_path / "data"})})
+    train(config, ToyTask())
+    train(config, ToyTask(), resume=True)
+    assert "has changed" not in capsys.readouterr().out
+    manifest.write_text("{ }")
+    for output, resume in (("run", True), ("other", tmp_path / "run")):
+        changed = config.model_copy(update={"output_dir": tmp_path / output})
+        if output == "other":
+            manifest.write_text("{  }")
+        train(changed, ToyTask(), resume=resume)
+        expected = f"warning: {tmp_path / 'data'} has changed since the run's last start: samples differ"
+        assert expected in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("environment.json", "{}"),
+        ("environment.json", '[{"step": 0}]'),
+        ("environment.json", "[" * 100_000),
+        ("config.yaml", "a: [b"),
+        ("config.yaml", "task: pretraining\n"),
+        ("config.yaml", "3\n"),
+        ("metrics.jsonl", '{"step": 1, "a": "x"}\n'),
+        ("metrics.jsonl", "{}\n"),
+        ("metrics.jsonl", "3\n"),
+    ],
+)
+def test_a_damaged_record_is_named(finished: Path, tmp_path: Path, name: str, content: str) -> None:
+    damaged = shutil.copytree(finished / "run", tmp_path / "run")
+    (damaged / name).write_text(content)
+    result = CliRunner().invoke(cli, ["run", "show", str(damaged)])
+    assert result.exit_code == 2 and f"{damaged / name} is damaged: " in result.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from m3ae.transfer.checkpoints import is_torchscript, read_torchscript
+from m3ae.transfer.checkpoints import _tensor, is_torchscript, load_checkpoint, read_torchscript
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 
@@ -71,3 +71,34 @@ def test_code_in_an_archive_is_not_run(archive: Path, tmp_path: Path, monkeypatc
 def test_a_damaged_archive_is_explained(archive: Path, data: bytes) -> None:
     with pytest.raises(ValueError, match="whose parameters cannot be read"):
         read_torchscript(replace_pickle(archive, data))
+
+
+def nested(depth: int) -> bytes:
+    """A module whose two children are one module whose two children …"""
+    head = b"\x80\x02" + b"c__torch__\nM\n)\x81}(X\x01\x00\x00\x00tK\x01ub"
+    for _ in range(depth):
+        head += b"q\x00" + b"0c__torch__\nM\n)\x81}(X\x01\x00\x00\x00ah\x00X\x01\x00\x00\x00bh\x00ub"
+    return head + b"."
+
+
+def test_modules_that_share_children_end(archive: Path) -> None:
+    assert read_torchscript(replace_pickle(archive, nested(3))) == {}
+    with pytest.raises(ValueError, match="more than 100,000 modules"):
+        read_torchscript(replace_pickle(archive, nested(40)))
+
+
+def test_what_unpacks_to_more_than_its_file_is_refused(archive: Path, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.pt"
+    torch.save({"weight": torch.zeros(9)}, tmp_path / "state.pt")
+    for source, read in ((archive, read_torchscript), (tmp_path / "state.pt", load_checkpoint)):
+        with zipfile.ZipFile(source) as plain, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+            for name in plain.namelist():
+                target.writestr(name, plain.read(name))
+            target.writestr("data/9", bytes(10**7))
+        with pytest.raises(ValueError, match=r"bomb\.pt is a compressed archive, which PyTorch does not write"):
+            read(bomb)
+
+
+def test_a_view_is_no_larger_than_its_numbers() -> None:
+    with pytest.raises(pickle.UnpicklingError, match=r"asks for a tensor of \(1000000, 1000000\) from 1 numbers"):
+        _tensor(torch.zeros(1), 0, (10**6, 10**6), (0, 0))
