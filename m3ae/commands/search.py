@@ -9,6 +9,7 @@ import click
 
 from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, PATH, be_quiet, print_result
 
+OUTPUT = "folder of shards, a new or empty one, or one to be continued; or a .parquet, .csv or .npy file"
 RERANK = "candidates of the contrastive head, if there is one, that the matching head ranks; 0 for none"
 
 
@@ -76,29 +77,34 @@ def search(
 @click.command()
 @click.argument("data", type=PATH)
 @MODEL
-@click.option("--output", type=PATH, required=True, help="folder to write: a new or empty one, or one to be continued")
+@click.option("--output", type=OUTPUT_FILE, required=True, help=OUTPUT)
 @click.option("--image-columns", help="columns of images of a prepared set, separated by commas  [default: all]")
 @click.option("--text-column", default="text", show_default=True, help="column of texts of a prepared set")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="rows at once")
 @click.option("--shard-range", help="write only these shards, counted over all splits: 0:16 for the first sixteen")
 @DEVICE
 def embed(data: Path, output: Path, **options: Any) -> None:
-    """Write a vector of every row of a set, or of every image.
+    """Write a vector of every row of a set, or of every image, and its labels.
 
-    DATA is a set made by m3ae prepare, and OUTPUT gets a shard of vectors for each of its shards; or DATA is a folder
-    of images, with a table of texts or without, and images that cannot be read are left out and listed. A command that
-    was interrupted continues when it is started again. Several machines share the work by --shard-range, as in
-    preparing: the command without a range then completes the folder.
+    DATA is a set made by m3ae prepare, a folder of images, with a table or without, or a table. A model of several
+    views reads all views of a row. Images that cannot be read are left out and listed. A folder OUTPUT gets shards of
+    vectors: several machines share the work by --shard-range, as in preparing, and the command without a range then
+    completes the folder. A .npy file has the vectors alone, and a .rows.csv file beside it has ids and labels. A
+    command that was interrupted continues when it is started again.
 
     \b
-    Examples, the second one on the first of several machines:
+    Examples, the third one on the first of several machines:
+      m3ae embed my_images --model runs/iu_xray --output vectors.csv
       m3ae embed data/iu_xray --model runs/iu_xray --output vectors/iu_xray
       m3ae embed data/archive --model runs/iu_xray --output vectors/archive --shard-range 0:400
     """  # noqa: D301
     from m3ae.inference.embedding import DESCRIPTION, embed_set
+    from m3ae.inference.vectors import FORMATS, embed_file
 
     be_quiet()
-    description = embed_set(data, output, **options)
+    is_file = output.suffix in FORMATS
+    description = (embed_file if is_file else embed_set)(data, output, **options)
     if description is not None:
         rows = ", ".join(f"{count} {split}" for split, count in description["splits"].items())
-        click.echo(f"{output / DESCRIPTION}: {rows}")
+        lost = len(description["rejected"])
+        click.echo(f"{output if is_file else output / DESCRIPTION}: {rows}{f'; {lost} left out' * bool(lost)}")

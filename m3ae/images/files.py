@@ -158,6 +158,18 @@ class StoredImage:
         return decode_image(self.content, self.row)
 
 
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file that is not read yet; it must lie below one of the `folders`, if there are any."""
+
+    path: Path
+    folders: tuple[Path, ...] = ()
+
+    def decode(self) -> Image.Image:
+        """Decode the file; see `load_below`."""
+        return load_below(self.path, self.folders, str(self.path))
+
+
 def _leads_into(path: Path, folder: Path) -> bool:
     try:
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

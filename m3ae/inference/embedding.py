@@ -1,11 +1,12 @@
-"""Whole archives as vectors: a prepared set or a folder of images, shard by shard, on as many machines as there are.
+"""Whole archives as vectors: a prepared set, a folder or a table, shard by shard, on as many machines as there are.
 
 ```
-train-00000-of-00002.parquet   as the prepared set's shard: id, features; with a contrastive head also image, text
+train-00000-of-00002.parquet   as the prepared set's shard: id, labels if there are any, features; with a contrastive
+                               head also image, text
 embeddings.json                model, data, rows, what was left out, checksums; written last: the folder is complete
 ```
 
-The shards of a folder of images are called `all-00000-of-00002.parquet`.
+The shards of a folder or a table are called `all-00000-of-00002.parquet`.
 
 Shapes: B rows, D width of the model, E size of the contrastive head.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,17 +24,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from m3ae.data.collate import TrunkCollator
 from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features
-from m3ae.data.samples import Columns, Sample, trunk_columns
+from m3ae.data.samples import Columns, Sample, column_types, trunk_columns
 from m3ae.data.shards import ROWS_PER_SHARD, shards_in
 from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, replacing, write_text
-from m3ae.images.files import UnreadableImageError, load_below
-from m3ae.inference.collections import FolderRow, read_folder, report
-from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_class
+from m3ae.images.files import UnreadableImageError
+from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_config
+from m3ae.inference.rows import Row, is_prepared, read_folder, report
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.heads import ContrastiveHead
 from m3ae.models.modalities import BatchOptions, trunk_modalities
@@ -59,6 +59,24 @@ class _Shard(NamedTuple):
     read: Callable[[int, list[Rejection]], Iterator[list[Sample]]]
 
 
+class _Source(NamedTuple):
+    """What is embedded.
+
+    Attributes:
+        shards: The shards by name.
+        rejected: The rows that are known to be unusable.
+        facts: The facts that decide the contents of the shards.
+        views: The views of the model that the rows have; none for one image a row.
+        labelled: Whether the rows have labels.
+    """
+
+    shards: dict[str, _Shard]
+    rejected: list[Rejection]
+    facts: dict[str, Any]
+    views: Sequence[str]
+    labelled: bool
+
+
 def embed_set(
     data: Path,
     output: Path,
@@ -70,19 +88,22 @@ def embed_set(
     shard_range: str | None = None,
     device: str | None = None,
 ) -> dict[str, Any] | None:
-    """Write the vectors of every row of a set: its first view with its first text, either of them missing.
+    """Write the vectors of every row of a set: its image with its first text, either of them missing.
 
-    `features` (2·D) is the output of the fusion, the text's half first, zero for a missing modality. A model with a
-    contrastive head adds the unit vectors `image` and `text` (E), null where missing, whose products are cosines.
+    A model of several views reads those that a row has; any other one reads the first image. `features` (2·D) is the
+    output of the fusion, the text's half first, zero for a missing modality. A model with a contrastive head adds the
+    unit vectors `image` and `text` (E), null where missing, whose products are cosines.
+
     Images of a folder that cannot be read are missing, and rows with nothing left are left out; both are listed. The
     next run continues behind the last finished shard of an interrupted one. Several machines may share the work
     through the file system: each writes a `shard_range`, and a last call without one completes the folder.
 
     Args:
-        data: A prepared set, or a folder of images as `m3ae search` takes it.
+        data: A prepared set, or a folder of images or a table as `m3ae search` takes it.
         output: The folder to write: a new or empty one, or one of just these vectors.
         model: The folder of the model or of its run, or a hub name.
-        image_columns: The columns of images of a prepared set, separated by commas; by default all of them.
+        image_columns: The columns of images of a prepared set, separated by commas; by default the model's views, or
+            else all columns of images.
         text_column: The column of texts of a prepared set, if it has one.
         batch_size: The number of rows at once.
         shard_range: A range of the shards, counted over all splits, to write alone: 0:16 for the first sixteen.
@@ -97,26 +118,28 @@ def embed_set(
         FileNotFoundError: There is no such folder, or a prepared set lacks a shard.
         ValueError: A shard is damaged, a column is missing, there are neither images nor texts, or no such model.
     """
-    saved_class(model)  # an error if there is no such model
-    if (data / MANIFEST).exists() or not data.is_dir():
+    views = saved_config(model).views or []  # an error if there is no such model
+    if is_prepared(data):
         manifest = load_manifest(data)
-        shards, rejected, source = _prepared_shards(data, manifest, image_columns, text_column)
-        splits = [*manifest.splits]
+        source, splits = _prepared_source(data, manifest, image_columns, text_column, views), [*manifest.splits]
     elif image_columns is not None or text_column != "text":
         raise ValueError(f"image_columns and text_column name columns of a prepared set, and {data} is none")
     else:
-        (shards, rejected, source), splits = _folder_shards(data), ["all"]
+        source, splits = _folder_source(data, views), ["all"]
+    shards = source.shards
     todo = [*shards][shards_in(shard_range)]
-    plan = {"model_sha256": _model_digest(find_model(model)), **source}
+    read_beside: dict[str, Any] = {"labels": True} if source.labelled else {}
+    read_beside |= {"views": [*source.views]} if source.views else {}
+    plan = {"model_sha256": _model_digest(find_model(model)), **source.facts, **read_beside}
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     _claim(output, [*shards])
     with only_process(output) if shard_range is None else nullcontext():
         if unfinished := [name for name in todo if not _is_finished(output / name, digest)]:
             loaded, processor = load_model(model, SEARCHING, device)
             for name in tqdm(unfinished, desc="embed", unit="shard"):
-                _write(output / name, digest, loaded, processor, partial(shards[name].read, batch_size))
+                _write(output / name, digest, loaded, processor, source, partial(shards[name].read, batch_size))
         if shard_range is None:
-            return _complete(output, plan, splits, shards, rejected)
+            return _complete(output, plan, splits, shards, source.rejected)
     print(f"{output}: {len(todo)} of {len(shards)} shards; once all are written, the same without a range ends it")
     return None
 
@@ -139,53 +162,52 @@ def _complete(
     return description
 
 
-def _prepared_shards(
-    data: Path, manifest: Manifest, images: str | None, text: str
-) -> tuple[dict[str, _Shard], list[Rejection], dict[str, Any]]:
-    """Return the shards of a prepared set by name, no rejected rows, and the facts that decide the contents."""
-    columns = _columns(data, manifest, images, text)
+def _prepared_source(
+    data: Path, manifest: Manifest, images: str | None, text: str, model_views: Sequence[str]
+) -> _Source:
+    info = next((info for info in manifest.splits.values() if info.shards), None)
+    if info is None:
+        raise ValueError(f"{data} has no rows")
+    features = shard_features(pq.read_schema(data / next(iter(info.shards))))
+    names = [name.strip() for name in images.split(",")] if images else [*info.images]
+    views = model_views if any(name in model_views for name in names) else ()
+    if views and images is None:
+        names = [name for name in names if name in views]
+    columns = trunk_columns(names, text if text in features else None, views)
+    columns.check(data, features)
+    if columns.names == ["id"]:
+        raise ValueError(f"{data} has neither a column of images nor {text!r}; it has {', '.join(features)}")
+    labelled = column_types(features.get("labels")) == {"texts"}
     shards = {
-        name: _Shard(split, _num_rows(data / name), partial(_stored_rows, columns, data / name))
+        name: _Shard(split, _num_rows(data / name), partial(_stored_rows, columns, labelled, data / name))
         for split, info in manifest.splits.items()
         for name in info.shards
     }
     rows, listed = (sum(item.rows for item in items.values()) for items in (shards, manifest.splits))
     if rows != listed:
         raise ValueError(f"the shards of {data} hold {rows} rows of {listed}: prepare it again with --overwrite")
-    source = {
+    facts = {
         "data_sha256": file_sha256(data / MANIFEST),
-        "image_columns": list(columns.columns["image"]),
+        "image_columns": names,
         "text_column": next(iter(columns.text_columns), None),
     }
-    return shards, [], source
+    return _Source(shards, [], facts, views, labelled)
 
 
-def _folder_shards(data: Path) -> tuple[dict[str, _Shard], list[Rejection], dict[str, Any]]:
-    """Return the shards of a folder of images by name, rejected rows, and the facts that decide the contents."""
+def _folder_source(data: Path, model_views: Sequence[str]) -> _Source:
     rows, lost, digest = read_folder(data)
     if not rows:
         raise ValueError(f"{data} has no rows")
+    views = model_views if any(column in model_views for row in rows for column in row.images) else ()
     chunks = [rows[start : start + ROWS_PER_SHARD] for start in range(0, len(rows), ROWS_PER_SHARD)]
     shards = {
-        f"all-{number:05d}-of-{len(chunks):05d}.parquet": _Shard("all", len(chunk), partial(_folder_rows, data, chunk))
+        f"all-{number:05d}-of-{len(chunks):05d}.parquet": _Shard(
+            "all", len(chunk), partial(_folder_rows, chunk, views)
+        )
         for number, chunk in enumerate(chunks)
     }
-    rejected = [{"id": row.id, "reason": row.reason, "detail": row.detail or ""} for row in lost]
-    return shards, rejected, {"data_sha256": digest}
-
-
-def _columns(data: Path, manifest: Manifest, images: str | None, text: str) -> Columns:
-    """Return the columns that are read, and make sure that the set has them."""
-    info = next((info for info in manifest.splits.values() if info.shards), None)
-    if info is None:
-        raise ValueError(f"{data} has no rows")
-    features = shard_features(pq.read_schema(data / next(iter(info.shards))))
-    named = images.split(",") if images else info.images
-    columns = trunk_columns([name.strip() for name in named], text if text in features else None)
-    columns.check(data, features)
-    if columns.names == ["id"]:
-        raise ValueError(f"{data} has neither a column of images nor {text!r}; it has {', '.join(features)}")
-    return columns
+    labelled = any(row.labels is not None for row in rows)
+    return _Source(shards, [row._asdict() for row in lost], {"data_sha256": digest}, views, labelled)
 
 
 def _model_digest(model: str) -> str:
@@ -230,30 +252,35 @@ def _write(
     digest: str,
     model: Searching,
     processor: M3AEProcessor,
+    source: _Source,
     read: Callable[[list[Rejection]], Iterator[list[Sample]]],
 ) -> None:
     """Write a shard that appears when it is whole."""
     options = BatchOptions(processor.tokenizer, model.config.longest_text)
-    collator = TrunkCollator(trunk_modalities(model.config), options)
+    collator = TrunkCollator(trunk_modalities(model.config, source.views), options)
     trunk: M3AEModel = model.m3ae
     head: ContrastiveHead | None = model.itc_head
     sizes = {"features": 2 * model.config.hidden_size} | dict.fromkeys(STREAMS if head else (), model.config.itc_size)
-    fields = [pa.field("id", pa.string()), *(pa.field(name, pa.list_(pa.float32(), sizes[name])) for name in sizes)]
+    labels = [pa.field("labels", pa.list_(pa.string()))] if source.labelled else []
+    vectors = [pa.field(name, pa.list_(pa.float32(), size)) for name, size in sizes.items()]
+    schema = pa.schema([pa.field("id", pa.string()), *labels, *vectors])
     rejected: list[Rejection] = []
     with (
         replacing(path) as temporary,
-        pq.ParquetWriter(temporary, schema := pa.schema(fields), write_page_checksum=True) as writer,
+        pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer,
     ):
         for samples in filter(None, read(rejected)):
             inputs = {name: value.to(model.device) for name, value in collator.inputs(samples).items()}
             inputs.pop("special_tokens_mask")
             streams = trunk.encode(**inputs)
             columns: dict[str, Any] = {"id": [sample.id for sample in samples]}
+            if source.labelled:
+                columns["labels"] = [sample.target for sample in samples]
             columns["features"] = _array(trunk.fuse_and_pool(streams))
             if head is not None:
                 for name in STREAMS:
-                    missing = pa.array([sample.cells[name] is None for sample in samples])
-                    columns[name] = _array(head.embed(name, streams[name]), missing)
+                    present = inputs[f"{name}_present"].view(len(samples), -1).any(1)
+                    columns[name] = _array(head.embed(name, streams[name]), pa.array((~present).tolist()))
             writer.write_table(pa.table(columns, schema=schema))
         writer.add_key_value_metadata({_PLAN: digest, _REJECTED: json.dumps(rejected)})
 
@@ -267,29 +294,43 @@ def _open_shard(shard: Path) -> Iterator[pq.ParquetFile]:
         raise ValueError(f"{shard} cannot be read ({error}): prepare its folder again with --overwrite") from error
 
 
-def _stored_rows(columns: Columns, shard: Path, batch_size: int, rejected: list[Rejection]) -> Iterator[list[Sample]]:
+def _stored_rows(
+    columns: Columns, labelled: bool, shard: Path, batch_size: int, rejected: list[Rejection]
+) -> Iterator[list[Sample]]:
     with _open_shard(shard) as file:
-        for batch in file.iter_batches(batch_size, columns=columns.names):
-            yield [columns.sample(row, seed=0) for row in batch.to_pylist()]
+        for batch in file.iter_batches(batch_size, columns=[*columns.names, *["labels"] * labelled]):
+            rows = batch.to_pylist()
+            yield [columns.sample(row, seed=0)._replace(target=row.get("labels")) for row in rows]
 
 
 def _folder_rows(
-    folder: Path, rows: list[FolderRow], batch_size: int, rejected: list[Rejection]
+    rows: list[Row], views: Sequence[str], batch_size: int, rejected: list[Rejection]
 ) -> Iterator[list[Sample]]:
     for start in range(0, len(rows), batch_size):
-        samples = []
-        for row in rows[start : start + batch_size]:
-            image: Image.Image | None = None
-            text = next(iter(row.texts), None)
-            try:
-                image = None if row.image is None else load_below(row.image, [folder], str(row.image))
-            except UnreadableImageError as error:
-                report(error)
-                column = {} if text is None else {"column": "image"}  # a cell of a row that stays
-                rejected.append({"id": row.id, "reason": error.reason, "detail": error.detail, **column})
-            if image is not None or text is not None:
-                samples.append(Sample(row.id, {"image": image, "text": text}))
-        yield samples
+        samples = (_read(row, views, rejected) for row in rows[start : start + batch_size])
+        yield [sample for sample in samples if sample is not None]
+
+
+def _read(row: Row, views: Sequence[str], rejected: list[Rejection]) -> Sample | None:
+    """Decode the images of a row; return None where nothing of the row can be read."""
+    cells: dict[str, Any] = dict.fromkeys(views or ["image"])
+    lost: list[Rejection] = []
+    for column, image in row.images.items():
+        name = column if views else "image"
+        if name not in cells or cells[name] is not None:
+            continue
+        try:
+            cells[name] = image.decode()
+        except UnreadableImageError as error:
+            report(error)
+            lost.append({"id": row.id, "reason": error.reason, "detail": error.detail, "column": column})
+    cells["text"] = next(iter(row.texts), None)
+    if all(cell is None for cell in cells.values()):
+        first = lost[0] if lost else {"id": row.id, "reason": "neither image nor text", "detail": ""}
+        rejected.append({key: first[key] for key in ("id", "reason", "detail")})
+        return None
+    rejected += lost
+    return Sample(row.id, cells, target=row.labels)
 
 
 def _num_rows(shard: Path) -> int:

@@ -75,7 +75,12 @@ def saved_class(path: str | Path) -> str:
     Raises:
         ValueError: There is no such model.
     """
-    return (_config(find_model(path)).architectures or ["a model of unknown class"])[0]
+    return (saved_config(path).architectures or ["a model of unknown class"])[0]
+
+
+def saved_config(path: str | Path) -> M3AEConfig:
+    """Return the configuration of a saved model; see `saved_class`."""
+    return _config(find_model(path))
 
 
 def find_model(path: str | Path) -> str:

@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from m3ae.files import LOCK, file_sha256, only_process, remove_files, replacing, write_text
 from m3ae.images.files import UnreadableImageError
-from m3ae.inference.collections import Collection, report
+from m3ae.inference.collections import Collection
 from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, find_model
+from m3ae.inference.rows import report
 from m3ae.models.fusion import Stream
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor

@@ -147,6 +147,10 @@ class M3AEConfig(StrictConfig):
             `joint` masks both at once and computes everything in one fusion pass.
         class_weights: Weight of each class in the classification loss (of each label's positives if a sample may have
             several); 1 if None.
+        decision_thresholds: Probability of each label from which a sample counts as having it, where a sample may have
+            several, chosen on validation; 0.5 if None.
+        calibration_temperature: Number that a classifier's logits are divided by to give probabilities.
+        input_streams: The inputs that a head was fine-tuned on, some of `image` and `text`; None for both.
         num_negatives: Texts of the batch that the matching head is to tell apart from an image's own in retrieval
             training; 0 trains the contrastive head alone.
         mask_token_id: Index of the mask token. None becomes the last index of the vocabulary, as RoBERTa has it.
@@ -192,6 +196,9 @@ class M3AEConfig(StrictConfig):
     itc_loss: Literal["infonce", "sigmoid"] = "infonce"
     schedule: Literal["separate", "joint"] = "separate"
     class_weights: list[float] | None = None
+    decision_thresholds: list[float] | None = None
+    calibration_temperature: float = 1.0
+    input_streams: list[str] | None = None
     num_negatives: int = 15
     mask_token_id: int | None = None
     latent: dict[str, Any] | LatentConfig | None = None

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H×W pixels, L text tokens, A answers or classes.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig
+from m3ae.models.fusion import Stream
 from m3ae.models.heads import PooledHead
 from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.option_checks import checked_arguments
@@ -79,12 +81,25 @@ class _PooledModel(M3AEPreTrainedModel):
         Raises:
             ValueError: Images and texts are both left out.
         """
-        streams = self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
-        logits = self.get_submodule(f"{self.task}_head")(self.m3ae.fuse_and_pool(streams))
+        logits = self.score(self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present))
         if labels is None:
             return self.output_class(logits=logits)
         loss = self.loss(logits, labels)
         return self.output_class(loss, {self.task: loss}, logits)
+
+    def score(self, streams: Mapping[str, Stream]) -> Tensor:
+        """Return the logits (B, A) of encoded images and texts."""
+        logits: Tensor = self.get_submodule(f"{self.task}_head")(self.m3ae.fuse_and_pool(streams))
+        return logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, A) into probabilities; they sum to 1 where the answers or classes exclude each other."""
+        logits = logits / self.config.calibration_temperature
+        return logits.softmax(-1) if self._exclusive else logits.sigmoid()
+
+    @property
+    @abstractmethod
+    def _exclusive(self) -> bool: ...
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -112,10 +127,6 @@ class M3AEForQuestionAnswering(_PooledModel):
         """
         return answer_loss(logits, labels, exclusive=self._exclusive)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits (B, A) into the probability of each answer; they sum to 1 where answers exclude each other."""
-        return logits.softmax(-1) if self._exclusive else logits.sigmoid()
-
     @property
     def _exclusive(self) -> bool:
         return bool(self.config.problem_type == "single_label_classification")
@@ -128,7 +139,8 @@ class M3AEForClassification(_PooledModel):
     `config.problem_type = "multi_label_classification"` lets a sample have any number of them.
 
     Raises:
-        ValueError: `class_weights` and `id2label` differ in length, or the problem type is regression.
+        ValueError: `class_weights` or `decision_thresholds` has not a number for each of `id2label`, or the problem
+            type is regression.
     """
 
     cls_head: PooledHead
@@ -140,11 +152,13 @@ class M3AEForClassification(_PooledModel):
                 "M3AEForClassification has no regression; set problem_type to 'single_label_classification' or "
                 "'multi_label_classification'."
             )
-        if config.class_weights is not None and len(config.class_weights) != config.num_labels:
-            raise ValueError(
-                f"class_weights needs one weight for each of the {config.num_labels} classes of id2label, "
-                f"got {len(config.class_weights)}."
-            )
+        for name in ("class_weights", "decision_thresholds"):
+            values = getattr(config, name)
+            if values is not None and len(values) != config.num_labels:
+                raise ValueError(
+                    f"{name} needs one number for each of the {config.num_labels} classes of id2label, "
+                    f"got {len(values)}."
+                )
         super().__init__(config)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -156,9 +170,18 @@ class M3AEForClassification(_PooledModel):
         """
         weights = self.config.class_weights
         weight = None if weights is None else logits.new_tensor(weights).float()
-        if self.config.problem_type == "multi_label_classification":
-            return multi_label_loss(logits, labels, weight)
-        return class_loss(logits, labels, weight)
+        return (class_loss if self._exclusive else multi_label_loss)(logits, labels, weight)
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """Return which labels (B, A) samples have: the likeliest alone, or all from their thresholds on."""
+        if self._exclusive:
+            return F.one_hot(probabilities.argmax(-1), probabilities.shape[-1]).bool()
+        thresholds = self.config.decision_thresholds
+        return probabilities >= (0.5 if thresholds is None else probabilities.new_tensor(thresholds))
+
+    @property
+    def _exclusive(self) -> bool:
+        return bool(self.config.problem_type != "multi_label_classification")
 
 
 def answer_loss(logits: Tensor, labels: Tensor, *, exclusive: bool = False) -> Tensor:

@@ -1,5 +1,6 @@
 """Vectors of a whole prepared set: exact, resumable, shared out among machines."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from m3ae import M3AEForPreTraining
 from m3ae.cli import cli
+from m3ae.data.prepare import prepare
 from m3ae.data.samples import trunk_columns
 from m3ae.files import file_sha256
 from m3ae.images.files import load_image
@@ -193,3 +195,64 @@ def test_a_folder_of_something_else_is_left_alone(sets: Path, tmp_path: Path) ->
     printed = run(sets / "data", "--model", sets / "plain", "--output", tmp_path, status=2).output
     assert "embeddings.json was not written by m3ae, and would be replaced" in printed
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_has_the_vectors_of_its_prepared_set(sets: Path, tmp_path: Path) -> None:
+    folder, draw = tmp_path / "mine", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(3):
+        picture = Image.fromarray(draw.integers(0, 255, (40, 32), dtype=np.uint8))
+        picture.save(folder / f"{number}.jpg", quality=95)  # small JPEGs are prepared as they are
+    table = folder / "table.csv"
+    table.write_text("image,text,label,split\n0.jpg,small nodule,a;b,train\n1.jpg,,a,train\n2.jpg,nothing,,train\n")
+    prepare("folder", source=folder, output=tmp_path / "data", min_words=1, num_workers=1)
+    common = ("--model", sets / "contrastive", "--output")
+    for source, name in ((folder, "folder"), (table, "table"), (tmp_path / "data", "set")):
+        run(source, *common, tmp_path / name)
+    expected = read(tmp_path / "set")
+    assert expected["labels"] == [["a", "b"], ["a"], None]
+    for name in ("folder", "table"):
+        vectors = read(tmp_path / name)
+        assert vectors.keys() == expected.keys() and vectors["id"] == expected["id"]
+        assert vectors["labels"] == expected["labels"] and vectors["text"][1] is None
+        for column in ("features", "image"):
+            np.testing.assert_allclose(vectors[column], expected[column], atol=1e-6)
+
+
+def test_a_model_of_views_reads_all_of_them(tmp_path: Path) -> None:
+    views = ["frontal", "lateral"]
+    save_model(tmp_path / "model", M3AEForPreTraining, ["nothing"], itc_weight=1.0, views=views)
+    columns = {"id": [*"abc"], "frontal": [9, 90, None], "lateral": [40, None, 60], "other": [1, 2, 3]}
+    data = write_folder(tmp_path / "data", columns, images=[*views, "other"])
+    run(data, "--model", tmp_path / "model", "--output", tmp_path / "out")
+    model, processor = load_model(tmp_path / "model", [M3AEForPreTraining])
+    rows = pq.read_table(data / "train-00000-of-00001.parquet").to_pylist()
+    vectors = read(tmp_path / "out")
+    for row, features, image in zip(rows, vectors["features"], vectors["image"], strict=True):
+        present = torch.tensor([[row[view] is not None for view in views]])
+        shown = [load_image((row[view] or row["other"])["bytes"]).convert("RGB") for view in views]
+        pixels = processor(images=shown, return_tensors="pt")["pixel_values"][None]
+        with torch.no_grad():
+            expected = model.m3ae(pixels, image_present=present).pooler_output[0]
+            unit = model.itc_head.embed("image", model.m3ae.encode_image(pixels, None, present))[0]
+        np.testing.assert_allclose(features, expected, atol=1e-5)
+        np.testing.assert_allclose(image, unit, atol=1e-5)
+
+
+def test_one_file_has_what_the_shards_have(sets: Path, tmp_path: Path) -> None:
+    common = (sets / "data", "--model", sets / "contrastive", "--output")
+    run(*common, tmp_path / "out")
+    expected = read(tmp_path / "out")
+    for suffix in ("parquet", "csv", "npy"):
+        assert f"vectors.{suffix}: 5 train" in run(*common, tmp_path / f"vectors.{suffix}").output
+    table = pq.read_table(tmp_path / "vectors.parquet").to_pydict()
+    assert table == {"id": expected["id"], "split": ["train"] * 5} | expected
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), np.float32(expected["features"]))
+    with (tmp_path / "vectors.rows.csv").open() as file:
+        assert [*csv.DictReader(file)] == [{"id": name, "split": "train"} for name in "abcde"]
+    with (tmp_path / "vectors.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    assert [float(rows[4][f"features_{k}"]) for k in range(3)] == pytest.approx(expected["features"][4][:3])
+    assert rows[3]["image_0"] == "" and rows[1]["text_0"] == "" and "labels" not in rows[0]
+    assert not [*tmp_path.glob("*.shards")]
+    assert "needs a folder, got" in run(*common, tmp_path / "v.csv", "--shard-range", "0:1", status=2).output
