@@ -107,7 +107,7 @@ def test_a_saved_model_keeps_classes_and_problem(tmp_path) -> None:
 
 
 def test_options_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="one weight for each of the 3 classes of id2label, got 2"):
+    with pytest.raises(ValueError, match="class_weights needs one number for each of the 3 classes"):
         tiny_of(M3AEForClassification, id2label=CLASSES, class_weights=[1.0, 2.0])
     with pytest.raises(ValueError, match="no regression; set problem_type"):
         tiny_of(M3AEForClassification, problem_type="regression")
