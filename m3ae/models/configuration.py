@@ -37,6 +37,8 @@ class M3AEImageConfig(StrictConfig):
         qkv_bias: Which projections of attention have a bias: `all`, `no_key` (queries and values) or `none`.
         rope_theta: Base of DINOv3's rotary positions, which replace the table of positions; None has the table.
         dropout: Dropout after projections and MLPs.
+        drop_path_rate: Probability that training leaves out a residual branch of the last block for a sample; it grows
+            linearly from 0 in the first block (stochastic depth, Huang et al. 2016).
         layer_norm_eps: Epsilon of the layer normalisations.
         image_mean: Mean of each channel, which the processor subtracts from values in [0, 1]; CLIP's if None.
         image_std: Deviation of each channel, which the processor divides by; CLIP's if None.
@@ -66,6 +68,7 @@ class M3AEImageConfig(StrictConfig):
     qkv_bias: Literal["all", "no_key", "none"] = "all"
     rope_theta: float | None = None
     dropout: float = 0.0
+    drop_path_rate: float = 0.0
     layer_norm_eps: float = 1e-5
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
@@ -81,6 +84,7 @@ class M3AEImageConfig(StrictConfig):
             )
         check_width("image_config.hidden_size", self.hidden_size)
         check_heads("image_config", self.hidden_size, self.num_attention_heads)
+        check_fraction("image_config.drop_path_rate", self.drop_path_rate, 0.0, 0.99)
         check_choice("image_config.qkv_bias", self.qkv_bias, ("all", "no_key", "none"))
         if self.rope_theta is not None and self.hidden_size // self.num_attention_heads % 4:
             raise ValueError(

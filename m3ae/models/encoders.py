@@ -191,6 +191,7 @@ class Block(GradientCheckpointingLayer):
         num_heads: Attention heads.
         mlp_ratio: Width of the MLP over D.
         dropout: Dropout after projections and MLP.
+        drop_path: Probability that training leaves out what attention, or the MLP, adds to a sample's tokens.
     """
 
     def __init__(
@@ -201,6 +202,7 @@ class Block(GradientCheckpointingLayer):
         num_heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         image = config.image_config
@@ -215,11 +217,16 @@ class Block(GradientCheckpointingLayer):
         scale = variant.layer_scale
         self.ls1 = nn.Identity() if scale is None else LayerScale(width, scale)
         self.ls2 = nn.Identity() if scale is None else LayerScale(width, scale)
+        self.drop_path: nn.Module = nn.Identity()
+        if drop_path:
+            from timm.layers.drop import DropPath  # timm is slow to import
+
+            self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Update tokens (B, S, D); for `rotation` see `SelfAttention`."""
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), rotation)[0])
-        updated: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self.drop_path(self.ls1(self.attn(self.norm1(tokens), rotation)[0]))
+        updated: Tensor = tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
         return updated
 
 
@@ -240,9 +247,11 @@ class PatchTransformer(nn.Module):
         rows = image.class_token + image.num_patches
         self.pos_embed = nn.Parameter(torch.zeros(1, rows, width)) if self.theta is None else None
         self.norm_pre = nn.LayerNorm(width, eps=image.layer_norm_eps) if image.pre_norm else nn.Identity()
+        depth = image.num_hidden_layers
+        drop_paths = [image.drop_path_rate * number / max(depth - 1, 1) for number in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(config, image, width, image.num_attention_heads, image.mlp_ratio, image.dropout)
-            for _ in range(image.num_hidden_layers)
+            Block(config, image, width, image.num_attention_heads, image.mlp_ratio, image.dropout, drop_path)
+            for drop_path in drop_paths
         )
         self.norm = nn.LayerNorm(width, eps=image.layer_norm_eps)
 

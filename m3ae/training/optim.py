@@ -26,33 +26,82 @@ def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[s
     Args:
         model: The model.
         settings: Learning rate and its multipliers by group, where that of `heads` is that of `heads.decoders.text`,
-            too, unless a more specific name has one; decay of weight matrices, while norms, biases and single vectors
-            such as a class token get none.
+            too, unless a more specific name has one; its decay with the layers above a parameter; decay of weight
+            matrices, while norms, biases and single vectors such as a class token get none.
 
     Returns:
         Groups for a `torch.optim` optimiser, each with `params`, `lr`, `weight_decay` and `name`.
 
     Raises:
-        ValueError: A multiplier names a group that is neither one of the model nor one of `GROUPS`.
+        ValueError: A multiplier names a group that is neither one of the model nor one of `GROUPS`; or the rate is to
+            decay with depth, and no layer of encoders or fusion is trained.
     """
     group_of = getattr(model, "parameter_group", lambda name: "encoder")
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    above = {} if settings.layer_decay == 1 else layers_above(model)
+    groups: dict[tuple[str, bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((group_of(name), not _is_vector(parameter)), []).append(parameter)
+            key = (group_of(name), not _is_vector(parameter), above.get(parameter, 0))
+            groups.setdefault(key, []).append(parameter)
+    if settings.layer_decay != 1 and not any(number for *_, number in groups):
+        raise ValueError(
+            f"optimizer.layer_decay: got {settings.layer_decay:g}, but no layer of encoders or fusion is trained; "
+            "expected 1"
+        )
     multipliers = settings.lr_multipliers
-    known = {prefix for name, _ in groups for prefix in _prefixes(name)}.union(GROUPS)
+    known = {prefix for name, *_ in groups for prefix in _prefixes(name)}.union(GROUPS)
     if unknown := sorted(set(multipliers) - known):
         raise ValueError(f"optimizer.lr_multipliers: got groups {unknown}, expected some of {sorted(known)}")
     return [
         {
             "params": parameters,
-            "lr": settings.lr * next((multipliers[key] for key in _prefixes(name) if key in multipliers), 1.0),
+            "lr": settings.lr
+            * next((multipliers[key] for key in _prefixes(name) if key in multipliers), 1.0)
+            * settings.layer_decay**number,
             "weight_decay": settings.weight_decay if decays else 0.0,
-            "name": name if decays else f"{name} without decay",
+            "name": name + (f", {number} layers deep" if number else "") + ("" if decays else " without decay"),
         }
-        for (name, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (name, decays, number), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def layers_above(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Return how many layers stand between the parameters of a model's trunk and its heads, by the count of BEiT.
+
+    The last fusion layer is 1 deep, the first of F is F deep, as are the projections that lead to it. A layer of an
+    encoder adds its own count, and the embeddings come one below the first layer. Poolers and heads are not listed.
+    """
+    trunk: Any = getattr(model, "base_model", model)
+    above: dict[nn.Parameter, int] = {}
+    depth = 0
+    if hasattr(trunk, "fusion"):
+        above = _count_from_top(trunk.fusion)
+        depth = max(above.values(), default=0)
+    for name, module in trunk.named_children():
+        if name in ("image_encoder", "text_encoder"):
+            above |= {parameter: depth + number for parameter, number in _count_from_top(module).items()}
+        elif name in ("projections", "modality_types", "view_types"):
+            above |= dict.fromkeys(module.parameters(), depth)
+    return above
+
+
+def _count_from_top(stack: nn.Module) -> dict[nn.Parameter, int]:
+    """Return N − i for layer i of N, counted from 0, N + 1 for what leads to the first layer, and 0 for what follows.
+
+    The layers are the list that has the most parameters, whatever a library calls it.
+    """
+    lists = [module for module in stack.modules() if isinstance(module, nn.ModuleList)] or [nn.ModuleList()]
+    layers = max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+    inside = {parameter: number for number, layer in enumerate(layers) for parameter in layer.parameters()}
+    tables = {table.weight for table in stack.modules() if isinstance(table, nn.Embedding)}
+    counts: dict[nn.Parameter, int] = {}
+    for parameter in stack.parameters():
+        if parameter in inside:
+            counts[parameter] = len(layers) - inside[parameter]
+        else:
+            leads = parameter in tables or inside.keys().isdisjoint(counts)
+            counts[parameter] = len(layers) + 1 if leads else 0
+    return counts
 
 
 def learning_rate_factor(settings: OptimizerConfig, step: int, max_steps: int) -> float:

@@ -261,6 +261,8 @@ class OptimizerConfig(Section):
         weight_decay: Decoupled weight decay; never applied to norms, biases and single vectors.
         lr_multipliers: Factor on `lr` of the groups `encoder`, `fusion` or `heads` of a model's parameters, or of
             some of the heads: `heads.decoders.M` decodes modality M from z, `heads.decoders` are all of these.
+        layer_decay: Further factor on the learning rate, once for each layer of encoder and fusion above a parameter:
+            1 in the heads, least in the embeddings (BEiT, MAE); 1 for the same rate in all layers.
         schedule: Course of the learning rate after warm-up.
         warmup: Steps of linear warm-up; below 1, a fraction of `training.max_steps`.
         max_grad_norm: Gradients are scaled down to this norm; `null` for never.
@@ -271,6 +273,7 @@ class OptimizerConfig(Section):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.01
     lr_multipliers: dict[str, NonNegativeFloat] = {"heads": 5.0, "fusion": 5.0}
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: NonNegativeFloat = 0.1
     max_grad_norm: PositiveFloat | None = 1.0

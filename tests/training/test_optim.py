@@ -1,9 +1,13 @@
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from m3ae.models.encoders import ImageEncoder
 from m3ae.training.optim import learning_rate_factor, parameter_groups
 from m3ae.training.sections import OptimizerConfig
+from tests.models.tiny import tiny_config, tiny_model
 
 
 class Model(nn.Module):
@@ -62,6 +66,75 @@ def test_the_most_specific_multiplier_counts():
 def test_a_multiplier_of_a_group_that_a_model_lacks_is_nothing():
     groups = parameter_groups(Model(), OptimizerConfig(lr=0.1, lr_multipliers={"fusion": 5}))  # as by default
     assert {group["lr"] for group in groups} == {0.1}
+
+
+def rates(model: nn.Module, **settings: object) -> dict[str, float]:
+    """The learning rate of each parameter, the heads' being 1."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, OptimizerConfig(lr=1.0, **{"lr_multipliers": {}} | settings))
+    return {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+
+
+def test_the_rate_decays_with_the_layers_above():
+    found = rates(tiny_model(), layer_decay=0.5)
+    image, text, fusion = "m3ae.image_encoder.vit.", "m3ae.text_encoder.", "m3ae.fusion.layers."
+    expected = {
+        1.0: ["mim_head.", "mlm_head.", "itm_head.", "m3ae.poolers."],
+        0.5: [f"{fusion}1."],
+        0.25: [f"{fusion}0.", "m3ae.projections.", "m3ae.modality_types.", f"{image}norm."],
+        0.125: [f"{image}blocks.1.", f"{text}encoder.layer.1."],
+        0.0625: [f"{image}blocks.0.", f"{text}encoder.layer.0."],
+        0.03125: [f"{image}{name}" for name in ("cls_token", "pos_embed", "patch_embed.", "norm_pre.")]
+        + [f"{text}embeddings."],
+    }
+    for rate, prefixes in expected.items():
+        for prefix in prefixes:
+            of_prefix = {name: value for name, value in found.items() if name.startswith(prefix)}
+            assert of_prefix and set(of_prefix.values()) == {rate}, (prefix, of_prefix)
+    assert sum(name.startswith(tuple(prefixes)) for prefixes in expected.values() for name in found) == len(found)
+    both = rates(tiny_model(), layer_decay=0.5, lr_multipliers={"fusion": 5, "heads": 3})
+    assert both[f"{fusion}0.text.self_attention.query.weight"] == 5 * 0.25 and both["itm_head.weight"] == 3
+    assert both[f"{image}blocks.1.norm1.weight"] == 0.125
+
+
+@pytest.mark.parametrize(
+    ("model_type", "first", "last", "embeddings"),
+    [
+        ("distilbert", "transformer.layer.0.", "transformer.layer.1.", ["embeddings."]),
+        ("modernbert", "layers.0.", "layers.1.", ["embeddings."]),
+        ("deberta-v2", "encoder.layer.0.", "encoder.layer.1.", ["embeddings.", "encoder.rel_embeddings."]),
+        ("electra", "encoder.layer.0.", "encoder.layer.1.", ["embeddings.", "embeddings_project."]),
+    ],
+)
+def test_the_layers_of_any_text_encoder_count(model_type: str, first: str, last: str, embeddings: list[str]):
+    options = {"model_type": model_type, "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2}
+    options |= {"num_attention_heads": 2, "pad_token_id": 1}
+    more = {"electra": {"embedding_size": 16}, "deberta-v2": {"relative_attention": True}}.get(model_type, {})
+    found = rates(tiny_model(text_config=options | more, mask_token_id=4), layer_decay=0.5)
+    for rate, prefixes in {0.125: [last], 0.0625: [first], 0.03125: embeddings}.items():
+        for prefix in prefixes:
+            values = {value for name, value in found.items() if name.startswith(f"m3ae.text_encoder.{prefix}")}
+            assert values == {rate}, prefix
+
+
+def test_an_encoder_alone_decays_as_in_timm():
+    vit = VisionTransformer(32, 8, embed_dim=32, num_heads=2, depth=2, num_classes=2, pre_norm=True)
+    names = {id(parameter): name for name, parameter in vit.named_parameters()}
+    groups = param_groups_layer_decay(vit, layer_decay=0.75)
+    theirs = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    model = nn.ModuleDict({"image_encoder": ImageEncoder(tiny_config())})
+    found = {name.removeprefix("image_encoder.vit."): rate for name, rate in rates(model, layer_decay=0.75).items()}
+    assert found.pop("norm.weight") == found.pop("norm.bias") == theirs["head.weight"] == 1  # as in BEiT and MAE
+    assert found == pytest.approx({name: theirs[name] for name in found}) and len(found) == len(theirs) - 4
+
+
+def test_a_decay_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"layer_decay: got 0.5, but no layer of encoders or fusion is trained"):
+        parameter_groups(Model(), OptimizerConfig(layer_decay=0.5))
+    model = tiny_model()
+    model.m3ae.requires_grad_(False)
+    with pytest.raises(ValueError, match="no layer"):
+        parameter_groups(model, OptimizerConfig(layer_decay=0.5))
 
 
 @pytest.mark.parametrize(
