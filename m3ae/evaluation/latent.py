@@ -32,7 +32,7 @@ from m3ae.evaluation.report import LabelResult, LabelSummary, LatentReport, Prio
 from m3ae.metrics.generation import WINDOW, joint_coherence, ssim, subset_probabilities, within_class_diversity
 from m3ae.models.gaussians import subsets
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.training.config import GenerationConfig
+from m3ae.training.config import LatentEvaluationConfig
 
 MISSING_RATES = tuple(round(0.1 * tenth, 1) for tenth in range(10))
 Density = Literal["own", "fitted"]
@@ -55,7 +55,7 @@ class LatentEvaluator:
         model: M3AEForGeneration,
         training: Iterable[Batch],
         batches: Iterable[Batch],
-        options: GenerationConfig,
+        options: LatentEvaluationConfig,
         seed: int = 0,
         problems: Problems | None = None,
     ) -> None:

@@ -90,7 +90,7 @@ class ProblemReader:
         texts = [name for name, feature in rows.features.items() if feature in (text, datasets.List(text))]
         if column not in texts:
             raise ValueError(
-                f"generation.problems.column: expected a column of names in {self._folder}, got {column!r}; those of "
+                f"problems.column: expected a column of names in {self._folder}, got {column!r}; those of "
                 f"texts are {', '.join(texts)}."
             )
         cells = rows.select_columns([name for name in ("id", column, UNCERTAIN) if name in rows.features])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
@@ -58,13 +58,19 @@ class Generation:
         config: The run.
         model: The model.
         tokenizer: The tokenizer of the model's texts; None without texts.
+        columns: Modality → columns, where they have other names than the modality; see `Columns`.
     """
 
     def __init__(
-        self, config: GenerationRun, model: M3AEForGeneration, tokenizer: PreTrainedTokenizerBase | None
+        self,
+        config: GenerationRun,
+        model: M3AEForGeneration,
+        tokenizer: PreTrainedTokenizerBase | None,
+        columns: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.modalities = model.latent_head.modalities
+        self.columns = Columns(self.modalities, columns)
         self.train_dataset = self.open_training()
         self.manifest = self.read_manifest()
         self.problem_reader: ProblemReader | None = None
@@ -105,7 +111,7 @@ class Generation:
         options = self.config.generation.text_options
         if options and not any(modality.config.decoder == "autoregressive" for modality in self.modalities.values()):
             raise ValueError(
-                f"generation.text_options: got {', '.join(options)}, which only the decoder autoregressive has, and "
+                f"text_options: got {', '.join(options)}, which only the decoder autoregressive has, and "
                 "no text of the model has this decoder; leave them out"
             )
 
@@ -124,7 +130,7 @@ class Generation:
         data = self.config.data
         if not (data.streaming or data.also) and data.weight == 1:
             return self.training_rows
-        return training_samples(data, [Columns(self.modalities)] * len(data.sets), self.config.training.seed)
+        return training_samples(data, [self.columns] * len(data.sets), self.config.training.seed)
 
     @cached_property
     def training_rows(self) -> SampleDataset:
@@ -134,7 +140,7 @@ class Generation:
     def dataset(self, split: str) -> SampleDataset:
         """Open a split with the model's modalities."""
         limit = self.config.data.max_validation_samples if split == "validation" else None
-        return SampleDataset(self.config.data.path, split, Columns(self.modalities), limit=limit)
+        return SampleDataset(self.config.data.path, split, self.columns, limit=limit)
 
     def read_manifest(self) -> Manifest:
         """Return the description of the prepared folder."""

@@ -19,6 +19,7 @@ from m3ae.figures import save_figure
 from m3ae.inference.drawing import draw_samples
 from m3ae.inference.reconstruction import reconstruct
 from m3ae.models.gaussians import beta_schedule
+from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
@@ -29,11 +30,14 @@ from m3ae.tasks.data import (
     training_pairs,
     trunk_collator,
 )
+from m3ae.tasks.generation import Generation
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import open_model
-from m3ae.training.config import PreTrainingRun
+from m3ae.training.config import GenerationConfig, GenerationRun, PreTrainingRun
+from m3ae.training.sections import EvaluationConfig, MixedDataConfig
 from m3ae.training.task import Task
 
+LENGTHS = ("max_text_length", "max_validation_samples")  # options of all data that decide what is measured
 BYTES = ("0",)  # what the tokenizer of images without texts is trained on: it knows every byte, and no word
 
 
@@ -115,7 +119,40 @@ class PreTraining(Task[M3AEForPreTraining]):
         return self._metrics(self._evaluator(accelerator, split), model, shuffled=False)
 
     def measure(self, model: M3AEForPreTraining, accelerator: Accelerator, split: str) -> dict[str, float]:
-        """Return all metrics of a split; `shuffled_<metric>` is measured with another sample's image for each text."""
+        """Return all metrics of a split, and write the report of the latent head, if there is one.
+
+        `shuffled_<metric>` is measured with another sample's image for each text.
+        """
+        metrics = self._measure_masked(model, accelerator, split)
+        if model.latent_head is not None:
+            generation = self._latent_half(model)
+            metrics |= generation.measure(generation.model, accelerator, split)
+        return metrics
+
+    def _latent_half(self, model: M3AEForPreTraining) -> Generation:
+        """Return the task that measures the latent head on the main set."""
+        config, data = self.config, self.config.data
+        with torch.device(model.device):
+            latent = M3AEForGeneration(model.config).eval()
+        parameters = latent.state_dict().keys()
+        latent.load_state_dict({name: value for name, value in model.state_dict().items() if name in parameters})
+        streams = trunk_columns(data.image_columns, data.text_column, data.view_names).columns
+        modalities = latent.latent_head.modalities
+        columns = {
+            name: streams.get(name) or streams[modality.stream or name] for name, modality in modalities.items()
+        }
+        run = GenerationRun(
+            task="generation",
+            output_dir=config.output_dir,
+            data=MixedDataConfig(path=data.path, **{name: getattr(data, name) for name in LENGTHS}),
+            model=config.model,
+            training=config.training,
+            evaluation=EvaluationConfig(batch_size=config.evaluation.batch_size),
+            generation=GenerationConfig(**dict(config.evaluation.latent)),
+        )
+        return Generation(run, latent, self.processor.tokenizer, columns)
+
+    def _measure_masked(self, model: M3AEForPreTraining, accelerator: Accelerator, split: str) -> dict[str, float]:
         evaluator, settings = self._evaluator(accelerator, split), self.config.evaluation
         metrics = self._metrics(evaluator, model, shuffled=False, draws=settings.mask_draws)
         shuffled = self._metrics(evaluator, model, shuffled=True, draws=settings.mask_draws)
@@ -127,7 +164,9 @@ class PreTraining(Task[M3AEForPreTraining]):
     def report(self, model: M3AEForPreTraining, accelerator: Accelerator) -> dict[str, float]:
         """Return everything that is measured at the end, on validation and test."""
         splits = filter(self.has, ("validation", "test"))
-        return {name: value for split in splits for name, value in self.measure(model, accelerator, split).items()}
+        return {
+            name: value for split in splits for name, value in self._measure_masked(model, accelerator, split).items()
+        }
 
     def save(self, model: M3AEForPreTraining, folder: Path, metrics: dict[str, float]) -> None:
         """Write model, processor and model card in hub format."""

@@ -74,29 +74,6 @@ class RunConfig(Section):
         return self
 
 
-class PreTrainingEvaluationConfig(EvaluationConfig):
-    """What pre-training measures beside the losses.
-
-    Attributes:
-        mask_draws: How often the final report hides patches and words of each sample anew: a small difference between
-            the sample's image and a shuffled one needs many.
-        retrieval_pairs: Pairs ranked against each other in the final report; 0 for no retrieval.
-        word_groups: Words whose share of correct fillings is reported, by name of the group; case does not matter.
-    """
-
-    mask_draws: PositiveInt = 1
-    retrieval_pairs: NonNegativeInt = 100
-    word_groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default={})
-
-
-class PreTrainingRun(RunConfig):
-    """Pre-training."""
-
-    task: Literal["pretraining"]
-    data: PreTrainingDataConfig
-    evaluation: PreTrainingEvaluationConfig = PreTrainingEvaluationConfig()
-
-
 class ProblemsConfig(Section):
     """The problems of an image, such as findings, that linear probes of a latent model look for.
 
@@ -109,27 +86,21 @@ class ProblemsConfig(Section):
     num_labels: PositiveInt = 11
 
 
-class GenerationConfig(Section):
-    """How the latent head is trained on columns of the prepared data, which `model.overrides.latent` names.
+class LatentEvaluationConfig(Section):
+    """What `m3ae evaluate` measures of a latent head.
 
     Attributes:
-        missing_rate: Share of the modalities that are hidden from training, drawn anew at every visit of a sample;
-            the last one of a sample is never hidden.
-        prior_components: Gaussians of the prior that is fitted on the aggregated posterior at the end and kept with
-            the model; 0 for none.
-        importance_samples: Numbers K of samples from which `m3ae evaluate` estimates log p(x); `[]` for no estimate.
+        importance_samples: Numbers K of samples from which log p(x) is estimated; `[]` for no estimate.
         importance_rows: Number of rows, evenly spaced, for this estimate.
-        temperature: Factor on the standard deviation of what `m3ae evaluate` draws for coherence, diversity and
-            distances; likelihoods and bounds do not know it.
-        text_rows: Number of complete rows, evenly spaced, for which `m3ae evaluate` generates the texts from each
-            subset that lacks them; 0 for none.
+        temperature: Factor on the standard deviation of what is drawn for coherence, diversity and distances;
+            likelihoods and bounds do not know it.
+        text_rows: Number of complete rows, evenly spaced, for which the texts are generated from each subset that
+            lacks them; 0 for none.
         text_options: Options of transformers' `generate` for an autoregressive text decoder, such as `{num_beams: 4}`.
-        problems: Problems that `m3ae evaluate` probes the latents of every subset for beside the model's labels, and
-            looks for in generated texts; `null` for none.
+        problems: Problems that the latents of every subset are probed for beside the model's labels, and that are
+            looked for in generated texts; `null` for none.
     """
 
-    missing_rate: float = Field(default=0.0, ge=0, le=1)
-    prior_components: NonNegativeInt = 30
     importance_samples: list[PositiveInt] = Field(default=[1, 10, 100, 1000])
     importance_rows: PositiveInt = 100
     temperature: float = Field(default=1.0, ge=0)
@@ -145,6 +116,45 @@ class GenerationConfig(Section):
         if problems := unknown_keys(options, GenerationConfig().to_dict()):
             raise OptionsError(problems)
         return options
+
+
+class PreTrainingEvaluationConfig(EvaluationConfig):
+    """What pre-training measures beside the losses.
+
+    Attributes:
+        mask_draws: How often the final report hides patches and words of each sample anew: a small difference between
+            the sample's image and a shuffled one needs many.
+        retrieval_pairs: Pairs ranked against each other in the final report; 0 for no retrieval.
+        word_groups: Words whose share of correct fillings is reported, by name of the group; case does not matter.
+        latent: What `m3ae evaluate` measures of the latent head, if the model has one.
+    """
+
+    mask_draws: PositiveInt = 1
+    retrieval_pairs: NonNegativeInt = 100
+    word_groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default={})
+    latent: LatentEvaluationConfig = LatentEvaluationConfig()
+
+
+class PreTrainingRun(RunConfig):
+    """Pre-training."""
+
+    task: Literal["pretraining"]
+    data: PreTrainingDataConfig
+    evaluation: PreTrainingEvaluationConfig = PreTrainingEvaluationConfig()
+
+
+class GenerationConfig(LatentEvaluationConfig):
+    """How the latent head is trained on columns of the prepared data, which `model.overrides.latent` names.
+
+    Attributes:
+        missing_rate: Share of the modalities that are hidden from training, drawn anew at every visit of a sample;
+            the last one of a sample is never hidden.
+        prior_components: Gaussians of the prior that is fitted on the aggregated posterior at the end and kept with
+            the model; 0 for none.
+    """
+
+    missing_rate: float = Field(default=0.0, ge=0, le=1)
+    prior_components: NonNegativeInt = 30
 
 
 class GenerationRun(RunConfig):

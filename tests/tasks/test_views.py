@@ -13,7 +13,11 @@ from PIL import Image
 
 from m3ae.data.prepared import Manifest, SplitInfo
 from m3ae.data.samples import SampleDataset, trunk_columns
+from m3ae.evaluation.report import LatentReport
 from m3ae.tasks import task_class
+from m3ae.tasks.evaluation import evaluate
+from m3ae.tasks.generation import Generation
+from m3ae.tasks.pretraining import PreTraining
 from m3ae.training.config import ConfigError, RunConfig, make_config
 from m3ae.training.loop import train
 
@@ -102,6 +106,26 @@ def test_a_run_of_every_task(folder: Path, tmp_path: Path, task_name: str) -> No
         assert {"test/mim_psnr", "test/nll_lateral", "test/shuffled_mim_loss"} <= metrics.keys()
     loaded = type(task.model).from_pretrained(tmp_path / "model")
     assert loaded.config.views == VIEWS and hasattr(loaded.base_model, "view_types")
+
+
+@pytest.mark.parametrize("names", [VIEWS, ["image"]])
+def test_evaluation_measures_both_halves(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    """The latent head reads the trunk's columns, whatever its modalities are called."""
+    monkeypatch.setattr(Generation, "_draw", lambda *arguments: [])  # a test of its own looks at figures
+    images = {name: {"kind": "image"} for name in names}
+    latent = {"size": 3, "modalities": images | {"text": {"kind": "text", "max_length": 8}}}
+    options = {"model": {"size": "tiny", "overrides": {"latent": latent}}}
+    options["data"] = {"views": "all" if names == VIEWS else "one"}
+    task = PreTraining.from_config(run("pretraining", folder, tmp_path, **options))
+    task.save(task.model, tmp_path / "model", {})
+    options |= {"model": {"path": str(tmp_path / "model")}}
+    options["evaluation"] = {"latent": {"importance_samples": [2]}}
+    metrics = evaluate(run("pretraining", folder, tmp_path, **options))
+    assert {"test/shuffled_mlm_accuracy", "test/mim_psnr", "test/elbo", "test/kl"} <= metrics.keys()
+    report = LatentReport.read(tmp_path / "evaluation" / "latent.json")
+    assert report.subsets[-1].given == [*names, "text"] and report.subsets[-1].rows == (2 if names == VIEWS else 6)
 
 
 def test_a_batch_has_each_view_in_its_place(folder: Path) -> None:
