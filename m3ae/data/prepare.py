@@ -19,7 +19,16 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from m3ae.data.parallel import map_in_order
-from m3ae.data.prepared import MANIFEST, REJECTED, Manifest, Rejected, SplitInfo, image_columns, load_manifest
+from m3ae.data.prepared import (
+    MANIFEST,
+    REJECTED,
+    Manifest,
+    Rejected,
+    SplitInfo,
+    array_shape,
+    image_columns,
+    load_manifest,
+)
 from m3ae.data.rows import Outcome, Row, RowFinisher, cut_tasks, list_rows
 from m3ae.data.shards import (
     UNFINISHED,
@@ -136,6 +145,7 @@ class _Plan:
 
     output: Path
     module: ModuleType  # of the source
+    features: datasets.Features  # the columns
     arguments: dict[str, Any]  # of the source's `rows`
     manifest: Manifest  # without its counts
     rejected: list[Rejected]  # by the source
@@ -161,14 +171,17 @@ def _plan(name: str, output: Path, shape: dict[str, Any], others: dict[str, Any]
     recorded = shape | {option: value for option, value in named.items() if option != "source"}
     manifest = Manifest(name, recorded, listing.digest, splits={}, rejected={}, dropped={}, metadata=listing.metadata)
     num_shards = shape.pop("num_shards")
+    features = listing.features or module.FEATURES
+    arrays = {name: size for name, feature in features.items() if (size := array_shape(feature))}
     return _Plan(
         output=output,
         module=module,
+        features=features,
         arguments=arguments,
         manifest=manifest,
         rejected=listing.rejected,
         shards=plan_shards(listing.rows, num_shards),
-        finisher=RowFinisher(image_columns(module.FEATURES), roots, **shape),
+        finisher=RowFinisher(image_columns(features), roots, **shape, arrays=arrays),
         num_workers=others["num_workers"],
     )
 
@@ -252,7 +265,7 @@ def _write_shards(plan: _Plan, shards: list[Shard], finished: dict[str, Finished
             outcomes = _count(results, bar)
             for shard in todo:
                 shard_outcomes = islice(outcomes, len(shard.rows))
-                finished[shard.name] = write_shard(plan.output, shard, plan.module.FEATURES, shard_outcomes)
+                finished[shard.name] = write_shard(plan.output, shard, plan.features, shard_outcomes)
                 record_progress(note, finished[shard.name])
     except KeyboardInterrupt:
         done = f"interrupted after {len(finished)} of {len(shards)} shards"
@@ -268,7 +281,7 @@ def _count(results: Iterable[list[Outcome]], bar: "tqdm[Any]") -> Iterator[Outco
 
 def _complete(plan: _Plan, shards: list[FinishedShard]) -> Manifest:
     """Write the files beside the shards, the manifest last."""
-    output, features = plan.output, plan.module.FEATURES
+    output, features = plan.output, plan.features
     rejected = [*plan.rejected, *(entry for shard in shards for entry in shard.rejected)]
     by_split = {split: list(members) for split, members in groupby(shards, key=lambda shard: shard.split)}
     paths = {split: [output / shard.name for shard in members] for split, members in by_split.items()}

@@ -67,6 +67,13 @@ class Metadata:
 
 
 @dataclass(frozen=True)
+class PreparedColumns:
+    """The columns of a source's rows, where they depend on what the source reads; else they are its `FEATURES`."""
+
+    features: datasets.Features
+
+
+@dataclass(frozen=True)
 class SplitInfo:
     """One split: rows, non-null images by column, rows with a text, rows rejected, SHA-256 by shard name.
 

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
+import numpy as np
 from PIL import Image
 
-from m3ae.data.prepared import Metadata, Rejected
-from m3ae.images.files import UnreadableImageError, encode_image, load_below
+from m3ae.data.prepared import Metadata, PreparedColumns, Rejected
+from m3ae.images.files import UnreadableImageError, encode_image, load_below, path_below
 from m3ae.words import count_words
 
 Row = dict[str, Any]
@@ -29,10 +31,12 @@ class Listing(NamedTuple):
     rejected: list[Rejected]
     metadata: dict[str, Any]
     digest: str  # of all entries, with files by name: no folder is reused for another source
+    features: datasets.Features | None  # the columns, if the source has other ones than usual
 
 
-def list_rows(entries: Iterable[Row | Rejected | Metadata], roots: list[Path]) -> Listing:
+def list_rows(entries: Iterable[Row | Rejected | Metadata | PreparedColumns], roots: list[Path]) -> Listing:
     """Sort a source's entries into rows by split, rejected rows and metadata; `roots` are the folders it reads."""
+    features: datasets.Features | None = None
     encoder = json.JSONEncoder(default=lambda cell: name_below(cell, roots) if isinstance(cell, Path) else None)
     rows: dict[str, list[Row]] = {}
     rejected: list[Rejected] = []
@@ -40,6 +44,9 @@ def list_rows(entries: Iterable[Row | Rejected | Metadata], roots: list[Path]) -
     seen: set[str] = set()
     digest = hashlib.sha256()
     for entry in entries:
+        if isinstance(entry, PreparedColumns):
+            features = entry.features
+            continue
         text = ""
         if isinstance(entry, dict):
             text = encoder.encode(entry)
@@ -52,7 +59,7 @@ def list_rows(entries: Iterable[Row | Rejected | Metadata], roots: list[Path]) -
             rows.setdefault(entry["split"], []).append(entry)
             seen.add(entry["id"])
         digest.update((text if isinstance(entry, dict) else encoder.encode(asdict(entry))).encode())
-    return Listing(rows, rejected, metadata, digest.hexdigest())
+    return Listing(rows, rejected, metadata, digest.hexdigest(), features)
 
 
 def _check(row: Row, seen: set[str], may_be_broken: bool) -> Row | Rejected:
@@ -107,6 +114,7 @@ class RowFinisher:
     shorter_side: int | None  # in pixels, of larger images; None keeps their size
     quality: int  # of the JPEG
     min_words: int  # shorter texts are left out
+    arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shape of each column of numbers
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """Return one outcome per row; a row without a usable cell is None."""
@@ -126,8 +134,16 @@ class RowFinisher:
         if left_out and not has_image:
             details = "; ".join(str(entry.detail) for entry in left_out)
             return None, [reject(left_out[0].reason, detail=details)]
+        for column, shape in self.arrays.items():
+            if isinstance(path := row[column], Path):
+                try:
+                    row[column] = _load_array(path_below(path, self.roots, name_below(path, self.roots)), shape)
+                except (OSError, ValueError, EOFError) as error:
+                    row[column] = None
+                    left_out.append(reject("array cannot be used", column=column, detail=str(error)))
+        has_array = any(row[column] is not None for column in self.arrays)
         texts, reasons = clean_texts(row.get("text"), self.min_words)
-        if not has_image and texts is None:
+        if not has_image and not has_array and texts is None:
             return None, [reject("neither image nor text", detail="; ".join(reasons) or None)]
         if "text" in row:
             row["text"] = texts
@@ -138,6 +154,15 @@ class RowFinisher:
             return cell
         image = load_below(cell, self.roots, name_below(cell, self.roots)) if isinstance(cell, Path) else cell()
         return encode_image(image, self.shorter_side, self.quality)
+
+
+def _load_array(path: Path, shape: tuple[int, ...]) -> list[Any]:
+    """Return the numbers of a `.npy` file as lists; raise ValueError for other numbers than a column can hold."""
+    array = np.load(path, allow_pickle=False)
+    if array.shape != shape or not np.isrealobj(array) or not np.isfinite(array).all():
+        raise ValueError(f"{path.name}: {array.dtype} of shape {array.shape}, expected finite numbers {shape}")
+    numbers: list[Any] = array.astype(np.float32).tolist()
+    return numbers
 
 
 def clean_texts(texts: list[str] | None, min_words: int) -> tuple[list[str] | None, list[str]]:

@@ -1,4 +1,4 @@
-"""Tables of a source: CSV and JSON files, with messages that say which file lacks what.
+"""Tables of a source: CSV, JSON and Excel files, with messages that say which file lacks what.
 
 A line that is no record is `Broken` and costs no other line. Bytes that are not UTF-8 survive as lone surrogates, so
 that one bad cell costs one row, too: `m3ae.data.prepare` rejects rows that hold any.
@@ -10,15 +10,17 @@ import gzip
 import json
 import re
 import sys
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+EXCEL = (".xlsx", ".xlsm")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", *EXCEL)
 DELIMITERS = ",;\t|"
 HIDDEN = (".", "~$")  # how files start that systems put beside others: `._table.csv` of macOS, `~$table.csv` of Excel
 
@@ -42,41 +44,82 @@ def require_folder(folder: Path, what: str) -> Path:
     return folder
 
 
-def read_csv(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str] | Broken]:
+def read_csv(
+    path: Path, columns: Iterable[str] = (), delimiter: str | None = None, encoding: str | None = None
+) -> list[dict[str, str] | Broken]:
     """Read a table with a header.
 
-    The delimiter is the one that cuts the header into most columns. Cells that a short line lacks are empty; empty
-    cells behind the last column are dropped.
+    Cells that a short line lacks are empty; empty cells behind the last column are dropped.
 
     Args:
         path: A `.csv` or `.csv.gz` file; if it is missing, its gzipped or plain twin is read.
         columns: Columns that must be present.
+        delimiter: What separates cells; by default what cuts the header into most columns.
+        encoding: Encoding by Python's name; by default UTF-8, UTF-16 or Windows-1252, as the bytes say.
 
     Raises:
         FileNotFoundError: The file is missing.
         ValueError: The file is empty or damaged, lacks a column, or has two columns of one name.
     """
     path = plain_or_gzipped(path)
-    with _open(path) as file:
+    with _open(path, encoding) as file:
         lines = _decode_windows(path, [line.replace("\0", "") for line in file])
         first = next((number for number, line in enumerate(lines) if line.strip()), 0)
         if hint := re.fullmatch("sep=(.)\\s*", "".join(lines[first : first + 1])):  # the first line of Excel
             first += 1
-        rows = _cut(lines, first, hint[1] if hint else _delimiter(path, lines[first:]))
+        rows = _cut(lines, first, delimiter or (hint[1] if hint else _delimiter(path, lines[first:])))
         _, header, fault = next(rows, (0, [], None))
     if fault is not None:
         raise ValueError(f"{path}, line {first + 1}: {fault}, so that the names of the columns are not known")
-    header = [name.strip() for name in header]
-    if header and (missing := [column for column in columns if column not in header]):
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it has {', '.join(header)}")
-    if repeated := [name for name, count in Counter(filter(None, header)).items() if count > 1]:
-        raise ValueError(f"{path} has several columns called {', '.join(repeated)}: rename all of them but one")
+    header = _checked_header(path, header, columns)
     records = [
         _record(header, cells, fault, index + 1, lines[index]) for index, cells, fault in rows if cells or fault
     ]
     if not records:
         raise ValueError(f"{path} is empty: expected a header and at least one row")
     return records
+
+
+def _checked_header(path: Path, header: Iterable[str], columns: Iterable[str] = ()) -> list[str]:
+    header = [name.replace("\ufeff", "").strip() for name in header]
+    if header and (missing := [column for column in columns if column not in header]):
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it has {', '.join(header)}")
+    if repeated := [name for name, count in Counter(filter(None, header)).items() if count > 1]:
+        raise ValueError(f"{path} has several columns called {', '.join(repeated)}: rename all of them but one")
+    return header
+
+
+def read_excel(path: Path) -> dict[str, list[dict[str, str] | Broken]]:
+    """Read the sheets of an Excel file that have a header and a row, by name; formulas count as their values.
+
+    Raises:
+        ImportError: The library openpyxl is not installed.
+        ValueError: The file is damaged, or a sheet has two columns of one name.
+    """
+    try:
+        from openpyxl import load_workbook
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{path} needs {error.name}: pip install 'm3ae[excel]', or save the table as CSV") from error
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),  # about styles, which say nothing here
+            closing(load_workbook(path, read_only=True, data_only=True)) as book,
+        ):
+            lines = {sheet.title: [[*map(_cell_text, row)] for row in sheet.values] for sheet in book.worksheets}
+    except Exception as error:  # of zip, XML and whatever else the file is made of
+        raise ValueError(f"{path} cannot be read ({error}): save it as CSV, or move it out of the folder") from error
+    tables = {}
+    for title, rows in lines.items():
+        filled = [row for row in rows if any(row)]
+        if len(filled) > 1:
+            width = max(number for number, name in enumerate(filled[0], start=1) if name)
+            header = _checked_header(path, filled[0][:width])
+            tables[title] = [_record(header, row, None, 0, "") for row in filled[1:]]
+    return tables
+
+
+def _cell_text(cell: object) -> str:
+    return "" if cell is None else whole_number(str(cell))
 
 
 def _decode_windows(path: Path, lines: list[str]) -> list[str]:
@@ -147,20 +190,20 @@ def _record(header: list[str], cells: list[str], fault: str | None, number: int,
     return record
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, encoding: str | None = None) -> Any:
     """Read a JSON file; raise ValueError if it is damaged."""
     path = plain_or_gzipped(path)
-    with _open(path) as file:
+    with _open(path, encoding) as file:
         try:
             return json.load(file, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Broken]]:
+def read_jsonl(path: Path, encoding: str | None = None) -> Iterator[tuple[int, dict[str, Any] | Broken]]:
     """Yield the number (from 1) of every line that is not blank, and its record."""
     path = plain_or_gzipped(path)
-    with _open(path) as file:
+    with _open(path, encoding) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, _parse_object(line)
@@ -200,17 +243,19 @@ def plain_or_gzipped(path: Path) -> Path:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[TextIOWrapper]:
+def _open(path: Path, encoding: str | None) -> Iterator[TextIOWrapper]:
     """Open a table as text; a fault of the file itself becomes a ValueError that names it."""
     try:
         if path.suffix.lower() == ".gz":
             _refuse_bomb(path)
         with path.open("rb") as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else raw as binary:
-            utf16 = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            encoding = encoding or _utf16(binary.read(4))
             binary.seek(0)
-            encoding, errors = ("utf-16", "strict") if utf16 else ("utf-8-sig", "surrogateescape")
-            with TextIOWrapper(binary, encoding=encoding, errors=errors, newline="") as text:
+            errors = "strict" if encoding else "surrogateescape"
+            with TextIOWrapper(binary, encoding or "utf-8-sig", errors, newline="") as text:
                 yield text
+    except LookupError as error:
+        raise ValueError(f"{error}: expected a name that Python knows, such as utf-8, cp1252 or gb18030") from error
     except (csv.Error, EOFError, UnicodeError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
 
@@ -223,6 +268,14 @@ def _refuse_bomb(path: Path) -> None:
             left -= len(chunk)
             if left < 0:
                 raise ValueError(f"{path} unpacks to more than 100 times its size: unpack it, and name that file")
+
+
+def _utf16(head: bytes) -> str | None:
+    """Return the encoding of a file that begins with a byte order mark of UTF-16, or with ASCII in it."""
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    zeros = "".join("0" if byte == 0 else "x" for byte in head)
+    return {"x0x0": "utf-16-le", "0x0x": "utf-16-be"}.get(zeros)
 
 
 def whole_number(name: str) -> str:

@@ -94,15 +94,21 @@ def load_below(path: Path, folders: Sequence[Path], name: str) -> Image.Image:
     Raises:
         UnreadableImageError: The file lies elsewhere, or cannot be read, see `load_image`.
     """
+    path_below(path, folders, name)
+    try:
+        return load_image(path)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(error.reason, error.detail.replace(path.name, name, 1)) from error
+
+
+def path_below(path: Path, folders: Sequence[Path], name: str) -> Path:
+    """Return a path below one of some folders, as `load_below` does; raise UnreadableImageError for another one."""
     if folders and not any(_leads_into(path, folder) for folder in folders):
         raise UnreadableImageError(
             "path leaves the source folder",
             f"{name}: copy the file into the source folder and name it relative to that, without .. and links",
         )
-    try:
-        return load_image(path)
-    except UnreadableImageError as error:
-        raise UnreadableImageError(error.reason, error.detail.replace(path.name, name, 1)) from error
+    return path
 
 
 def is_image(path: Path) -> bool:

@@ -19,6 +19,7 @@ from m3ae.images.files import ImageFile, StoredImage, UnreadableImageError, is_i
 
 MANIFEST = "manifest.json"
 TABLES = (*TABLE_SUFFIXES, ".json", ".json.gz")
+ARRAY = ".npy"
 ROWS_READ = 32  # of a shard, at once
 
 
@@ -140,13 +141,13 @@ def _table_rows(folder: Path, tables: list[Path], table: str | None) -> tuple[li
     if any(path.parent == folder and is_progress(path) for path in tables):
         raise ValueError(f"{folder} is a prepared set that is not finished: run the same m3ae prepare again")
     rows, rejected = list[Row](), list[Rejection]()
-    for cells in source_rows(folder, table=table):
+    for cells in source_rows(folder, table=table, split="none"):
         if isinstance(cells, Rejected):
             rejected.append(Rejection(cells.id, cells.reason, cells.detail or ""))
-        else:
-            files = {column: cell for column, cell in cells.items() if isinstance(cell, Path)}
+        elif isinstance(cells, dict):
+            files = {name: cell for name, cell in cells.items() if isinstance(cell, Path) and cell.suffix != ARRAY}
             images = {column: ImageFile(path, (folder,)) for column, path in files.items()}
-            rows.append(Row(cells["id"], images, cells["text"] or [], cells["question"], cells["labels"]))
+            rows.append(Row(cells["id"], images, cells["text"] or [], cells["question"], cells.get("labels")))
     for reason, number in Counter(row.reason for row in rejected).items():
         report(f"{number} of the rows: {reason}, such as {next(row.id for row in rejected if row.reason == reason)}")
     return rows, rejected

@@ -1,11 +1,12 @@
 """Tables as people save them: compressed, with a byte order mark, not UTF-8, cut off, ragged."""
 
 import gzip
+import sys
 from pathlib import Path
 
 import pytest
 
-from m3ae.data.tables import Broken, printable, read_csv, read_json, read_jsonl, require_folder
+from m3ae.data.tables import Broken, printable, read_csv, read_excel, read_json, read_jsonl, require_folder
 
 
 def test_a_csv_is_read_plain_or_gzipped_whichever_is_there(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def good(path: Path) -> list[dict[str, str]]:
         'id,text\r1,"a, b"\r',
     ],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_delimiter_line_ends_and_encoding_are_found(tmp_path: Path, text: str, encoding: str) -> None:
     (tmp_path / "a.csv").write_bytes(text.encode(encoding))
     assert good(tmp_path / "a.csv") == [{"id": "1", "text": "a, b"}]
@@ -55,6 +56,30 @@ def test_the_name_says_tabs_where_the_header_could_be_either(tmp_path: Path) -> 
     for name, columns in (("a.TSV", ["id", "text, long"]), ("a.csv", ["id\ttext", "long"])):
         (tmp_path / name).write_text("id\ttext, long\n1\tb\n")
         assert [*good(tmp_path / name)[0]] == columns
+
+
+def test_delimiter_and_encoding_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("id~text, long\n1~双肺清晰\n".encode("gb18030"))
+    assert read_csv(tmp_path / "a.csv", (), "~", "gb18030") == [{"id": "1", "text, long": "双肺清晰"}]
+    with pytest.raises(ValueError, match=r"a\.csv cannot be read as a table: 'utf-8' codec"):
+        read_csv(tmp_path / "a.csv", (), None, "utf-8")
+
+
+def test_sheets_of_excel_are_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in ([], [" id ", "text", "seen", None], [7, "größer", 1.0], [None, None, None], [8, None, 2.5, "surplus"]):
+        book.active.append(row)
+    book.create_sheet("notes").append(["a header alone"])
+    book.save(tmp_path / "a.xlsx")
+    first = {"id": "7", "text": "größer", "seen": "1"}
+    last = Broken("more cells than columns", None, {"id": "8", "text": "", "seen": "2.5"})
+    assert read_excel(tmp_path / "a.xlsx") == {"Sheet": [first, last._replace(detail=None)]}
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(
+        ImportError, match=r"a\.xlsx needs openpyxl: pip install 'm3ae\[excel\]', or save the table as"
+    ):
+        read_excel(tmp_path / "a.xlsx")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The role of each column of a table: by its name in any spelling, and by the contents of its cells."""
 
 import os
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,8 +22,14 @@ WITH_NUMBER = (
 )
 NUMBERS = ("id", "uid", "instanceuid", "no", "nr", "num", "number", "code", "key", "name", "identifier", "index")
 
+ROLES = ("image", "text", "label", "number", "array", "question", "answer", "id", "split", "group")
+ONE_VALUE = ("question", "answer", "id", "split", "group")
+PREPARED_NAMES = {"image": "image", "text": "text", "label": "labels", "number": "numbers", "array": "array"}
+JOINED = ("text", "number")  # of which several columns make one cell
+ARRAY = ".npy"
+
 # lower-case letters and digits alone; the first name that a table has counts
-USUAL_NAMES = {
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "image": ("image", "filename", "imagepath", "imagefile", "imagename", "img", "path", "file"),
     "text": ("text", "caption", "report", "description", "findings", "impression", "reporttext", "radiologyreport"),
     "label": ("label", "labels", "class", "diagnosis", "findinglabels"),
@@ -40,6 +47,7 @@ USUAL_NAMES = {
 ROWS_READ = 1000  # of a table, to find out whether a column of no usual name holds the names of images
 
 Record = dict[str, Any]
+Chosen = dict[str, dict[str, str]]  # role → column of a table → column of the prepared rows
 
 
 class Table(NamedTuple):
@@ -137,55 +145,105 @@ def _plain(name: str) -> str:
 
 def choose_columns(
     table: Table, wanted: Mapping[str, str | None], folders: Sequence[ImageFiles], has_images: bool
-) -> dict[str, str]:
-    """Return the column of each role that a table has one for, and print the choice on standard error.
+) -> Chosen:
+    """Return the columns of each role that a table has some for, and print the choice on standard error.
 
     A column that is not named is recognised by its usual name. The column of the split counts only if a cell names a
-    split. The column of the images may have any name if half of its cells name images.
+    split. Columns of images and arrays may have any name if half of their cells name such files.
 
     Args:
         table: The table.
-        wanted: The roles, with the column that the user named for each, or None.
-        folders: The folders that names of images may be relative to.
+        wanted: The roles, with what the user named for each: `COLUMN`, `NAME=COLUMN`, several with commas, or None.
+        folders: The folders that names of files may be relative to.
         has_images: Whether the source has any image file.
     """
     columns = table.columns()
-    names = {role: _spelt(columns, [name] if name else USUAL_NAMES[role]) for role, name in wanted.items()}
-    choices = ", ".join(columns)
-    for role, name in wanted.items():
-        if name is not None and not names[role]:
-            raise ValueError(f"{table.path} has no column {name!r}: set --{role}-column to one of {choices}")
+    named = {role: _named_columns(table, role, option) for role, option in wanted.items() if option}
+    names = {role: [*named.get(role, {})] or _spelt(columns, USUAL_NAMES.get(role, ())) for role in wanted}
     ends = tuple(f"{who}{number}" for who in PEOPLE for number in NUMBERS)  # anonymized_patient_id
     names["group"] = names["group"] or [column for column in columns if _letters(column).endswith(ends)]
     no_splits = [column for column in names["split"] if not any(map(find_split, table.cells(column)))]
-    if wanted["split"] is not None and no_splits:
+    if "split" in named and no_splits:
         raise ValueError(
             f"{table.path}: no cell of {wanted['split']!r} names a split: expected {', '.join(SPLIT_NAMES)}"
         )
     names["split"] = [column for column in names["split"] if column not in no_splits]
-    if wanted["image"] is None:
-        taken = {names[role][0] for role in names.keys() - {"image", "id"} if names[role]}
-        names["image"] = _image_columns(
-            table, names["image"], [name for name in columns if name not in taken], folders
-        )
-    chosen = {role: names[role][0] for role in wanted if names[role]}
+    taken = {column for several in named.values() for column in several}
+    taken |= {names[role][0] for role in names.keys() - {"image", "array", "id"} if names[role]}
+    others = [column for column in columns if column not in taken]
+    for role in {"image", "array"} & names.keys() - named.keys():
+        usual = [column for column in names[role] if column not in taken]
+        names[role] = _file_columns(table, usual, others, folders, arrays=role == "array")
+    chosen = {role: _prepared_names(role, names[role], named.get(role)) for role in wanted if names[role]}
+    _check_choice(table, chosen, has_images)
+    _report_choice(table, chosen, no_splits)
+    return chosen
+
+
+def _named_columns(table: Table, role: str, option: str) -> dict[str, str]:
+    """Return the columns that an option such as `front=Frontal,Lateral` names, each with its new name or ""."""
+    columns, chosen = table.columns(), dict[str, str]()
+    for part in [option] if _spelt(columns, [option]) else option.split(","):
+        name, _, column = part.rpartition("=")
+        if spelt := _spelt(columns, [part.strip()]):
+            name = ""
+        elif not (spelt := _spelt(columns, [column.strip()])):
+            raise ValueError(
+                f"{table.path} has no column {column.strip()!r}: set --{role}-column to one of {', '.join(columns)}"
+            )
+        chosen[spelt[0]] = name.strip()
+    if role in ONE_VALUE and (len(chosen) > 1 or any(chosen.values())):
+        raise ValueError(f"--{role}-column: got {option!r}, expected the name of one column")
+    return chosen
+
+
+def _prepared_names(role: str, columns: Sequence[str], named: Mapping[str, str] | None) -> dict[str, str]:
+    """Return columns with their names in the prepared rows: of several those that they have, in plain letters."""
+    if named is None and role not in ("image", "array"):
+        columns = columns[:1]
+    default = PREPARED_NAMES.get(role, role)
+    alone = len(columns) == 1 or role in JOINED
+    plain = {column: re.sub(r"\W+", "_", column.casefold()).strip("_") or role for column in columns}
+    return {column: (named or {}).get(column) or (default if alone else plain[column]) for column in columns}
+
+
+def _check_choice(table: Table, chosen: Chosen, has_images: bool) -> None:
+    choices = ", ".join(table.columns())
     if "image" not in chosen and has_images:
         raise ValueError(
             f"{table.path} has no column that names the images of its folder: set --image-column to one of {choices}, "
             "or move the table to a folder of its own if its rows have no image"
         )
-    if not {"image", "text"} & chosen.keys():
+    if not {"image", "text", "number", "array"} & chosen.keys():
         raise ValueError(
             f"{table.path} has no column with a usual name for images or texts: set --image-column or --text-column "
             f"to one of {choices}"
         )
-    unused = [repr(column) for column in columns if column not in chosen.values()]
-    lines = [", ".join(f"{role} from {column!r}" for role, column in chosen.items())]
+    roles: dict[str, list[str]] = {name: [name] for name in ("id", "split", "question", "answer")}
+    for role in [role for role in PREPARED_NAMES if role in chosen]:
+        names = chosen[role].values()
+        for name in dict.fromkeys(names) if role in JOINED else names:
+            roles.setdefault(name, []).append(role)
+    if clashes := [f"{name} ({', '.join(several)})" for name, several in roles.items() if len(several) > 1]:
+        raise ValueError(
+            f"{table.path}: several prepared columns would be called {', '.join(clashes)}: name them otherwise, as in "
+            "--image-column front=COLUMN"
+        )
+
+
+def _report_choice(table: Table, chosen: Chosen, no_splits: Sequence[str]) -> None:
+    used = {column for columns in chosen.values() for column in columns}
+    unused = [repr(column) for column in table.columns() if column not in used]
+    lines = []
+    for role, columns in chosen.items():
+        usual = {*columns.values()} == {PREPARED_NAMES.get(role, role)}
+        pairs = [repr(column) + ("" if usual else f" as {name}") for column, name in columns.items()]
+        lines.append(f"{role} from {' and '.join(pairs)}")
+    lines = [", ".join(lines)]
     lines += [f"not used: {', '.join(unused)}"] * bool(unused)
     lines += [f"{column!r} names no split, and was not used as one" for column in no_splits]
     for line in lines:
         print(printable(f"{table.name}: {line}"), file=sys.stderr)
-    return chosen
 
 
 def _spelt(columns: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -202,21 +260,25 @@ def _letters(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def _image_columns(table: Table, usual: list[str], others: list[str], folders: Sequence[ImageFiles]) -> list[str]:
-    """Return the columns that hold names of images: those of a usual name, or the only other one."""
+def _file_columns(
+    table: Table, usual: list[str], others: list[str], folders: Sequence[ImageFiles], *, arrays: bool
+) -> list[str]:
+    """Return the columns that hold names of images or of arrays: the first of a usual name, or all others."""
 
     def named(column: str) -> Iterator[bool]:
-        return (
-            is_image(folders[0].folder / cell) or any(folder.find(cell) for folder in folders)
-            for cell in table.cells(column)
-        )
+        for cell in table.cells(column):
+            if cell.lower().endswith(ARRAY) or arrays:
+                yield arrays and cell.lower().endswith(ARRAY) and any(folder.find(cell) for folder in folders)
+            else:
+                yield is_image(folders[0].folder / cell) or any(
+                    is_image(folder.folder / name) for folder in folders if (name := folder.find(cell))
+                )
 
-    if chosen := [column for column in usual if any(named(column))]:
+    if chosen := next(([column] for column in usual if any(named(column))), None):
         return chosen
+    chosen = []
     for column in others:
-        images = [*islice(named(column), ROWS_READ)]
-        if sum(images) >= max(1, len(images) / 2):
+        files = [*islice(named(column), ROWS_READ)]
+        if sum(files) >= max(1, len(files) / 2):
             chosen.append(column)
-    if len(chosen) > 1:
-        raise ValueError(f"{table.path}: {', '.join(chosen)} all name images: set --image-column to one of them")
-    return chosen or [column for column in usual if any(table.cells(column))]
+    return chosen or [column for column in usual if any(table.cells(column))][:1]

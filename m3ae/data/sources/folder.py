@@ -1,105 +1,126 @@
-"""A folder of your own: images with a table of texts, labels or questions, or images alone.
+"""A folder of your own: images with a table of texts, labels, numbers or questions, or images alone.
 
-The table is a `.csv`, `.tsv` or `.jsonl` file with the names of the images in one column: one table of any name, with
-or without a column for the split, or a table per split, `train.csv`, `validation.csv` and `test.csv`. The imagefolder
-convention of `datasets` is understood: `metadata.csv` or `metadata.jsonl` with `file_name`, for all images or in each
-of the folders `train`, `validation` and `test`, or no table at all, and folders of images named for their label. Files
-whose name starts with a dot are left alone.
+The table is a `.csv`, `.tsv`, `.jsonl` or `.xlsx` file with the names of the images in a column: one table of any
+name, with or without a column for the split, or a table per split, `train.csv`, `validation.csv` and `test.csv`. The
+imagefolder convention of `datasets` is understood: `metadata.csv` or `metadata.jsonl` with `file_name`, for all images
+or in each of the folders `train`, `validation` and `test`, or no table at all, and folders of images named for their
+label. Files whose name starts with a dot are left alone.
 """
 
 import os
 import re
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-from m3ae.data.prepared import Rejected
-from m3ae.data.sources._columns import ImageFiles, ImageTree, Table, choose_columns, file_name, strings
-from m3ae.data.sources._common import IMAGE, SPLIT_NAMES, STRING, STRINGS, features, find_split, hash_split
-from m3ae.data.tables import (
-    HIDDEN,
-    TABLE_SUFFIXES,
-    Broken,
-    is_nested,
-    printable,
-    read_csv,
-    read_json,
-    read_jsonl,
-    require_folder,
-    whole_number,
+import datasets
+import numpy as np
+
+from m3ae.data.prepared import Metadata, PreparedColumns, Rejected, load_manifest
+from m3ae.data.sources._columns import (
+    ONE_VALUE,
+    ROLES,
+    Chosen,
+    ImageFiles,
+    ImageTree,
+    Table,
+    choose_columns,
+    file_name,
+    strings,
 )
+from m3ae.data.sources._common import IMAGE, SPLIT_NAMES, STRING, STRINGS, features, find_split
+from m3ae.data.sources._splits import Entry, Row, Unsplit, fix_splits, say, split_rows
+from m3ae.data.sources._tables import Reading, find_tables, read_tables
+from m3ae.data.tables import HIDDEN, TABLE_SUFFIXES, Broken, is_nested, require_folder
 from m3ae.images.files import is_image
 
 FEATURES = features(image=IMAGE, text=STRINGS, labels=STRINGS, question=STRING, answer=STRING)
 
-ROLES = ("image", "text", "label", "question", "answer", "id", "split", "group")  # of the columns of a table
-ONE_VALUE = ("question", "answer", "id", "split", "group")
-UNREAD_SUFFIXES = (".xlsx", ".xls", ".ods", ".parquet")
+NUMBER = datasets.Value("float32")
 SPLITS_EXPECTED = f"expected one of {', '.join(SPLIT_NAMES)}"
-
-Row = dict[str, Any]
-
-
-class Unsplit(NamedTuple):
-    """A row whose split may be None."""
-
-    row: Row
-    group: str | None  # the patient, study or the like
-    key: str  # of what must not be torn apart over splits: the group, else the image, else the row
-
-
-Entry = Unsplit | Rejected
 
 
 def rows(
     source: Path,
     *,
     table: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
     image_folder: Path | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    number_column: str | None = None,
+    array_column: str | None = None,
     question_column: str | None = None,
     answer_column: str | None = None,
     id_column: str | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
-) -> Iterator[Row | Rejected]:
+    split: Literal["hash", "stratified", "none"] | None = None,
+    split_file: Path | None = None,
+    scale_from: Path | None = None,
+) -> Iterator[Row | Rejected | Metadata | PreparedColumns]:
     """Yield one row per row of the tables, or per image in a folder without tables.
 
-    Columns that are not named are recognised by their usual names; the standard error names the chosen ones. Rows
-    without an id are called by their image, a second one of an image `name-2`; several images in one cell are as many
-    rows. A row without a split goes where other rows of its group (such as a patient) are, else where a hash of its
-    group, its image or its id decides, with odds 8:1:1.
+    Columns that are not named are recognised by their usual names; the standard error names the chosen ones. The
+    options of columns take several, separated by commas, each with a name for the prepared column before it if it is
+    to have one: `front=Frontal,side=Lateral`. Rows without an id are called by their image, a second one of an image
+    `name-2`; several images in one cell are as many rows. A row without a split goes where other rows of its group
+    (such as a patient) are, else where `split` says.
 
     Args:
         source: your folder.
         table: name of the table in the folder; by default the only one.
+        delimiter: what separates the cells of a table, tab for a tab; found out by default.
+        encoding: encoding of a table, such as cp1252; found out by default.
         image_folder: folder that the names of images are relative to; by default that of the table, or `images` in it.
-        image_column: column with the names of image files; neither case nor a missing suffix matters.
-        text_column: column with a text, or, in JSON, a list of texts.
-        label_column: column with labels, separated by semicolons, or, in JSON, a list of labels.
+        image_column: columns with the names of image files, the views of a study; neither case nor a missing suffix
+            matters.
+        text_column: columns with a text, or, in JSON, a list of texts; several are joined.
+        label_column: columns with labels, separated by semicolons, or, in JSON, a list of labels.
+        number_column: columns with a number, such as of a laboratory; together they are one vector.
+        array_column: columns with the names of .npy files: vectors, or sequences of vectors.
         question_column: column with a question about the image.
         answer_column: column with its answer.
         id_column: column with a unique name of the row.
         split_column: column with train, validation or test.
         group_column: column with the patient or another group that must not be torn apart over splits.
+        split: split of rows without one, 8:1:1: by a hash of group, image or id, the default; or stratified by label;
+            or none for new data, all of which is for testing.
+        split_file: table with a column of splits and one of ids, images or groups; rows that it lacks are left out.
+        scale_from: prepared folder whose means and deviations of numbers count; by default those of the training rows.
     """
     require_folder(source, "your folder of images, with a table or without")
-    columns = (image_column, text_column, label_column, question_column, answer_column)
+    columns = (image_column, text_column, label_column, number_column, array_column, question_column, answer_column)
     wanted = dict(zip(ROLES, (*columns, id_column, split_column, group_column), strict=True))
+    if split == "none" and (split_column or split_file):
+        raise ValueError("--split none: got a column or a file of splits, too, expected one of them")
+    if (separator := {"tab": "\t", r"\t": "\t"}.get(delimiter or "", delimiter)) and len(separator) > 1:
+        raise ValueError(f"--delimiter: got {delimiter!r}, expected one character, or tab")
+    reading = Reading(separator, encoding)
     files = _visible_files(source)
-    if tables := _find_tables(source, files, table):
-        entries = _rows_of_tables(source, files, tables, image_folder, wanted)
-        _report_unused(source, {*files} - {table.path for table in tables}, entries)
+    names: dict[str, list[str]] = {}  # of each prepared column of numbers
+    if tables := find_tables(source, files, table, reading):
+        parts = [_open_table(source, files, table, image_folder, wanted) for table in tables]
+        prepared, names = _prepared_columns([columns for _, columns, _ in parts])
+        numbered: Counter[str] = Counter()
+        entries = [entry for part in parts for entry in _table_rows(*part, prepared, numbered)]
+        _report_unused(source, {*files} - {table.path for table in tables} - {split_file}, entries)
+        if prepared != FEATURES:
+            yield PreparedColumns(_with_shapes(prepared, entries))
     elif named := [f"--{role}-column" for role, column in wanted.items() if column is not None]:
         raise FileNotFoundError(f"{source} holds no table ({', '.join(TABLE_SUFFIXES)}) for {', '.join(named)}")
     else:
         entries = _image_rows(source, files)
-    _report_groups(source, entries)
-    yield from _split(entries)
+    if split_file is not None:
+        records = [record for table in read_tables(split_file, None, reading) for record in table.records]
+        entries = fix_splits(entries, [record for record in records if isinstance(record, dict)], split_file)
+    finished = [*split_rows(source, entries, split or "hash")]
+    if names:
+        yield _scale(finished, names, scale_from)
+    yield from finished
 
 
 def _visible_files(source: Path) -> list[Path]:
@@ -111,24 +132,69 @@ def _visible_files(source: Path) -> list[Path]:
     return [*map(Path, sorted(paths, key=lambda path: path.replace(os.sep, "\0")))]  # as paths are sorted, but faster
 
 
-def _rows_of_tables(
-    source: Path,
-    files: list[Path],
-    tables: list[Table],
-    image_folder: Path | None,
-    wanted: dict[str, str | None],
-) -> list[Entry]:
-    has_images = bool(image_folder) or any(map(is_image, files))
-    names: Counter[str] = Counter()
-    entries: list[Entry] = []
-    for table in tables:
-        usual = [folder / below for folder in (table.path.parent, source) for below in ("", "images")]
-        candidates = [ImageFiles(folder) for folder in ([image_folder] if image_folder else dict.fromkeys(usual))]
-        candidates += [] if image_folder else [ImageTree(source, files)]
-        columns = choose_columns(table, wanted, candidates, has_images)
-        images = _image_folder(table, columns.get("image"), candidates)
-        entries += _table_rows(table, columns, images, names)
-    return entries
+def _open_table(
+    source: Path, files: list[Path], table: Table, image_folder: Path | None, wanted: Mapping[str, str | None]
+) -> tuple[Table, Chosen, dict[str, ImageFiles]]:
+    """Return a table, its chosen columns, and the folder of the files that each of its columns of files names."""
+    usual = [folder / below for folder in (table.path.parent, source) for below in ("", "images")]
+    candidates = [ImageFiles(folder) for folder in ([image_folder] if image_folder else dict.fromkeys(usual))]
+    candidates += [] if image_folder else [ImageTree(source, files)]
+    columns = choose_columns(table, wanted, candidates, bool(image_folder) or any(map(is_image, files)))
+    named = [column for role in ("image", "array") for column in columns.get(role, {})]
+    return table, columns, {column: _image_folder(table, column, candidates) for column in named}
+
+
+def _prepared_columns(tables: Sequence[Chosen]) -> tuple[datasets.Features, dict[str, list[str]]]:
+    """Return the prepared columns, and the columns of the table behind each column of numbers."""
+    by_role: dict[str, dict[str, list[str]]] = {}
+    for chosen in tables:
+        for role, columns in chosen.items():
+            for column, name in columns.items():
+                several = by_role.setdefault(role, {}).setdefault(name, [])
+                several += [column] * (column not in several)
+    names = {role: [*columns] for role, columns in by_role.items()}
+    numbers = by_role.get("number", {})
+    prepared = features(
+        **dict.fromkeys(names.get("image", ["image"]), IMAGE),
+        text=STRINGS,
+        **{name: STRING for name in names.get("text", []) if name != "text"},
+        **dict.fromkeys(names.get("label", ["labels"]), STRINGS),
+        question=STRING,
+        answer=STRING,
+        **{name: datasets.List(NUMBER, length=len(columns)) for name, columns in numbers.items()},
+        **dict.fromkeys(names.get("array", []), datasets.List(NUMBER)),
+    )
+    return prepared, numbers
+
+
+def _with_shapes(prepared: datasets.Features, entries: Sequence[Entry]) -> datasets.Features:
+    """Return the columns with the most frequent shape of the arrays in each.
+
+    Raises:
+        ValueError: Arrays of a column have one number, or more than two dimensions.
+    """
+    for name in [name for name, feature in prepared.items() if feature == datasets.List(NUMBER)]:
+        files = [entry.row[name] for entry in entries if isinstance(entry, Unsplit) and entry.row[name]]
+        (shape, _), *_ = Counter(filter(None, map(_stored_shape, files))).most_common(1) or [((), 0)]
+        if len(shape) not in (1, 2):
+            raise ValueError(
+                f"{files[0].parent if files else name}: arrays of column {name} have the shape {shape}, expected (F,) "
+                "or (T, F); images belong into image files"
+            )
+        feature: Any = NUMBER
+        for length in reversed(shape):
+            feature = datasets.List(feature, length=length)
+        prepared = datasets.Features(prepared | {name: feature})
+    return prepared
+
+
+def _stored_shape(path: Path) -> tuple[int, ...] | None:
+    """Return the shape in the header of a file, or None if it cannot be read, which is listed later."""
+    try:
+        shape: tuple[int, ...] = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError, EOFError):
+        return None
+    return shape
 
 
 def _image_rows(source: Path, visible: list[Path]) -> list[Entry]:
@@ -157,74 +223,6 @@ def _image_rows(source: Path, visible: list[Path]) -> list[Entry]:
     return entries
 
 
-def _find_tables(source: Path, files: list[Path], name: str | None) -> list[Table]:
-    """Return the named table, metadata of an imagefolder, a table for each split, or the only table."""
-    if name is not None:
-        if named := _read(source / name, None):
-            return named
-        raise ValueError(f"{source / name} holds no list of records: expected [{{...}}, ...]")
-    tables = [file for file in files if file.name.lower().endswith(TABLE_SUFFIXES)]
-    top = [file for file in tables if file.parent == source]
-    metadata = [file for file in tables if file.name.startswith("metadata.")]
-    documents = [file for file in files if file.parent == source and file.name.lower().endswith(".json")]
-    choices: tuple[dict[Path, str | None], ...] = (
-        {file: None for file in metadata if file in top},
-        {file: split for file in metadata if file.parent.parent == source and (split := find_split(file.parent.name))},
-        {file: _split_of(file, source) for file in top or tables},
-        {file: _split_of(file, source) for file in documents if not tables},
-    )
-    for paths in choices:
-        is_whole = len(paths) == 1 or (paths and all(paths.values()))
-        if is_whole and (chosen := [table for path, split in paths.items() for table in _read(path, split)]):
-            return chosen
-    if tables:
-        names = ", ".join(file.relative_to(source).as_posix() for file in tables[:10])
-        raise ValueError(f"{source} holds several tables ({names}): choose one with --table")
-    unread = [file for file in files if file.parent == source and file.suffix.lower() in UNREAD_SUFFIXES]
-    return [table for file in unread for table in _read(file, None)]
-
-
-def _split_of(file: Path, source: Path) -> str | None:
-    """Return the split in the name of a table, or in the name of its folder below the source."""
-    return find_split(file.name.partition(".")[0]) or (find_split(file.parent.name) if file.parent != source else None)
-
-
-def _read(path: Path, split: str | None) -> list[Table]:
-    """Read a table; each list of records in a JSON file is one, and a file without any has none."""
-    name = path.name.lower()
-    if name.endswith(UNREAD_SUFFIXES):
-        raise ValueError(f"{path} cannot be read: save it as CSV, or move it out of the folder")
-    if name.endswith((".json", ".json.gz")):
-        tables = _json_tables(path, split)
-    else:
-        records = [record for _, record in read_jsonl(path)] if ".jsonl" in name else [*read_csv(path)]
-        tables = [Table(path, path.name, split, records)]
-    for table in tables:
-        if not table.columns():
-            broken = {record.reason for record in table.records if isinstance(record, Broken)}
-            raise ValueError(f"{path} holds no row that can be read: {', '.join(sorted(broken)) or 'it is empty'}")
-    return tables
-
-
-def _json_tables(path: Path, split: str | None) -> list[Table]:
-    """Return a list of records, one for each split, or the only one in an object; records may have ids as keys."""
-    content = read_json(path)
-    lists: list[tuple[str, Any]] = [("", content)]
-    if isinstance(content, dict):
-        by_split = [(key, value) for key, value in content.items() if find_split(key) and value]
-        unnamed = [("", value) for value in content.values() if isinstance(value, list)]
-        lists = by_split or (unnamed if len(unnamed) == 1 else lists)
-    tables = []
-    for key, records in lists:
-        if isinstance(records, dict) and all(isinstance(record, dict) for record in records.values()):
-            records = [{"id": name} | record for name, record in records.items()]
-        if not isinstance(records, list) or not any(isinstance(record, dict) for record in records):
-            return []
-        records = [record if isinstance(record, dict) else Broken("not a JSON object", None, {}) for record in records]
-        tables.append(Table(path, f"{path.name} {key}".strip(), find_split(key) or split, records))
-    return tables
-
-
 def _image_folder(table: Table, column: str | None, candidates: list[ImageFiles]) -> ImageFiles:
     """Return the first folder that holds at least one image of the table."""
     names = [*map(file_name, table.cells(column))] if column else []
@@ -238,51 +236,132 @@ def _image_folder(table: Table, column: str | None, candidates: list[ImageFiles]
     )
 
 
-def _table_rows(table: Table, columns: dict[str, str], images: ImageFiles, names: Counter[str]) -> Iterator[Entry]:
+def _table_rows(
+    table: Table,
+    columns: Chosen,
+    folders: Mapping[str, ImageFiles],
+    prepared: datasets.Features,
+    names: Counter[str],
+) -> Iterator[Entry]:
+    images = [folders[column] for column in columns.get("image", {})]
     for number, record in enumerate(table.records, start=1):
         name = f"{table.name}, row {number}"
         if isinstance(record, Broken):
             yield Rejected(name, record.reason, detail=record.detail)
-        elif swallowed := _swallowed(record, images):
+        elif swallowed := next(filter(None, (_swallowed(record, folder) for folder in images)), None):
             yield Rejected(name, "quotation mark not closed", detail=f"a cell of several lines holds {swallowed}")
         else:
-            yield from _record_rows(name, record, columns, images, table.split, names)
+            blank = dict.fromkeys(prepared) | {"split": table.split}
+            yield from _record_rows(name, record, columns, folders, blank, names)
 
 
 def _record_rows(
-    line: str, record: Row, columns: dict[str, str], images: ImageFiles, split: str | None, names: Counter[str]
+    line: str,
+    record: Row,
+    columns: Chosen,
+    folders: Mapping[str, ImageFiles],
+    blank: Row,
+    names: Counter[str],
 ) -> Iterator[Entry]:
     """Yield a row, or a row for each of several images in a record; `line` names the record."""
-    values = {role: record.get(column) for role, column in columns.items()}
-    if nested := [columns[role] for role, value in values.items() if is_nested(value)]:
+    values = {(role, column): record.get(column) for role, chosen in columns.items() for column in chosen}
+    if nested := [column for (_, column), value in values.items() if is_nested(value)]:
         yield Rejected(line, "object in a cell", detail=", ".join(nested))
         return
-    cells = {role: strings(value) for role, value in values.items()}
-    if several := [columns[role] for role in ONE_VALUE if len(cells.get(role, [])) > 1]:
+    cells = {key: strings(value) for key, value in values.items()}
+    views = columns.get("image", {})
+    single = (*ONE_VALUE, "array", "number", *(["image"] if len(views) > 1 else []))
+    if several := [column for (role, column), cell in cells.items() if role in single and len(cell) > 1]:
         yield Rejected(line, "several values in a cell", detail=", ".join(several))
         return
-    one = {role: next(iter(cells.get(role, [])), None) for role in ONE_VALUE}
-    files: list[str | None] = [images.find(cell) or file_name(cell) for cell in cells.get("image", [])]
-    files = files or [None]
-    labels = [label.strip() for cell in cells.get("label", []) for label in re.split("[;|]", cell) if label.strip()]
-    key = one["group"] or files[0]
-    for number, file in enumerate(files, start=1):
-        name = one["id"] or _numbered(file or line, names)
-        if one["id"] and number > 1:
-            name = f"{name}-{number}"
-        if one["split"] and not find_split(one["split"]):
-            yield Rejected(name, "unknown split", detail=f"{one['split']}: {SPLITS_EXPECTED}")
+    one = {role: cell[0] for (role, _), cell in cells.items() if role in ONE_VALUE and cell}
+    files = {  # by column
+        column: [folders[column].find(cell) or file_name(cell) for cell in cells[role, column]]
+        for role in ("image", "array")
+        for column in columns.get(role, {})
+    }
+    first = next((files[column][0] for column in views if files[column]), None)
+    group, id = one.get("group"), one.get("id")
+    row = blank | _texts(columns.get("text", {}), cells) | _numbers(columns.get("number", {}), cells)
+    row |= {role: one.get(role) for role in ("question", "answer")}
+    labels = {name: _labels(cells["label", column]) for column, name in columns.get("label", {}).items()}
+    row |= {name: several or None for name, several in labels.items()}
+    for role in ("image", "array"):
+        for column, name in columns.get(role, {}).items():
+            row[name] = folders[column].folder / files[column][0] if files[column] else None
+    copies = files[next(iter(views))] if len(views) == 1 else []
+    for number, file in enumerate(copies or [first], start=1):
+        row["id"] = id or _numbered(file or line, names)
+        if id and number > 1:
+            row["id"] = f"{id}-{number}"
+        if (split := one.get("split")) and not find_split(split):
+            yield Rejected(row["id"], "unknown split", detail=f"{split}: {SPLITS_EXPECTED}")
             return
-        row = {
-            "id": name,
-            "split": find_split(one["split"]) if one["split"] else split,
-            "image": images.folder / file if file else None,
-            "text": cells.get("text") or None,
-            "labels": labels or None,
-            "question": one["question"],
-            "answer": one["answer"],
+        row["split"] = find_split(split) if split else blank["split"]
+        for column, name in views.items() if copies else ():
+            row[name] = folders[column].folder / copies[number - 1]
+        every = tuple(label for several in labels.values() for label in several)
+        yield Unsplit(dict(row), group, group or first or row["id"], every)
+
+
+def _texts(columns: Mapping[str, str], cells: Mapping[tuple[str, str], list[str]]) -> Row:
+    """Return the texts of a row: lists of one column as they are, several columns of a name joined."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for column, name in columns.items():
+        by_name[name] += cells["text", column]
+    joined = {name: " ".join(" ".join(texts).split()) or None for name, texts in by_name.items()}
+    if [*columns.values()].count("text") == 1:
+        return joined | {"text": by_name["text"] or None}
+    return joined | {"text": [joined["text"]] if joined.get("text") else None}
+
+
+def _labels(cell: Sequence[str]) -> list[str]:
+    return [label.strip() for labels in cell for label in re.split("[;|]", labels) if label.strip()]
+
+
+def _numbers(columns: Mapping[str, str], cells: Mapping[tuple[str, str], list[str]]) -> Row:
+    """Return the vectors of a row, with NaN where a cell holds no number; None where none does."""
+    vectors: dict[str, list[float]] = defaultdict(list)
+    for column, name in columns.items():
+        text = (cells["number", column] or ["nan"])[0]
+        try:
+            value = float(text if "." in text else text.replace(",", "."))
+        except ValueError:
+            value = float("nan")
+        vectors[name].append(value if np.isfinite(value) else float("nan"))
+    return {name: None if np.isnan(values).all() else values for name, values in vectors.items()}
+
+
+def _scale(rows: Sequence[Any], names: Mapping[str, list[str]], scale_from: Path | None) -> Metadata:
+    """Standardise each number of the rows, drop incomplete vectors, and return means and deviations by column.
+
+    Raises:
+        ValueError: There are no training rows and no other folder to take means and deviations from, or that folder
+            has other numbers.
+    """
+    saved = load_manifest(scale_from).metadata.get("numbers", {}) if scale_from else {}
+    scales: dict[str, dict[str, list[Any]]] = {}
+    for name, columns in names.items():
+        filled = [row for row in rows if isinstance(row, dict) and row[name] is not None]
+        train = np.array([row[name] for row in filled if row["split"] == "train"], np.float64)
+        if scale_from is not None and saved.get(name, {}).get("columns") != columns:
+            raise ValueError(f"{scale_from} has other numbers than {name} of {', '.join(columns)}: it has {saved}")
+        if scale_from is None and (len(train) == 0 or np.isnan(train).all(0).any()):
+            raise ValueError(
+                f"{', '.join(columns)}: the training rows lack one of these numbers, so that nothing says how to "
+                "scale it; set --scale-from to the prepared folder of training, or leave the column out"
+            )
+        scales[name] = saved.get(name) or {
+            "columns": columns,
+            "mean": np.nanmean(train, 0).tolist(),
+            "deviation": [deviation or 1.0 for deviation in np.nanstd(train, 0).tolist()],
         }
-        yield Unsplit(row, one["group"], key or name)
+        for row in filled:
+            values = (np.array(row[name]) - scales[name]["mean"]) / scales[name]["deviation"]
+            row[name] = None if np.isnan(values).any() else values.tolist()
+        if incomplete := sum(row[name] is None for row in filled):
+            say(f"{incomplete} rows lack some of {', '.join(columns)}, and have no {name}")
+    return Metadata("numbers", scales)
 
 
 def _swallowed(record: Row, images: ImageFiles) -> str | None:
@@ -301,40 +380,9 @@ def _numbered(name: str, names: Counter[str]) -> str:
 def _report_unused(source: Path, files: set[Path], entries: list[Entry]) -> None:
     """Print on standard error the kinds of files that no row has."""
     by_kind: dict[str, list[str]] = defaultdict(list)
-    for file in sorted(files - {entry.row["image"] for entry in entries if isinstance(entry, Unsplit)}):
+    rows = [entry.row for entry in entries if isinstance(entry, Unsplit)]
+    for file in sorted(files - {cell for row in rows for cell in row.values() if isinstance(cell, Path)}):
         by_kind[file.suffix.lower()].append(file.relative_to(source).as_posix())
     if by_kind:
         kinds = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in by_kind.items()]
-        _say(f"{source}: not used: {'; '.join(kinds)}")
-
-
-def _report_groups(source: Path, entries: list[Entry]) -> None:
-    """Print on standard error how many rows have no group."""
-    groups = [entry.group for entry in entries if isinstance(entry, Unsplit)]
-    if without := groups.count(None):
-        _say(
-            f"{source}: {without} of {len(groups)} rows name no patient, study or other group, and may tear one over "
-            "several splits: name its column with --group-column if groups have several rows"
-        )
-
-
-def _split(entries: list[Entry]) -> Iterator[Row | Rejected]:
-    """Yield the rows with their splits, and name groups and images in several splits on standard error."""
-    splits: dict[str, list[str]] = defaultdict(list)
-    for entry in entries:
-        if isinstance(entry, Unsplit) and (split := entry.row["split"]):
-            splits[whole_number(entry.key)].append(split)
-    torn = {key: dict.fromkeys(several) for key, several in splits.items() if len(set(several)) > 1}
-    for key, several in [*torn.items()][:1]:
-        _say(f"{len(torn)} groups or images are in several splits, such as {key} in {' and '.join(several)}")
-    for entry in entries:
-        if isinstance(entry, Rejected):
-            yield entry
-        else:
-            key = whole_number(entry.key)
-            splits[key] = splits[key] or [hash_split(entry.key)]
-            yield entry.row | {"split": entry.row["split"] or splits[key][0]}
-
-
-def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr)
+        say(f"{source}: not used: {'; '.join(kinds)}")

@@ -12,7 +12,8 @@ ROLES = ("image", "text", "label", "id", "split", "group")
 
 def choose(cells: dict[str, object], **wanted: str) -> dict[str, str]:
     table = Table(Path("t.csv"), "t.csv", None, [Broken("key repeated", None, {}), cells])
-    return choose_columns(table, {role: wanted.get(role) for role in ROLES}, [ImageFiles(Path("absent"))], False)
+    chosen = choose_columns(table, {role: wanted.get(role) for role in ROLES}, [ImageFiles(Path("absent"))], False)
+    return {role: column for role, (column,) in chosen.items()}
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from m3ae.data.prepare import prepare
-from m3ae.data.prepared import Rejected
+from m3ae.data.prepared import Rejected, load_split
 from m3ae.data.sources import folder
 from m3ae.data.sources._common import hash_split
 
@@ -97,6 +98,8 @@ def test_nothing_is_lost_in_silence(tmp_path: Path, capsys: pytest.CaptureFixtur
         "mine: not used: 3 .png, such as a.png; 1 .csv, such as b.csv; 1 .txt, such as notes.txt",
         "mine: 3 of 3 rows name no patient, study or other group, and may tear one over several splits: name its "
         "column with --group-column if groups have several rows",
+        "mine: 0 of 3 rows are for testing, too few to measure on (below 20): repeat with other splits "
+        "(--split-file), or collect more",
     ]
 
 
@@ -311,9 +314,17 @@ def test_an_imagefolder_of_labels(tmp_path: Path) -> None:
         ({"a__csv": "x"}, {"table": "b.csv"}, r"b\.csv is missing"),
         ({"a__csv": "text\na\n", "sub___x__png": ""}, {}, r"no column that names the images .* to one of text"),
         ({"a__csv": "text\na\n"}, {"image_folder": Path("x")}, r"a\.csv has no column that names the images"),
-        ({"a__csv": "p,q\nx.png,x.png\n", "x__png": ""}, {}, r"a\.csv: p, q all name images: set --image-column"),
+        (
+            {"a__csv": "image,text,y\n1,2,3\n"},
+            {"label_column": "text=y"},
+            r"several .* called text \(text, label\)",
+        ),
+        ({"a__csv": "image,text,y\n1,2,3\n"}, {"id_column": "text,y"}, r"--id-column: got 'text,y', expected .* one"),
+        ({"a__csv": "text\n1\n"}, {"delimiter": "::"}, r"--delimiter: got '::', expected one character, or tab"),
+        ({"a__csv": "text\n1\n"}, {"encoding": "ansi9"}, r"unknown encoding: ansi9: expected a name that Python"),
+        ({"a__csv": "text\n1\n"}, {"split": "none", "split_column": "x"}, r"--split none: got a column or a file"),
         ({"a__csv": "image,text,text\nx,a,b\n"}, {}, r"a\.csv has several columns called text"),
-        ({"a__xlsx": ""}, {}, r"a\.xlsx cannot be read: save it as CSV"),
+        ({"a__xlsx": ""}, {}, r"a\.xlsx cannot be read \(File is not a zip file\): save it as CSV"),
         ({"a__json": "{}"}, {"table": "a.json"}, r"a\.json holds no list of records"),
     ],
 )
@@ -321,6 +332,86 @@ def test_errors_say_what_to_set(tmp_path: Path, tables: dict[str, str], options:
     make(tmp_path, **tables)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         entries(tmp_path, **options)
+
+
+def test_views_labels_numbers_and_arrays_have_columns_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, lines = tmp_path / "in", ["Front;Side view;Findings;Impression;Age;Sex;CRP;HB;ECG;split"]
+    make(source, *(f"{view}/{number}_{view}.png" for view in "fs" for number in range(4)))
+    for number in range(4):
+        np.save(source / f"{number}.npy", np.full((2, 3), number, np.float64))
+        numbers = f"{number},5;{10 * number}.0" if number < 3 else "<3;5"
+        lines.append(
+            f"{number}_F;C:\\x\\{number}_s.PNG;clear lungs;normal {number};old;f;{numbers};{number}.npy;train"
+        )
+    lines[2] = lines[2].replace("1_F", "")
+    np.save(source / "3.npy", np.zeros(3))
+    make(source, t__csv="\n".join(lines))
+    named = {"text_column": "Findings,Impression", "label_column": "age=Age,Sex", "number_column": "labs=CRP,labs=HB"}
+    manifest = prepare("folder", tmp_path / "out", source=source, **named)
+    assert manifest.dropped == {"array: array cannot be used": 1}
+    scale = {"columns": ["CRP", "HB"], "mean": [1.5, 8.75], "deviation": [(2 / 3) ** 0.5, np.std([0, 10, 20, 5])]}
+    assert manifest.metadata == {"numbers": {"labs": scale}}
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == (
+        "t.csv: image from 'Front' as front and 'Side view' as side_view, text from 'Findings' and 'Impression', "
+        "label from 'Age' as age and 'Sex' as sex, number from 'CRP' as labs and 'HB' as labs, array from 'ECG', "
+        "split from 'split'"
+    )
+    assert "labels: 4 old, 4 f" in err and "1 rows lack some of CRP, HB, and have no labs" in err
+    rows = load_split(tmp_path / "out", "train")
+    columns = ["front", "side_view", "text", "age", "sex", "question", "answer", "labs", "array"]
+    assert rows.column_names == ["id", "split", *columns]
+    assert (rows["id"][1], rows["front"][1], rows["side_view"][1] is None) == ("s/1_s.png", None, False)
+    assert rows["text"][2] == ["clear lungs normal 2"] and rows["age"][0] == ["old"]
+    assert rows["array"][:] == [[[float(number)] * 3] * 2 for number in range(3)] + [None]
+    assert rows["labs"][3] is None
+    np.testing.assert_allclose(rows["labs"][2], [1.5**0.5, 11.25 / scale["deviation"][1]], rtol=1e-6)
+    new = {"split": "none", **named}
+    with pytest.raises(ValueError, match=r"CRP, HB: the training rows lack one .* --scale-from"):
+        entries(make(tmp_path / "new", t__csv="Findings;Impression;Age;Sex;CRP;HB\na;b;old;f;1,5;0"), **new)
+    _, metadata, row = entries(tmp_path / "new", scale_from=tmp_path / "out", **new)
+    assert metadata.value == manifest.metadata["numbers"] and row["split"] == "test"
+    np.testing.assert_allclose(row["labs"], [0, -8.75 / scale["deviation"][1]])
+
+
+@pytest.mark.parametrize(("encoding", "named"), [("cp1252", None), ("utf-16", None), ("shift_jis", "shift_jis")])
+def test_encodings_of_tables(tmp_path: Path, encoding: str, named: str | None) -> None:
+    text = "größer" if named is None else "肺炎の所見"
+    (tmp_path / "t.csv").write_bytes("\n".join(["text", *[text] * 3]).encode(encoding))
+    assert [row["text"] for row in entries(tmp_path, encoding=named)] == [[text]] * 3
+    if named:
+        with pytest.raises(ValueError, match=r"t\.csv: 3 of 3 rows are not UTF-8: name the encoding with --encoding"):
+            entries(tmp_path)
+
+
+def test_an_excel_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book = pytest.importorskip("openpyxl").Workbook()
+    for sheet in (book.active, book.create_sheet()):
+        sheet.append(["image", "text"])
+        sheet.append(["x.png", "größer"])
+    book["Sheet1"].delete_rows(2)
+    book.save(make(tmp_path, "x.png") / "t.xlsx")
+    (row,) = entries(tmp_path)
+    assert (row["image"], row["text"]) == (tmp_path / "x.png", ["größer"])
+    assert capsys.readouterr().err.startswith("t.xlsx: image from 'image', text from 'text'\n")
+    book["Sheet1"].append(["x.png", "b"])
+    book["Sheet1"].append(["x.png", "c"])
+    book.save(tmp_path / "t.xlsx")
+    entries(tmp_path)
+    assert capsys.readouterr().err.startswith("t.xlsx: read from sheet 'Sheet'; not used: 'Sheet1'\n")
+    book["Sheet"].title, book["Sheet1"].title = "Train", "Val"
+    book.save(tmp_path / "t.xlsx")
+    assert [row["split"] for row in entries(tmp_path)] == ["train", "validation", "validation"]
+
+
+def test_equal_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, "x.png", t__csv="image,text\nx.png,a\nx.png,a\nx.png,b\n")
+    assert len(entries(tmp_path)) == 3
+    assert (
+        "1 rows equal an earlier one in all cells, such as x.png-2 and x.png: they are kept" in capsys.readouterr().err
+    )
 
 
 def test_a_folder_is_prepared(tmp_path: Path) -> None:
