@@ -16,6 +16,7 @@ from m3ae.commands.options import FILE
 from m3ae.commands.reconstruct import reconstruct
 from m3ae.commands.search import embed, search
 from m3ae.commands.training import env, evaluate, finetune, pretrain, run, summarize, sweep, train
+from m3ae.commands.zero_shot import zero_shot
 from m3ae.data.tables import printable
 from m3ae.training import STOPPED_STATUS, TrainingStopped
 
@@ -102,6 +103,7 @@ for command in (
     answer,
     reconstruct,
     search,
+    zero_shot,
     embed,
     generate,
     app,

@@ -9,6 +9,7 @@ from m3ae.inference.generation import generate, traverse
 from m3ae.inference.inputs import load_generator, load_model, read_images
 from m3ae.inference.reconstruction import MaskedWord, Reconstruction, reconstruct
 from m3ae.inference.search import Hit, SearchIndex, index_folder, open_index
+from m3ae.inference.zero_shot import ZeroShotClassifier
 
 __all__ = [
     "Answer",
@@ -18,6 +19,7 @@ __all__ = [
     "Reconstruction",
     "SearchIndex",
     "WordAttention",
+    "ZeroShotClassifier",
     "answer",
     "generate",
     "index_folder",

@@ -121,7 +121,7 @@ class SearchIndex:
                 vectors = vectors[candidates]
             cosines, rows = nearest(embed(head, modality, encoded), vectors, max(k, rerank))
             scores, candidates = cosines[0], candidates[rows[0]]
-            if rerank and _has_matching_head(self.model):
+            if rerank and has_matching_head(self.model):
                 candidates = candidates[:rerank]
                 scores = self._match(encoded, candidates)
         best = scores.topk(min(k, len(candidates)))
@@ -188,8 +188,7 @@ def open_index(
         ValueError: The folder holds something else, the model cannot compare images and texts, or no image can be
             read.
     """
-    if model.itc_head is None and not _has_matching_head(model):
-        raise ValueError("the model was trained with neither a matching nor a contrastive head: it cannot search")
+    check_can_compare(model)
     source = {"model": model_fingerprint(model), "data": collection.fingerprint}
     description = {"kind": KIND, "format": FORMAT_VERSION, **source}
     stored = _read_description(folder)
@@ -244,7 +243,13 @@ def _checksums(folder: Path) -> dict[str, str]:
     return {name: file_sha256(folder / name) for name in ARRAYS if (folder / name).is_file()}
 
 
-def _has_matching_head(model: Searching) -> bool:
+def check_can_compare(model: Searching) -> None:
+    """Raise ValueError if a model was trained with neither of the heads that compare an image with a text."""
+    if model.itc_head is None and not has_matching_head(model):
+        raise ValueError("the model was trained with neither a matching nor a contrastive head: it cannot search")
+
+
+def has_matching_head(model: Searching) -> bool:
     """Return whether the matching head was trained; every model has one."""
     fine_tuned = isinstance(model, M3AEForImageTextRetrieval)
     return bool(model.config.num_negatives if fine_tuned else model.config.itm_weight)
@@ -260,7 +265,7 @@ def _build(model: Searching, processor: M3AEProcessor, collection: Collection, f
         vectors = (embed(head, "text", _encode_texts(model, processor, batch)) for batch in batches)
         _save(folder / "texts.npy", len(texts), zip(starts, vectors, strict=True))
     elif texts:
-        lengths = np.array([len(ids) for batch in batches for ids in _tokens(model, processor, batch)])
+        lengths = np.array([len(ids) for batch in batches for ids in token_ids(model, processor, batch)])
         _save(folder / "lengths.npy", len(texts), [(0, torch.from_numpy(lengths))])
         tokens = (_encode_texts(model, processor, batch).tokens.half() for batch in batches)
         firsts = (lengths.cumsum() - lengths)[::BATCH_SIZE].tolist()
@@ -306,10 +311,11 @@ def _encode_images(model: Searching, processor: M3AEProcessor, images: Sequence[
 
 
 def _encode_texts(model: Searching, processor: M3AEProcessor, texts: Sequence[str]) -> EncodedTexts:
-    return encode_texts(model.m3ae, _tokens(model, processor, texts), BATCH_SIZE)
+    return encode_texts(model.m3ae, token_ids(model, processor, texts), BATCH_SIZE)
 
 
-def _tokens(model: Searching, processor: M3AEProcessor, texts: Sequence[str]) -> list[list[int]]:
+def token_ids(model: Searching, processor: M3AEProcessor, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of texts, each cut to what the model takes."""
     options = {"truncation": True, "max_length": model.config.longest_text}
     ids: list[list[int]] = processor.tokenizer([*texts], **options)["input_ids"]
     return ids

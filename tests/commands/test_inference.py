@@ -120,6 +120,28 @@ def test_search_of_a_prepared_set(models: Path, tmp_path: Path, monkeypatch: pyt
     assert len(list((tmp_path / "xdg" / "m3ae" / "search").iterdir())) == 1
 
 
+def test_zero_shot(models: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = ("--class", "nodule", "--class", "device=pacemaker", "--class", "device=large", "--template", "{} on")
+    common = ("zero-shot", "--model", models / "contrastive", *classes)
+    shown = ("--image", images / "a.png", "--image", images / "b.png", "--output", tmp_path / "rows.jsonl")
+    results = json.loads(run(*common, *shown, "--json").stdout)
+    assert [Path(row["image"]).name for row in results] == ["a.png", "b.png"]
+    assert all(sum(row["scores"].values()) == pytest.approx(1) for row in results)
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == results
+    lines = run(*common, *shown[:2], "--rerank", 2).stdout.splitlines()
+    assert lines[0] == f"{images / 'a.png'}:" and {line.split()[1] for line in lines[1:]} == {"nodule", "device"}
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"id": "a", "image": 9, "label": "nodule"}, {"id": "b", "image": 200, "label": "device"}]
+    data = write_splits(tmp_path / "data", {"validation": rows})
+    measured = (*common, "--data", data, "--label-column", "label", "--split", "validation", "--resamples", 5)
+    results = json.loads(run(*measured, "--multi-label", "--image-columns", "image", "--json").stdout)
+    assert results["prompts"]["device"] == [["pacemaker on", "large on"], ["no pacemaker", "no large"]]
+    assert results["rows"] == 2 and results["metrics"]["nodule_auroc"] in (0, 1)
+    lines = run(*measured).stdout.splitlines()
+    assert lines[-1] == "2 rows; 0 without an image or one of the classes left out"
+    assert next(line for line in lines if line.startswith("validation/chance_accuracy")).split()[1] == "0.5000"
+
+
 def test_generate(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (6, 6), 90).save(tmp_path / "g.png")
     common = ("generate", "--model", models / "latent", "--output", tmp_path / "out")
@@ -165,6 +187,12 @@ def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> No
         *answer, models / "vqa", "--question", "What?", "--attention", "x.png"
     )
     assert "images with one text for all or one for each" in error("reconstruct", "--model", models / "masked")
+    zero_shot = ("zero-shot", "--model", models / "contrastive", "--class", "a", "--class", "b")
+    assert "give either --image or --data" in error(*zero_shot)
+    assert "--data needs --label-column, and" in error(*zero_shot, "--data", images)
+    assert "takes --split, --image-columns and --resamples alone" in error(*zero_shot, *image, "--split", "test")
+    assert "--negative-template needs --multi-label" in error(*zero_shot, *image, "--negative-template", "no {}")
+    assert "holds no manifest.json" in error(*zero_shot, "--data", images, "--label-column", "label")
     assert "give either --text or --image" in error("search", images, "--model", models / "masked")
     assert "expected NAME=VALUE, or --data and --row" in error("generate", "--model", "x", "--given", "label")
     assert "--given names a 2 times" in error("generate", "--model", "x", "--given", "a=1", "--given", "a=2")
@@ -180,6 +208,7 @@ def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> No
         ("answer", "--model", "vqa", "--image", "a.png", "--question", "Why?"),
         ("reconstruct", "--model", "masked", "--text", TEXT),
         ("search", ".", "--model", "masked", "--text", TEXT, "--index", "index"),
+        ("zero-shot", "--model", "masked", "--image", "a.png", "--class", "large", "--class", "small"),
         ("generate", "--model", "latent", "--given", "label=b", "--target", "label"),
         ("run", "show", "run"),
     ],
@@ -207,7 +236,7 @@ def test_nothing_but_the_result_is_printed_with_json(
     assert json.loads(result.stdout) and "says something" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["answer", "generate", "reconstruct", "search"])
+@pytest.mark.parametrize("name", ["answer", "generate", "reconstruct", "search", "zero-shot"])
 def test_help_has_an_example(name: str) -> None:
     assert f"m3ae {name} " in run(name, "--help").stdout.partition("Examples:")[2]
 
