@@ -5,7 +5,7 @@ Shapes: B batch, V views, T query tokens, S key tokens, R tokens read, D width, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -49,6 +49,15 @@ class Stream(NamedTuple):
         masks = [None] * self.num_views if self.mask is None else self.mask.chunk(self.num_views, 1)
         present = [None] * self.num_views if self.present is None else self.present.unbind(1)
         return [Stream(*view) for view in zip(self.tokens.chunk(self.num_views, 1), masks, present, strict=True)]
+
+
+def joined_views(streams: Sequence[Stream]) -> Stream:
+    """Return one stream of views that have equally many tokens, each with its `present`; a single view as it is."""
+    if len(streams) == 1:
+        return streams[0]
+    tokens, masks, present, _ = zip(*streams, strict=True)
+    mask = None if masks[0] is None else torch.cat(masks, 1)
+    return Stream(torch.cat(tokens, 1), mask, torch.stack(present, 1), len(streams))
 
 
 def first_token(rows: Tensor) -> Tensor:

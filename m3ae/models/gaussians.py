@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["poe", "moe", "mopoe"]
-PriorExpert = Literal["always", "full_only", "never"]
+Kind = Literal["poe", "moe", "mopoe", "joint"]
+PriorExpert = Literal["always", "full_only", "never", "divided"]
 
 MAX_ENUMERATED = 5  # modalities whose 2^M − 1 subsets are all components of a MoPoE
 
@@ -97,7 +97,8 @@ def components(kind: Kind, num_modalities: int) -> Tensor:
     """Return the members of each mixture component, bool (C, M).
 
     "poe": one component, the product of all experts (Wu & Goodman 2018). "moe": each expert alone (Shi et al. 2019).
-    "mopoe": the products of all 2^M − 1 subsets (Sutter et al. 2021).
+    "mopoe": the products of all 2^M − 1 subsets (Sutter et al. 2021). "joint": (1, M + 1), whose last column is an
+    expert of all modalities at once (Suzuki et al. 2017).
 
     Raises:
         ValueError: For another kind, or a MoPoE of more than five modalities.
@@ -108,7 +109,8 @@ def components(kind: Kind, num_modalities: int) -> Tensor:
             f"{MAX_ENUMERATED} modalities are enumerated; draw some with sample_subsets at each step"
         )
     every = subsets(num_modalities)
-    members = {"poe": every[-1:], "moe": every[:num_modalities], "mopoe": every}
+    joint = torch.arange(num_modalities + 1)[None] == num_modalities
+    members = {"poe": every[-1:], "moe": every[:num_modalities], "mopoe": every, "joint": joint}
     if kind not in members:
         raise ValueError(f"the kind of posterior is {kind!r}; expected one of {', '.join(members)}")
     return members[kind]
@@ -134,13 +136,14 @@ def product_of_experts(experts: Gaussian, members: Tensor, prior_expert: PriorEx
     """Multiply Gaussian densities (Hinton 2002): precisions 1/σ² add up, and weight the means.
 
     log σ²_S = −logsumexp_m(−log σ²_m + log a_m) and μ_S = Σ_m softmax_m(−log σ²_m + log a_m)·μ_m, where the prior
-    N(0, I) is a further expert. A product of nobody is the prior.
+    N(0, I) is a further expert. A product of nobody is the prior. "divided" is ∏_m q_m / p^{k−1} for k members, which
+    is Bayes' rule if each q_m is a posterior, but divides less where the product would be wider than a member.
 
     Args:
         experts: (M, B, D); the values of experts that are in no product are never read.
         members: (C, M, B) bool, a_m of each product.
         prior_expert: Which products contain the prior: "always" all of them (Wu & Goodman 2018), "full_only" those of
-            all M experts (Sutter et al. 2021), or "never".
+            all M experts (Sutter et al. 2021), "never" or "divided" none.
 
     Returns:
         The products (C, B, D).
@@ -150,7 +153,12 @@ def product_of_experts(experts: Gaussian, members: Tensor, prior_expert: PriorEx
     """
     log_precision = _log_precisions(experts.logvar, members, prior_expert)
     mu = torch.where(members.any(0)[..., None], upcast(experts.mu), 0)  # 0 · NaN is NaN
-    return Gaussian((log_precision.softmax(1)[:, 1:] * mu).sum(1), -log_precision.logsumexp(1))
+    mean, total = (log_precision.softmax(1)[:, 1:] * mu).sum(1), log_precision.logsumexp(1)
+    if prior_expert == "divided":
+        count = members.sum(1).clamp(min=1)[..., None]
+        share = torch.minimum((count - 1) * (-total).exp(), 1 - (log_precision.amax(1) - total).exp())  # of precision
+        mean, total = mean / (1 - share), total + (-share).log1p()
+    return Gaussian(mean, -total)
 
 
 def precision_shares(experts: Gaussian, present: Tensor, prior_expert: PriorExpert = "always") -> Tensor:
@@ -165,7 +173,8 @@ def precision_shares(experts: Gaussian, present: Tensor, prior_expert: PriorExpe
 def _log_precisions(logvar: Tensor, members: Tensor, prior_expert: PriorExpert) -> Tensor:
     """Return −log σ²_m + log a_m, (C, 1 + M, B, D), the prior first."""
     nobody = ~members.any(1)  # (C, B)
-    uses_prior = {"always": torch.ones_like(nobody), "full_only": members.all(1) | nobody, "never": nobody}
+    uses_prior = {"always": torch.ones_like(nobody), "full_only": members.all(1) | nobody}
+    uses_prior |= {"never": nobody, "divided": nobody}
     if prior_expert not in uses_prior:
         raise ValueError(f"prior_expert is {prior_expert!r}; expected one of {', '.join(uses_prior)}")
     log_precision = torch.where(members[..., None], -upcast(logvar), -torch.inf)  # (C, M, B, D)

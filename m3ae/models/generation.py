@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from m3ae.models import bounds, gaussians
 from m3ae.models.bounds import Elbo
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.fusion import Stream
+from m3ae.models.fusion import Fusion, Stream
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import (
     InferredExperts,
@@ -56,6 +56,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         self.main_input_name = "input_ids"  # Trainer counts the elements of this tensor, if the batch has it
         self.m3ae = M3AEEncoders(config, [name for name in STREAMS if name in streams])
         self.latent_head = LatentHead(config)
+        if self.latent_head.fuses:
+            self.m3ae.fusion = Fusion(config, tuple(self.m3ae.projections))
         count = config.latent.prior_components
         self.fitted_prior = FittedPrior(count, config.latent.size) if count else None
         self.post_init()
@@ -95,7 +97,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         inputs = self._read(modalities)
         noise = {"eps": eps, "component_noise": component_noise, "text_noise": text_noise, "generator": generator}
-        return latent_pass(self.latent_head, self._encode(inputs), inputs, beta=beta, **noise)
+        return latent_pass(self.latent_head, self._encode(inputs), inputs, beta=beta, fusion=self._fusion, **noise)
 
     def elbo(
         self,
@@ -342,7 +344,11 @@ class M3AEForGeneration(M3AEPreTrainedModel):
 
     def _infer_experts(self, available: Modalities) -> InferredExperts:
         inputs = self._read(available)
-        return self.latent_head.infer_experts(self._encode(inputs), inputs.present)
+        return self.latent_head.infer_experts(self._encode(inputs), inputs.present, self._fusion)
+
+    @property
+    def _fusion(self) -> nn.Module | None:
+        return self.m3ae.fusion if self.latent_head.fuses else None
 
     def _members(self, joint: bool, generator: torch.Generator | None) -> Tensor:
         """Return the components (C, M) of the posterior, or with `joint` the product of all alone if it is one."""

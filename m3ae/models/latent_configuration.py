@@ -24,16 +24,23 @@ class LatentConfig(StrictConfig):
 
     Args:
         kind: The posterior of inference, and of the objectives `elbo`, `iwae` and `dreg`: a product of experts (`poe`,
-            Wu & Goodman 2018), their mixture (`moe`, Shi et al. 2019), or the mixture of the products of all subsets
-            (`mopoe`, Sutter et al. 2021).
+            Wu & Goodman 2018), their mixture (`moe`, Shi et al. 2019), the mixture of the products of all subsets
+            (`mopoe`, Sutter et al. 2021), or an expert of all present modalities together, which reads their fused
+            streams and their features (`joint`). `jmvae`, `telbo` and `cvae` learn that expert and each single one:
+            they infer z from the joint expert where all modalities are present, and elsewhere from the product.
         size: Dimensions of z that all modalities share.
         num_tokens: Number of latent tokens of transformer decoders, and of queries that pool an encoder's tokens.
-        prior_expert: Which products contain the prior: `always`, `full_only` (that of all experts) or `never`.
+        prior_expert: Which products contain the prior: `always`, `full_only` (that of all experts) or `never`; or
+            `divided`: the product of k experts is divided by the prior k − 1 times. `divided` if None and the kind is
+            `joint`, otherwise `always`.
         objective: `elbo` of the mixture; `subset_elbos`, the sum over subsets that each explain themselves (Wu &
-            Goodman 2018); `dmvae`, `mvtcae`, `crmvae` or `mmvm`, see `m3ae.models.objectives.OBJECTIVES`; `iwae` and
-            `dreg` with the mixture's density (Shi et al. 2019); or one that `m3ae.register_objective` names.
+            Goodman 2018); `dmvae`, `mvtcae`, `crmvae`, `mmvm`, `jmvae`, `telbo` or `cvae`, see docs/objectives.md;
+            `iwae` and `dreg` with the mixture's density (Shi et al. 2019); or one of `m3ae.register_objective`.
         alpha: Share of the KL to the experts, rather than to the prior, of `mvtcae` (published with 5/6, `beta` 2.5,
-            `kind` `poe` and `prior_expert` `never`) and of `mmvm` (`kind` `moe`).
+            `kind` `poe` and `prior_expert` `never`) and of `mmvm` (`kind` `moe`); weight of the KL to each expert in
+            `jmvae`, where .1 is usual.
+        gamma: Weight of the likelihoods of single modalities in `telbo`.
+        condition: Names of the modalities that `cvae` is given.
         num_samples: K of `iwae` and `dreg`; for `elbo`, number of components drawn for each sample and decoded, all if
             None.
         num_subsets: Number of subsets of 2 to M − 1 modalities drawn at each step if M is more than five.
@@ -56,12 +63,14 @@ class LatentConfig(StrictConfig):
     model_type = "m3ae_latent"
     base_config_key = "latent"
 
-    kind: Literal["poe", "moe", "mopoe"] = "mopoe"
+    kind: Literal["poe", "moe", "mopoe", "joint"] = "mopoe"
     size: int = 64
     num_tokens: int = 4
-    prior_expert: Literal["always", "full_only", "never"] = "always"
+    prior_expert: Literal["always", "full_only", "never", "divided"] | None = None
     objective: str = "elbo"
     alpha: float = 5 / 6
+    gamma: float = 1.0
+    condition: list[str] | None = None
     num_samples: int | None = None
     num_subsets: int = 8
     beta: float = 1.0
@@ -77,8 +86,10 @@ class LatentConfig(StrictConfig):
         from m3ae.models.modalities import configure
         from m3ae.models.objectives import OBJECTIVES
 
-        check_choice("latent.kind", self.kind, ("poe", "moe", "mopoe"))
-        check_choice("latent.prior_expert", self.prior_expert, ("always", "full_only", "never"))
+        check_choice("latent.kind", self.kind, ("poe", "moe", "mopoe", "joint"))
+        if self.prior_expert is None:
+            self.prior_expert = "divided" if self.kind == "joint" else "always"
+        check_choice("latent.prior_expert", self.prior_expert, ("always", "full_only", "never", "divided"))
         check_choice("latent.objective", self.objective, OBJECTIVES)
         for option, least in (
             ("size", 1),
@@ -90,7 +101,7 @@ class LatentConfig(StrictConfig):
             check_count(f"latent.{option}", getattr(self, option), least)
         if self.num_samples is not None or self.objective in ("iwae", "dreg"):
             check_count(f"latent.num_samples of the objective {self.objective}", self.num_samples, 1)
-        for option in ("beta", "free_bits", "weight"):
+        for option in ("beta", "free_bits", "weight", "gamma"):
             check_number(f"latent.{option}", getattr(self, option))
         check_fraction("latent.beta_warmup", self.beta_warmup, 0.0, 1.0)
         check_fraction("latent.alpha", self.alpha, 0.0, 1.0)
@@ -115,10 +126,26 @@ class LatentConfig(StrictConfig):
                 f"latent.num_samples: got {self.num_samples} for the objective {self.objective}, which decodes every "
                 "component of its own; expected None."
             )
+        self._check_joint(row)
         if silent and isinstance(row, Bound) and row.explains_members:
             raise ValueError(
                 f"latent.objective {self.objective}: each subset explains itself, so every modality needs an encoder; "
                 f"{', '.join(silent)} has none."
+            )
+
+    def _check_joint(self, row: Any) -> None:
+        from m3ae.models.objectives import PLAIN, Bound
+
+        if isinstance(row, Bound) and row != PLAIN and row.joins != (self.kind == "joint"):
+            raise ValueError(
+                f"latent.objective {self.objective}: got the kind {self.kind}; expected "
+                + ("joint." if row.joins else "another kind, since this objective has no joint expert.")
+            )
+        names, given = self.typed_modalities, self.condition or []
+        if (self.objective == "cvae") != bool(given) or not set(given) < set(names) or set(given) - set(self.experts):
+            raise ValueError(
+                f"latent.condition of the objective {self.objective}: got {self.condition}; expected "
+                + (f"some, not all, of {', '.join(self.experts)}." if self.objective == "cvae" else "None.")
             )
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +21,7 @@ from m3ae.models import gaussians
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
 from m3ae.models.gaussians import Gaussian, Mixture
+from m3ae.models.joint_expert import JointExpert
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_networks import (
     AttentionPool,
@@ -69,11 +71,13 @@ class InferredExperts(NamedTuple):
         shared: (M, B, D) experts over z; finite where the modality is absent.
         present: (M, B) bool.
         private: Name → (B, P) posterior of the private latent.
+        joint: Returns the joint expert (B, D) of the modalities that are present (M, B); None without one.
     """
 
     shared: Gaussian
     present: Tensor
     private: dict[str, Gaussian]
+    joint: Callable[[Tensor], Gaussian] | None = None
 
 
 class LatentHead(nn.Module):
@@ -85,6 +89,10 @@ class LatentHead(nn.Module):
         self.config = latent = config.latent
         self.modalities = build_modalities(config)
         self.experts = nn.ModuleDict({name: Expert(self.modalities[name], latent) for name in latent.experts})
+        of_trunk = {name: str(m.stream) for name, m in self.modalities.items() if m.stream and name in latent.experts}
+        fused = of_trunk if len(of_trunk) > 1 else {}
+        experts = cast(Mapping[str, Expert], self.experts)
+        self.joint_expert = JointExpert(experts, fused, latent.size) if latent.kind == "joint" else None
         options = {name: modality.config for name, modality in self.modalities.items()}
         self.decoders = nn.ModuleDict(
             {
@@ -106,26 +114,42 @@ class LatentHead(nn.Module):
         ends = [*accumulate((modality.private_size for modality in options.values()), initial=latent.size)]
         self.private_dimensions = {name: slice(*pair) for name, pair in zip(options, pairwise(ends), strict=True)}
 
-    def infer_experts(self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor]) -> InferredExperts:
+    def infer_experts(
+        self, inputs: Mapping[str, Stream | Tensor], present: Mapping[str, Tensor], fusion: nn.Module | None = None
+    ) -> InferredExperts:
         """Infer what each modality says of z, and its private latent.
 
         Args:
             inputs: Name → tokens or values of some modalities; those of absent samples are finite.
             present: Name → (B,) bool, for the same modalities.
+            fusion: The trunk's fusion, which the joint expert needs if it reads several streams.
         """
         like = next(iter(present.values()))
         nowhere = torch.zeros_like(like)
         nothing = torch.zeros(like.shape[0], self.config.size, device=like.device)
-        shared, private = [], {}
-        for name, expert in self.experts.items():
+        shared, private, features = [], {}, {}
+        for name, expert in cast(Mapping[str, Expert], self.experts).items():
             gaussian = Gaussian(nothing, nothing)
             if name in inputs:
-                gaussian, private[name] = expert(inputs[name])
+                features[name] = expert.read(inputs[name])
+                gaussian, private[name] = expert(features[name])
             shared.append(gaussian)
         stacked = Gaussian(
             *(torch.stack([value.to(nothing) for value in values]) for values in zip(*shared, strict=True))
         )
-        return InferredExperts(stacked, torch.stack([present.get(name, nowhere) for name in self.experts]), private)
+        joint = None if self.joint_expert is None else partial(self.joint_expert, inputs, features, fusion)
+        everyone = torch.stack([present.get(name, nowhere) for name in self.experts])
+        return InferredExperts(stacked, everyone, private, joint)
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the joint expert needs the trunk's fusion."""
+        return self.joint_expert is not None and bool(self.joint_expert.streams)
+
+    def covered(self, members: Tensor) -> Tensor:
+        """Return the modalities (C, M) that components (C, M) or (C, M + 1) read."""
+        count = len(self.experts)
+        return members[:, :count] | members[:, count:].any(1, keepdim=True)
 
     def posterior(
         self, experts: InferredExperts, members: Tensor, *, each_explains_itself: bool = False
@@ -134,13 +158,19 @@ class LatentHead(nn.Module):
 
         Args:
             experts: What `infer_experts` returns.
-            members: (C, M) bool, the components, over all experts.
+            members: (C, M) bool, the components, over all experts; (C, M + 1) with the joint expert as the last one. A
+                component of everything is the joint expert for the samples that have all modalities, and the product
+                of the present experts for the others.
             each_explains_itself: Whether a component infers the private latents of its members only.
         """
-        shared, present, private = experts
-        mixture = gaussians.posterior(shared, present, members, self.config.prior_expert)
+        shared, present, private, joint = experts
+        if members.shape[1] == len(present):
+            mixture = gaussians.posterior(shared, present, members, self.config.prior_expert)
+        else:
+            assert joint is not None
+            mixture = self._with_joint(experts, joint(present), members.to(present.device))
         if each_explains_itself:
-            present = members.to(present.device)[..., None] & present  # (C, M, B)
+            present = self.covered(members).to(present.device)[..., None] & present  # (C, M, B)
         inferred, joined = {}, [mixture.components]
         for number, name in enumerate(self.experts):
             if name in self.private_priors:
@@ -153,6 +183,17 @@ class LatentHead(nn.Module):
                 joined.append(Gaussian(*(value.expand(len(members), shared.mu.shape[1], -1) for value in values)))
         components = Gaussian(*(torch.cat(values, -1) for values in zip(*joined, strict=True)))
         return LatentPosterior(Mixture(components, mixture.weights), inferred, self.config.size)
+
+    def _with_joint(self, experts: InferredExperts, joint: Gaussian, members: Tensor) -> Mixture:
+        present, rows = experts.present, experts.present.any(0)
+        if members.all():
+            rows = experts.present.all(0)
+            present = present & ~rows
+        available = members[..., None] & torch.cat([present, rows[None]])  # (C, M + 1, B)
+        product = gaussians.product_of_experts(experts.shared, available[:, :-1], self.config.prior_expert)
+        pairs = zip(joint, product, strict=True)
+        components = (torch.where(available[:, -1, :, None], gaussians.upcast(one), other) for one, other in pairs)
+        return Mixture(Gaussian(*components), gaussians.component_weights(available))
 
     def precision_shares(self, experts: InferredExperts) -> dict[str, Tensor]:
         """Return the share (B, D) of `prior` and of each expert in the precision of z given all present modalities."""

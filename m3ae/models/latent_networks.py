@@ -195,15 +195,20 @@ class Expert(nn.Module):
         features = modality.build_encoder()
         if features is None:
             self.pool = AttentionPool(model.hidden_size, model.num_attention_heads, latent.num_tokens)
-            width = model.hidden_size * latent.num_tokens
+            self.width = model.hidden_size * latent.num_tokens
         else:
             self.features = features
-            width = modality.config.hidden_size
-        self.output = nn.Linear(width, 2 * (latent.size + modality.config.private_size))
+            self.width = modality.config.hidden_size
+        self.output = nn.Linear(self.width, 2 * (latent.size + modality.config.private_size))
 
-    def forward(self, inputs: Stream | Tensor) -> tuple[Gaussian, Gaussian]:
-        """Return the expert over z (B, D) and over the private latent (B, P)."""
+    def read(self, inputs: Stream | Tensor) -> Tensor:
+        """Return features (B, W)."""
         features = self.pool(inputs) if isinstance(inputs, Stream) else self.features(inputs.to(dtype_of(self)))
+        assert isinstance(features, Tensor)
+        return features
+
+    def forward(self, features: Tensor) -> tuple[Gaussian, Gaussian]:
+        """Return the expert over z (B, D) and over the private latent (B, P)."""
         both = Gaussian(*self.output(features).chunk(2, -1))
         return both.columns(slice(self.size)), both.columns(slice(self.size, None))
 

@@ -5,13 +5,14 @@ Shapes: B batch, M experts, K samples, C mixture components, Z shared and privat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models import bounds, gaussians
@@ -57,6 +58,7 @@ class LatentStep:
         head: Experts, priors and decoders.
         encoded: Name → what the expert of each modality in the batch reads, as for `LatentHead.infer_experts`.
         inputs: What the decoders have to explain.
+        fusion: The trunk's fusion, for a joint expert, see `LatentHead.infer_experts`.
         beta: Weight of the KL; the config's, which holds after warm-up, if None.
         eps: Standard normal noise of the latents, as the objective takes it (`m3ae.models.bounds`).
         component_noise: (K·B,) uniform noise that draws the K components of each sample, with `num_samples`.
@@ -67,6 +69,7 @@ class LatentStep:
     head: LatentHead
     encoded: Mapping[str, Stream | Tensor]
     inputs: LatentInputs
+    fusion: nn.Module | None = None
     beta: float | Tensor | None = None
     eps: Tensor | None = None
     component_noise: Tensor | None = None
@@ -76,10 +79,10 @@ class LatentStep:
     @cached_property
     def experts(self) -> InferredExperts:
         """What each modality infers alone."""
-        return self.head.infer_experts(self.encoded, self.inputs.present)
+        return self.head.infer_experts(self.encoded, self.inputs.present, self.fusion)
 
     def posterior(self, members: Tensor, *, each_explains_itself: bool = False) -> LatentPosterior:
-        """Return the posterior with components (C, M), as `LatentHead.posterior` does."""
+        """Return the posterior with components (C, M) or (C, M + 1), as `LatentHead.posterior` does."""
         return self.head.posterior(self.experts, members, each_explains_itself=each_explains_itself)
 
     def likelihoods(self, inferred: Mapping[str, Tensor] | None = None) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -101,24 +104,29 @@ class LatentStep:
         beta = self.head.config.beta if self.beta is None else self.beta
         return {"beta": beta, "eps": self.eps, "generator": self.generator, "prior": self.head.prior(q.inferred)}
 
-    def references(self, q: LatentPosterior, of_prior: Tensor, of_experts: Tensor) -> References:
+    def references(
+        self, q: LatentPosterior, of_prior: Tensor, of_experts: Tensor, groups: Tensor | None = None
+    ) -> References:
         """Return references of the shared latent; private latents are held to their priors with weight 1.
 
         Args:
             q: The posterior.
             of_prior: (C, B) weight of p(z); dimensions may be 1.
-            of_experts: (C, M, B) weight of each q(z | x_m), 0 where m is absent; dimensions may be 1.
+            of_experts: (C, G, B) weight of q(z | each of G groups); dimensions may be 1.
+            groups: (G, M) bool, the modalities of each group; each alone if None. A group that a sample lacks is
+                N(0, I).
         """
         prior, present = self.head.prior(q.inferred), self.experts.present
         learned = self.head.shared_prior is not None
         columns = 1 if learned else q.size
         is_shared = torch.arange(columns + len(q.inferred), device=present.device) < columns
         weight = torch.where(is_shared, of_prior[..., None], 1)
-        alone = torch.eye(len(present), dtype=torch.bool, device=present.device)[..., None] & present
-        single = gaussians.product_of_experts(self.experts.shared, alone, self.head.config.prior_expert)
+        groups = torch.eye(len(present), dtype=torch.bool) if groups is None else groups
+        members = groups.to(present.device)[..., None] & present
+        products = gaussians.product_of_experts(self.experts.shared, members, self.head.config.prior_expert)
         others = [
-            (ExpertReference(Gaussian(*expert), learned), of_experts[:, number, :, None])
-            for number, expert in enumerate(zip(*single, strict=True))
+            (ExpertReference(Gaussian(*product), learned), of_experts[:, number, :, None])
+            for number, product in enumerate(zip(*products, strict=True))
         ]
         return [(prior, weight), *others]
 
@@ -141,7 +149,13 @@ Weights = Callable[[LatentStep, Tensor], Any]
 
 def by_members(step: LatentStep, members: Tensor) -> Tensor:
     """Let each component explain the modalities that it is inferred from, (C, M) bool."""
-    return members
+    return step.head.covered(members)
+
+
+def all_but_condition(step: LatentStep, members: Tensor) -> Tensor:
+    """Let every component explain the modalities that are not given, (C, M) bool."""
+    condition = step.head.config.condition or []
+    return torch.tensor([[name not in condition for name in step.head.modalities]] * len(members))
 
 
 def less_correlation(step: LatentStep, members: Tensor) -> Tensor:
@@ -163,6 +177,22 @@ def coordinated_joint(step: LatentStep, members: Tensor) -> tuple[Tensor, Tensor
     return joint.new_ones(1, 1), joint[:, None, None] * step.experts.present
 
 
+def prior_and_some_of_each(step: LatentStep, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Weigh the prior by 1, and the expert of each present modality by α: (1, 1) and (1, M, B)."""
+    present = step.experts.present
+    return torch.ones(1, 1, device=present.device), step.head.config.alpha * present[None]
+
+
+def condition_alone(step: LatentStep, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hold every component to the expert of the condition, not to the prior: (1, 1), (1, 1, 1) and that group (1, M).
+
+    Decoders read z alone, so that the expert of the condition has to say all of it.
+    """
+    condition = step.head.config.condition or []
+    ones = torch.ones(1, 1, 1, device=step.experts.present.device)
+    return 0 * ones[0], ones, torch.tensor([[name in condition for name in step.head.experts]])
+
+
 @dataclass(frozen=True)
 class Bound:
     """A row of the table of objectives: Σ_c π_c {Σ_m a_cm E_{q_c} log p(x_m|z) − β Σ_r b_cr KL(q_c‖r)}.
@@ -173,12 +203,19 @@ class Bound:
         references: b of the prior and of the experts, as `LatentStep.references` takes them; the prior alone if None.
         private: Whether a component has the private latents of the present modalities, or of its `members` only; it
             draws the others from their priors.
+        freezes_decoders: Whether all components but the first leave the decoders as they are, and count γ times.
     """
 
     components: str = "kind"
     explains: Weights | None = None
     references: Weights | None = None
     private: str = "present"
+    freezes_decoders: bool = False
+
+    @property
+    def joins(self) -> bool:
+        """Whether the first component is the joint expert, beside which the experts of single modalities learn."""
+        return self.components.startswith("joint expert")
 
     @property
     def explains_members(self) -> bool:
@@ -192,6 +229,8 @@ class Bound:
         q = step.posterior(members, each_explains_itself=self.private == "members")
         draws_private = self.private == "members" and self.explains is None  # nobody else decodes absent ones
         likelihoods, options = step.likelihoods(q.inferred if draws_private else None), step.options(q)
+        if self.freezes_decoders:
+            likelihoods = {name: partial(_first_teaches, step, name, value) for name, value in likelihoods.items()}
         explains = None if self.explains is None else self.explains(step, members)
         references = None if self.references is None else step.references(q, *self.references(step, members))
         if self == PLAIN and latent.num_samples is not None and len(members) > 1:
@@ -199,6 +238,27 @@ class Bound:
         return step.output(
             bounds.elbo(q.mixture, likelihoods, explains, references, choice, free_nats=latent.free_bits, **options)
         )
+
+
+def _first_teaches(step: LatentStep, name: str, likelihood: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Return the log-likelihood at z (C, B, Z), without a gradient in the decoder but from the first component."""
+    with frozen(step.head.decoders[name], step.head.likelihood(name)):
+        others = likelihood(z[1:])
+    return torch.cat([likelihood(z[:1]), step.head.config.gamma * others])
+
+
+@contextmanager
+def frozen(*modules: nn.Module | None) -> Iterator[None]:
+    """Compute without gradients in the parameters of modules."""
+    parameters = [value for module in modules if module is not None for value in module.parameters()]
+    learnt = [value for value in parameters if value.requires_grad]
+    for value in learnt:
+        value.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for value in learnt:
+            value.requires_grad_(True)
 
 
 def _importance_weighted(name: str, bound: Callable[..., Tensor], step: LatentStep) -> M3AEForGenerationOutput:
@@ -221,6 +281,9 @@ OBJECTIVES: dict[str, Objective] = {
     "mvtcae": Bound("joint", less_correlation, prior_and_experts),  # Hwang et al. 2021
     "crmvae": Bound("joint and singles", by_members, coordinated_joint, "members"),  # Suzuki & Matsuo 2022
     "mmvm": Bound("singles", by_members, prior_and_experts, "members"),  # Sutter et al. 2024
+    "jmvae": Bound("joint expert", None, prior_and_some_of_each),  # Suzuki et al. 2017
+    "telbo": Bound("joint expert and singles", by_members, None, "members", True),  # Vedantam et al. 2018
+    "cvae": Bound("joint expert", all_but_condition, condition_alone),  # Sohn et al. 2015
     "iwae": partial(_importance_weighted, "iwae", bounds.iwae),  # Burda et al. 2016, Shi et al. 2019
     "dreg": partial(_importance_weighted, "dreg", bounds.dreg),  # Tucker et al. 2019
 }
@@ -248,10 +311,15 @@ def latent_pass(
 
 
 def posterior_members(latent: LatentConfig, generator: torch.Generator | None = None) -> Tensor:
-    """Return the components (C, M) of the posterior; the product of all experts, if it is one, is the last."""
+    """Return the components (C, M) of the posterior; the product of all experts, if it is one, is the last.
+
+    Of a joint expert they are (1, M + 1): that expert alone, or with all others if these are learnt, too.
+    """
     if latent.kind == "mopoe":
         return _subsets(latent, generator)
-    return gaussians.components(latent.kind, len(latent.experts))
+    members = gaussians.components(latent.kind, len(latent.experts))
+    row = OBJECTIVES[latent.objective]
+    return torch.ones_like(members) if isinstance(row, Bound) and row.joins else members
 
 
 def _subsets(latent: LatentConfig, generator: torch.Generator | None) -> Tensor:
@@ -273,6 +341,8 @@ COMPONENTS: dict[str, Callable[[LatentConfig, torch.Generator | None], Tensor]] 
     "joint and singles": lambda latent, _: torch.cat(
         [COMPONENTS["joint"](latent, _), COMPONENTS["singles"](latent, _)]
     ),
+    "joint expert": lambda latent, _: gaussians.components("joint", len(latent.experts)),
+    "joint expert and singles": lambda latent, _: torch.eye(len(latent.experts) + 1, dtype=torch.bool).flip(0),
 }
 
 

@@ -292,7 +292,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
                     whole["image"] = self.m3ae.encode_image(batch.pixel_values, None, batch.image_present)
                 streams[name] = whole["image"].views()[view]
         experts = {name: stream for name, stream in streams.items() if name in head.experts}
-        return latent_pass(head, experts, read_inputs(explained, head.modalities), **options)
+        inputs = read_inputs(explained, head.modalities)
+        return latent_pass(head, experts, inputs, fusion=self.m3ae.fusion, **options)
 
     def mim_target(self, pixel_values: Tensor) -> Tensor:
         """Patches (B, N, P·P·C) that masked-image modelling predicts, normalised if the config says so."""

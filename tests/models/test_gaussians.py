@@ -382,3 +382,25 @@ def test_beta_schedule() -> None:
 def test_active_units() -> None:
     scale = torch.tensor([0.05, 0.15, 1.0, 0.0])
     assert gaussians.active_units(3 + scale * draw(500, 4)).tolist() == [False, True, True, False]
+
+
+def test_a_product_divided_by_the_prior_is_bayes_rule() -> None:
+    """Posteriors of z ~ N(0, I) given x_m ~ N(z, 1/a_m): N(a_m x_m / (1 + a_m), 1 / (1 + a_m))."""
+    a, x = torch.rand(3, 4, 2) * 3, torch.randn(3, 4, 2)
+    experts = Gaussian(a * x / (1 + a), -(1 + a).log())
+    members = torch.tensor([[1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 0]]).bool()
+    q = gaussians.product_of_experts(experts, members[..., None].expand(-1, -1, 4), "divided")
+    precision = 1 + torch.einsum("cm,mbd->cbd", members.float(), a)
+    torch.testing.assert_close(q.logvar, -precision.log())
+    torch.testing.assert_close(q.mu, torch.einsum("cm,mbd->cbd", members.float(), a * x) / precision)
+    nothing = Gaussian(torch.zeros(2, 1, 3), torch.zeros(2, 1, 3))
+    both = gaussians.product_of_experts(nothing, torch.ones(1, 2, 1, dtype=torch.bool), "divided")
+    assert (both.mu == 0).all() and (both.logvar.abs() < 1e-6).all(), "two uninformative experts say nothing"
+
+
+def test_a_divided_product_is_no_wider_than_its_narrowest_member() -> None:
+    logvar = torch.tensor([[[2.0, 100.0, -100.0]], [[1.0, 90.0, -90.0]]])
+    mu = torch.ones(2, 1, 3)
+    q = gaussians.product_of_experts(Gaussian(mu, logvar), torch.ones(1, 2, 1, dtype=torch.bool), "divided")
+    assert q.mu.isfinite().all() and (q.logvar[0] <= logvar.amin(0) + 1e-5).all()
+    torch.testing.assert_close(q.logvar[0, 0, :2], torch.tensor([1.0, 90.0]))

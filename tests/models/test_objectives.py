@@ -1,5 +1,7 @@
 """The table of objectives, and the latent pass beside the masked ones."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from m3ae import M3AEForGeneration, M3AEForPreTraining
 from m3ae.models import gaussians
+from m3ae.models.gaussians import Gaussian
 from m3ae.models.latent_head import LatentPosterior
 from m3ae.models.modalities import read_inputs
 from m3ae.models.objectives import OBJECTIVES, LatentStep
@@ -31,10 +34,20 @@ def given(batch: dict[str, torch.Tensor], model: M3AEForGeneration) -> dict[str,
     return {"image": {"pixel_values": batch["pixel_values"] * std + mean}, "text": text}
 
 
-@pytest.mark.parametrize("schedule", ["separate", "joint"])
-def test_it_is_that_of_the_generator_and_leaves_the_masked_passes_alone(schedule: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "latent"),
+    [
+        ("separate", {}),
+        ("joint", {}),
+        ("joint", {"kind": "joint"}),
+        ("separate", {"kind": "joint", "objective": "jmvae"}),
+    ],
+)
+def test_it_is_that_of_the_generator_and_leaves_the_masked_passes_alone(
+    schedule: str, latent: dict, tmp_path: Path
+) -> None:
     half = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.125]} if schedule == "joint" else {}
-    model, batch = tiny_model(schedule=schedule, latent=LATENT, image_config=half), tiny_batch()
+    model, batch = tiny_model(schedule=schedule, latent=LATENT | latent, image_config=half), tiny_batch()
     plain = tiny_model(schedule=schedule)
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if "latent_head" not in name})
     output = model(**batch, beta=0.5, generator=torch.Generator().manual_seed(3))
@@ -71,17 +84,20 @@ def test_other_modalities_are_refused() -> None:
 
 
 PRESENT = torch.tensor([[1, 1, 0, 1, 0, 0], [1, 1, 1, 0, 1, 0], [1, 0, 1, 0, 0, 0]]).bool()  # in the order of DIGITS
-ALPHA, BETA = 0.6, 1.3
+ALPHA, BETA, GAMMA = 0.6, 1.3, 1.7
+ROWS = ["dmvae", "mvtcae", "crmvae", "mmvm", "jmvae", "telbo", "cvae"]
 
 
 def step_of(objective: str, present: torch.Tensor, sample: int | None = None, **options) -> LatentStep:
     """A step of all samples, or of one of them, whose latents are the means of the components."""
-    model = latent_model(objective=objective, free_bits=0.0, beta=BETA, alpha=ALPHA, kind="poe", **options)
+    joins = objective in ("jmvae", "telbo", "cvae")
+    options |= {"kind": "joint" if joins else "poe"} | ({"condition": ["label"]} if objective == "cvae" else {})
+    model = latent_model(objective=objective, free_bits=0.0, beta=BETA, alpha=ALPHA, gamma=GAMMA, **options)
     batch = without(digits_batch(), present)
     head = model.latent_head
     inputs = read_inputs(batch if sample is None else rows(batch, [sample]), head.modalities)
     encoded = {name: modality.features(inputs.targets[name]) for name, modality in head.modalities.items()}
-    count = {"dmvae": 4, "crmvae": 4, "mmvm": 3, "mvtcae": 1}[objective]
+    count = {"dmvae": 4, "crmvae": 4, "mmvm": 3, "telbo": 4}.get(objective, 1)
     size = len(next(iter(inputs.present.values())))
     return LatentStep(head, encoded, inputs, eps=torch.zeros(count, size, model.latent.total_size))
 
@@ -93,7 +109,8 @@ class Oracle:
         self.head, self.inputs, experts = step.head, step.inputs, step.experts
         self.present = [m for m in range(3) if experts.present[m, 0]]
         members = {m: torch.eye(3, dtype=torch.bool)[m : m + 1] for m in self.present}
-        self.joint = self.head.posterior(experts, torch.ones(1, 3, dtype=torch.bool))
+        joint = gaussians.components("poe" if experts.joint is None else "joint", 3)
+        self.joint = self.head.posterior(experts, joint)
         self.single = {m: self.head.posterior(experts, members[m], each_explains_itself=True) for m in self.present}
 
     def explained(self, q: LatentPosterior, *modalities: int) -> torch.Tensor:
@@ -123,6 +140,18 @@ class Oracle:
             held = (1 - ALPHA) * self.kl(joint) + ALPHA / k * sum(self.kl(joint, q) for q in single.values())
             explained = (k - ALPHA) / k * self.explained(joint, *self.present)
             return explained - BETA * (held + self.private_kl(joint))
+        if objective == "jmvae":
+            held = self.kl(joint) + ALPHA * sum(self.kl(joint, q) for q in single.values()) + self.private_kl(joint)
+            return self.explained(joint, *self.present) - BETA * held
+        if objective == "cvae":  # given the label, which is number 1
+            held = self.kl(joint, single.get(1)) + self.private_kl(joint)
+            return self.explained(joint, *(m for m in self.present if m != 1)) - BETA * held
+        if objective == "telbo":
+            total = self.explained(joint, *self.present) - BETA * (self.kl(joint) + self.private_kl(joint))
+            alone = [
+                GAMMA * self.explained(q, m) - BETA * (self.kl(q) + self.private_kl(q)) for m, q in single.items()
+            ]
+            return (total + sum(alone)) / (k + 1)
         if objective == "crmvae":
             held = self.kl(joint) + sum(self.kl(joint, q) for q in single.values()) + self.private_kl(joint)
             total = self.explained(joint, *self.present) - BETA * held
@@ -137,7 +166,7 @@ class Oracle:
         return total / k
 
 
-@pytest.mark.parametrize("objective", ["dmvae", "mvtcae", "crmvae", "mmvm"])
+@pytest.mark.parametrize("objective", ROWS)
 def test_a_row_is_what_its_paper_says_of_the_present_modalities_of_each_sample(objective: str) -> None:
     step = step_of(objective, PRESENT)
     output = OBJECTIVES[objective](step)
@@ -146,9 +175,57 @@ def test_a_row_is_what_its_paper_says_of_the_present_modalities_of_each_sample(o
     for sample in range(6):  # a batch of one
         torch.testing.assert_close(OBJECTIVES[objective](step_of(objective, PRESENT, sample)).loss, -bounds[sample])
     output.loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in step.head.experts.parameters())
+    networks = [step.head.experts, *filter(None, [step.head.joint_expert])]
+    assert all(p.grad is not None and p.grad.isfinite().all() for network in networks for p in network.parameters())
 
 
 def test_with_a_learned_prior_the_references_of_z_are_one_column() -> None:
     output = OBJECTIVES["mvtcae"](step_of("mvtcae", PRESENT, learned_prior=2))
     assert output.kl.shape == (6, 1 + 2) and output.loss.isfinite()
+
+
+def test_the_kl_of_a_telbo_single_is_least_where_its_own_expert_is_the_prior() -> None:
+    """A public implementation takes the joint log-variance there, whose gradient does not depend on the single's."""
+    step = step_of("telbo", PRESENT[:, :1])
+    step = replace(step, inputs=step.inputs._replace(targets={}))  # nothing to explain
+    for at, is_zero in ((-1.0, False), (0.0, True), (0.7, False)):
+        logvar = torch.full((3, 1, 5), at, requires_grad=True)
+        experts = step.experts._replace(shared=Gaussian(torch.zeros(3, 1, 5), logvar), private={})
+        step.__dict__["experts"] = experts._replace(joint=lambda present: Gaussian(torch.ones(1, 5), torch.ones(1, 5)))
+        OBJECTIVES["telbo"](step).loss.backward()
+        torch.testing.assert_close(logvar.grad, torch.full((3, 1, 5), BETA / 4 * 0.5 * (math.exp(at) - 1)))
+        assert (logvar.grad == 0).all() == is_zero
+
+
+def test_singles_of_telbo_leave_the_decoders_alone() -> None:
+    step = step_of("telbo", PRESENT)
+    OBJECTIVES["telbo"](step).loss.backward()
+    decoders = step.head.decoders
+    found = [parameter.grad.clone() for parameter in decoders.parameters()]
+    assert all(parameter.requires_grad for parameter in step.head.parameters())
+    step.head.zero_grad()
+    for sample in range(6):
+        oracle = Oracle(step_of("telbo", PRESENT, sample))
+        explained = oracle.explained(oracle.joint, *oracle.present)
+        if oracle.present:
+            gradients = torch.autograd.grad(explained, [*oracle.head.decoders.parameters()], allow_unused=True)
+            for mine, gradient in zip(found, gradients, strict=True):
+                mine += 0 if gradient is None else gradient / (6 * (1 + len(oracle.present)))
+    for left in found:
+        torch.testing.assert_close(left, torch.zeros_like(left), atol=2e-4, rtol=0)
+
+
+def test_all_is_inferred_from_the_joint_expert_and_less_from_the_product() -> None:
+    model, batch = latent_model(kind="joint", objective="jmvae"), digits_batch()
+    inputs = read_inputs(batch, model.latent_head.modalities)
+    experts = model._infer_experts(batch)
+    torch.testing.assert_close(model.infer_latent(batch).mean, experts.joint(experts.present).mu)
+    alone = model.infer_latent({"label": batch["label"]})
+    torch.testing.assert_close(alone.shared.components.mu[0], experts.shared.mu[1])
+    pair = model.infer_latent({name: batch[name] for name in ("glyph", "label")}).shared.components
+    product = gaussians.product_of_experts(experts.shared, torch.tensor([[True, True, False]])[..., None], "divided")
+    torch.testing.assert_close(pair, Gaussian(*(value.expand_as(pair.mu) for value in product)))
+    assert model.latent.prior_expert == "divided" and set(inputs.present) == set(batch)
+    mixed = model.infer_latent(without(batch, PRESENT)).mean
+    torch.testing.assert_close(mixed[0], model.infer_latent(batch).mean[0])  # row 0 has everything
+    torch.testing.assert_close(mixed[3], model.infer_latent({"glyph": batch["glyph"]}).mean[3])
