@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m3ae.models.gaussians import (
-    Gaussian,
     Mixture,
     Prior,
     Reference,
@@ -157,7 +156,7 @@ def iwae(
         The bound (B,), from noise (K, C, B, D).
     """
     z = sample(q.components, num_samples, eps, generator)
-    density = Mixture(Gaussian(*(value.detach() for value in q.components)), q.weights) if doubly else q
+    density = Mixture(type(q.components)(*(value.detach() for value in q.components)), q.weights) if doubly else q
     log_w = log_weights(density, z, log_likelihoods, beta, prior)
     if doubly and z.requires_grad:  # the bound's gradient brings w̃ once, this the second time
         share = 1 - beta + beta * log_w.detach().softmax(0)[..., None]

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["poe", "moe", "mopoe", "joint"]
+Kind = Literal["poe", "moe", "mopoe", "joint", "holder"]
 PriorExpert = Literal["always", "full_only", "never", "divided"]
 
 MAX_ENUMERATED = 5  # modalities whose 2^M − 1 subsets are all components of a MoPoE
@@ -27,7 +27,23 @@ class Gaussian(NamedTuple):
 
     def columns(self, dimensions: slice) -> Gaussian:
         """Return the Gaussians of some dimensions."""
-        return Gaussian(self.mu[..., dimensions], self.logvar[..., dimensions])
+        return type(self)(self.mu[..., dimensions], self.logvar[..., dimensions])
+
+
+class Laplace(Gaussian):
+    """Diagonal Laplace distributions of mean μ and variance σ² = 2b², which take the place of single Gaussians.
+
+    Published with mixtures of experts (Shi et al. 2019). A product of two is no Laplace distribution. The prior stays
+    N(0, I), so that a sample without any modality costs `EXCESS` nats for each dimension.
+    """
+
+    def standardised(self, eps: Tensor) -> Tensor:
+        """Turn standard normal noise into noise of variance 1 that follows a Laplace distribution."""
+        exponential: Tensor = -math.log(2) - torch.special.log_ndtr(-eps.abs())
+        return eps.sign() * exponential / math.sqrt(2)
+
+
+EXCESS = 0.5 * math.log(math.pi * math.e) - 1  # entropy of a Gaussian minus that of a Laplace distribution, in nats
 
 
 class Mixture(NamedTuple):
@@ -98,7 +114,7 @@ def components(kind: Kind, num_modalities: int) -> Tensor:
 
     "poe": one component, the product of all experts (Wu & Goodman 2018). "moe": each expert alone (Shi et al. 2019).
     "mopoe": the products of all 2^M − 1 subsets (Sutter et al. 2021). "joint": (1, M + 1), whose last column is an
-    expert of all modalities at once (Suzuki et al. 2017).
+    expert of all modalities at once (Suzuki et al. 2017). "holder": each expert alone, and each pair.
 
     Raises:
         ValueError: For another kind, or a MoPoE of more than five modalities.
@@ -111,6 +127,7 @@ def components(kind: Kind, num_modalities: int) -> Tensor:
     every = subsets(num_modalities)
     joint = torch.arange(num_modalities + 1)[None] == num_modalities
     members = {"poe": every[-1:], "moe": every[:num_modalities], "mopoe": every, "joint": joint}
+    members["holder"] = every[: num_modalities * (num_modalities + 1) // 2]
     if kind not in members:
         raise ValueError(f"the kind of posterior is {kind!r}; expected one of {', '.join(members)}")
     return members[kind]
@@ -129,7 +146,8 @@ def posterior(experts: Gaussian, present: Tensor, members: Tensor, prior_expert:
         prior_expert: Which products contain the prior, as in `product_of_experts`.
     """
     available = members.to(present.device)[..., None] & present  # (C, M, B)
-    return Mixture(product_of_experts(experts, available, prior_expert), component_weights(available))
+    products = type(experts)(*product_of_experts(experts, available, prior_expert))
+    return Mixture(products, component_weights(available))
 
 
 def product_of_experts(experts: Gaussian, members: Tensor, prior_expert: PriorExpert = "always") -> Gaussian:
@@ -248,7 +266,7 @@ def _inverse_distribution(weights: Tensor, points: Tensor) -> Tensor:
 def choose(gaussians: Gaussian, choice: Tensor) -> Gaussian:
     """Return each sample's chosen components, (…, B, D), of (C, B, D) by indices (…, B)."""
     column = torch.arange(choice.shape[-1], device=choice.device)
-    return Gaussian(gaussians.mu[choice, column], gaussians.logvar[choice, column])
+    return type(gaussians)(gaussians.mu[choice, column], gaussians.logvar[choice, column])
 
 
 def sample(
@@ -269,12 +287,17 @@ def sample(
     if eps is None:
         shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
         eps = torch.randn(shape, generator=generator, device=mu.device, dtype=mu.dtype)
-    return mu + (logvar / 2).exp() * eps
+    return mu + (logvar / 2).exp() * (gaussian.standardised(eps) if isinstance(gaussian, Laplace) else eps)
 
 
 def log_density(z: Tensor, gaussian: Gaussian) -> Tensor:
-    """Return log N(z; μ, σ²) = −½ Σ_d [(z − μ)²/σ² + log σ² + log 2π] of points (…, D)."""
+    """Return log N(z; μ, σ²) = −½ Σ_d [(z − μ)²/σ² + log σ² + log 2π] of points (…, D).
+
+    Of a Laplace distribution −Σ_d [√2 |z − μ|/σ + ½ log 2σ²].
+    """
     z, mu, logvar = map(upcast, (z, *gaussian))
+    if isinstance(gaussian, Laplace):
+        return -(math.sqrt(2) * (z - mu).abs() * (-logvar / 2).exp() + 0.5 * (logvar + math.log(2))).sum(-1)
     return -0.5 * (((z - mu) * (-logvar / 2).exp()).square() + logvar + math.log(2 * math.pi)).sum(-1)
 
 
@@ -294,13 +317,16 @@ def kl_divergence(gaussian: Gaussian, other: Gaussian | None = None) -> Tensor:
     """Return KL(N(μ, σ²) ‖ N(ν, τ²)) = ½ ((μ − ν)²/τ² + σ²/τ² − 1 − log σ²/τ²) in nats for each dimension, (…, D).
 
     Args:
-        gaussian: N(μ, σ²).
-        other: N(ν, τ²), of a shape that it can be broadcast with; N(0, 1) if None.
+        gaussian: N(μ, σ²), or a Laplace distribution of these moments.
+        other: N(ν, τ²), of a shape that it can be broadcast with; N(0, 1) if None. Of the kind of `gaussian`.
     """
     mu, logvar = upcast(gaussian.mu), upcast(gaussian.logvar)
     if other is not None:
         mu, logvar = (mu - other.mu) * (-other.logvar / 2).exp(), logvar - other.logvar
-    return 0.5 * (mu.square() + logvar.expm1() - logvar)
+    if isinstance(other, Laplace):
+        distance, scale = math.sqrt(2) * mu.abs(), (logvar / 2).exp()
+        return distance + scale * (-distance / scale).exp() - 1 - logvar / 2
+    return 0.5 * (mu.square() + logvar.expm1() - logvar) + (EXCESS if isinstance(gaussian, Laplace) else 0)
 
 
 def sampled_kl_divergence(gaussian: Gaussian, z: Tensor, density: Density) -> Tensor:
@@ -308,7 +334,8 @@ def sampled_kl_divergence(gaussian: Gaussian, z: Tensor, density: Density) -> Te
 
     −½ Σ_d (log 2πe + log σ²_d) − log p(z).
     """
-    entropy = 0.5 * (upcast(gaussian.logvar) + math.log(2 * math.pi) + 1).sum(-1)
+    excess = EXCESS if isinstance(gaussian, Laplace) else 0
+    entropy = (0.5 * (upcast(gaussian.logvar) + math.log(2 * math.pi) + 1) - excess).sum(-1)
     return -entropy - density.log_prob(z)
 
 

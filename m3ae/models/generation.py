@@ -6,7 +6,7 @@ Shapes: B batch, K samples, C mixture components, M experts, D shared latent dim
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +185,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Args:
             available: Name → tensors of some modalities.
             joint: For a `mopoe`, whether to return only the product of all available modalities, rather than the
-                mixture over their subsets. A `moe` has no such component.
+                mixture over their subsets. A `moe` and a `holder` have no such component.
             generator: Draws the subsets of a `mopoe` of more than five modalities.
         """
         return self.latent_head.posterior(self._infer_experts(available), self._members(joint, generator))
@@ -348,12 +348,12 @@ class M3AEForGeneration(M3AEPreTrainedModel):
 
     @property
     def _fusion(self) -> nn.Module | None:
-        return self.m3ae.fusion if self.latent_head.fuses else None
+        return cast(nn.Module, self.m3ae.fusion) if self.latent_head.fuses else None
 
     def _members(self, joint: bool, generator: torch.Generator | None) -> Tensor:
         """Return the components (C, M) of the posterior, or with `joint` the product of all alone if it is one."""
         members = posterior_members(self.latent, generator)
-        return members[-1:] if joint and self.latent.kind != "moe" else members
+        return members[-1:] if joint and self.latent.kind not in ("moe", "holder") else members
 
     def _encode(self, inputs: LatentInputs) -> dict[str, Stream | Tensor]:
         """Return what the expert of each modality in the batch reads."""

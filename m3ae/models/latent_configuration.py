@@ -27,12 +27,14 @@ class LatentConfig(StrictConfig):
             Wu & Goodman 2018), their mixture (`moe`, Shi et al. 2019), the mixture of the products of all subsets
             (`mopoe`, Sutter et al. 2021), or an expert of all present modalities together, which reads their fused
             streams and their features (`joint`). `jmvae`, `telbo` and `cvae` learn that expert and each single one:
-            they infer z from the joint expert where all modalities are present, and elsewhere from the product.
+            they infer z from the joint expert where all modalities are present, and elsewhere from the product. Or
+            the mixture (Σ √q_m)² of the experts and of the geometric mean of each pair (`holder`).
+        family: Distributions of the experts, `gaussian` or `laplace`; the latter for `moe` (Shi et al. 2019).
         size: Dimensions of z that all modalities share.
         num_tokens: Number of latent tokens of transformer decoders, and of queries that pool an encoder's tokens.
         prior_expert: Which products contain the prior: `always`, `full_only` (that of all experts) or `never`; or
-            `divided`: the product of k experts is divided by the prior k − 1 times. `divided` if None and the kind is
-            `joint`, otherwise `always`.
+            `divided`: the product of k experts is divided by the prior k − 1 times. If None, `divided` for the kind
+            `joint`, `never` for `holder` and for the family `laplace`, otherwise `always`.
         objective: `elbo` of the mixture; `subset_elbos`, the sum over subsets that each explain themselves (Wu &
             Goodman 2018); `dmvae`, `mvtcae`, `crmvae`, `mmvm`, `jmvae`, `telbo` or `cvae`, see docs/objectives.md;
             `iwae` and `dreg` with the mixture's density (Shi et al. 2019); or one of `m3ae.register_objective`.
@@ -63,7 +65,8 @@ class LatentConfig(StrictConfig):
     model_type = "m3ae_latent"
     base_config_key = "latent"
 
-    kind: Literal["poe", "moe", "mopoe", "joint"] = "mopoe"
+    kind: Literal["poe", "moe", "mopoe", "joint", "holder"] = "mopoe"
+    family: Literal["gaussian", "laplace"] = "gaussian"
     size: int = 64
     num_tokens: int = 4
     prior_expert: Literal["always", "full_only", "never", "divided"] | None = None
@@ -86,9 +89,11 @@ class LatentConfig(StrictConfig):
         from m3ae.models.modalities import configure
         from m3ae.models.objectives import OBJECTIVES
 
-        check_choice("latent.kind", self.kind, ("poe", "moe", "mopoe", "joint"))
+        check_choice("latent.kind", self.kind, ("poe", "moe", "mopoe", "joint", "holder"))
+        check_choice("latent.family", self.family, ("gaussian", "laplace"))
+        alone = self.kind == "holder" or self.family == "laplace"
         if self.prior_expert is None:
-            self.prior_expert = "divided" if self.kind == "joint" else "always"
+            self.prior_expert = "divided" if self.kind == "joint" else "never" if alone else "always"
         check_choice("latent.prior_expert", self.prior_expert, ("always", "full_only", "never", "divided"))
         check_choice("latent.objective", self.objective, OBJECTIVES)
         for option, least in (
@@ -127,6 +132,7 @@ class LatentConfig(StrictConfig):
                 "component of its own; expected None."
             )
         self._check_joint(row)
+        self._check_densities(row)
         if silent and isinstance(row, Bound) and row.explains_members:
             raise ValueError(
                 f"latent.objective {self.objective}: each subset explains itself, so every modality needs an encoder; "
@@ -146,6 +152,28 @@ class LatentConfig(StrictConfig):
             raise ValueError(
                 f"latent.condition of the objective {self.objective}: got {self.condition}; expected "
                 + (f"some, not all, of {', '.join(self.experts)}." if self.objective == "cvae" else "None.")
+            )
+
+    def _check_densities(self, row: Any) -> None:
+        from m3ae.models.objectives import PLAIN, Bound
+
+        objective, private = (
+            self.objective,
+            [n for n, modality in self.typed_modalities.items() if modality.private_size],
+        )
+        if self.kind == "holder" and (
+            self.prior_expert != "never" or self.num_samples is not None or (isinstance(row, Bound) and row != PLAIN)
+        ):
+            raise ValueError(
+                f"latent.kind holder: got the objective {objective}, num_samples {self.num_samples} and prior_expert "
+                f"{self.prior_expert}; expected elbo, None and never, since its weights learn from every component."
+            )
+        singles = self.kind == "moe" and (not isinstance(row, Bound) or row.components in ("kind", "singles"))
+        if self.family == "laplace" and (not singles or self.prior_expert not in ("never", "divided") or private):
+            raise ValueError(
+                f"latent.family laplace: got the kind {self.kind}, the objective {objective}, prior_expert "
+                f"{self.prior_expert} and private latents of {', '.join(private) or 'none'}; expected moe, an "
+                "objective of single experts, never and none, since a product is no Laplace distribution."
             )
 
     @property

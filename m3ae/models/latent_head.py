@@ -20,7 +20,8 @@ from transformers import initialization as init
 from m3ae.models import gaussians
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
-from m3ae.models.gaussians import Gaussian, Mixture
+from m3ae.models.gaussians import Gaussian, Laplace, Mixture
+from m3ae.models.holder import holder_pool
 from m3ae.models.joint_expert import JointExpert
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_networks import (
@@ -87,6 +88,7 @@ class LatentHead(nn.Module):
         super().__init__()
         assert isinstance(config.latent, LatentConfig)
         self.config = latent = config.latent
+        self.prior_expert = latent.prior_expert or "always"
         self.modalities = build_modalities(config)
         self.experts = nn.ModuleDict({name: Expert(self.modalities[name], latent) for name in latent.experts})
         of_trunk = {name: str(m.stream) for name, m in self.modalities.items() if m.stream and name in latent.experts}
@@ -134,7 +136,8 @@ class LatentHead(nn.Module):
                 features[name] = expert.read(inputs[name])
                 gaussian, private[name] = expert(features[name])
             shared.append(gaussian)
-        stacked = Gaussian(
+        family = Laplace if self.config.family == "laplace" else Gaussian
+        stacked = family(
             *(torch.stack([value.to(nothing) for value in values]) for values in zip(*shared, strict=True))
         )
         joint = None if self.joint_expert is None else partial(self.joint_expert, inputs, features, fusion)
@@ -164,8 +167,10 @@ class LatentHead(nn.Module):
             each_explains_itself: Whether a component infers the private latents of its members only.
         """
         shared, present, private, joint = experts
-        if members.shape[1] == len(present):
-            mixture = gaussians.posterior(shared, present, members, self.config.prior_expert)
+        if self.config.kind == "holder":
+            mixture = holder_pool(shared, present, members)
+        elif members.shape[1] == len(present):
+            mixture = gaussians.posterior(shared, present, members, self.prior_expert)
         else:
             assert joint is not None
             mixture = self._with_joint(experts, joint(present), members.to(present.device))
@@ -181,7 +186,7 @@ class LatentHead(nn.Module):
                     for value in private.get(name, Gaussian(nothing, nothing))
                 )
                 joined.append(Gaussian(*(value.expand(len(members), shared.mu.shape[1], -1) for value in values)))
-        components = Gaussian(*(torch.cat(values, -1) for values in zip(*joined, strict=True)))
+        components = type(mixture.components)(*(torch.cat(values, -1) for values in zip(*joined, strict=True)))
         return LatentPosterior(Mixture(components, mixture.weights), inferred, self.config.size)
 
     def _with_joint(self, experts: InferredExperts, joint: Gaussian, members: Tensor) -> Mixture:
@@ -190,14 +195,14 @@ class LatentHead(nn.Module):
             rows = experts.present.all(0)
             present = present & ~rows
         available = members[..., None] & torch.cat([present, rows[None]])  # (C, M + 1, B)
-        product = gaussians.product_of_experts(experts.shared, available[:, :-1], self.config.prior_expert)
+        product = gaussians.product_of_experts(experts.shared, available[:, :-1], self.prior_expert)
         pairs = zip(joint, product, strict=True)
         components = (torch.where(available[:, -1, :, None], gaussians.upcast(one), other) for one, other in pairs)
         return Mixture(Gaussian(*components), gaussians.component_weights(available))
 
     def precision_shares(self, experts: InferredExperts) -> dict[str, Tensor]:
         """Return the share (B, D) of `prior` and of each expert in the precision of z given all present modalities."""
-        shares = gaussians.precision_shares(experts.shared, experts.present, self.config.prior_expert)
+        shares = gaussians.precision_shares(experts.shared, experts.present, self.prior_expert)
         return dict(zip(["prior", *self.experts], shares, strict=True))
 
     def prior(self, inferred: Mapping[str, Tensor]) -> HierarchicalPrior | None:

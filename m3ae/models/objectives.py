@@ -18,7 +18,6 @@ from transformers.utils.generic import ModelOutput
 from m3ae.models import bounds, gaussians
 from m3ae.models.bounds import Elbo, References
 from m3ae.models.fusion import Stream
-from m3ae.models.gaussians import Gaussian
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import InferredExperts, LatentHead, LatentPosterior
 from m3ae.models.modalities import LatentInputs
@@ -123,9 +122,9 @@ class LatentStep:
         weight = torch.where(is_shared, of_prior[..., None], 1)
         groups = torch.eye(len(present), dtype=torch.bool) if groups is None else groups
         members = groups.to(present.device)[..., None] & present
-        products = gaussians.product_of_experts(self.experts.shared, members, self.head.config.prior_expert)
+        products = gaussians.product_of_experts(self.experts.shared, members, self.head.prior_expert)
         others = [
-            (ExpertReference(Gaussian(*product), learned), of_experts[:, number, :, None])
+            (ExpertReference(type(self.experts.shared)(*product), learned), of_experts[:, number, :, None])
             for number, product in enumerate(zip(*products, strict=True))
         ]
         return [(prior, weight), *others]

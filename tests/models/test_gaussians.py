@@ -1,11 +1,12 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributions
 
 from m3ae.models import gaussians
-from m3ae.models.gaussians import Gaussian
+from m3ae.models.gaussians import Gaussian, Laplace
 from tests.models.variational import Reference, read_reference
 
 KINDS = ("poe", "moe", "mopoe")
@@ -404,3 +405,25 @@ def test_a_divided_product_is_no_wider_than_its_narrowest_member() -> None:
     q = gaussians.product_of_experts(Gaussian(mu, logvar), torch.ones(1, 2, 1, dtype=torch.bool), "divided")
     assert q.mu.isfinite().all() and (q.logvar[0] <= logvar.amin(0) + 1e-5).all()
     torch.testing.assert_close(q.logvar[0, 0, :2], torch.tensor([1.0, 90.0]))
+
+
+def test_laplace_experts_have_the_noise_density_and_divergence_of_laplace_distributions() -> None:
+    first, second = (Laplace(torch.randn(4, 3), torch.randn(4, 3)) for _ in range(2))
+    normal = Gaussian(*second)
+    reference = [distributions.Laplace(q.mu, (q.logvar / 2).exp() / math.sqrt(2)) for q in (first, second)]
+    z = torch.randn(5, 4, 3) * 2
+    torch.testing.assert_close(gaussians.log_density(z, first), reference[0].log_prob(z).sum(-1))
+    torch.testing.assert_close(gaussians.kl_divergence(first, second), distributions.kl_divergence(*reference))
+    to_normal = distributions.kl_divergence(reference[0], distributions.Normal(second.mu, (second.logvar / 2).exp()))
+    torch.testing.assert_close(gaussians.kl_divergence(first, normal), to_normal)
+    eps = torch.randn(1000, 4, 3).double()
+    expected = reference[0].icdf(distributions.Normal(0.0, 1.0).cdf(eps)).float()
+    torch.testing.assert_close(gaussians.sample(first, 1000, eps).float(), expected, rtol=1e-3, atol=1e-3)
+    standard = gaussians.sampled_kl_divergence(first, z[0], gaussians_prior())
+    torch.testing.assert_close(standard, -reference[0].entropy().sum(-1) - gaussians.log_prior(z[0]))
+    kept = gaussians.choose(Laplace(first.mu[None], first.logvar[None]), torch.zeros(4, dtype=torch.long))
+    assert isinstance(kept, Laplace) and isinstance(kept.columns(slice(1)), Laplace)
+
+
+def gaussians_prior() -> SimpleNamespace:
+    return SimpleNamespace(log_prob=gaussians.log_prior)

@@ -14,7 +14,7 @@ from m3ae.models.latent_head import LatentPosterior
 from m3ae.models.modalities import read_inputs
 from m3ae.models.objectives import OBJECTIVES, LatentStep
 from tests.models.tiny import tiny_batch, tiny_model
-from tests.models.tiny_latent import digits_batch, latent_model, rows, without
+from tests.models.tiny_latent import DIGITS, digits_batch, latent_model, rows, without
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_layers": 1, "private_size": 2}
 LATENT = {
@@ -182,6 +182,21 @@ def test_a_row_is_what_its_paper_says_of_the_present_modalities_of_each_sample(o
 def test_with_a_learned_prior_the_references_of_z_are_one_column() -> None:
     output = OBJECTIVES["mvtcae"](step_of("mvtcae", PRESENT, learned_prior=2))
     assert output.kl.shape == (6, 1 + 2) and output.loss.isfinite()
+
+
+@pytest.mark.parametrize("options", [{"objective": "mmvm"}, {"objective": "dreg", "num_samples": 2}, {}], ids=str)
+def test_experts_may_be_laplace_distributions(options: dict, tmp_path: Path) -> None:
+    modalities = {name: {**option, "private_size": 0} for name, option in DIGITS.items()}
+    model, batch = latent_model(modalities, kind="moe", family="laplace", **options), without(digits_batch(), PRESENT)
+    model(batch).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.latent_head.experts.parameters())
+    q = model.infer_latent(batch).mixture
+    assert isinstance(q.components, gaussians.Laplace) and model.log_evidence(batch, 3).isfinite().all()
+    model.save_pretrained(tmp_path)
+    again = M3AEForGeneration.from_pretrained(tmp_path).eval().infer_latent(batch)
+    torch.testing.assert_close(again.mixture.components.mu, q.components.mu)
+    with pytest.raises(ValueError, match="family laplace: got the kind poe"):
+        latent_model(modalities, kind="poe", family="laplace")
 
 
 def test_the_kl_of_a_telbo_single_is_least_where_its_own_expert_is_the_prior() -> None:
