@@ -29,7 +29,8 @@ from m3ae.models.finetuned import class_loss
 from m3ae.models.latent_networks import cnn_encoder, mlp_encoder
 from m3ae.models.modalities import ModalityConfig
 from m3ae.tasks.classification import UNCERTAIN, Labels, choose_classes, encode, labels_of
-from m3ae.training.config import ClassificationConfig, ProblemsConfig
+from m3ae.training.config import ProblemsConfig
+from m3ae.training.finetuning_sections import ClassificationConfig
 
 EPOCHS, MIN_STEPS, MAX_STEPS = 30, 200, 1200
 BATCH_SIZE, LEARNING_RATE, PREDICTION_BATCH = 128, 1e-3, 1000

@@ -35,7 +35,8 @@ from m3ae.tasks.finetuning import (
     validation_limit,
 )
 from m3ae.tasks.models import has_labels, label_names, open_model
-from m3ae.training.config import ClassificationConfig, ClassificationRun
+from m3ae.training.config import ClassificationRun
+from m3ae.training.finetuning_sections import ClassificationConfig
 
 UNCERTAIN = "labels_uncertain"
 CURVES = 16  # labels whose ROC curve is drawn

@@ -26,7 +26,8 @@ from m3ae.models.processing import M3AEProcessor
 from m3ae.tasks.data import trunk_collator
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import ModelT
-from m3ae.training.config import FineTuningRun, LoraConfig
+from m3ae.training.config import FineTuningRun
+from m3ae.training.finetuning_sections import LoraConfig
 from m3ae.training.run_folder import RunFolder
 from m3ae.training.task import Task
 

@@ -13,7 +13,8 @@ from m3ae.models.modeling import M3AEModel
 from m3ae.tasks.evaluation import evaluate
 from m3ae.tasks.finetuning import add_adapters, merge_adapters, merged_weights
 from m3ae.tasks.question_answering import QuestionAnswering
-from m3ae.training.config import ConfigError, LoraConfig, dump_config, load_config
+from m3ae.training.config import ConfigError, dump_config, load_config
+from m3ae.training.finetuning_sections import LoraConfig
 from m3ae.training.loop import train
 from tests.models.tiny import tiny_of, tiny_pairs
 from tests.tasks.test_question_answering import QUESTION, SPLITS

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from m3ae import M3AEForClassification
 from m3ae.data.samples import Sample
 from m3ae.tasks.classification import Classification, Labels, choose_classes, class_weights, encode
-from m3ae.training.config import ClassificationConfig, RunConfig
+from m3ae.training.config import RunConfig
+from m3ae.training.finetuning_sections import ClassificationConfig
 from m3ae.training.loop import train
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
 
