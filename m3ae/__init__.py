@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 # The command starts in the module `m3ae_command`, or as `python -m m3ae`: then argv[0] is "-m" during this import.
 _IS_COMMAND = "m3ae_command" in sys.modules or (sys.argv[:1] == ["-m"] and "m3ae" in sys.orig_argv)
 
-_OF_TRAINING = {  # names that need the extra `train`, by module
+_BY_MODULE = {  # names that are imported when they are used; those of data and tasks need the extra `train`
     "ArrayDataset": "m3ae.data.arrays",
+    "predict": "m3ae.inference.prediction",
     "register_source": "m3ae.data.sources",
     "train_generation": "m3ae.tasks.generation",
 }
@@ -20,6 +21,7 @@ _OF_TRAINING = {  # names that need the extra `train`, by module
 if TYPE_CHECKING:
     from m3ae.data.arrays import ArrayDataset as ArrayDataset
     from m3ae.data.sources import register_source as register_source
+    from m3ae.inference.prediction import predict as predict
     from m3ae.tasks.generation import train_generation as train_generation
 
 if TYPE_CHECKING or not _IS_COMMAND:
@@ -29,8 +31,8 @@ if TYPE_CHECKING or not _IS_COMMAND:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name in _OF_TRAINING:
-            return getattr(import_module(_OF_TRAINING[name]), name)
+        if name in _BY_MODULE:
+            return getattr(import_module(_BY_MODULE[name]), name)
         if not _IS_COMMAND or not (name[0].isupper() or name.startswith("register_")):  # a module, not a public name
             raise AttributeError(f"module 'm3ae' has no attribute {name!r}")
         return getattr(import_module("m3ae.models"), name)

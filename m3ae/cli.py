@@ -7,12 +7,12 @@ from typing import Any, NoReturn
 
 import click
 
-from m3ae.commands.answer import answer
 from m3ae.commands.app import app
 from m3ae.commands.convert import check_parity, convert, export
 from m3ae.commands.data import data, prepare, train_tokenizer
 from m3ae.commands.generate import generate
 from m3ae.commands.options import FILE
+from m3ae.commands.predict import predict
 from m3ae.commands.reconstruct import reconstruct
 from m3ae.commands.search import embed, search
 from m3ae.commands.training import env, evaluate, finetune, pretrain, run, summarize, sweep, train
@@ -100,7 +100,7 @@ for command in (
     sweep,
     summarize,
     run,
-    answer,
+    predict,
     reconstruct,
     search,
     zero_shot,

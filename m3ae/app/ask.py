@@ -8,7 +8,7 @@ from PIL import Image
 from m3ae.app.session import Session
 from m3ae.app.widgets import examples_row, image_input, picture, read_image, shows_errors
 from m3ae.figures import render
-from m3ae.inference import answer
+from m3ae.inference import predict
 from m3ae.inference.drawing import draw_word_attention
 
 
@@ -22,10 +22,10 @@ def add_tab(session: Session) -> None:
         image = read_image(path)
         if not question.strip():
             raise gr.Error("Ask a question first.", print_exception=False)
-        (answers,) = answer(model, processor, [image], [question])
-        note = f"answer: {answers[0].answer} ({answers[0].score:.2f})"
+        (prediction,) = predict((model, processor), [image], question)
+        note = f"answer: {prediction['prediction']} ({prediction['probability']:.2f})"
         figure = draw_word_attention(model, processor, image, question, note, columns=4)
-        return dict(answers), render(figure)
+        return {answer["answer"]: answer["probability"] for answer in prediction["answers"]}, render(figure)
 
     with gr.Tab("Ask", id="ask"):
         gr.Markdown(

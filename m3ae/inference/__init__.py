@@ -3,16 +3,16 @@
 `pip install m3ae` is enough; only prepared sets and tables need the extra `train`.
 """
 
-from m3ae.inference.answering import Answer, WordAttention, answer, word_attention
+from m3ae.inference.attention import WordAttention, word_attention
 from m3ae.inference.collections import Collection, open_collection
 from m3ae.inference.generation import generate, traverse
 from m3ae.inference.inputs import load_generator, load_model, read_images
+from m3ae.inference.prediction import predict
 from m3ae.inference.reconstruction import MaskedWord, Reconstruction, reconstruct
 from m3ae.inference.search import Hit, SearchIndex, index_folder, open_index
 from m3ae.inference.zero_shot import ZeroShotClassifier
 
 __all__ = [
-    "Answer",
     "Collection",
     "Hit",
     "MaskedWord",
@@ -20,13 +20,13 @@ __all__ = [
     "SearchIndex",
     "WordAttention",
     "ZeroShotClassifier",
-    "answer",
     "generate",
     "index_folder",
     "load_generator",
     "load_model",
     "open_collection",
     "open_index",
+    "predict",
     "read_images",
     "reconstruct",
     "traverse",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from m3ae.figures import COLUMNS, Strip, draw_attention, draw_reconstructions, draw_retrieval
-from m3ae.inference.answering import word_attention
+from m3ae.inference.attention import word_attention
 from m3ae.inference.collections import Collection
 from m3ae.inference.inputs import pictures
 from m3ae.inference.reconstruction import MaskedWord, Reconstruction
@@ -75,10 +75,10 @@ def draw_word_attention(
     model: M3AEPreTrainedModel,
     processor: M3AEProcessor,
     image: Image.Image,
-    text: str,
+    text: str | None,
     note: str = "",
     columns: int = COLUMNS,
 ) -> Figure:
-    """Draw an image and where in it each word of a text looks; `note` is a line below the text."""
+    """Draw an image and where in it each word of a text looks, see `word_attention`; `note` stands below the text."""
     words, maps = word_attention(model, processor, image, text)
-    return draw_attention(pictures(processor, [image])[0], words, maps.numpy(), text, note, columns)
+    return draw_attention(pictures(processor, [image])[0], words, maps.numpy(), text or "", note, columns)

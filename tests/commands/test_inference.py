@@ -1,5 +1,6 @@
 """The commands that use a trained model, through the real entry point."""
 
+import csv
 import json
 import os
 import subprocess
@@ -12,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from m3ae import M3AEForPreTraining, M3AEForQuestionAnswering
+from m3ae import M3AEForClassification, M3AEForPreTraining, M3AEForQuestionAnswering
 from m3ae.cli import cli
-from m3ae.inference import inputs
+from m3ae.inference import inputs, predict
 from m3ae.training.run_folder import RunFolder
 from tests.models.tiny_latent import latent_model
 from tests.tasks.tiny_finetuning import save_model, tiny_finetuning, write_splits
@@ -41,9 +42,10 @@ def run(*arguments: object, status: int = 0) -> Result:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saved models: `vqa`, `masked/model`, `contrastive` and `latent`."""
+    """Saved models: `vqa`, `classes`, `masked/model`, `contrastive` and `latent`."""
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "vqa", M3AEForQuestionAnswering, [TEXT], id2label={0: "yes", 1: "no", 2: "left"})
+    save_model(folder / "classes", M3AEForClassification, [TEXT], id2label={0: "mass", 1: "none"})
     save_model(folder / "masked" / "model", M3AEForPreTraining, [TEXT])
     save_model(folder / "contrastive", M3AEForPreTraining, [TEXT], itc_weight=1.0)
     latent_model().save_pretrained(folder / "latent")
@@ -61,21 +63,71 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def test_answer(models: Path, images: Path, tmp_path: Path) -> None:
-    common = ("answer", "--model", models / "vqa", "--image", images / "a.png", "--question", "Is it large?")
-    results = json.loads(run(*common, "--image", images / "b.png", "--question", "Which side?", "--json").stdout)
-    assert [(Path(row["image"]).name, row["question"]) for row in results] == [
+def test_predict_answers(models: Path, images: Path, tmp_path: Path) -> None:
+    common = ("predict", models / "vqa", images / "a.png", "--question", "Is it large?")
+    results = json.loads(run(*common, images / "b.png", "--question", "Which side?", "--json").stdout)
+    assert [(Path(row["id"]).name, row["question"]) for row in results] == [
         ("a.png", "Is it large?"),
         ("a.png", "Which side?"),
         ("b.png", "Is it large?"),
         ("b.png", "Which side?"),
     ]
     assert {answer["answer"] for answer in results[0]["answers"]} == {"yes", "no", "left"}
-    shown = run(*common, "--top-k", 1, "--attention", tmp_path / "words.png").stdout.splitlines()
+    lines = run(*common, "--top-k", 1, "--attention", tmp_path / "maps").stdout.splitlines()
     best = results[0]["answers"][0]
-    assert shown[1] == f"  {best['score']:.3f}  {best['answer']}" and shown[2] == str(tmp_path / "words.png")
-    with Image.open(tmp_path / "words.png") as picture:
+    assert lines[0] == f"{images / 'a.png'}: Is it large?: {best['answer']} {best['probability']:.3f}"
+    assert lines[1] == str(tmp_path / "maps")
+    with Image.open(tmp_path / "maps" / "00001.png") as picture:
         assert picture.width > picture.height
+
+
+def test_predict_of_a_folder_lists_what_cannot_be_used(models: Path, images: Path, tmp_path: Path) -> None:
+    (images / "pdf.png").write_text("%PDF-1.7")
+    (images / "metadata.csv").write_text("image,label\nA.PNG,x\nb,\npdf.png,y\ngone.png,y\nb.png,y,too much\n")
+    result = run("predict", models / "classes", images, "--output", tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    expected = predict(models / "classes", [images / "a.png", images / "b.png"])
+    for row, prediction in zip(rows, expected, strict=False):
+        assert [*row] == ["id", "prediction", *(f"probability_{name}" for name in ("mass", "none")), "error"]
+        assert row["prediction"] == prediction["prediction"] and not row["error"]
+        for name, probability in prediction["probabilities"].items():
+            assert float(row[f"probability_{name}"]) == pytest.approx(probability, abs=1e-6)
+    assert [row["error"].partition(":")[0] for row in rows[2:]] == [
+        "not an image",
+        "image missing",
+        "more cells than columns",
+    ]
+    assert {row["prediction"] for row in rows[2:]} == {""}
+    assert "3 of 5 rows have no prediction:\npdf.png: not an image" in result.stderr
+    (images / "metadata.csv").unlink()
+    (images / "notes.txt").write_text("mine")
+    rows = json.loads(run("predict", models / "classes", images, "--json").stdout)
+    assert {row["id"]: row.get("error") for row in rows} == {
+        "a.png": None,
+        "b.png": None,
+        "pdf.png": f"not an image: {images / 'pdf.png'}",
+        "notes.txt": "not an image: by its suffix",
+    }
+
+
+def test_predict_of_a_prepared_set(models: Path, tmp_path: Path) -> None:
+    cells = {"labels": ["x"], "question": "Is it large?"}
+    splits = {
+        "train": [{"id": "a", "image": 9, "text": ["dark"], **cells}],
+        "test": [{"id": "b", "image": 90, "text": [TEXT], **cells}, {"id": "c", "image": None, "text": [TEXT]}],
+    }
+    data = write_splits(tmp_path / "data", splits)
+    rows = json.loads(run("predict", models / "vqa", data, "--json").stdout)
+    assert [(row["id"], row["split"], row["question"]) for row in rows] == [
+        ("a", "train", "Is it large?"),
+        ("b", "test", "Is it large?"),
+        ("c", "test", None),
+    ]
+    assert rows[2]["error"] == "no image and no question"
+    rows = json.loads(run("predict", models / "contrastive", data, "--split", "test", "--json").stdout)
+    assert (rows[0]["text"], rows[1]["error"]) == (TEXT, "no image")
+    assert rows[0].keys() == {"id", "split", "text", "score", "cosine"}
 
 
 def test_reconstruct(models: Path, images: Path, tmp_path: Path) -> None:
@@ -175,16 +227,16 @@ def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> No
         (line,) = run(*arguments, status=2).stderr.splitlines()
         return line
 
-    image = ("--image", images / "a.png")
-    answer = ("answer", "--question", "Why?", *image, "--model")
-    assert f"the model in {models / 'masked' / 'model'} is M3AEForPreTraining, and this needs M3AEForQ" in error(
-        *answer, models / "masked"
+    image, answer = ("--image", images / "a.png"), (images / "a.png", "--question", "Why?")
+    assert "is M3AEForGeneration, expected M3AEForClassification, M3AEForQ" in error(
+        "predict", models / "latent", *answer
     )
-    assert "expected a folder with config.json and model.safetensors" in error(*answer, tmp_path / "nowhere")
-    (tmp_path / "broken.png").write_text("no image")
-    assert error(*answer, models / "vqa", "--image", tmp_path / "broken.png") == "error: not an image: broken.png"
-    assert "--attention draws one question about one image, got 2 and 1" in error(
-        *answer, models / "vqa", "--question", "What?", "--attention", "x.png"
+    assert "expected a folder with config.json and model.safetensors" in error("predict", tmp_path / "no", *answer)
+    assert "--attention" in error("predict", models / "vqa", *answer, "--attention", tmp_path)
+    assert "--top-k counts answers, and" in error("predict", models / "classes", *answer, "--top-k", 2)
+    assert "is no prepared set, and has no splits" in error("predict", models / "vqa", images, "--split", "test")
+    assert "--output p.xls: expected a name that ends in .csv or .json" in error(
+        "predict", models / "vqa", *answer, "--output", "p.xls"
     )
     assert "images with one text for all or one for each" in error("reconstruct", "--model", models / "masked")
     zero_shot = ("zero-shot", "--model", models / "contrastive", "--class", "a", "--class", "b")
@@ -199,13 +251,13 @@ def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> No
     damaged = tmp_path / "damaged"
     save_model(damaged, M3AEForQuestionAnswering, [TEXT], id2label={0: "yes", 1: "no"})
     (damaged / "model.safetensors").write_bytes(b"no weights")
-    assert "are missing, damaged or do not fit its config.json" in error(*answer, damaged)
+    assert "are missing, damaged or do not fit its config.json" in error("predict", damaged, *answer)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("answer", "--model", "vqa", "--image", "a.png", "--question", "Why?"),
+        ("predict", "vqa", "a.png", "--question", "Why?"),
         ("reconstruct", "--model", "masked", "--text", TEXT),
         ("search", ".", "--model", "masked", "--text", TEXT, "--index", "index"),
         ("zero-shot", "--model", "masked", "--image", "a.png", "--class", "large", "--class", "small"),
@@ -236,7 +288,7 @@ def test_nothing_but_the_result_is_printed_with_json(
     assert json.loads(result.stdout) and "says something" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["answer", "generate", "reconstruct", "search", "zero-shot"])
+@pytest.mark.parametrize("name", ["generate", "predict", "reconstruct", "search", "zero-shot"])
 def test_help_has_an_example(name: str) -> None:
     assert f"m3ae {name} " in run(name, "--help").stdout.partition("Examples:")[2]
 
@@ -252,13 +304,14 @@ def python(code: str, *arguments: object) -> str:
     return done.stdout + done.stderr
 
 
-def test_answering_needs_no_extra(models: Path, images: Path) -> None:
+def test_predicting_needs_no_extra(models: Path, images: Path) -> None:
     blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}));"
     code = f"{blocked} from m3ae_command import main; main()"
-    common = ("answer", "--model", models / "vqa", "--image", images / "a.png", "--question", "Is it large?")
+    (images / "metadata.csv").unlink()
+    common = ("predict", models / "vqa", images, "--question", "Is it large?")
     shown = python(code, *common)
-    assert len(shown.splitlines()) == 4, shown
-    assert "pip install 'm3ae[figures]'" in python(code, *common, "--attention", "words.png")
+    assert len(shown.splitlines()) == 2, shown
+    assert "pip install 'm3ae[figures]'" in python(code, *common, "--attention", images / "maps")
 
 
 def test_inference_needs_no_extra_before_it_is_asked_for() -> None:

@@ -4,10 +4,17 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from m3ae import M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
+from m3ae import (
+    M3AEForClassification,
+    M3AEForImageTextRetrieval,
+    M3AEForPreTraining,
+    M3AEForQuestionAnswering,
+    M3AEImageProcessor,
+    M3AEProcessor,
+)
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.figures import save_figure
-from m3ae.inference.answering import POOLED, word_attention
+from m3ae.inference.attention import POOLED, word_attention
 from m3ae.inference.drawing import draw_word_attention
 from tests.models.tiny import tiny_of
 
@@ -49,8 +56,8 @@ def test_words_have_the_mean_over_heads_and_tokens(model, processor, image):
     torch.testing.assert_close(maps[WORDS.index("pneumothorax")].flatten(), rows[unseen].mean(0))
 
 
-def test_words_that_are_cut_off_have_no_map(model, processor, image):
-    processor.tokenizer.model_max_length = 5
+def test_words_that_are_cut_off_have_no_map(model, processor, image, monkeypatch):
+    monkeypatch.setattr(processor.tokenizer, "model_max_length", 5)
     assert word_attention(model, processor, image, TEXT).words == WORDS[:3]
 
 
@@ -59,3 +66,21 @@ def test_the_picture(model, processor, image, tmp_path):
     save_figure(draw_word_attention(model, processor, image, TEXT, note="costs $1 or $2"), path)
     with Image.open(path) as picture:
         assert picture.width > picture.height > 300
+
+
+@pytest.mark.parametrize("kind", [M3AEForClassification, M3AEForImageTextRetrieval, M3AEForPreTraining])
+def test_every_head_has_a_map(tokenizer, processor, image, kind):
+    other = tiny_of(kind, text_config={"vocab_size": len(tokenizer)})
+    assert word_attention(other, processor, image, TEXT).words == WORDS
+    words, maps = word_attention(other, processor, image, None)
+    assert words == [POOLED] and maps.shape == (1, 4, 4)
+    pixels = processor(images=image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        weights = other.m3ae(pixel_values=pixels, output_attentions=True).attentions[-1][0].mean(0)[0]
+    assert weights.sum() == pytest.approx(1)
+    torch.testing.assert_close(maps[0].flatten(), weights[1:] * 17)
+
+
+def test_a_head_that_reads_images_alone_has_no_map_of_words(model, processor, image):
+    model.config.input_streams = ["image"]
+    assert word_attention(model, processor, image, TEXT).words == [POOLED]
