@@ -12,6 +12,7 @@ import pytest
 from m3ae import M3AEConfig
 from m3ae.cli import cli
 from m3ae.commands.options import ConfigFile
+from m3ae.commands.training import EVALUATED
 from m3ae.options import dotted_keys
 from m3ae.training.config import RUNS, load_config
 
@@ -79,7 +80,8 @@ def check_command(words: list[str], whole: bool = True) -> None:
         assert not whole
         return
     if isinstance(command.params[0].type, ConfigFile):
-        load_config(context.params["config"], context.params["overrides"])
+        first = EVALUATED if command.name == "evaluate" else ()
+        load_config(context.params["config"], (*first, *context.params["overrides"]))
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *CONFIGS], ids=lambda path: path.stem)

@@ -12,6 +12,8 @@ import click
 
 from m3ae.commands.options import AS_JSON, OUTPUT_FILE, OVERRIDES, PATH, ConfigFile, print_result
 
+EVALUATED = ("model.init={}",)  # a model that is measured has its encoders, whatever training started from
+
 
 @click.command()
 @click.argument("config", type=ConfigFile())
@@ -80,7 +82,7 @@ def evaluate(config: Path, overrides: tuple[str, ...], split: str, output: Path 
     """  # noqa: D301
     from m3ae.training.config import load_config
 
-    loaded = load_config(config, overrides)
+    loaded = load_config(config, (*EVALUATED, *overrides))
     from m3ae.tasks.evaluation import evaluate
 
     evaluate(loaded, split, output)
