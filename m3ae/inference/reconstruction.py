@@ -120,7 +120,7 @@ def reconstruct(
     inputs |= _hide_patches(model, encode_pixels(model, processor, shown), images, seed)
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     generator = torch.Generator(model.device).manual_seed(seed)
-    output = model(**inputs, mask_ratio=mask_ratio, generator=generator)
+    output = model(**inputs, mask_ratio=mask_ratio, generator=generator, with_latent=False)
     samples: list[dict[str, Any]] = [{} for _ in images]
     if config.mim_weight:
         filled = _fill_patches(model, pictures(processor, shown), inputs["pixel_values"], output)

@@ -140,6 +140,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         schedule: str | None = None,
         mask_ratio: float | None = None,
         beta: float | Tensor | None = None,
+        with_latent: bool = True,
         labels: Tensor | None = None,
         return_loss: bool = True,
     ) -> M3AEForPreTrainingOutput:
@@ -164,6 +165,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             schedule: `separate` or `joint`; the config's if None.
             mask_ratio: Share of patches to hide; the config's if None.
             beta: Weight of the KL in the latent pass; the config's if None.
+            with_latent: Whether a latent head explains the inputs, for its loss.
             labels: `mlm_labels` where `input_ids` is masked, as `DataCollatorForLanguageModeling` returns them.
             return_loss: Not used; tells Trainer that a loss needs no labels.
         """
@@ -179,7 +181,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         masks = Masks(patches, words, matched)
         contrast = None if self.itc_head is None else partial(self.itc_head, ids=ids, valid=matched.valid)
         fused = SCHEDULES[schedule or self.config.schedule](self.config, self.m3ae, contrast, batch, masks)
-        latent = self._latent_pass(batch, fused.whole, beta=beta, generator=generator)
+        latent = self._latent_pass(batch, fused.whole, beta=beta, generator=generator) if with_latent else None
         return self._decode(batch, masks, fused, latent)
 
     @property

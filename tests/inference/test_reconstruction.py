@@ -123,3 +123,13 @@ def test_words_without_blanks_are_hidden_as_far_as_their_tokens_reach(processor)
     assert len(sample.words) > 3 and max(len(word.word) for word in sample.words) > 1
     assert all(word.word == text[word.position : word.position + len(word.word)] for word in sample.words)
     assert sample.words[-1].position + len(sample.words[-1].word) == len(text) - 1, "all but the full stop"
+
+
+def test_the_latent_head_is_not_asked(processor, images):
+    """A text may be longer than the latent head's decoder takes."""
+    latent = {"size": 2, "modalities": {"image": {"kind": "image"}, "text": {"kind": "text", "max_length": 4}}}
+    model = build(processor, latent=latent)
+    (with_head,) = reconstruct(model, processor, images[:1], TEXTS[:1])
+    model.latent_head = None
+    (without,) = reconstruct(model, processor, images[:1], TEXTS[:1])
+    assert with_head.words == without.words and np.array_equal(with_head.filled, without.filled)
