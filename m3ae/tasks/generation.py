@@ -187,10 +187,7 @@ class Generation:
         return split in self.manifest.splits
 
     def measure(self, model: M3AEForGeneration, accelerator: Accelerator, split: str) -> dict[str, float]:
-        """Write the whole evaluation of a split and its figures into the output folder; return its main numbers.
-
-        The main process works alone.
-        """
+        """Write a split's evaluation and figures into the output folder, in the main process; return main numbers."""
         return prefixed(split, in_main_process(accelerator, lambda: self._write_report(model, split)))
 
     def _write_report(self, model: M3AEForGeneration, split: str) -> dict[str, float]:
@@ -398,5 +395,4 @@ def train_generation(
     model = M3AEForGeneration(M3AEConfig.named(config.model.size, latent=options))
     splits = {"train": dataset} | ({} if validation is None else {"validation": validation})
     train(config, ArrayGeneration(config, model, splits), resume=resume)
-    model.eval()
-    return model
+    return model.eval()
