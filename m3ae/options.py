@@ -8,9 +8,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -229,3 +231,13 @@ def assign(values: dict[str, Any], override: str) -> None:
             parent = ".".join(sections[:depth])
             raise ConfigError(f"override {override!r}: {parent} is {describe(values)}, which has no keys")
     values[name] = parse_yaml(text, source=f"override {override!r}")
+
+
+@contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Turn what refuses options into OptionsErrors whose lines begin with a prefix."""
+    try:
+        yield
+    except (StrictDataclassError, ValueError) as error:
+        problems = error.problems if isinstance(error, OptionsError) else [" ".join(str(error).split())]
+        raise OptionsError([f"{prefix}{problem}" for problem in problems]) from error

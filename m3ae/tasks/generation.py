@@ -395,4 +395,5 @@ def train_generation(
     model = M3AEForGeneration(M3AEConfig.named(config.model.size, latent=options))
     splits = {"train": dataset} | ({} if validation is None else {"validation": validation})
     train(config, ArrayGeneration(config, model, splits), resume=resume)
-    return model.eval()
+    model.eval()
+    return model

@@ -14,8 +14,9 @@ from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_normalization
+from m3ae.options import named
 from m3ae.training.config import RunConfig
-from m3ae.training.sections import InitConfig, check_overrides, named
+from m3ae.training.sections import InitConfig, check_overrides
 from m3ae.transfer.image_encoders import image_contradictions, image_options, init_image_encoder, resize_images
 from m3ae.transfer.text_encoders import contradictions, init_text_encoder, load_tokenizer, read_text_config
 from m3ae.transfer.vision_transformers import PublishedViT

@@ -19,6 +19,7 @@ from m3ae.options import (
     check_options,
     describe,
     dotted_keys,
+    named,
     parse_yaml,
     unknown_keys,
 )
@@ -40,7 +41,6 @@ from m3ae.training.sections import (
     Section,
     TokenizerConfig,
     TrainingConfig,
-    named,
 )
 
 

@@ -1,13 +1,11 @@
 """Sections of the configuration that every task has, and the check of the options of a model."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import (
     BaseModel,
     Field,
@@ -20,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from m3ae.options import STRICT, OptionsError, check_options, class_options
+from m3ae.options import STRICT, OptionsError, check_options, class_options, named
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 LEARNING_RATE_GROUP = re.compile(r"encoder|fusion|heads(\.decoders(\.[^.]+)?)?")
@@ -365,16 +363,6 @@ def check_overrides(overrides: Mapping[str, Any], text_encoder: str | None) -> N
         with named("overrides: "):
             check_text_encoder(text_encoder, overrides["text_config"])
             check_text_options(text_encoder, overrides["text_config"])
-
-
-@contextmanager
-def named(prefix: str) -> Iterator[None]:
-    """Turn what refuses options into OptionsErrors whose lines begin with a prefix."""
-    try:
-        yield
-    except (StrictDataclassError, ValueError) as error:
-        problems = error.problems if isinstance(error, OptionsError) else [" ".join(str(error).split())]
-        raise OptionsError([f"{prefix}{problem}" for problem in problems]) from error
 
 
 @cache
