@@ -229,6 +229,24 @@ def draw_roc(scores: NDArray[Any], truth: NDArray[Any], names: Sequence[str]) ->
     return figure
 
 
+def draw_reliability(bins: Sequence[tuple[float, float, int]]) -> Figure:
+    """Draw the share of right predictions against their probability, and how many there are.
+
+    Args:
+        bins: The mean probability, the share and the number of each bin, as `m3ae.metrics.calibration.reliability`
+            returns them.
+    """
+    probabilities, shares, sizes = zip(*bins, strict=True)
+    figure = new_figure(3.6, 4.4)
+    curve, bars = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    curve.plot((0, 1), (0, 1), color=FAINT, linestyle=":", linewidth=1)
+    curve.plot(probabilities, shares, color=BLUE, marker="o", markersize=4, linewidth=1.6)
+    curve.set(ylabel="share that is right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    bars.bar(probabilities, sizes, width=0.03, color=BLUE)
+    bars.set(xlabel="predicted probability", ylabel="predictions", yscale="log")
+    return figure
+
+
 def draw_losses(records: Sequence[dict[str, Any]]) -> Figure:
     """Draw one panel for each loss, training and validation over the optimiser steps.
 

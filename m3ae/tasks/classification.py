@@ -1,7 +1,9 @@
 """Fine-tuning for classes of images, of texts, or of both: one class a sample, or any number of labels.
 
-`data.image_columns` and `data.text_column` name the inputs. Controls stand beside the model: the most frequent class,
-logistic regression on the words of the text, and the model with a blank image and with the image of another sample.
+`data.image_columns` and `data.text_column` name the inputs. The threshold of each of several labels and, if wanted, a
+temperature are chosen on validation and saved with the model; decisions on test are measured with them. Controls stand
+beside the model: the most frequent class, logistic regression on the words of the text, and the model with a blank
+image and with the image of another sample.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m3ae.data.samples import Sample, SampleDataset
-from m3ae.figures import draw_roc, save_figure
+from m3ae.figures import draw_reliability, draw_roc, save_figure
 from m3ae.metrics.aggregation import bootstrap
-from m3ae.metrics.classification import UNKNOWN, multi_label_metrics, single_label_metrics
+from m3ae.metrics.calibration import calibration_error, choose_threshold, fit_temperature, reliability
+from m3ae.metrics.classification import UNKNOWN, multi_label_f1, multi_label_metrics, single_label_metrics
 from m3ae.models.finetuned import M3AEForClassification, class_loss, multi_label_loss
 from m3ae.tasks.controls import bag_of_words, bag_of_words_scores, majority
 from m3ae.tasks.data import check_used_splits, is_filled, open_data
@@ -69,11 +72,15 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         names: list[str] = []
         if for_training:
             samples, section = dataset("train").samples, config.classification
+            inputs = {"image": config.data.image_columns, "text": config.data.text_column}
             names = choose_classes(samples, section)
             options = {
                 "id2label": dict(enumerate(names)),
                 "problem_type": PROBLEM_TYPES[section.multi_label],
                 "class_weights": class_weights(samples, names, section),
+                "decision_thresholds": None,
+                "calibration_temperature": 1.0,
+                "input_streams": [name for name, columns in inputs.items() if columns],
             }
         model, processor = open_model(
             config,
@@ -111,12 +118,19 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
     def metrics(
         self, model: M3AEForClassification, accelerator: Accelerator, split: str, *, at_length: bool
     ) -> dict[str, float]:
-        """Return the loss; accuracy and macro F1, or AUROC and average precision of each label and macro."""
+        """Return the loss; accuracy and macro F1, or AUROC and average precision of each label and macro.
+
+        Measured at length, other splits than validation have `ece`, and F1 of several labels by their thresholds.
+        """
         dataset = self.dataset(split)
         samples, prediction = dataset.samples, self.predict(model, accelerator, dataset)
         metrics = self._loss(dataset, prediction.logits) | self.score(samples, prediction.logits.numpy())
         if not at_length:
+            if split == "validation":
+                self.choose_decisions(samples, prediction.logits)
             return metrics
+        if split != "validation":  # on which thresholds and temperature are chosen
+            metrics |= self.judge_decisions(samples, prediction.logits)
         if accelerator.is_main_process:
             self.write_predictions(split, self._describe_predictions(dataset, prediction.logits))
         metrics |= in_main_process(accelerator, lambda: self.score_intervals(samples, prediction))
@@ -137,6 +151,29 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
         truth = _numbers(samples, self.classes)
         ceiling = float((truth < len(self.classes)).mean())
         return single_label_metrics(scores.argmax(1), truth) | {"ceiling": ceiling}
+
+    def choose_decisions(self, samples: Sequence[Sample], logits: Tensor) -> None:
+        """Set the model's temperature and thresholds by the logits (n, A) of the validation samples."""
+        section, config = self.config.classification, self.model.config
+        labels = torch.from_numpy(encode(samples, self.classes, section))
+        if section.calibrate:
+            loss = multi_label_loss if section.multi_label else class_loss
+            config.calibration_temperature = fit_temperature(lambda scaled: loss(scaled, labels), logits)
+        if section.multi_label and section.thresholds is not None:
+            columns = zip(self.model.probabilities(logits).numpy().T, labels.numpy().T, strict=True)
+            config.decision_thresholds = [choose_threshold(p, truth, section.thresholds) for p, truth in columns]
+
+    def judge_decisions(self, samples: Sequence[Sample], logits: Tensor) -> dict[str, float]:
+        """Return `ece`, of several labels the mean over labels, and F1 of several labels."""
+        probabilities = self.model.probabilities(logits)
+        if not self.config.classification.multi_label:
+            confidences, predictions = (values.numpy() for values in probabilities.max(-1))
+            return {"ece": calibration_error(confidences, predictions == _numbers(samples, self.classes))}
+        truth = encode(samples, self.classes, self.config.classification)
+        known = truth != UNKNOWN
+        columns = zip(probabilities.numpy().T, truth.T, known.T, strict=True)
+        errors = [calibration_error(values[rows], right[rows]) for values, right, rows in columns if rows.any()]
+        return {"ece": float(np.mean(errors))} | multi_label_f1(self.model.decide(probabilities).numpy(), truth)
 
     def score_intervals(self, samples: Sequence[Sample], prediction: Prediction) -> dict[str, float]:
         """Return the limits of 95 % intervals of the main metrics, samples with the same image drawn together."""
@@ -187,19 +224,35 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
             )
 
     def describe(self) -> dict[str, Any]:
-        """Return what the results depend on, the classes among it."""
-        return super().describe() | {"classes": self.classes, "uncertain": self.config.classification.uncertain}
+        """Return what the results depend on, the classes and the thresholds among it."""
+        return super().describe() | {
+            "classes": self.classes,
+            "uncertain": self.config.classification.uncertain,
+            "thresholds": self.model.config.decision_thresholds,
+            "temperature": self.model.config.calibration_temperature,
+        }
+
+    def save(self, model: M3AEForClassification, folder: Path, metrics: dict[str, float]) -> None:
+        """Write model, processor and model card."""
+        model.config = self.model.config  # a sharded engine's copy lacks what was chosen on validation
+        super().save(model, folder, metrics)
 
     def illustrate(self, model: M3AEForClassification, folder: Path) -> list[Path]:
-        """Draw the ROC curves of the labels, the most frequent ones first, if a sample may have several."""
-        if not self.config.classification.multi_label:
-            return []
+        """Draw reliability and, of several labels a sample, the ROC curves of the most frequent ones."""
         split = "test" if self.has("test") else "validation"
+        rows = self.read_predictions(split)
+        if not self.config.classification.multi_label:
+            confidences, right = np.array([(row["top"][0]["score"], row["correct"]) for row in rows]).T
+            return [save_figure(draw_reliability(reliability(confidences, right)), folder / "reliability.png")]
         truth = encode(self.dataset(split).samples, self.classes, self.config.classification)
         shown = np.argsort(-(truth == 1).sum(0), kind="stable")[:CURVES]
         names = [self.classes[column] for column in shown]
-        scores = np.array([[row["scores"][name] for name in names] for row in self.read_predictions(split)])
-        return [save_figure(draw_roc(scores, truth[:, shown], names), folder / "roc.png")]
+        scores = np.array([[row["scores"][name] for name in self.classes] for row in rows])
+        known = truth != UNKNOWN
+        return [
+            save_figure(draw_roc(scores[:, shown], truth[:, shown], names), folder / "roc.png"),
+            save_figure(draw_reliability(reliability(scores[known], truth[known])), folder / "reliability.png"),
+        ]
 
     def _loss(self, dataset: SampleDataset, logits: Tensor) -> dict[str, float]:
         """Return the loss, the classes not weighted."""
@@ -208,13 +261,13 @@ class Classification(FineTuning[M3AEForClassification, ClassificationRun]):
 
     def _describe_predictions(self, dataset: SampleDataset, logits: Tensor) -> Iterator[dict[str, Any]]:
         multi_label = self.config.classification.multi_label
-        scores = logits.sigmoid() if multi_label else logits.softmax(-1)
-        for sample, row in zip(dataset.samples, scores, strict=True):
+        scores = self.model.probabilities(logits)
+        for sample, row, decided in zip(dataset.samples, scores, self.model.decide(scores).tolist(), strict=True):
             top, truth, line = best_of(self.classes, row), sample.target, self.reference(dataset, sample)
             if multi_label:
                 by_name = dict(zip(self.classes, row.tolist(), strict=True))
                 yield line | {
-                    "prediction": [name for name, score in by_name.items() if score >= 0.5],
+                    "prediction": [name for name, has_label in zip(self.classes, decided, strict=True) if has_label],
                     "top": top,
                     "truth": [*truth.present],
                     "uncertain": [*truth.uncertain],

@@ -177,10 +177,9 @@ class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
     def report(self, model: ModelT, accelerator: Accelerator) -> dict[str, float]:
         """Make the model the best one, and measure it on validation and, at length, on test."""
         self.use_best(model)
-        if not self.has("test"):
-            return self.measure(model, accelerator, "validation")
         metrics = self.evaluate(model, accelerator, "validation") if self.has("validation") else {}
-        return prefixed("validation", metrics) | self.measure(model, accelerator, "test")
+        split = "test" if self.has("test") else "validation"
+        return prefixed("validation", metrics) | self.measure(model, accelerator, split)
 
     def measure(self, model: ModelT, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return all metrics of a split, called `<split>/<metric>`, and write them to `results.json`."""

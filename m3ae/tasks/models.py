@@ -21,6 +21,9 @@ from m3ae.transfer.image_encoders import image_contradictions, image_options, in
 from m3ae.transfer.text_encoders import contradictions, init_text_encoder, load_tokenizer, read_text_config
 from m3ae.transfer.vision_transformers import PublishedViT
 
+# What belongs to a trained head, at its defaults.
+_OF_HEAD = {"decision_thresholds": None, "calibration_temperature": 1.0, "input_streams": None}
+
 NOT_FOUND = "there is no such folder, and the hub has no model of this name or cannot be reached"
 
 # What a saved configuration says of its file rather than of the encoder.
@@ -269,7 +272,8 @@ def load_model(
         raise ValueError(f"model.path: no processor in {path!r} ({str(error).splitlines()[0]}).") from error
     assert isinstance(saved.image_config, M3AEImageConfig)
     check_normalization(processor.image_processor, saved.image_config)
-    wanted, image_size = merged_config(saved, {**overrides, **options})
+    of_head = _OF_HEAD if new_head or saved.architectures != [model_class.__name__] else {}
+    wanted, image_size = merged_config(saved, {**of_head, **overrides, **options})
     set_seed(seed)
     try:
         if from_scratch or new_head:

@@ -81,6 +81,10 @@ class ClassificationConfig(Section):
         uncertain: How the labels of the column `labels_uncertain` count, in training and in evaluation.
         class_weights: Weight of each class in the loss: `balanced`, inversely proportional to its frequency; a list;
             or `null` for none. With several labels, the weight is that of a label's positives.
+        thresholds: What the threshold of each of several labels makes largest on validation: `f1`, or `youden`, the
+            true minus the false positive rate; `null` for a threshold of 0.5.
+        calibrate: Whether the logits are divided by a number that is fitted on validation, so that probabilities are
+            frequencies.
     """
 
     label_column: str = "labels"
@@ -89,6 +93,8 @@ class ClassificationConfig(Section):
     num_labels: PositiveInt | None = None
     uncertain: Literal["ignore", "zero", "one"] = "ignore"
     class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
+    thresholds: Literal["f1", "youden"] | None = "f1"
+    calibrate: bool = False
 
     @model_validator(mode="after")
     def _labels_are_named_or_counted(self) -> "ClassificationConfig":

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from m3ae import M3AEForClassification
 from m3ae.data.samples import Sample
+from m3ae.metrics.calibration import calibration_error
 from m3ae.tasks.classification import Classification, Labels, choose_classes, class_weights, encode
 from m3ae.training.config import RunConfig
 from m3ae.training.finetuning_sections import ClassificationConfig
@@ -93,6 +94,9 @@ def test_final_of_one_class_a_sample(data: Path) -> None:
     model = fixed(*[[2.0, 0.0]] * 3, *[[0.0, 1.0]] * 3, *[[2.0, 0.0]] * 3)
     found = task.metrics(model, Accelerator(cpu=True), "test", at_length=True)
     assert found["accuracy"] == found["majority_accuracy"] == pytest.approx(1 / 3)
+    assert found["ece"] == pytest.approx(1 / (1 + np.exp(-2)) - 1 / 3)
+    (path,) = task.illustrate(task.model, task.folder.root / "figures")
+    assert path.name == "reliability.png"
     assert found["blank_accuracy"] == found["shuffled_accuracy"] == pytest.approx(1 / 3)
     assert found["bag_of_words_accuracy"] == pytest.approx(2 / 3)
     assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"] and "macro_f1_low" in found
@@ -129,8 +133,54 @@ def test_final_of_several_labels(data: Path) -> None:
     assert [line["prediction"] for line in lines] == [["fluid"], ["fluid"], ["air"]]
     assert (lines[1]["truth"], lines[1]["uncertain"]) == ([], ["fluid"])
     assert lines[0]["scores"] == pytest.approx({"air": 0.26894, "fluid": 0.8808}), "1 / (1 + e), 1 / (1 + e⁻²)"
-    (path,) = task.illustrate(task.model, task.folder.root / "figures")
-    assert path.name == "roc.png" and path.stat().st_size > 1000
+    paths = task.illustrate(task.model, task.folder.root / "figures")
+    assert [path.name for path in paths] == ["roc.png", "reliability.png"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_thresholds_and_temperature_are_chosen_on_validation_alone(data: Path) -> None:
+    task, accelerator = build(data, MULTI, num_labels=2, calibrate=True), Accelerator(cpu=True)
+    validation = [[-3.0, -1.0], [-2.0, -4.0]]  # the truth is (no air, fluid), (air, no fluid)
+    found = task.metrics(fixed(*validation), accelerator, "validation", at_length=False)
+    assert "ece" not in found and "macro_f1" not in found
+    config = task.model.config
+    assert config.calibration_temperature != 1
+    chosen = torch.tensor([-2.0, -1.0]).div(config.calibration_temperature).sigmoid().tolist()
+    assert config.decision_thresholds == pytest.approx(chosen), "the only probability of a row with the label"
+    test = [[-3.0, -1.0], [-1.5, -1.0], [-2.5, 0.0]]  # (no air, fluid), (no air, unknown), (air, no fluid)
+    found = task.metrics(fixed(*test, *[[0.0, 0.0]] * 6), accelerator, "test", at_length=True)
+    assert config.decision_thresholds == pytest.approx(chosen), "the test changes nothing"
+    assert (found["macro_f1"], found["micro_f1"]) == pytest.approx(((0 + 2 / 3) / 2, 2 / 5))
+    p = torch.tensor(test).div(config.calibration_temperature).sigmoid()
+    errors = [
+        calibration_error(p[:, 0].numpy(), np.array([0, 0, 1])),
+        calibration_error(p[[0, 2], 1].numpy(), np.array([1, 0])),
+    ]
+    assert found["ece"] == pytest.approx(np.mean(errors))
+    lines = [json.loads(line) for line in (task.folder.root / "predictions.jsonl").read_text().splitlines()]
+    assert [line["prediction"] for line in lines] == [["fluid"], ["air", "fluid"], ["fluid"]]
+    results = task.describe()
+    assert (results["thresholds"], results["temperature"]) == (
+        config.decision_thresholds,
+        config.calibration_temperature,
+    )
+
+
+def test_decisions_are_saved_with_the_model_and_a_new_head_has_none(data: Path) -> None:
+    config = run(data, MULTI)
+    train(config, Classification.from_config(config))
+    saved = M3AEForClassification.from_pretrained(config.output_dir / "model").config
+    results = json.loads((config.output_dir / "results.json").read_text())
+    assert saved.decision_thresholds == results["thresholds"] and len(saved.decision_thresholds) == 3
+    assert saved.input_streams == ["image"] and results["temperature"] == 1
+    evaluated = Classification.from_config(
+        run(data, MULTI | {"model": {"path": str(config.output_dir / "model")}}), for_training=False
+    )
+    with torch.no_grad():
+        measured = evaluated.measure(evaluated.model.eval(), Accelerator(cpu=True), "test")
+    assert measured["test/macro_f1"] == pytest.approx(results["metrics"]["test/macro_f1"], nan_ok=True)
+    again = build(data, MULTI | {"model": {"path": str(config.output_dir / "model")}}, num_labels=2)
+    assert again.model.config.decision_thresholds is None
 
 
 def test_the_model_gets_only_what_the_config_names(data: Path) -> None:
