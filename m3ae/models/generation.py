@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from m3ae.models import bounds, gaussians
 from m3ae.models.bounds import Elbo
 from m3ae.models.configuration import M3AEConfig
+from m3ae.models.flows import FITTED, FlowPrior
 from m3ae.models.fusion import Fusion, Stream
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import (
@@ -25,7 +26,7 @@ from m3ae.models.latent_head import (
 from m3ae.models.modalities import LatentInputs, Modalities, build_modalities, check_names, only, read_inputs
 from m3ae.models.modeling import OTHER_HEADS, STREAMS, M3AEEncoders, M3AEPreTrainedModel
 from m3ae.models.objectives import M3AEForGenerationOutput, latent_pass, posterior_members
-from m3ae.models.option_checks import checked_arguments
+from m3ae.models.option_checks import check_choice, checked_arguments
 from m3ae.models.priors import FittedPrior
 
 
@@ -58,8 +59,11 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         self.latent_head = LatentHead(config)
         if self.latent_head.fuses:
             self.m3ae.fusion = Fusion(config, tuple(self.m3ae.projections))
-        count = config.latent.prior_components
-        self.fitted_prior = FittedPrior(count, config.latent.size) if count else None
+        self.fitted_prior: FittedPrior | FlowPrior | None = None
+        if config.latent.prior_components:
+            self.fitted_prior = FittedPrior(config.latent.prior_components, config.latent.size)
+        elif config.latent.prior_flow:
+            self.fitted_prior = FlowPrior(config.latent.prior_flow, config.latent.size)
         self.post_init()
 
     @torch.no_grad()
@@ -313,19 +317,29 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         num_components: int = 30,
         generator: torch.Generator | None = None,
         seed: int = 0,
+        kind: Literal["mixture", "flow"] = "mixture",
     ) -> None:
-        """Fit a mixture of Gaussians to one posterior sample of z of each training sample, and keep it with the model.
+        """Fit a prior to one posterior sample of z of each training sample, and keep it with the model.
 
         Args:
             batches: Modalities of the training samples; the posterior is that of all available ones.
             num_components: Number of Gaussians with full covariances.
             generator: Source of the noise of the samples.
             seed: Seed of the fit.
+            kind: A `mixture` of Gaussians, or a `flow`, see `m3ae.models.flows.FITTED`.
+
+        Raises:
+            ValueError: The kind is unknown, or there are too few samples.
         """
+        check_choice("kind of a fitted prior", kind, ("mixture", "flow"))
         samples = (self.sample_latent(modalities, generator=generator)[0] for modalities in batches)
         points = [z[:, : self.latent.size].cpu() for z in samples]
-        self.latent.prior_components = num_components
-        self.fitted_prior = FittedPrior.fit(torch.cat(points), num_components, seed).to(self.device)
+        if kind == "flow":
+            self.fitted_prior = FlowPrior.fit(torch.cat(points), seed=seed).to(self.device)
+            self.latent.prior_components, self.latent.prior_flow = 0, FITTED
+        else:
+            self.fitted_prior = FittedPrior.fit(torch.cat(points), num_components, seed).to(self.device)
+            self.latent.prior_components, self.latent.prior_flow = num_components, None
 
     def decode(
         self, z: Tensor, targets: Sequence[str] | None = None, text_options: Mapping[str, Any] | None = None

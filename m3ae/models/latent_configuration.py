@@ -54,7 +54,10 @@ class LatentConfig(StrictConfig):
             at 1e-3 it then drowns the contrast, at 1e-4 it does not. Adam does not mind the scale of a gradient: the
             head's layers learn about as well at 1e-6, which leaves the encoders to the masked passes.
         learned_prior: Number of Gaussians of a prior of z that is learned with the model; 0 for N(0, I).
+        flow_prior: Kind of a flow that is learned with the model as the prior of z: couplings `nice` or `realnvp`,
+            autoregressive `maf` or `iaf`, or autoregressive splines `nsf`. It starts as N(0, I).
         prior_components: Number of Gaussians of the fitted prior; set by `M3AEForGeneration.fit_prior`.
+        prior_flow: Kind of the flow that is the fitted prior; set by `M3AEForGeneration.fit_prior`.
         modalities: Name → `kind` and options of the kind's configuration (`m3ae.models.modalities`); the trunk's
             `image` and `text` if None. They are numbered in alphabetical order, which a saved configuration has, too.
 
@@ -81,11 +84,14 @@ class LatentConfig(StrictConfig):
     free_bits: float = 0.1
     weight: float = 1e-3
     learned_prior: int = 0
+    flow_prior: Literal["nice", "realnvp", "maf", "iaf", "nsf"] | None = None
     prior_components: int = 0
+    prior_flow: Literal["nice", "realnvp", "maf", "iaf", "nsf"] | None = None
     modalities: dict[str, dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Kinds and objectives build networks of configurations, such as this one.
+        from m3ae.models.flows import FLOWS
         from m3ae.models.modalities import configure
         from m3ae.models.objectives import OBJECTIVES
 
@@ -108,6 +114,12 @@ class LatentConfig(StrictConfig):
             check_count(f"latent.num_samples of the objective {self.objective}", self.num_samples, 1)
         for option in ("beta", "free_bits", "weight", "gamma"):
             check_number(f"latent.{option}", getattr(self, option))
+        for option in ("flow_prior", "prior_flow"):
+            check_choice(f"latent.{option}", getattr(self, option), (*FLOWS, None))
+        if self.flow_prior and self.learned_prior:
+            raise ValueError(
+                f"latent.learned_prior: got {self.learned_prior} beside flow_prior; expected one of the two."
+            )
         check_fraction("latent.beta_warmup", self.beta_warmup, 0.0, 1.0)
         check_fraction("latent.alpha", self.alpha, 0.0, 1.0)
         modalities = (

@@ -19,6 +19,7 @@ from transformers import initialization as init
 
 from m3ae.models import gaussians
 from m3ae.models.configuration import M3AEConfig
+from m3ae.models.flows import FlowPrior
 from m3ae.models.fusion import Stream
 from m3ae.models.gaussians import Gaussian, Laplace, Mixture
 from m3ae.models.holder import holder_pool
@@ -104,8 +105,11 @@ class LatentHead(nn.Module):
         )
         likelihoods = {name: modality.build_likelihood() for name, modality in self.modalities.items()}
         self.likelihoods = nn.ModuleDict({name: value for name, value in likelihoods.items() if value is not None})
-        count = latent.learned_prior
-        self.shared_prior = LearnedPrior(count, latent.size) if count else None  # of z; None is N(0, I)
+        self.shared_prior: LearnedPrior | FlowPrior | None = None  # of z; None is N(0, I)
+        if latent.learned_prior:
+            self.shared_prior = LearnedPrior(latent.learned_prior, latent.size)
+        elif latent.flow_prior:
+            self.shared_prior = FlowPrior(latent.flow_prior, latent.size)
         self.private_priors = nn.ModuleDict(
             {
                 name: ConditionalPrior(latent.size, modality.private_size, modality.hidden_size // 2)
@@ -344,6 +348,8 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
         init.normal_(module.means)
         init.zeros_(module.logvars)
         init.zeros_(module.logits)
+    elif isinstance(module, FlowPrior):
+        module.reset()
     elif isinstance(module, ZeroLinear):
         init.zeros_(module.weight)
         init.zeros_(module.bias)

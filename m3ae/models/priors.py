@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from m3ae.models import gaussians
-from m3ae.models.gaussians import Gaussian
+from m3ae.models.gaussians import Density, Gaussian
 from m3ae.models.latent_networks import mlp
 
 COUPLINGS = 6
@@ -142,7 +142,7 @@ class HierarchicalPrior:
     """
 
     size: int
-    shared: LearnedPrior | None
+    shared: Density | None
     conditional: Mapping[str, ConditionalPrior]
     private: Mapping[str, slice]
     inferred: Mapping[str, Tensor]

@@ -232,7 +232,8 @@ class Generation:
         batches = (send_to_device(batch, accelerator.device) for batch in batches)
         components = min(self.config.generation.prior_components, count)
         generator = torch.Generator(accelerator.device).manual_seed(self.config.training.seed)
-        model.fit_prior(batches, components, generator, seed=self.config.training.seed)
+        kind, seed = self.config.generation.prior_kind, self.config.training.seed
+        model.fit_prior(batches, components, generator, seed, kind)
 
     def save(self, model: M3AEForGeneration, folder: Path, metrics: dict[str, float]) -> None:
         """Write model, tokenizer and model card in hub format."""

@@ -158,10 +158,13 @@ class GenerationConfig(LatentEvaluationConfig):
             the last one of a sample is never hidden.
         prior_components: Gaussians of the prior that is fitted on the aggregated posterior at the end and kept with
             the model; 0 for none.
+        prior_kind: Kind of that prior: a `mixture` of Gaussians, or a `flow`, of which `prior_components` only says
+            whether there is one.
     """
 
     missing_rate: float = Field(default=0.0, ge=0, le=1)
     prior_components: NonNegativeInt = 30
+    prior_kind: Literal["mixture", "flow"] = "mixture"
 
 
 class GenerationRun(RunConfig):
