@@ -21,6 +21,7 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.hub import register_pipeline
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_networks import Likelihood
+from m3ae.models.latent_step import LatentStep, M3AEForGenerationOutput
 from m3ae.models.modalities import (
     Modality,
     ModalityConfig,
@@ -30,7 +31,7 @@ from m3ae.models.modalities import (
     register_modality,
 )
 from m3ae.models.modeling import M3AEModel, M3AEModelOutput
-from m3ae.models.objectives import LatentStep, M3AEForGenerationOutput, register_objective
+from m3ae.models.objectives import register_objective
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
 from m3ae.models.retrieval import M3AEForImageTextRetrieval, M3AEForImageTextRetrievalOutput

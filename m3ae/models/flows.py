@@ -68,9 +68,9 @@ class FlowPrior(nn.Module):
     def reset(self) -> None:
         """Let every transformation start as the identity."""
         for module in self.flow.modules():
-            if isinstance(module, nn.Sequential):
-                init.zeros_(module[-1].weight)
-                init.zeros_(module[-1].bias)
+            if isinstance(module, nn.Sequential) and isinstance(last := module[-1], nn.Linear):
+                init.zeros_(last.weight)
+                init.zeros_(last.bias)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log p(z) (…) of points (…, D)."""

@@ -23,9 +23,10 @@ from m3ae.models.latent_head import (
     LatentPosterior,
     init_latent_weights,
 )
+from m3ae.models.latent_step import M3AEForGenerationOutput
 from m3ae.models.modalities import LatentInputs, Modalities, build_modalities, check_names, only, read_inputs
 from m3ae.models.modeling import OTHER_HEADS, STREAMS, M3AEEncoders, M3AEPreTrainedModel
-from m3ae.models.objectives import M3AEForGenerationOutput, latent_pass, posterior_members
+from m3ae.models.objectives import latent_pass, posterior_members
 from m3ae.models.option_checks import check_choice, checked_arguments
 from m3ae.models.priors import FittedPrior
 
@@ -93,7 +94,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Args:
             modalities: Name → tensors of the modality.
             beta: Weight of the KL; the config's if None.
-            eps: Standard normal noise of the latents, as `m3ae.models.objectives.LatentStep` takes it.
+            eps: Standard normal noise of the latents, as `m3ae.models.latent_step.LatentStep` takes it.
             component_noise: Uniform noise that draws components.
             text_noise: Name → uniform noise that masks tokens.
             generator: Source of the noise that is None.

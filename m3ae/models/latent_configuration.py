@@ -34,19 +34,21 @@ class LatentConfig(StrictConfig):
         num_tokens: Number of latent tokens of transformer decoders, and of queries that pool an encoder's tokens.
         prior_expert: Which products contain the prior: `always`, `full_only` (that of all experts) or `never`; or
             `divided`: the product of k experts is divided by the prior k − 1 times. If None, `divided` for the kind
-            `joint`, `never` for `holder` and for the family `laplace`, otherwise `always`.
+            `joint`, `never` for `holder`, for the family `laplace` and for `meme`, otherwise `always`.
         objective: `elbo` of the mixture; `subset_elbos`, the sum over subsets that each explain themselves (Wu &
-            Goodman 2018); `dmvae`, `mvtcae`, `crmvae`, `mmvm`, `jmvae`, `telbo` or `cvae`, see docs/objectives.md;
+            Goodman 2018); `dmvae`, `mvtcae`, `crmvae`, `mmvm`, `jmvae`, `telbo`, `cvae`, `meme` or `mfm`, see
+            docs/objectives.md;
             `iwae` and `dreg` with the mixture's density (Shi et al. 2019); or one of `m3ae.register_objective`.
         alpha: Share of the KL to the experts, rather than to the prior, of `mvtcae` (published with 5/6, `beta` 2.5,
             `kind` `poe` and `prior_expert` `never`) and of `mmvm` (`kind` `moe`); weight of the KL to each expert in
             `jmvae`, where .1 is usual.
         gamma: Weight of the likelihoods of single modalities in `telbo`.
         condition: Names of the modalities that `cvae` is given.
-        num_samples: K of `iwae` and `dreg`; for `elbo`, number of components drawn for each sample and decoded, all if
-            None.
+        contrast: Weight of the InfoNCE between the means of z of each two modalities, beside any objective.
+        num_samples: K of `iwae`, `dreg` and `meme`; for `elbo`, number of components drawn for each sample and
+            decoded, all if None.
         num_subsets: Number of subsets of 2 to M − 1 modalities drawn at each step if M is more than five.
-        beta: Weight of the KL after warm-up.
+        beta: Weight of the KL after warm-up; of the maximum mean discrepancies in `mfm`.
         beta_warmup: Share of the steps over which the weight rises from 0.
         free_bits: Nats of each latent dimension that cost nothing (Kingma et al. 2016).
         weight: Weight of the latent pass beside the masked ones of `M3AEForPreTraining`: its loss is a sum over all
@@ -77,6 +79,7 @@ class LatentConfig(StrictConfig):
     alpha: float = 5 / 6
     gamma: float = 1.0
     condition: list[str] | None = None
+    contrast: float = 0.0
     num_samples: int | None = None
     num_subsets: int = 8
     beta: float = 1.0
@@ -97,7 +100,7 @@ class LatentConfig(StrictConfig):
 
         check_choice("latent.kind", self.kind, ("poe", "moe", "mopoe", "joint", "holder"))
         check_choice("latent.family", self.family, ("gaussian", "laplace"))
-        alone = self.kind == "holder" or self.family == "laplace"
+        alone = self.kind == "holder" or self.family == "laplace" or self.objective == "meme"
         if self.prior_expert is None:
             self.prior_expert = "divided" if self.kind == "joint" else "never" if alone else "always"
         check_choice("latent.prior_expert", self.prior_expert, ("always", "full_only", "never", "divided"))
@@ -110,9 +113,9 @@ class LatentConfig(StrictConfig):
             ("prior_components", 0),
         ):
             check_count(f"latent.{option}", getattr(self, option), least)
-        if self.num_samples is not None or self.objective in ("iwae", "dreg"):
+        if self.num_samples is not None or self.objective in ("iwae", "dreg", "meme"):
             check_count(f"latent.num_samples of the objective {self.objective}", self.num_samples, 1)
-        for option in ("beta", "free_bits", "weight", "gamma"):
+        for option in ("beta", "free_bits", "weight", "gamma", "contrast"):
             check_number(f"latent.{option}", getattr(self, option))
         for option in ("flow_prior", "prior_flow"):
             check_choice(f"latent.{option}", getattr(self, option), (*FLOWS, None))
@@ -169,10 +172,19 @@ class LatentConfig(StrictConfig):
     def _check_densities(self, row: Any) -> None:
         from m3ae.models.objectives import PLAIN, Bound
 
-        objective, private = (
-            self.objective,
-            [n for n, modality in self.typed_modalities.items() if modality.private_size],
-        )
+        modalities, objective = self.typed_modalities, self.objective
+        private = ", ".join(name for name, modality in modalities.items() if modality.private_size) or "none"
+        if objective == "mfm" and (self.kind not in ("poe", "joint") or self.num_samples is not None):
+            raise ValueError(
+                f"latent.objective mfm: got the kind {self.kind} and num_samples {self.num_samples}; expected poe or "
+                "joint, and None, since its latents are points."
+            )
+        pair = len(self.experts) == len(modalities) == 2 and private == "none"
+        if objective == "meme" and (self.kind != "moe" or not pair):
+            raise ValueError(
+                f"latent.objective meme: got the kind {self.kind}, {len(modalities)} modalities, {len(self.experts)} "
+                f"of them with encoders, and private latents of {private}; expected moe, 2, 2 and none."
+            )
         if self.kind == "holder" and (
             self.prior_expert != "never" or self.num_samples is not None or (isinstance(row, Bound) and row != PLAIN)
         ):
@@ -181,10 +193,11 @@ class LatentConfig(StrictConfig):
                 f"{self.prior_expert}; expected elbo, None and never, since its weights learn from every component."
             )
         singles = self.kind == "moe" and (not isinstance(row, Bound) or row.components in ("kind", "singles"))
-        if self.family == "laplace" and (not singles or self.prior_expert not in ("never", "divided") or private):
+        singles = singles and self.prior_expert in ("never", "divided")
+        if self.family == "laplace" and (not singles or private != "none"):
             raise ValueError(
                 f"latent.family laplace: got the kind {self.kind}, the objective {objective}, prior_expert "
-                f"{self.prior_expert} and private latents of {', '.join(private) or 'none'}; expected moe, an "
+                f"{self.prior_expert} and private latents of {private}; expected moe, an "
                 "objective of single experts, never and none, since a product is no Laplace distribution."
             )
 

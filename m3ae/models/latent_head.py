@@ -36,6 +36,9 @@ from m3ae.models.latent_networks import (
 from m3ae.models.modalities import Modalities, build_modalities
 from m3ae.models.priors import ConditionalPrior, HierarchicalPrior, LearnedPrior, ZeroLinear
 
+NARROW = -12.0  # log-variance of a posterior that is a point, almost
+PSEUDO_INPUTS = 50
+
 
 class LatentPosterior(NamedTuple):
     """q(z, all private latents | the present modalities).
@@ -90,6 +93,7 @@ class LatentHead(nn.Module):
         assert isinstance(config.latent, LatentConfig)
         self.config = latent = config.latent
         self.prior_expert = latent.prior_expert or "always"
+        self.is_deterministic = latent.objective == "mfm"
         self.modalities = build_modalities(config)
         self.experts = nn.ModuleDict({name: Expert(self.modalities[name], latent) for name in latent.experts})
         of_trunk = {name: str(m.stream) for name, m in self.modalities.items() if m.stream and name in latent.experts}
@@ -110,6 +114,11 @@ class LatentHead(nn.Module):
             self.shared_prior = LearnedPrior(latent.learned_prior, latent.size)
         elif latent.flow_prior:
             self.shared_prior = FlowPrior(latent.flow_prior, latent.size)
+        has_pseudo = latent.objective == "meme"  # see `m3ae.models.meme`
+        widths = {name: expert.width for name, expert in experts.items() if has_pseudo}
+        self.pseudo_features = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(PSEUDO_INPUTS, width)) for name, width in widths.items()}
+        )
         self.private_priors = nn.ModuleDict(
             {
                 name: ConditionalPrior(latent.size, modality.private_size, modality.hidden_size // 2)
@@ -139,6 +148,9 @@ class LatentHead(nn.Module):
             if name in inputs:
                 features[name] = expert.read(inputs[name])
                 gaussian, private[name] = expert(features[name])
+                if self.is_deterministic:
+                    mu, logvar = private[name]
+                    private[name] = Gaussian(mu, torch.full_like(logvar, NARROW))
             shared.append(gaussian)
         family = Laplace if self.config.family == "laplace" else Gaussian
         stacked = family(
@@ -178,6 +190,9 @@ class LatentHead(nn.Module):
         else:
             assert joint is not None
             mixture = self._with_joint(experts, joint(present), members.to(present.device))
+        if self.is_deterministic:
+            narrow = torch.full_like(mixture.components.logvar, NARROW) * present.any(0)[:, None]
+            mixture = mixture._replace(components=mixture.components._replace(logvar=narrow))
         if each_explains_itself:
             present = self.covered(members).to(present.device)[..., None] & present  # (C, M, B)
         inferred, joined = {}, [mixture.components]
@@ -350,6 +365,12 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
         init.zeros_(module.logits)
     elif isinstance(module, FlowPrior):
         module.reset()
+    elif isinstance(module, LatentHead):
+        for features in module.pseudo_features.values():
+            init.normal_(features)
+    elif isinstance(module, JointExpert):
+        for vector in module.missing.values():
+            init.zeros_(vector)
     elif isinstance(module, ZeroLinear):
         init.zeros_(module.weight)
         init.zeros_(module.bias)

@@ -8,138 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
+from torch.nn import functional as F
 
 from m3ae.models import bounds, gaussians
-from m3ae.models.bounds import Elbo, References
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_head import InferredExperts, LatentHead, LatentPosterior
+from m3ae.models.latent_head import InferredExperts, LatentHead
+from m3ae.models.latent_step import LatentStep, M3AEForGenerationOutput
+from m3ae.models.meme import meme
+from m3ae.models.mfm import mfm
 from m3ae.models.modalities import LatentInputs
 from m3ae.models.option_checks import register_entry
-from m3ae.models.priors import ExpertReference
+from m3ae.models.pairs import all_gather_rows, contrastive_loss, same_samples
 
-
-@dataclass
-class M3AEForGenerationOutput(ModelOutput):
-    """The objective and its terms.
-
-    Attributes:
-        loss: () what is minimised.
-        losses: Name → (): `kl`, the mean of the sum of `kl`, and either `nll_<modality>`, −log p(x_m|z) in nats,
-            averaged over the samples that have the modality, or `iwae` or `dreg`, minus that bound, as weighted.
-        kl: (B, *) bound on the KL to the references in nats, for each shared dimension, or for all together if their
-            prior is learned; then for each private latent.
-        log_likelihood: Name → (B,) log p(x_m|z) of the modalities in the batch, 0 where absent; None for `iwae` and
-            `dreg`.
-        hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
-        attentions: With `output_attentions`, what it records.
-    """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    kl: Tensor | None = None
-    log_likelihood: dict[str, Tensor] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass(frozen=True)
-class LatentStep:
-    """What an objective is computed from.
-
-    Attributes:
-        head: Experts, priors and decoders.
-        encoded: Name → what the expert of each modality in the batch reads, as for `LatentHead.infer_experts`.
-        inputs: What the decoders have to explain.
-        fusion: The trunk's fusion, for a joint expert, see `LatentHead.infer_experts`.
-        beta: Weight of the KL; the config's, which holds after warm-up, if None.
-        eps: Standard normal noise of the latents, as the objective takes it (`m3ae.models.bounds`).
-        component_noise: (K·B,) uniform noise that draws the K components of each sample, with `num_samples`.
-        text_noise: Name → uniform noise of the masked tokens, as for `LatentHead.log_likelihoods`.
-        generator: Source of the noise that is None.
-    """
-
-    head: LatentHead
-    encoded: Mapping[str, Stream | Tensor]
-    inputs: LatentInputs
-    fusion: nn.Module | None = None
-    beta: float | Tensor | None = None
-    eps: Tensor | None = None
-    component_noise: Tensor | None = None
-    text_noise: Mapping[str, Tensor] | None = None
-    generator: torch.Generator | None = None
-
-    @cached_property
-    def experts(self) -> InferredExperts:
-        """What each modality infers alone."""
-        return self.head.infer_experts(self.encoded, self.inputs.present, self.fusion)
-
-    def posterior(self, members: Tensor, *, each_explains_itself: bool = False) -> LatentPosterior:
-        """Return the posterior with components (C, M) or (C, M + 1), as `LatentHead.posterior` does."""
-        return self.head.posterior(self.experts, members, each_explains_itself=each_explains_itself)
-
-    def likelihoods(self, inferred: Mapping[str, Tensor] | None = None) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return the weighted log p(x_m|z) of each modality as a function of z.
-
-        Private latents that are not `inferred`, as `LatentPosterior` says, follow their priors given z.
-        """
-        return self.head.log_likelihoods(
-            self.inputs.targets,
-            self.inputs.present,
-            inferred,
-            text_noise=self.text_noise,
-            generator=self.generator,
-            weighted=True,
-        )
-
-    def options(self, q: LatentPosterior) -> dict[str, Any]:
-        """Return the keyword arguments that the bounds of `m3ae.models.bounds` share."""
-        beta = self.head.config.beta if self.beta is None else self.beta
-        return {"beta": beta, "eps": self.eps, "generator": self.generator, "prior": self.head.prior(q.inferred)}
-
-    def references(
-        self, q: LatentPosterior, of_prior: Tensor, of_experts: Tensor, groups: Tensor | None = None
-    ) -> References:
-        """Return references of the shared latent; private latents are held to their priors with weight 1.
-
-        Args:
-            q: The posterior.
-            of_prior: (C, B) weight of p(z); dimensions may be 1.
-            of_experts: (C, G, B) weight of q(z | each of G groups); dimensions may be 1.
-            groups: (G, M) bool, the modalities of each group; each alone if None. A group that a sample lacks is
-                N(0, I).
-        """
-        prior, present = self.head.prior(q.inferred), self.experts.present
-        learned = self.head.shared_prior is not None
-        columns = 1 if learned else q.size
-        is_shared = torch.arange(columns + len(q.inferred), device=present.device) < columns
-        weight = torch.where(is_shared, of_prior[..., None], 1)
-        groups = torch.eye(len(present), dtype=torch.bool) if groups is None else groups
-        members = groups.to(present.device)[..., None] & present
-        products = gaussians.product_of_experts(self.experts.shared, members, self.head.prior_expert)
-        others = [
-            (ExpertReference(type(self.experts.shared)(*product), learned), of_experts[:, number, :, None])
-            for number, product in enumerate(zip(*products, strict=True))
-        ]
-        return [(prior, weight), *others]
-
-    def output(self, elbo: Elbo) -> M3AEForGenerationOutput:
-        """Return the loss and its terms, each without the modality's weight."""
-        unweighted = {
-            name: elbo.log_likelihood[name] / modality.config.weight
-            for name, modality in self.head.modalities.items()
-            if name in self.inputs.present
-        }
-        losses = {"kl": elbo.kl.sum(-1).mean()}
-        for name, value in unweighted.items():
-            losses[f"nll_{name}"] = -value.sum() / self.inputs.present[name].sum().clamp(min=1)
-        return M3AEForGenerationOutput(elbo.loss, losses, elbo.kl, unweighted)
+TEMPERATURE = 0.1  # of the contrast of experts
 
 
 Objective = Callable[[LatentStep], M3AEForGenerationOutput]
@@ -283,6 +171,8 @@ OBJECTIVES: dict[str, Objective] = {
     "jmvae": Bound("joint expert", None, prior_and_some_of_each),  # Suzuki et al. 2017
     "telbo": Bound("joint expert and singles", by_members, None, "members", True),  # Vedantam et al. 2018
     "cvae": Bound("joint expert", all_but_condition, condition_alone),  # Sohn et al. 2015
+    "meme": meme,  # Joy et al. 2022
+    "mfm": mfm,  # Tsai et al. 2019
     "iwae": partial(_importance_weighted, "iwae", bounds.iwae),  # Burda et al. 2016, Shi et al. 2019
     "dreg": partial(_importance_weighted, "dreg", bounds.dreg),  # Tucker et al. 2019
 }
@@ -306,7 +196,29 @@ def latent_pass(
     head: LatentHead, encoded: Mapping[str, Stream | Tensor], inputs: LatentInputs, **options: Any
 ) -> M3AEForGenerationOutput:
     """Compute the objective of `head.config`, each modality with its weight; `options` are those of `LatentStep`."""
-    return OBJECTIVES[head.config.objective](LatentStep(head, encoded, inputs, **options))
+    step = LatentStep(head, encoded, inputs, **options)
+    output = OBJECTIVES[head.config.objective](step)
+    if head.config.contrast:
+        assert output.losses is not None and output.loss is not None
+        output.losses["contrast"] = expert_contrast(step.experts)
+        output.loss = output.loss + head.config.contrast * output.losses["contrast"]
+    return output
+
+
+def expert_contrast(experts: InferredExperts) -> Tensor:
+    """Return the InfoNCE of the means of z of each two modalities of a sample, averaged over the pairs, ().
+
+    The means are compared by their cosine; samples with the same mean are no negatives of each other. It bounds what
+    the experts tell of each other, so that z keeps what modalities share (IDMVAE, 2026; van den Oord et al. 2018).
+    """
+    means, present = (all_gather_rows(rows.transpose(0, 1)).unbind(1) for rows in (experts.shared.mu, experts.present))
+    losses = []
+    for one, other in combinations(range(len(means)), 2):
+        first, second = means[one], means[other]
+        similarity = F.normalize(gaussians.upcast(first), dim=-1) @ F.normalize(gaussians.upcast(second), dim=-1).T
+        same = same_samples(first.detach(), second.detach())
+        losses.append(contrastive_loss(similarity / TEMPERATURE, same, present[one] & present[other]))
+    return torch.stack(losses).mean()
 
 
 def posterior_members(latent: LatentConfig, generator: torch.Generator | None = None) -> Tensor:

@@ -22,10 +22,11 @@ from m3ae.models.fusion import Stream
 from m3ae.models.heads import ContrastiveHead, Float32Linear, PixelDecoder, TokenHead, matching_score
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import LatentHead, init_latent_weights
+from m3ae.models.latent_step import M3AEForGenerationOutput
 from m3ae.models.masked_pass import SCHEDULES, FusedTokens, Masks, check_modalities
 from m3ae.models.modalities import read_inputs
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
-from m3ae.models.objectives import M3AEForGenerationOutput, latent_pass
+from m3ae.models.objectives import latent_pass
 from m3ae.models.option_checks import checked_arguments, without_labels
 from m3ae.models.pairs import ImageTextBatch, image_text_batch, match_pairs, sample_ids
 from m3ae.models.text_encoder import special_ids

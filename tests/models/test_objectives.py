@@ -11,8 +11,9 @@ from m3ae import M3AEForGeneration, M3AEForPreTraining
 from m3ae.models import gaussians
 from m3ae.models.gaussians import Gaussian
 from m3ae.models.latent_head import LatentPosterior
+from m3ae.models.latent_step import LatentStep
 from m3ae.models.modalities import read_inputs
-from m3ae.models.objectives import OBJECTIVES, LatentStep
+from m3ae.models.objectives import OBJECTIVES
 from tests.models.tiny import tiny_batch, tiny_model
 from tests.models.tiny_latent import DIGITS, digits_batch, latent_model, rows, without
 
