@@ -14,6 +14,7 @@ _IS_COMMAND = "m3ae_command" in sys.modules or (sys.argv[:1] == ["-m"] and "m3ae
 _BY_MODULE = {  # names that are imported when they are used; those of data and tasks need the extra `train`
     "ArrayDataset": "m3ae.data.arrays",
     "predict": "m3ae.inference.prediction",
+    "register_report_metric": "m3ae.metrics.reports",
     "register_source": "m3ae.data.sources",
     "train_generation": "m3ae.tasks.generation",
 }
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from m3ae.data.arrays import ArrayDataset as ArrayDataset
     from m3ae.data.sources import register_source as register_source
     from m3ae.inference.prediction import predict as predict
+    from m3ae.metrics.reports import register_report_metric as register_report_metric
     from m3ae.tasks.generation import train_generation as train_generation
 
 if TYPE_CHECKING or not _IS_COMMAND:

@@ -15,6 +15,7 @@ from m3ae import (
     M3AEForImageTextRetrieval,
     M3AEForPreTraining,
     M3AEForQuestionAnswering,
+    M3AEForReportGeneration,
 )
 from m3ae.options import dotted_keys
 from m3ae.tasks import PRETRAINING_TASKS, TASKS, task_class
@@ -31,6 +32,7 @@ MODELS = {
     "question_answering": M3AEForQuestionAnswering,
     "classification": M3AEForClassification,
     "retrieval": M3AEForImageTextRetrieval,
+    "report_generation": M3AEForReportGeneration,
     "generation": M3AEForGeneration,
 }
 # Epochs and batch of the published recipe, the multiplier of its head, and its number of training samples.

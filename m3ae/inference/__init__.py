@@ -9,6 +9,7 @@ from m3ae.inference.generation import generate, traverse
 from m3ae.inference.inputs import load_generator, load_model, read_images
 from m3ae.inference.prediction import predict
 from m3ae.inference.reconstruction import MaskedWord, Reconstruction, reconstruct
+from m3ae.inference.reports import write_reports
 from m3ae.inference.search import Hit, SearchIndex, index_folder, open_index
 from m3ae.inference.zero_shot import ZeroShotClassifier
 
@@ -31,4 +32,5 @@ __all__ = [
     "reconstruct",
     "traverse",
     "word_attention",
+    "write_reports",
 ]

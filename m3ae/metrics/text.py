@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from itertools import zip_longest
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,10 +78,8 @@ def text_metrics(texts: Sequence[str], references: Sequence[Sequence[str]]) -> d
         references: One or more right texts for each.
 
     Returns:
-        `bleu_1` to `bleu_4`, 0 to 1: of the corpus (Papineni et al. 2002), in lower case, with sacrebleu's default
-        tokenizer `13a`, for which each character of a script without blanks is a token, not smoothed, n-grams up to
-        that length; `exact`, the share of texts equal to a reference but for white space; `distinct`, the number of
-        different texts in relation to N.
+        `bleu_1` to `bleu_4`, see `bleu`; `exact`, the share of texts equal to a reference but for white space;
+        `distinct`, the number of different texts in relation to N.
 
     Raises:
         ValueError: There are no texts, or not as many lists of references.
@@ -93,16 +89,42 @@ def text_metrics(texts: Sequence[str], references: Sequence[Sequence[str]]) -> d
             f"expected texts with one reference or more each, got {len(texts)} texts and {len(references)} lists of "
             f"references, {sum(not accepted for accepted in references)} of them empty"
         )
-    # sacrebleu wants the first references of all texts, then the second ones of those that have some, and so on.
-    nested: list[Any] = [*zip_longest(*(map(space_words, accepted) for accepted in references))]
-    spaced = [space_words(text) for text in texts]
-    metrics = {}
-    for order in ORDERS:
-        metric = BLEU(lowercase=True, max_ngram_order=order, smooth_method="none", force=True)
-        metrics[f"bleu_{order}"] = metric.corpus_score(spaced, nested).score / 100
-    plain = [_plain(text) for text in texts]
-    equal = [text in map(_plain, accepted) for text, accepted in zip(plain, references, strict=True)]
-    return metrics | {"exact": sum(equal) / len(texts), "distinct": len(set(plain)) / len(texts)}
+    equal = exact_matches(texts, references)
+    return bleu(bleu_counts(texts, references)) | {"exact": float(equal.mean()), "distinct": distinct(texts)}
+
+
+def bleu_counts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.int64]:
+    """Return what BLEU counts of each of N texts, (N, 10): right n-grams by length, all, words, expected words."""
+    metric = BLEU(lowercase=True, smooth_method="none", effective_order=True)  # its score is not used
+    scores = [
+        metric.sentence_score(space_words(text), [*map(space_words, accepted)])
+        for text, accepted in zip(texts, references, strict=True)
+    ]
+    return np.array([[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores])
+
+
+def bleu(counts: NDArray[np.int64]) -> dict[str, float]:
+    """Return `bleu_1` to `bleu_4`, 0 to 1, of a corpus whose texts have these counts (N, 10) (Papineni et al. 2002).
+
+    BLEU_k = min(1, exp(1 − expected / written words)) · (p_1 · … · p_k)^(1/k), in lower case, with sacrebleu's default
+    tokenizer `13a`, for which each character of a script without blanks is a token, not smoothed.
+    """
+    right, (written, expected) = counts.sum(0)[:8].reshape(2, -1).astype(float), counts.sum(0)[8:]
+    precisions = right[0] / np.maximum(right[1], 1)
+    penalty = np.exp(min(0.0, 1 - expected / written)) if written else 0.0
+    means = (np.prod(precisions[:order]) ** (1 / order) for order in ORDERS)
+    return {f"bleu_{order}": float(penalty * mean) for order, mean in zip(ORDERS, means, strict=True)}
+
+
+def exact_matches(texts: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+    """Return which of N texts equal one of their references but for white space."""
+    pairs = zip(texts, references, strict=True)
+    return np.array([_plain(text) in map(_plain, accepted) for text, accepted in pairs])
+
+
+def distinct(texts: Sequence[str]) -> float:
+    """Return the number of different texts in relation to their number."""
+    return len({_plain(text) for text in texts}) / len(texts)
 
 
 def named_class(texts: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForImageTextToText,
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
     AutoProcessor,
@@ -34,12 +35,14 @@ from m3ae.models.modeling import M3AEModel, M3AEModelOutput
 from m3ae.models.objectives import register_objective
 from m3ae.models.pretraining import M3AEForPreTraining, M3AEForPreTrainingOutput
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor
+from m3ae.models.reports import M3AEForReportGeneration, M3AEForReportGenerationOutput
 from m3ae.models.retrieval import M3AEForImageTextRetrieval, M3AEForImageTextRetrievalOutput
 
 AutoConfig.register("m3ae", M3AEConfig, exist_ok=True)
 AutoModel.register(M3AEConfig, M3AEModel, exist_ok=True)
 AutoModelForPreTraining.register(M3AEConfig, M3AEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(M3AEConfig, M3AEForClassification, exist_ok=True)
+AutoModelForImageTextToText.register(M3AEConfig, M3AEForReportGeneration, exist_ok=True)
 AutoModelForVisualQuestionAnswering.register(M3AEConfig, M3AEForQuestionAnswering, exist_ok=True)
 AutoImageProcessor.register(
     M3AEConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), M3AEImageProcessor), exist_ok=True
@@ -62,6 +65,8 @@ __all__ = [
     "M3AEForPreTrainingOutput",
     "M3AEForQuestionAnswering",
     "M3AEForQuestionAnsweringOutput",
+    "M3AEForReportGeneration",
+    "M3AEForReportGenerationOutput",
     "M3AEImageConfig",
     "M3AEImageProcessor",
     "M3AEModel",

@@ -157,6 +157,7 @@ class M3AEConfig(StrictConfig):
         input_streams: The inputs that a head was fine-tuned on, some of `image` and `text`; None for both.
         num_negatives: Texts of the batch that the matching head is to tell apart from an image's own in retrieval
             training; 0 trains the contrastive head alone.
+        report_num_hidden_layers: Layers of the decoder that writes reports; its width and heads are the fusion's.
         mask_token_id: Index of the mask token. None becomes the last index of the vocabulary, as RoBERTa has it.
         latent: Options of `LatentConfig`, or one: the latent head. None, as published, leaves it out.
         tie_word_embeddings: Whether masked-language modelling predicts words by the weights of the word embeddings.
@@ -204,6 +205,7 @@ class M3AEConfig(StrictConfig):
     calibration_temperature: float = 1.0
     input_streams: list[str] | None = None
     num_negatives: int = 15
+    report_num_hidden_layers: int = 3
     mask_token_id: int | None = None
     latent: dict[str, Any] | LatentConfig | None = None
     tie_word_embeddings: bool = False

@@ -63,6 +63,14 @@ inputs = processor(images=image, text="Clear lungs.", return_tensors="pt")  # ei
 logits = model(**inputs).logits
 print(model.config.id2label[logits[0].argmax().item()])"""
 
+_REPORT = """\
+from m3ae import M3AEForReportGeneration, M3AEProcessor
+from m3ae.inference import write_reports
+
+processor = M3AEProcessor.from_pretrained("{location}")
+model = M3AEForReportGeneration.from_pretrained("{location}").eval()
+reports = write_reports(model, processor, [image], num_beams=4)"""
+
 _SCORE = """\
 from m3ae import M3AEForImageTextRetrieval, M3AEProcessor
 
@@ -99,6 +107,11 @@ _CLASSES = {
     "M3AEForQuestionAnswering": ("visual-question-answering", "a head chooses one of {labels} answers", _ANSWER),
     "M3AEForClassification": ("image-classification", "a head scores {labels} classes", _CLASSIFY),
     "M3AEForGeneration": ("any-to-any", "", _GENERATE),
+    "M3AEForReportGeneration": (
+        "image-to-text",
+        "an autoregressive decoder of {report_layers} layers writes reports",
+        _REPORT,
+    ),
     "M3AEForImageTextRetrieval": ("feature-extraction", "a head scores how well an image and a text match", _SCORE),
 }
 
@@ -147,7 +160,7 @@ def _architecture(model: PreTrainedModel, head: str) -> str:
         patch_size=config.image_config.patch_size,
         text_type=config.text_config.model_type,
         layers=config.num_hidden_layers,
-        head=head.format(labels=config.num_labels),
+        head=head.format(labels=config.num_labels, report_layers=config.report_num_hidden_layers),
     )
 
 

@@ -32,7 +32,7 @@ STREAMS = ("text", "image")  # in this order poolers are concatenated and modali
 TRUNK = ("encoder", "fusion")  # its learning-rate groups
 
 # Heads of another task in a saved model are not loaded, without a warning.
-OTHER_HEADS = [r"^(mim|mlm|itm|itc|vqa|cls|latent)_head\."]
+OTHER_HEADS = [r"^(mim|mlm|itm|itc|vqa|cls|report|latent)_head\."]
 
 
 class M3AEPreTrainedModel(PreTrainedModel):

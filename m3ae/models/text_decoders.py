@@ -1,4 +1,4 @@
-"""Decoders of texts from z: a masked language model, and an autoregressive one.
+"""Decoders of texts from z: a masked language model, and an autoregressive one, whose GPT-2 writes reports, too.
 
 Shapes: R rows (any samples and components of a batch), Z dimensions of z and of the private latent together, L text
 tokens, T latent tokens, W width, V vocabulary.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,59 @@ Resize = Callable[[Any, int], Any]  # a layer and the number of words → the la
 FULLY_MASKED_SHARE = 0.25  # of the rows in training: what generation starts from
 
 
+class SpecialTokens(NamedTuple):
+    """Ids of the tokens that no text is made of."""
+
+    bos: int
+    eos: int
+    pad: int
+    mask: int
+
+    @classmethod
+    def of(cls, config: M3AEConfig) -> SpecialTokens:
+        """Return the special tokens of a model; ValueError if the text encoder's are unknown."""
+        text: Any = config.text_config
+        ends = (text.bos_token_id, text.eos_token_id, text.pad_token_id)
+        if not all(isinstance(token, int) for token in ends):
+            raise ValueError(f"text_config: bos, eos and pad tokens of a decoded text must be known, got {ends}.")
+        assert config.mask_token_id is not None
+        return cls(*map(int, ends), config.mask_token_id)
+
+
+def build_gpt2(vocab_size: int, special: SpecialTokens, **options: Any) -> GPT2LMHeadModel:
+    """Build a GPT-2 (Radford et al. 2019) with random weights and further options of `GPT2Config`."""
+    options = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": False, **options}
+    ends = {"bos_token_id": special.bos, "eos_token_id": special.eos}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **ends, **options))
+
+
+@torch.no_grad()
+def write_texts(model: GPT2LMHeadModel, special: SpecialTokens, inputs: dict[str, Tensor], **options: Any) -> Tensor:
+    """Write the likeliest next token until the end, or as the options of transformers' `generate` say.
+
+    Args:
+        model: The GPT-2.
+        special: Its special tokens; a text has none of them but its two ends.
+        inputs: What the GPT-2 reads: with cross-attention `encoder_hidden_states`.
+        options: Options of `generate`, `max_new_tokens` among them.
+
+    Returns:
+        Token ids (R, L), padded.
+    """
+    settings: dict[str, Any] = {
+        "do_sample": False,
+        "pad_token_id": special.pad,  # of texts that have ended; in the config, it would warn of them as of inputs
+        "suppress_tokens": [special.bos, special.pad, special.mask],
+        **inputs,
+    }
+    if "encoder_hidden_states" in inputs and options.get("use_cache", True):
+        caches = (DynamicCache(config=model.config) for _ in range(2))
+        settings[CACHE] = EncoderDecoderCache(*caches)
+    written = model.generate(**settings | options)  # type: ignore[misc, unused-ignore]  # self is annotated so in some versions
+    assert isinstance(written, Tensor)
+    return written
+
+
 class TextDecoder(nn.Module, ABC):
     """z → the likelihood of a text, or a text."""
 
@@ -36,13 +89,8 @@ class TextDecoder(nn.Module, ABC):
         text = config.text_config
         assert text is not None and not isinstance(text, dict)
         self.max_length, self.vocab_size = modality.max_length, text.vocab_size
-        ends = (text.bos_token_id, text.eos_token_id, text.pad_token_id)
-        if not all(isinstance(token, int) for token in ends):
-            raise ValueError(f"text_config: bos, eos and pad tokens of a decoded text must be known, got {ends}.")
-        self.bos, self.eos, self.pad = map(int, ends)
-        assert config.mask_token_id is not None
-        self.mask = config.mask_token_id
-        self.special = [self.bos, self.eos, self.pad, self.mask]
+        self.special = SpecialTokens.of(config)
+        self.bos, self.eos, self.pad, self.mask = self.special
 
     @abstractmethod
     def log_likelihood(self, latents: Tensor, input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
@@ -134,7 +182,7 @@ class MaskedTextDecoder(TextDecoder):
         input_ids[hidden] = self.mask
         while hidden.any():
             logits = upcast(self._logits(input_ids, latents, visible, hidden))
-            logits[:, self.special] = -torch.inf
+            logits[:, list(self.special)] = -torch.inf
             confidence, token = logits.softmax(-1).max(-1)
             surest = confidence.new_full(hidden.shape, -1).masked_scatter(hidden, confidence).argmax(1, keepdim=True)
             chosen = hidden & (position == surest)
@@ -144,7 +192,7 @@ class MaskedTextDecoder(TextDecoder):
 
 
 class AutoregressiveTextDecoder(TextDecoder):
-    """A GPT-2 (Radford et al. 2019) that reads latent tokens made of z; its likelihood is exact.
+    """A GPT-2 that reads latent tokens made of z; its likelihood is exact.
 
     In training, a share of the words that it reads is masked, `dropout` of the modality: what it cannot copy from the
     words before it has to read from z (word dropout, Bowman et al. 2016).
@@ -155,21 +203,14 @@ class AutoregressiveTextDecoder(TextDecoder):
         self.num_tokens, self.word_dropout = num_tokens, modality.dropout
         self.prefix = modality.conditioning == "prefix"
         self.latent_tokens = nn.Linear(input_size, num_tokens * modality.hidden_size)
-        self.model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=self.vocab_size,
-                n_positions=self.max_length + num_tokens * self.prefix,
-                n_embd=modality.hidden_size,
-                n_layer=modality.num_layers,
-                n_head=modality.num_attention_heads,
-                add_cross_attention=not self.prefix,
-                tie_word_embeddings=False,
-                embd_pdrop=0.0,
-                resid_pdrop=0.0,
-                attn_pdrop=0.0,
-                bos_token_id=self.bos,
-                eos_token_id=self.eos,
-            )
+        self.model = build_gpt2(
+            self.vocab_size,
+            self.special,
+            n_positions=self.max_length + num_tokens * self.prefix,
+            n_embd=modality.hidden_size,
+            n_layer=modality.num_layers,
+            n_head=modality.num_attention_heads,
+            add_cross_attention=not self.prefix,
         )
 
     def log_likelihood(self, latents: Tensor, input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
@@ -185,22 +226,11 @@ class AutoregressiveTextDecoder(TextDecoder):
         logits = self.model.lm_head(states[:, -input_ids.shape[1] : -1][predicted])
         return _log_probabilities(logits, input_ids[:, 1:], predicted)
 
-    @torch.no_grad()
     def generate(self, latents: Tensor, **options: Any) -> Tensor:
         """Write the likeliest next token until the end, or as the options of transformers' `generate` say."""
         start = torch.full((len(latents), 1), self.bos, device=latents.device)
-        settings = {
-            "do_sample": False,
-            "pad_token_id": self.pad,  # of texts that have ended; in the config, it would warn of them as of inputs
-            "suppress_tokens": [self.bos, self.pad, self.mask],
-            "max_new_tokens": self.max_length - 1,
-            **self._inputs(start, torch.ones_like(start), latents),
-        }
-        if not self.prefix:
-            caches = (DynamicCache(config=self.model.config) for _ in range(2))
-            settings[CACHE] = EncoderDecoderCache(*caches)
-        written = self.model.generate(**settings | options)  # type: ignore[misc, unused-ignore]  # self is annotated so in some versions
-        assert isinstance(written, Tensor)
+        inputs = self._inputs(start, torch.ones_like(start), latents)
+        written = write_texts(self.model, self.special, inputs, **{"max_new_tokens": self.max_length - 1, **options})
         # from embeddings, `generate` returns the new tokens alone
         return torch.cat([start, written], 1) if self.prefix else written
 

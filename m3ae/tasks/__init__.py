@@ -8,6 +8,7 @@ TASKS = {
     "question_answering": "m3ae.tasks.question_answering:QuestionAnswering",
     "classification": "m3ae.tasks.classification:Classification",
     "retrieval": "m3ae.tasks.retrieval:Retrieval",
+    "report_generation": "m3ae.tasks.report_generation:ReportGeneration",
     "generation": "m3ae.tasks.generation:Generation",
 }
 

@@ -57,15 +57,30 @@ def bag_of_words_scores(
         new_texts: The m texts.
         tf_idf: Whether rare words count more than words of many texts.
     """
-    words = _Words(texts, tf_idf)
-    scores = np.zeros((len(new_texts), targets.shape[1]))
-    for column, truth in enumerate(targets.T):
-        known = np.isin(truth, (0, 1))
-        if words.counts is None or len(set(truth[known])) < 2:
-            scores[:, column] = truth[known].mean() if known.any() else 0.0
-        else:
-            scores[:, column] = _fit(words.counts[known], truth[known]).predict_proba(words.of(new_texts))[:, 1]
-    return scores
+    return LabelReader(texts, targets, tf_idf=tf_idf).scores(new_texts)
+
+
+class LabelReader:
+    """A regression for each of A labels on the words of n texts; the arguments are those of `bag_of_words_scores`."""
+
+    def __init__(self, texts: Sequence[str], targets: NDArray[Any], *, tf_idf: bool = False) -> None:
+        self._words = words = _Words(texts, tf_idf)
+        self._models: list[LogisticRegression | float] = []
+        for truth in targets.T:
+            known = np.isin(truth, (0, 1))
+            if words.counts is None or len(set(truth[known])) < 2:
+                self._models.append(float(truth[known].mean()) if known.any() else 0.0)
+            else:
+                self._models.append(_fit(words.counts[known], truth[known]))
+
+    def scores(self, texts: Sequence[str]) -> NDArray[Any]:
+        """Return the probability (m, A) of each label for m texts."""
+        counts = self._words.of(texts) if self._words.counts is not None else None
+        columns = [
+            np.full(len(texts), model) if isinstance(model, float) else model.predict_proba(counts)[:, 1]
+            for model in self._models
+        ]
+        return np.stack(columns, 1)
 
 
 class _Words:

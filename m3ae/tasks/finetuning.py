@@ -129,16 +129,27 @@ class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
             dataset: The n samples.
             images: The `original` images, `blank` ones (the mean of the normalisation), or those of `other` samples.
         """
+        rows, image_ids = self.compute(accelerator, dataset, lambda batch: model(**batch).logits.float().cpu(), images)
+        return Prediction(torch.stack(rows), image_ids)
+
+    def compute(
+        self,
+        accelerator: Accelerator,
+        dataset: SampleDataset,
+        function: Callable[[dict[str, Tensor]], Iterable[ResultT]],
+        images: Images = "original",
+    ) -> tuple[list[ResultT], list[int]]:
+        """Return what a function makes of each sample of a batch, and a number for its image, as `predict` does."""
         source = dataset.with_other_images() if images == "other" else dataset
         indices = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-        computed: list[tuple[Tensor, int]] = []
+        computed: list[tuple[ResultT, int]] = []
         for batch in self._batches(source, indices, partial(self._evaluation_batch, blank=images == "blank")):
             image_ids = batch.pop("image_ids").tolist()
             with accelerator.autocast():
-                logits = model(**send_to_device(batch, accelerator.device)).logits
-            computed += zip(logits.float().cpu(), image_ids, strict=True)
+                results = function(send_to_device(batch, accelerator.device))
+            computed += zip(results, image_ids, strict=True)
         rows = gather_rows(computed)
-        return Prediction(torch.stack([row for row, _ in rows]), [image or -i for i, (_, image) in enumerate(rows)])
+        return [row for row, _ in rows], [image or -i for i, (_, image) in enumerate(rows)]
 
     def controls(
         self,

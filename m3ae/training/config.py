@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from m3ae.options import (
     ConfigError,
@@ -21,13 +21,14 @@ from m3ae.options import (
     dotted_keys,
     named,
     parse_yaml,
-    unknown_keys,
 )
 from m3ae.training.finetuning_sections import (
     ClassificationConfig,
     FineTuningConfig,
     FineTuningEvaluationConfig,
+    GenerateOptions,
     QuestionAnsweringConfig,
+    ReportGenerationConfig,
     RetrievalConfig,
 )
 from m3ae.training.sections import (
@@ -112,17 +113,8 @@ class LatentEvaluationConfig(Section):
     importance_rows: PositiveInt = 100
     temperature: float = Field(default=1.0, ge=0)
     text_rows: NonNegativeInt = 100
-    text_options: dict[str, Any] = Field(default={})
+    text_options: GenerateOptions = Field(default={})
     problems: ProblemsConfig | None = None
-
-    @field_validator("text_options")
-    @classmethod
-    def _options_of_generate_exist(cls, options: dict[str, Any]) -> dict[str, Any]:
-        from transformers import GenerationConfig
-
-        if problems := unknown_keys(options, GenerationConfig().to_dict()):
-            raise OptionsError(problems)
-        return options
 
 
 class PreTrainingEvaluationConfig(EvaluationConfig):
@@ -235,11 +227,29 @@ class RetrievalRun(FineTuningRun):
         return self
 
 
+class ReportGenerationRun(FineTuningRun):
+    """Fine-tuning for reports on images."""
+
+    task: Literal["report_generation"]
+    report_generation: ReportGenerationConfig = ReportGenerationConfig()
+
+    @model_validator(mode="after")
+    def _the_report_is_not_read(self) -> Self:
+        read = self.data.text_column
+        if self.report_generation.report_column in ([read] if isinstance(read, str) else read or []):
+            raise ValueError(
+                f"data.text_column: got {read}, the report that is to be written; expected null, or a column of "
+                "further texts, such as the indication"
+            )
+        return self
+
+
 RUNS: dict[str, type[RunConfig]] = {
     "pretraining": PreTrainingRun,
     "question_answering": QuestionAnsweringRun,
     "classification": ClassificationRun,
     "retrieval": RetrievalRun,
+    "report_generation": ReportGenerationRun,
     "generation": GenerationRun,
 }
 

@@ -1,10 +1,22 @@
 """Sections of the configuration that fine-tuning tasks have."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from m3ae.options import OptionsError, unknown_keys
 from m3ae.training.sections import EvaluationConfig, Section
+
+
+def _exist(options: dict[str, Any]) -> dict[str, Any]:
+    from transformers import GenerationConfig
+
+    if problems := unknown_keys(options, GenerationConfig().to_dict()):
+        raise OptionsError(problems)
+    return options
+
+
+GenerateOptions = Annotated[dict[str, Any], AfterValidator(_exist)]  # options of transformers' `generate`
 
 
 class FineTuningEvaluationConfig(EvaluationConfig):
@@ -120,3 +132,20 @@ class RetrievalConfig(Section):
     relevance: Literal["every", "published"] = "every"
     rerank: NonNegativeInt | None = None
     max_rows: PositiveInt | None = None
+
+
+class ReportGenerationConfig(Section):
+    """Which reports are learnt, how they are written, and how they are judged.
+
+    Attributes:
+        report_column: Column of the report or reports; `data.text_column` names further texts that are read, if any.
+        options: Options of transformers' `generate`, such as `{num_beams: 4}`; saved with the model.
+        label_column: Column of the names of what a report states, for the F1 of a bag-of-words classifier of reports;
+            `null` for none. Reports on phantoms are read by their grammar.
+        num_labels: Number of names that count, the most frequent of the training split.
+    """
+
+    report_column: str = "text"
+    options: GenerateOptions = Field(default={})
+    label_column: str | None = None
+    num_labels: PositiveInt = 11

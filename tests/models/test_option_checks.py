@@ -13,6 +13,7 @@ from m3ae import (
     M3AEForImageTextRetrieval,
     M3AEForPreTraining,
     M3AEForQuestionAnswering,
+    M3AEForReportGeneration,
     M3AEModel,
 )
 from m3ae.models.modeling import M3AEPreTrainedModel
@@ -26,6 +27,7 @@ CLASSES = {
     M3AEForQuestionAnswering: LABELS,
     M3AEForClassification: LABELS,
     M3AEForImageTextRetrieval: {},
+    M3AEForReportGeneration: {},
 }
 HUB = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "use_cache": False}
 

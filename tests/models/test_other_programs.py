@@ -14,6 +14,7 @@ from m3ae import (
     M3AEForImageTextRetrieval,
     M3AEForPreTraining,
     M3AEForQuestionAnswering,
+    M3AEForReportGeneration,
     M3AEModel,
 )
 from m3ae.models.modeling import M3AEPreTrainedModel
@@ -60,8 +61,9 @@ GENERATORS = {
         }
     },
 }
+CLASSES = (M3AEModel, M3AEForPreTraining, M3AEForQuestionAnswering, M3AEForClassification, M3AEForReportGeneration)
 CASES = [
-    *((c, {}) for c in (M3AEModel, M3AEForPreTraining, M3AEForQuestionAnswering, M3AEForClassification)),
+    *((c, {}) for c in CLASSES),
     (M3AEForImageTextRetrieval, {"num_negatives": 1}),
     *((M3AEForGeneration, options) for options in GENERATORS.values()),
 ]

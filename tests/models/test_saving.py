@@ -14,6 +14,7 @@ from m3ae import (
     M3AEForImageTextRetrieval,
     M3AEForPreTraining,
     M3AEForQuestionAnswering,
+    M3AEForReportGeneration,
     M3AEModel,
 )
 from m3ae.models.modeling import M3AEPreTrainedModel
@@ -67,7 +68,14 @@ def test_weights_with_one_parameter_missing_are_not_drawn_anew(tmp_path) -> None
     assert 0 < vit.cls_token.std() < 0.1
 
 
-CLASSES = [M3AEForPreTraining, M3AEForQuestionAnswering, M3AEForClassification, M3AEForImageTextRetrieval, M3AEModel]
+CLASSES = [
+    M3AEForPreTraining,
+    M3AEForQuestionAnswering,
+    M3AEForClassification,
+    M3AEForImageTextRetrieval,
+    M3AEForReportGeneration,
+    M3AEModel,
+]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

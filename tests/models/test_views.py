@@ -13,6 +13,7 @@ from m3ae import (
     M3AEForImageTextRetrieval,
     M3AEForPreTraining,
     M3AEForQuestionAnswering,
+    M3AEForReportGeneration,
     M3AEModel,
 )
 from m3ae.models.encoders import denormalize_images
@@ -100,6 +101,7 @@ def test_every_view_is_read() -> None:
         (M3AEForQuestionAnswering, {"labels": torch.tensor([0, 1, 1, 0])}),
         (M3AEForClassification, {"labels": torch.tensor([0, 1, 1, 0])}),
         (M3AEForImageTextRetrieval, {}),
+        (M3AEForReportGeneration, {"labels": torch.tensor([[0, 5, 6, 2]] * 4)}),
     ],
 )
 def test_tasks_learn_from_views_any_of_them_missing(model_class: Any, labels: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ a little more frequent than "yes": a healthy study has no finding to ask for.
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -163,6 +164,41 @@ def write_report(factors: Factors, rng: np.random.Generator) -> str:
         position = rng.integers(len(sentences) + 1)
         sentences.insert(int(position), str(rng.choice(HEART_SIZE_SENTENCES)).format(heart=factors.heart))
     return " ".join(sentences)
+
+
+def read_factors(report: str) -> Factors | None:
+    """Return the factors that a report states: the inverse of `write_report`.
+
+    Returns:
+        None where a sentence is not of the grammar, where not exactly one states the finding or that there is none,
+        where a sentence stands twice, or where the finding cannot have such factors.
+    """
+    sentences = [sentence.strip() for sentence in re.findall(r"[^.]*\.|[^.]+$", report)]
+    words: dict[str, str] = {}
+    findings = 0
+    for sentence in sentences:
+        matches = [match for pattern in _PATTERNS if (match := pattern.fullmatch(sentence))]
+        if not matches and sentence not in HEALTHY_SENTENCES + OTHER_SENTENCES:
+            return None
+        stated = matches[0].groupdict() if matches else {}
+        findings += "finding" in stated or sentence in HEALTHY_SENTENCES
+        words = stated | words
+    if findings != 1 or len(set(sentences)) < len(sentences):
+        return None
+    by_word = {word: finding for finding, word in WORD_OF_FINDING.items()}
+    try:
+        return Factors(**words | {"finding": by_word[words["finding"]] if "finding" in words else "none"})
+    except ValueError:
+        return None
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """Return the pattern of a sentence, with a group for each of its factors."""
+    words = {name: "|".join(values) for name, values in FACTOR_WORDS.items()}
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda name: f"(?P<{name[1]}>{words[name[1]]})", re.escape(template)))
+
+
+_PATTERNS = [*map(_pattern, (*LUNG_SENTENCES, *HEART_SENTENCES, *DEVICE_SENTENCES, *HEART_SIZE_SENTENCES))]
 
 
 FINDING_QUESTION = "What is the finding?"
