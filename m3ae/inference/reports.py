@@ -54,7 +54,7 @@ def write_reports(
     with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else None):
         torch.manual_seed(seed)
         for start in range(0, len(images), batch_size):
-            inputs = _pixels(model, processor, images[start : start + batch_size])
+            inputs: dict[str, Any] = _pixels(model, processor, images[start : start + batch_size])
             if texts is not None:
                 batch = texts[start : start + batch_size]
                 inputs |= encode_words(model, processor, [text or "" for text in batch])

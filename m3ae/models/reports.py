@@ -145,7 +145,7 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
         loss = costs.sum() / (labels[:, 1:] != IGNORED).sum().clamp(min=1)
         return M3AEForReportGenerationOutput(loss, {"report": loss}, logits)
 
-    def generate(  # type: ignore[override]  # images in place of a prompt
+    def generate(
         self,
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,

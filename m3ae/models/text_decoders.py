@@ -44,13 +44,14 @@ class SpecialTokens(NamedTuple):
         if not all(isinstance(token, int) for token in ends):
             raise ValueError(f"text_config: bos, eos and pad tokens of a decoded text must be known, got {ends}.")
         assert config.mask_token_id is not None
-        return cls(*map(int, ends), config.mask_token_id)
+        bos, eos, pad = map(int, ends)
+        return cls(bos, eos, pad, config.mask_token_id)
 
 
 def build_gpt2(vocab_size: int, special: SpecialTokens, **options: Any) -> GPT2LMHeadModel:
     """Build a GPT-2 (Radford et al. 2019) with random weights and further options of `GPT2Config`."""
     options = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": False, **options}
-    ends = {"bos_token_id": special.bos, "eos_token_id": special.eos}
+    ends: dict[str, Any] = {"bos_token_id": special.bos, "eos_token_id": special.eos}
     return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **ends, **options))
 
 

@@ -250,8 +250,8 @@ class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun])
         self, dataset: SampleDataset, texts: Sequence[str], controls: dict[str, list[str]]
     ) -> Iterator[dict[str, Any]]:
         for number, (sample, text) in enumerate(zip(dataset.samples, texts, strict=True)):
-            nearest = {name: controls[name][number] for name in ("nearest", "shuffled") if name in controls}
-            yield {**self.reference(dataset, sample), "prediction": text, "truth": [*sample.target], **nearest}
+            line = {**self.reference(dataset, sample), "prediction": text, "truth": [*sample.target]}
+            yield line | {name: controls[name][number] for name in ("nearest", "shuffled") if name in controls}
 
 
 def open_reports(config: ReportGenerationRun, split: str) -> SampleDataset:

@@ -65,7 +65,8 @@ def test_two_reports_are_learnt_by_heart_and_written_for_new_images(data: Path) 
     assert metrics["test/exact"] == metrics["test/label_macro_f1"] == metrics["test/real_label_macro_f1"] == 1
     assert metrics["test/bleu_4"] == metrics["test/rouge_l"] == pytest.approx(1)
     assert metrics["test/nearest_rouge_l"] == 1, "the image of a training report is as bright"
-    assert metrics["test/frequent_label_micro_f1"] == metrics["test/gain_label_micro_f1"] == pytest.approx(2 / 3)
+    assert metrics["test/frequent_label_micro_f1"] == pytest.approx(2 / 3)
+    assert metrics["test/gain_label_micro_f1"] == pytest.approx(2 / 3)
     assert metrics["test/shuffled_label_micro_f1"] == pytest.approx(1 / 3), "one of three gets an image as dark"
     assert metrics["test/shuffled_rouge_l"] < 1 and metrics["test/blank_rouge_l"] < 1
     assert metrics["test/rouge_l_low"] == metrics["test/rouge_l_high"] == 1
