@@ -80,5 +80,5 @@ def _pixels(model: M3AEForReportGeneration, processor: M3AEProcessor, studies: S
     pixels = encode_pixels(model, processor, [view or blank for view in padded]).unflatten(0, (-1, number))
     present = present.view(-1, number)
     if model.config.num_views == 1:
-        pixels = pixels[:, 0]
+        pixels, present = pixels[:, 0], present[:, 0]
     return {"pixel_values": pixels, "image_present": present}
