@@ -40,12 +40,12 @@ def predict(
     batch_size: int,
     device: str | None,
 ) -> None:
-    """Predict classes, answers or scores of images.
+    """Predict classes, answers, reports or scores of images.
 
     MODEL is the folder of a fine-tuned model or of its run, or a hub name. An INPUT is an image, DICOM too, a folder
     of images, with a table or without, a table, or a set made by m3ae prepare. A classifier gives the probability of
     each class, and the labels whose probability reaches the threshold that was chosen on validation. A model for
-    questions answers the question of each row. A model for retrieval scores the text of each row. A row that cannot
+    questions answers the question of each row. A model for reports writes one on each row. A model for retrieval scores the text of each row. A row that cannot
     be predicted, such as that of a broken image, has the reason in the column error.
 
     \b
@@ -108,6 +108,8 @@ def _line(prediction: Prediction) -> str:
 def _result(prediction: Prediction) -> str:
     if "error" in prediction:
         return f"no prediction, {prediction['error']}"
+    if "report" in prediction:
+        return str(prediction["report"])
     scores: dict[str, Any] = prediction.get("probabilities") or {
         answer["answer"]: answer["probability"] for answer in prediction.get("answers", [])
     }

@@ -1,4 +1,4 @@
-"""Predictions about any images: probabilities of classes, answers, and scores of images with texts.
+"""Predictions about any images: probabilities of classes, answers, reports, and scores of images with texts.
 
 Shapes: B rows, U different studies, V views, A answers or classes.
 """
@@ -27,6 +27,7 @@ from m3ae.models.fusion import Stream
 from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
+from m3ae.models.reports import M3AEForReportGeneration
 from m3ae.models.retrieval import M3AEForImageTextRetrieval
 
 Loaded = tuple[M3AEPreTrainedModel, M3AEProcessor]
@@ -73,7 +74,7 @@ def predict(
     Returns:
         A mapping for each row. Classification has `prediction`, a class or a list of labels, and `probabilities`.
         Question answering has `prediction`, `probability` and the `answers`, the likeliest first. Retrieval has
-        `score`, of the matching head, and `cosine`, of the contrastive head. A row that cannot be predicted has
+        `score`, of the matching head, and `cosine`, of the contrastive head. Report generation has `report`. A row that cannot be predicted has
         `error`, the reason.
 
     Raises:
@@ -92,7 +93,7 @@ def open_predictor(path: str | Path, device: str | None = None) -> Loaded:
     """Load a model that predicts, and its processor.
 
     Raises:
-        ValueError: There is no such model, or it predicts neither classes, answers nor scores.
+        ValueError: There is no such model, or it predicts neither classes, answers, reports nor scores.
     """
     if (name := saved_class(path)) not in (expected := [kind.__name__ for kind in PREDICTORS]):
         raise ValueError(
@@ -148,7 +149,7 @@ def predict_cases(
             errors = [case.error or _problem(model, case, decoded[_key(case)]) for case in batch]
             usable = [case for case, error in zip(batch, errors, strict=True) if error is None]
             streams = _encode(model, processor, usable, decoded) if usable else {}
-            predicted = iter(PREDICTORS[type(model)](model, streams, top_k) if usable else [])
+            predicted = iter(PREDICTORS[type(model)](model, processor, streams, top_k) if usable else [])
             for case, error in zip(batch, errors, strict=True):
                 yield case.facts | (next(predicted) if error is None else {"error": error})
 
@@ -216,7 +217,7 @@ def _problem(model: M3AEPreTrainedModel, case: Case, decoded: dict[str, Any] | s
         return decoded
     reads = model.config.input_streams or STREAMS
     lacking = [name for name, value in (("image", decoded), ("text", case.text)) if name in reads and not value]
-    is_enough = isinstance(model, M3AEForClassification) and len(lacking) < len(reads)
+    is_enough = isinstance(model, M3AEForClassification | M3AEForReportGeneration) and len(lacking) < len(reads)
     name = {"text": "question"} if isinstance(model, M3AEForQuestionAnswering) else {}
     return (
         f"no {' and no '.join(name.get(stream, stream) for stream in lacking)}" if lacking and not is_enough else None
@@ -252,7 +253,7 @@ def _pixels(
     return (pixels, present) if len(views) > 1 else (pixels[:, 0], present[:, 0])
 
 
-def _classes(model: M3AEForClassification, streams: Streams, top_k: int) -> list[Prediction]:
+def _classes(model: M3AEForClassification, processor: M3AEProcessor, streams: Streams, top_k: int) -> list[Prediction]:
     probabilities = model.probabilities(model.score(streams).float())
     names: Mapping[Any, str] = model.config.id2label or {}
     several = model.config.problem_type == "multi_label_classification"
@@ -264,7 +265,9 @@ def _classes(model: M3AEForClassification, streams: Streams, top_k: int) -> list
     return predictions
 
 
-def _answers(model: M3AEForQuestionAnswering, streams: Streams, top_k: int) -> list[Prediction]:
+def _answers(
+    model: M3AEForQuestionAnswering, processor: M3AEProcessor, streams: Streams, top_k: int
+) -> list[Prediction]:
     probabilities = model.probabilities(model.score(streams).float())
     best = probabilities.topk(min(top_k, probabilities.shape[-1]))
     names: Mapping[Any, str] = model.config.id2label or {}
@@ -276,7 +279,16 @@ def _answers(model: M3AEForQuestionAnswering, streams: Streams, top_k: int) -> l
     return predictions
 
 
-def _scores(model: M3AEForPreTraining | M3AEForImageTextRetrieval, streams: Streams, top_k: int) -> list[Prediction]:
+def _reports(
+    model: M3AEForReportGeneration, processor: M3AEProcessor, streams: Streams, top_k: int
+) -> list[Prediction]:
+    written = model.generate(memory=model.fuse(streams))
+    return [{"report": text.strip()} for text in processor.batch_decode(written, skip_special_tokens=True)]
+
+
+def _scores(
+    model: M3AEForPreTraining | M3AEForImageTextRetrieval, processor: M3AEProcessor, streams: Streams, top_k: int
+) -> list[Prediction]:
     scores = {}
     if has_matching_head(model):
         scores["score"] = model.score(streams["text"], streams["image"])
@@ -290,6 +302,7 @@ def _scores(model: M3AEForPreTraining | M3AEForImageTextRetrieval, streams: Stre
 PREDICTORS: dict[type[M3AEPreTrainedModel], Callable[..., list[Prediction]]] = {
     M3AEForClassification: _classes,
     M3AEForQuestionAnswering: _answers,
+    M3AEForReportGeneration: _reports,
     M3AEForImageTextRetrieval: _scores,
     M3AEForPreTraining: _scores,
 }

@@ -6,6 +6,7 @@ words of the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig
+from m3ae.models.fusion import Stream
 from m3ae.models.gaussians import upcast
 from m3ae.models.modeling import OTHER_HEADS, STREAMS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.option_checks import checked_arguments
@@ -95,7 +97,10 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
 
         Of a sample without anything zeros are read, so that its report is the usual one.
         """
-        streams = self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
+        return self.fuse(self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present))
+
+    def fuse(self, streams: Mapping[str, Stream]) -> Memory:
+        """Fuse encoded streams to what a report is to be written from."""
         fused = self.m3ae.fuse(streams)[-1]
         names = [name for name in STREAMS if name in fused]
         masks = []

@@ -22,7 +22,6 @@ from m3ae.data.phantom.report import Factors
 from m3ae.data.samples import Sample, SampleDataset, evenly
 from m3ae.figures import Strip, draw_retrieval, save_figure
 from m3ae.inference.inputs import pictures
-from m3ae.inference.reports import decode_reports
 from m3ae.metrics.aggregation import bootstrap
 from m3ae.metrics.reports import FACTORS, REPORT_METRICS, ReportJudge, ReportScores
 from m3ae.metrics.text import distinct
@@ -82,10 +81,12 @@ class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun])
         open_data(config, for_training=for_training)
         dataset = cache(partial(open_reports, config))
         path, name = config.model.path, M3AEForReportGeneration.__name__
+        inputs = {"image": config.data.image_columns, "text": config.data.text_column}
         model, processor = open_model(
             config,
             M3AEForReportGeneration,
             lambda: [text for sample in dataset("train").samples for text in sample.target],
+            {"input_streams": [stream for stream, columns in inputs.items() if columns]} if for_training else {},
             new_head=for_training and (path is None or saved_config(path).architectures != [name]),
         )
         options = {"max_new_tokens": config.data.max_text_length - 1} | config.report_generation.options
@@ -141,7 +142,8 @@ class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun])
         def of_batch(batch: dict[str, Tensor]) -> list[tuple[str, float, int, Tensor]]:
             labels, memory = batch.pop("labels"), model.encode(**batch)
             costs = token_costs(model.decode(memory, labels.clamp(min=0)), labels)
-            texts = decode_reports(self.processor, model.generate(memory=memory))
+            written = model.generate(memory=memory)
+            texts = [text.strip() for text in self.processor.batch_decode(written, skip_special_tokens=True)]
             counts = (labels[:, 1:] != IGNORED).sum(1)
             rows = (texts, costs.sum(1).tolist(), counts.tolist(), _features(memory))
             return [*zip(*rows, strict=True)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import m3ae
 from m3ae import M3AEForReportGeneration
 from m3ae.inference import load_model, write_reports
 from m3ae.metrics.reports import REPORT_METRICS, register_report_metric
@@ -88,6 +89,13 @@ def test_two_reports_are_learnt_by_heart_and_written_for_new_images(data: Path) 
     model, processor = load_model(folder, [M3AEForReportGeneration])
     images = [Image.new("L", (40, 32), value) for value in (3, 246)]
     assert write_reports(model, processor, images, batch_size=1) == [line["prediction"] for line in lines[:2]]
+    (prediction,) = m3ae.predict(folder, [images[0]])
+    assert prediction == {"report": REPORTS["dark"][0]}
+    with pytest.raises(ValueError, match="generate has no option num_beam"):
+        write_reports(model, processor, images, num_beam=2)
+    with pytest.raises(ValueError, match="image 1: no image"):
+        write_reports(model, processor, [images[0], None])
+    assert model.generation_config.num_beams == 2
     drawn = [write_reports(model, processor, images, do_sample=True, seed=seed, temperature=9.0) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
