@@ -45,8 +45,9 @@ def predict(
     MODEL is the folder of a fine-tuned model or of its run, or a hub name. An INPUT is an image, DICOM too, a folder
     of images, with a table or without, a table, or a set made by m3ae prepare. A classifier gives the probability of
     each class, and the labels whose probability reaches the threshold that was chosen on validation. A model for
-    questions answers the question of each row. A model for reports writes one on each row. A model for retrieval scores the text of each row. A row that cannot
-    be predicted, such as that of a broken image, has the reason in the column error.
+    questions answers the question of each row. A model for reports writes a report on each row. A model for retrieval
+    scores the text of each row. A row that cannot be predicted, such as that of a broken image, has the reason in the
+    column error.
 
     \b
     Examples:

@@ -74,8 +74,8 @@ def predict(
     Returns:
         A mapping for each row. Classification has `prediction`, a class or a list of labels, and `probabilities`.
         Question answering has `prediction`, `probability` and the `answers`, the likeliest first. Retrieval has
-        `score`, of the matching head, and `cosine`, of the contrastive head. Report generation has `report`. A row that cannot be predicted has
-        `error`, the reason.
+        `score`, of the matching head, and `cosine`, of the contrastive head. Report generation has `report`. A row
+        that cannot be predicted has `error`, the reason.
 
     Raises:
         ValueError: There is no such model, it predicts none of these, or images and texts differ in number.
