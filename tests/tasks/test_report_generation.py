@@ -18,7 +18,6 @@ from m3ae.tasks.report_generation import ReportGeneration
 from m3ae.training import TrainingStopped
 from m3ae.training.config import ConfigError, RunConfig
 from m3ae.training.loop import train
-from tests.tasks.tiny import tiny_run
 from tests.tasks.tiny_finetuning import tiny_finetuning, write_splits
 
 REPORTS = {"dark": ["The lungs are clear."], "bright": ["A large effusion on the left.", "Large effusion."]}
@@ -112,11 +111,11 @@ def test_a_run_resumes_exactly(data: Path) -> None:
 
 
 def test_phantoms_are_judged_by_their_grammar(tmp_path: Path) -> None:
-    options = {"data": {**NO_FURTHER_TEXT, "image_columns": ["frontal"]}, "evaluation": {}}
-    config = tiny_run(tmp_path / "data", tmp_path / "run", "report_generation", **options)
-    task = ReportGeneration.from_config(config.model_copy(update={"evaluation": config.evaluation}))
+    recipe = {"name": "phantom", "num_studies": 40, "image_size": 32, "num_workers": 1}
+    config = run(tmp_path / "data", data={"image_columns": ["frontal"], "prepare": recipe})
+    task = ReportGeneration.from_config(config)
     judge = task.judge("test")
-    texts = [references[0] for references in judge.references]
+    texts = [reports[0] for reports in judge.references]
     assert judge.score(texts).metrics()["all_factors"] == 1
     assert judge.score(texts[1:] + texts[:1]).metrics()["all_factors"] < 0.5
 
