@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
+import m3ae
 from m3ae.cli import cli
 from m3ae.commands.options import CONFIGS
 from m3ae.commands.training import evaluate, finetune, pretrain, sweep, train
@@ -20,9 +23,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked wheel."""
+    """The unpacked wheel that is built from the source distribution."""
     folder = tmp_path_factory.mktemp("wheel")
-    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    (archive,) = SdistBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    (source,) = (path for path in folder.iterdir() if path.is_dir())
+    (wheel,) = WheelBuilder(str(source)).build(directory=str(folder), versions=["standard"])
     zipfile.ZipFile(wheel).extractall(folder / "site-packages")
     return folder / "site-packages"
 
@@ -36,6 +43,12 @@ def test_the_wheel_holds_all_configs_and_modules(installed: Path) -> None:
         assert found == expected
     assert (installed / "m3ae" / "py.typed").is_file()
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"m3ae", "m3ae_command.py"}
+
+
+def test_there_is_one_version(installed: Path) -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == m3ae.__version__
+    assert (installed / f"m3ae-{m3ae.__version__}.dist-info").is_dir()
 
 
 def test_a_shipped_config_is_found_from_the_wheel(installed: Path, tmp_path: Path) -> None:
