@@ -16,7 +16,8 @@ from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_normalization
 from m3ae.options import named
 from m3ae.training.config import RunConfig
-from m3ae.training.sections import InitConfig, check_overrides
+from m3ae.training.model_options import check_overrides
+from m3ae.training.sections import InitConfig
 from m3ae.transfer.image_encoders import image_contradictions, image_options, init_image_encoder, resize_images
 from m3ae.transfer.text_encoders import contradictions, init_text_encoder, load_tokenizer, read_text_config
 from m3ae.transfer.vision_transformers import PublishedViT

@@ -129,6 +129,11 @@ def _deepspeed(config: RunConfig) -> DeepSpeedPlugin:
     training = config.training
     if training.mixed_precision == "fp16":
         raise ValueError("training.mixed_precision: got fp16, expected bf16 or no with DeepSpeed")
+    if training.ema_decay is not None:
+        raise ValueError(
+            f"training.ema_decay: got {training.ema_decay:g}, expected null with DeepSpeed, which keeps the weights "
+            "to itself; take FSDP2 or DDP"
+        )
     plugin = DeepSpeedPlugin(zero3_init_flag=False)  # every process builds the whole model, then keeps its share
     settings: dict[str, Any] = plugin.deepspeed_config
     contradictions = [

@@ -194,6 +194,7 @@ class _TrainingLoop:
         values = {**losses, "grad_norm": grad_norm}
         if not skipped:
             self.trained.optimizer.step()
+            self.trained.update_average(self.state.step + 1)
             self.last_finite = values
             self.meter.add(values)
         elif self.accelerator.scaler is not None:

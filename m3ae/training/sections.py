@@ -1,8 +1,7 @@
-"""Sections of the configuration that every task has, and the check of the options of a model."""
+"""Sections of the configuration that every task has."""
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,12 +12,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    create_model,
     field_validator,
     model_validator,
 )
 
-from m3ae.options import STRICT, OptionsError, check_options, class_options, named
+from m3ae.options import STRICT, OptionsError
+from m3ae.training.model_options import check_overrides
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 LEARNING_RATE_GROUP = re.compile(r"encoder|fusion|heads(\.decoders(\.[^.]+)?)?")
@@ -292,6 +291,9 @@ class TrainingConfig(Section):
         max_steps: Length of the run.
         batch_size: Samples of one micro-batch of one process.
         gradient_accumulation_steps: Micro-batches of one process that make one optimiser step.
+        ema_decay: Decay of an average of the trained weights over the steps, such as 0.999; at step n at most
+            (1 + n) / (10 + n). The average is what is validated, measured, and saved in `best/` and `model/`, while
+            checkpoints hold the weights, too. `null` for none.
         mixed_precision: Autocast type; parameters stay in float32. `auto` is bf16 where the device has units for it
             that are faster than float32, else `no`; a resumed run keeps what it began with.
         seed: Decides sample order, augmentation, masking and dropout.
@@ -320,6 +322,7 @@ class TrainingConfig(Section):
     max_steps: PositiveInt
     batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt = 1
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     seed: NonNegativeInt = 0
     validate_every: PositiveInt | None = 500
@@ -346,44 +349,3 @@ class EvaluationConfig(Section):
     """
 
     batch_size: PositiveInt | None = None
-
-
-def check_overrides(overrides: Mapping[str, Any], text_encoder: str | None) -> None:
-    """Raise OptionsError for a key that is no option of `M3AEConfig` and its sections, or a value of another type.
-
-    The options of a text encoder depend on its `model_type`; without one they are not checked.
-    """
-    with named("overrides."):
-        from m3ae.models.modalities import KINDS
-
-        check_options(_overrides_model(tuple(KINDS)), overrides)
-    if text_encoder is not None and overrides.get("text_config"):
-        from m3ae.models.text_encoder import check_text_encoder, check_text_options
-
-        with named("overrides: "):
-            check_text_encoder(text_encoder, overrides["text_config"])
-            check_text_options(text_encoder, overrides["text_config"])
-
-
-@cache
-def _overrides_model(kinds: tuple[str, ...]) -> type[BaseModel]:
-    import torch
-
-    from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-    from m3ae.models.latent_configuration import LatentConfig
-    from m3ae.models.modalities import KINDS
-    from m3ae.models.option_checks import TRANSFORMERS_KEYS
-
-    def options(config: type[Any], **nested: Any) -> Any:
-        return class_options(config, nested, TRANSFORMERS_KEYS - {"model_type"}, {"torch": torch})
-
-    of_kinds = [class_options(kind.config_class, {}) for kind in map(KINDS.__getitem__, kinds)]
-    known = {name: (field.annotation, None) for kind in of_kinds for name, field in kind.model_fields.items()}
-    modality: Any = create_model("ModalityConfig", __config__=of_kinds[0].model_config, **known)  # type: ignore[call-overload]
-    model: type[BaseModel] = options(
-        M3AEConfig,
-        image_config=options(M3AEImageConfig) | None,
-        text_config=dict | None,
-        latent=options(LatentConfig, modalities=dict[str, modality] | None) | None,
-    )
-    return model

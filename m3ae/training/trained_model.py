@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
 from m3ae.training.config import RunConfig
@@ -39,7 +40,10 @@ class TrainedModel:
     Attributes:
         model: The model to train.
         optimizer: The optimiser.
-        whole: A whole model to measure and to save; `update_whole` gives it the weights that are trained.
+        whole: A whole model to measure and to save; `update_whole` gives it the weights that are trained, or their
+            average.
+        average: Name → average over the steps of a parameter that is trained, as the engine keeps it; empty without
+            `training.ema_decay`.
         learning_rate: The rate of the present step, of parameters without a multiplier.
     """
 
@@ -50,9 +54,14 @@ class TrainedModel:
         if config.training.compile:
             model.compile()  # in place: parameter names, and so checkpoints, stay as they are
         self.whole, self._bare, self._accelerator = model, model, accelerator
-        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        divided = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        self._ema_decay = config.training.ema_decay
+        if divided:
             self.whole = copy.deepcopy(model)
             _make_divisible(model, accelerator)
+        elif self._ema_decay is not None:  # the whole model's parameters are the averages; frozen ones are shared
+            frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+            self.whole = copy.deepcopy(model, frozen).to(accelerator.device)
         optimizer = build_optimizer(model, config.optimizer)
         self._schedule, self._max_steps = config.optimizer, config.training.max_steps
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -62,6 +71,12 @@ class TrainedModel:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters: dict[str, Any] = fsdp2_canonicalize_names(dict(model.named_parameters()))
         self._shapes = {name: parameter.shape for name, parameter in self.whole.named_parameters()}
+        self.average: dict[str, Tensor] = {}
+        if self._ema_decay is not None:
+            whole = {} if divided else dict(self.whole.named_parameters())
+            for name, parameter in self.parameters.items():
+                if parameter.requires_grad:
+                    self.average[name] = parameter.detach().clone() if divided else whole[name].detach()
 
     def set_learning_rate(self, step: int) -> None:
         """Set the learning rate of each group for an optimiser step, counted from 0."""
@@ -75,12 +90,22 @@ class TrainedModel:
         norm = self._accelerator.clip_grad_norm_(self.model.parameters(), max_norm or float("inf"))
         return _whole(norm)
 
+    def update_average(self, step: int) -> None:
+        """Move the averages towards the weights after an optimiser step, counted from 1."""
+        if self._ema_decay is not None:
+            update = get_ema_multi_avg_fn(min(self._ema_decay, (1 + step) / (10 + step)))
+            weights = [_local(self.parameters[name].detach()) for name in self.average]
+            update([_local(average) for average in self.average.values()], weights, step)
+
     @torch.no_grad()
     def update_whole(self) -> nn.Module:
-        """Return the whole model with the weights that are trained, on the device."""
+        """Return the whole model with the weights that are trained, or their average, on the device."""
         if self.whole is not self._bare:
             for name, parameter in self.whole.to(self._accelerator.device).named_parameters():
-                parameter.copy_(self.weight(name))
+                average = self.average.get(name)
+                parameter.copy_(self.weight(name) if average is None else _whole(average).view(parameter.shape))
+            for buffer, current in zip(self.whole.buffers(), self._bare.buffers(), strict=True):
+                buffer.copy_(current)
         return self.whole
 
     def weight(self, name: str) -> Tensor:
@@ -88,8 +113,9 @@ class TrainedModel:
         return _whole(self.parameters[name].detach()).view(self._shapes[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return this process's weights, buffers and moments; a parameter that never had a gradient has no moments."""
+        """Return this process's weights, buffers, averages and moments; without a gradient there are no moments."""
         tensors, state = self._buffers(), self.optimizer.state
+        tensors |= {f"ema/{name}": self._in_shape(name, average) for name, average in self.average.items()}
         for name, parameter in self.parameters.items():
             tensors[name] = self._in_shape(name, parameter.detach())
             if moments := state.get(parameter):
@@ -99,14 +125,19 @@ class TrainedModel:
 
     @torch.no_grad()
     def load_moments(self, folder: Path) -> None:
-        """Read the optimiser's moments; a parameter that the files do not name has had no gradient."""
+        """Read the averages and the moments; a parameter that the files do not name has had no gradient."""
         stored, tensors = stored_shapes(folder), dict[str, Tensor]()
+        averages = {name: average for name, average in self.average.items() if f"ema/{name}" in stored}
+        for name, average in averages.items():
+            tensors[f"ema/{name}"] = self._in_shape(name, average)
         trained = {name: parameter for name, parameter in self.parameters.items() if f"step/{name}" in stored}
         for name, parameter in trained.items():
             for key in MOMENTS:
                 tensors[f"{key}/{name}"] = self._in_shape(name, torch.zeros_like(parameter))
             tensors[f"step/{name}"] = torch.zeros((), device=parameter.device)
         read_tensors(tensors, folder)
+        for name, average in averages.items():
+            average.copy_(_like(average, tensors[f"ema/{name}"]))
         for name, parameter in trained.items():
             moments = {key: _like(parameter, tensors[f"{key}/{name}"]) for key in MOMENTS}
             self.optimizer.state[parameter] = moments | {"step": tensors[f"step/{name}"]}
@@ -233,8 +264,9 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
 
 def write_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
     """Write the tensors that the processes have, each once, as safetensors; all raise what one of them has met."""
-    # torch holds a file twice in memory while it writes: a process writes weights and either moment one by one.
-    files = {name: {"exp_avg": 2, "exp_avg_sq": 3}.get(name.split("/")[0], 1) for name in gather_object(list(tensors))}
+    # torch holds a file twice in memory while it writes: a process writes weights, averages and moments one by one.
+    numbers = {"exp_avg": 2, "exp_avg_sq": 3, "ema": 4}
+    files = {name: numbers.get(name.split("/")[0], 1) for name in gather_object(list(tensors))}
     with _first_failure():
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), files, save_distributed=True))
 
@@ -246,8 +278,8 @@ def read_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def is_moment(name: str) -> bool:
-    """Return whether a tensor of this name belongs to the optimiser."""
-    return name.startswith(tuple(f"{key}/" for key in (*MOMENTS, "step")))
+    """Return whether a tensor of this name is a moment of the optimiser, or the average of a weight."""
+    return name.startswith(tuple(f"{key}/" for key in (*MOMENTS, "step", "ema")))
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -288,6 +320,10 @@ def _make_divisible(model: nn.Module, accelerator: Accelerator) -> None:
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:

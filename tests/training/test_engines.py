@@ -124,6 +124,7 @@ def test_fsdp_that_would_not_do_what_it_says_is_refused(tmp_path, monkeypatch, f
             "offload_param: got a device, expected none",
         ),
         ({}, {"mixed_precision": "fp16"}, "training.mixed_precision: got fp16, expected bf16 or no with DeepSpeed"),
+        ({}, {"ema_decay": 0.9}, "training.ema_decay: got 0.9, expected null with DeepSpeed"),
     ],
 )
 def test_a_deepspeed_config_that_contradicts_the_run_is_refused(tmp_path, monkeypatch, settings, training, message):

@@ -4,8 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from m3ae.training.engine import build_accelerator
 from m3ae.training.loop import NonFiniteLossError, train
 from m3ae.training.progress import read_metrics
+from m3ae.training.run_folder import RunFolder
+from m3ae.training.trained_model import prepare_model
 
 from .toy import Killed, ToyTask, checkpoint_weights, toy_config
 
@@ -72,6 +75,46 @@ def test_resuming_after_a_kill_is_exact(uninterrupted, tmp_path, kill_at, capsys
     assert_equal(weights(tmp_path), weights(folder))
     assert_equal(weights(tmp_path, "best"), weights(folder, "best"))
     assert records(tmp_path) == records(folder)
+
+
+def test_the_average_of_the_weights_is_saved_and_resumed_exactly(uninterrupted, tmp_path, capsys):
+    config = toy_config(tmp_path / "average", ema_decay=0.5, checkpoint_every=1, keep_checkpoints=9)
+    result = train(config, ToyTask())
+    steps = [checkpoint_weights(path) for path in sorted((tmp_path / "average" / "checkpoints").iterdir())]
+    assert_equal(steps[-1], weights(uninterrupted[0]))  # training does not notice the average
+    expected = dict(ToyTask().model.state_dict())
+    for number, trained in enumerate(steps, start=1):
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = {name: decay * value + (1 - decay) * trained[name] for name, value in expected.items()}
+    for name, value in weights(tmp_path / "average").items():
+        torch.testing.assert_close(value, expected[name])
+    with pytest.raises(Killed):
+        train(toy_config(tmp_path / "killed", ema_decay=0.5), ToyTask(kill_at=12))
+    assert train(toy_config(tmp_path / "killed", ema_decay=0.5), ToyTask(), resume=True) == result
+    assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "average"))
+    assert_equal(weights(tmp_path / "killed", "best"), weights(tmp_path / "average", "best"))
+    assert records(tmp_path / "killed")[-1] == records(tmp_path / "average")[-1]
+
+
+def test_an_average_starts_and_ends_with_any_checkpoint(uninterrupted, tmp_path, capsys):
+    checkpoint = uninterrupted[0] / "checkpoints" / "step-00000006"
+    train(toy_config(tmp_path / "started", ema_decay=0.5), ToyTask(), resume=checkpoint)
+    assert "training.ema_decay changes from None to 0.5" in capsys.readouterr().out
+    checkpoints = tmp_path / "started" / "checkpoints"
+    assert_equal(checkpoint_weights(checkpoints / "step-00000008"), weights(uninterrupted[0]))
+    assert not torch.equal(weights(tmp_path / "started")["body.weight"], weights(uninterrupted[0])["body.weight"])
+    train(toy_config(tmp_path / "ended"), ToyTask(), resume=checkpoints / "step-00000008")
+    assert_equal(weights(tmp_path / "ended"), weights(uninterrupted[0]))
+
+
+def test_the_average_has_the_trained_weights_alone(tmp_path):
+    task = ToyTask()
+    task.model.body.requires_grad_(False)
+    config = toy_config(tmp_path, ema_decay=0.9)
+    trained = prepare_model(task.model, config, build_accelerator(config, RunFolder(tmp_path)))
+    assert trained.average.keys() == {"head.weight", "head.bias"}
+    assert trained.whole.body.weight is task.model.body.weight
+    assert trained.whole.head.weight is not task.model.head.weight
 
 
 def test_resuming_a_finished_run_writes_the_model_again(uninterrupted, tmp_path):
