@@ -71,7 +71,8 @@ class Collator:
 class TrunkCollator:
     """Batches samples as keyword arguments of the models of the trunk, with the noise of all their masks.
 
-    With several views V images are (B, V, 3, S, S), and their presence and noise (B, V) and (B, V, N).
+    With several views V images are (B, V, 3, S, S), and their presence and noise (B, V) and (B, V, N). `pixel_mask` is
+    in batches of padded images only.
 
     Args:
         modalities: The modalities of the trunk, as `m3ae.models.modalities.trunk_modalities` returns them.
@@ -101,8 +102,13 @@ class TrunkCollator:
         """Return images and texts without noise: what `M3AEModel.encode` takes, and the mask of special tokens."""
         batch = self._collate(samples, generators or visit_generators(samples, 1))
         text = batch.pop("text")
-        pixels, present = (_join_views([view[key] for view in batch.values()]) for key in ("pixel_values", "present"))
-        return {"pixel_values": pixels, "image_present": present, "text_present": text.pop("present"), **text}
+        views = [*batch.values()]
+        if any("pixel_mask" in view for view in views):
+            blanks = (torch.ones_like(view["pixel_values"][:, 0], dtype=torch.bool) for view in views)
+            views = [{"pixel_mask": blank} | view for view, blank in zip(views, blanks, strict=True)]
+        images = {name: _join_views([view[name] for view in views]) for name in views[0]}
+        present = {"image_present": images.pop("present"), "text_present": text.pop("present")}
+        return images | present | text
 
 
 def _join_views(views: Sequence[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from m3ae.data.collate import Batch
 from m3ae.evaluation.report import PermutationResult
 from m3ae.models.gaussians import active_units
 from m3ae.models.generation import M3AEForGeneration
+from m3ae.models.masking import blank_padding
 
 Array = NDArray[Any]
 
@@ -133,11 +134,16 @@ def run_pass(
                 "bound": elbo.bound,
                 "kl": elbo.kl.sum(-1),
                 "log_likelihood": elbo.log_likelihood,
-                "expected": {name: value[0] for name, value in expected.items()},
-                "samples": {name: value[0] for name, value in samples.items()},
+                "expected": {name: _without_padding(value[0], batch[name]) for name, value in expected.items()},
+                "samples": {name: _without_padding(value[0], batch[name]) for name, value in samples.items()},
             }
         )
     return Pass(rows=rows.having(given), **_join(results))
+
+
+def _without_padding(values: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return decoded images (B, C, H, W) with 0 where the images of the batch are padded, as these have."""
+    return blank_padding(values, tensors.get("pixel_mask"))
 
 
 @torch.no_grad()

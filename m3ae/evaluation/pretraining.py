@@ -166,7 +166,8 @@ class PreTrainingEvaluator:
         batch, trunk = self._to_device(batch), model.m3ae
         with self.accelerator.autocast():
             text = trunk.encode_text(batch["input_ids"], batch["attention_mask"], batch["text_present"])
-            image = trunk.encode_image(batch["pixel_values"], None, batch["image_present"])
+            present, mask = batch["image_present"], batch.get("pixel_mask")
+            image = trunk.encode_image(batch["pixel_values"], None, present, pixel_mask=mask)
             fused = trunk.fuse({"text": text, "image": image}, read={"text": positions})[-1]
             logits: Tensor = model.mlm_head(fused["text"])
         return logits.argmax(-1)

@@ -1,4 +1,4 @@
-"""From a stored image to the square that a model sees: the published crops, and changes that a radiograph bears.
+"""From a stored image to the size that a model sees: the published crops, and changes that a radiograph bears.
 
 Everything is Pillow, as in `M3AEImageProcessor`, so that training and inference see the same pixels. Nothing is ever
 mirrored: the side words of the text would become wrong.
@@ -7,14 +7,16 @@ mirrored: the side words of the text would become wrong.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 
 from m3ae.images.pixels import to_8bit
 
 Augmentation = Literal["crop", "radiograph", "affine"]
+Resize = Literal["crop", "pad", "stretch"]
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
@@ -40,8 +42,9 @@ def augment(
     draw: np.random.Generator,
     augmentation: Augmentation,
     crop_scale: tuple[float, float],
+    resize: Resize = "crop",
 ) -> Image.Image:
-    """Turn an image into a square of `size` pixels as training sees it.
+    """Turn an image into a square of `size` pixels, or with `pad` one that fits into it, as training sees it.
 
     Args:
         image: The image, of mode "L" or "RGB".
@@ -49,16 +52,49 @@ def augment(
         draw: Source of all randomness.
         augmentation: `crop`; `radiograph`, which also turns, shifts and re-tones; or `affine`, which turns, shifts and
             scales.
-        crop_scale: Range of the area that is cut out; (1, 1) is the centre crop.
+        crop_scale: Range of the area that is cut out; (1, 1) cuts out nothing at random.
+        resize: As for `fit`.
     """
-    square = centre_crop(image, size) if crop_scale == (1.0, 1.0) else random_crop(image, size, draw, crop_scale)
-    return change(square, draw, augmentation)
+    if crop_scale == (1.0, 1.0):
+        return change(fit(image, size, size, resize), draw, augmentation)
+    return change(random_crop(image, size, draw, crop_scale, resize), draw, augmentation)
 
 
 def change(image: Image.Image, draw: np.random.Generator, augmentation: Augmentation) -> Image.Image:
     """Return an image of the model's size as training sees it, see `augment`."""
     changes = {"radiograph": jitter, "affine": affine}
     return changes[augmentation](image, draw) if augmentation in changes else image
+
+
+def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Image:
+    """Resize an image of any shape, pixel for pixel as the processor does.
+
+    Args:
+        image: The image.
+        width: Width of the model's images in pixels.
+        height: Height of the model's images.
+        resize: `crop` keeps the middle; `stretch` keeps everything and changes the aspect ratio; `pad` keeps both: the
+            result is smaller on one side, and what pads it does not count.
+    """
+    if resize == "crop" and width == height:
+        return centre_crop(image, width)
+    if resize == "crop":
+        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    size = fitted_size(image.size, width, height) if resize == "pad" else (width, height)
+    return image.resize(size, Image.Resampling.BICUBIC) if image.size != size else image
+
+
+def fitted_size(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """Return the largest size of the same aspect ratio, to the pixel, that fits into `width` and `height`."""
+    if size[0] * height >= size[1] * width:
+        return width, max(1, round(size[1] * width / size[0]))
+    return max(1, round(size[0] * height / size[1])), height
+
+
+def middle(outer: Sequence[int], inner: Sequence[int]) -> tuple[slice, slice]:
+    """Return the rows and the columns of an image of size (H, W) in which a smaller one lies that is padded to it."""
+    top, left = ((whole - side) // 2 for whole, side in zip(outer, inner, strict=True))
+    return slice(top, top + inner[0]), slice(left, left + inner[1])
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -73,21 +109,26 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
-def random_crop(image: Image.Image, size: int, draw: np.random.Generator, scale: tuple[float, float]) -> Image.Image:
+def random_crop(
+    image: Image.Image, size: int, draw: np.random.Generator, scale: tuple[float, float], resize: Resize = "crop"
+) -> Image.Image:
     """Cut out a random share of the area and resize it to a square (the random resized crop of Inception).
 
-    The published recipe has a scale of (0.9, 1) and, as here, aspect ratios from 3/4 to 4/3. A shape that does not fit
-    into the image in ten tries is replaced by the centre crop.
+    The published recipe has a scale of (0.9, 1) and, as here, aspect ratios from 3/4 to 4/3, with `pad` and `stretch`
+    times that of the image. A shape that does not fit into the image in ten tries is replaced by what `fit` returns.
     """
     width, height = image.size
+    aspect = 1.0 if resize == "crop" else width / height
     for _ in range(CROP_TRIES):
         area = width * height * draw.uniform(*scale)
-        ratio = math.exp(draw.uniform(*np.log(ASPECT_RATIOS)))
+        ratio = math.exp(draw.uniform(*np.log(ASPECT_RATIOS))) * aspect
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(draw.integers(width - w + 1)), int(draw.integers(height - h + 1))
-            return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
-    return centre_crop(image, size)
+            box, target = (left, top, left + w, top + h), (size, size)
+            target = fitted_size((w, h), *target) if resize == "pad" else target
+            return image.resize(target, Image.Resampling.BICUBIC, box=box)
+    return fit(image, size, size, resize)
 
 
 def jitter(image: Image.Image, draw: np.random.Generator) -> Image.Image:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from m3ae.inference.inputs import encode_pixels
+from m3ae.models.masking import real_patches
 from m3ae.models.modalities.text import spell_words, word_ids
 from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
@@ -51,10 +52,11 @@ def word_attention(
     """
     trunk, pixels = model.base_model, encode_pixels(model, processor, [image])
     assert isinstance(trunk, M3AEModel)
+    real = real_patches(pixels.get("pixel_mask"), trunk.image_encoder.vit.patch_size)
     if text is None or model.config.input_streams == ["image"]:
-        attentions = trunk(pixel_values=pixels, output_attentions=True).attentions
+        attentions = trunk(**pixels, output_attentions=True).attentions
         row = attentions[-1][0, :, 0].float().mean(0).cpu()
-        return WordAttention([POOLED], _maps(row[None]))
+        return WordAttention([POOLED], _maps(row[None], real))
     encoded = processor.tokenizer(
         text,
         truncation=True,
@@ -63,7 +65,7 @@ def word_attention(
         return_special_tokens_mask=True,
         return_tensors="pt",
     )
-    streams = trunk.encode(pixels, encoded["input_ids"].to(model.device))
+    streams = trunk.encode(**pixels, input_ids=encoded["input_ids"].to(model.device))
     weights = trunk.fusion.cross_attention({name: streams[name] for name in STREAMS}, "text")[0].float().mean(0).cpu()
     numbers = word_ids(text, encoded["offset_mapping"][0, :, 0].numpy())
     numbers[encoded["special_tokens_mask"][0].bool()] = -1
@@ -73,10 +75,14 @@ def word_attention(
         if word[0].isalnum() and len(tokens):
             words.append(word)
             rows.append(tokens.mean(0))
-    return WordAttention(words, _maps(torch.stack(rows)))
+    return WordAttention(words, _maps(torch.stack(rows), real))
 
 
-def _maps(weights: Tensor) -> Tensor:
-    """Return weights (W, 1 + N) that add up to 1 as multiples of an even share, of the patches alone (W, √N, √N)."""
+def _maps(weights: Tensor, real: Tensor | None) -> Tensor:
+    """Return weights (W, 1 + N) that add up to 1 as multiples of an even share, of the patches alone (W, √N, √N).
+
+    The share is that of the first token and the `real` patches (1, N), or of all if None.
+    """
     side = math.isqrt(weights.shape[1] - 1)
-    return (weights * weights.shape[1])[:, 1:].view(-1, side, side)
+    count = weights.shape[1] if real is None else 1 + int(real.sum())
+    return (weights * count)[:, 1:].view(-1, side, side)

@@ -34,7 +34,7 @@ class _Encoder(nn.Module):
 
     def forward(self, inputs: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
         if self.name == "image":
-            stream: Stream = self.trunk.encode_image(inputs)
+            stream: Stream = self.trunk.encode_image(inputs, pixel_mask=attention_mask)
         else:
             stream = self.trunk.encode_text(inputs, attention_mask)
         tokens = {"tokens": stream.tokens}
@@ -48,12 +48,15 @@ class _Whole(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
         if isinstance(self.model, M3AEForPreTraining | M3AEForImageTextRetrieval):
             trunk = self.model.m3ae
             text = trunk.encode_text(input_ids, attention_mask)
-            return {"score": self.model.score(text, trunk.encode_image(pixel_values))}
-        return dict(self.model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask).items())
+            return {"score": self.model.score(text, trunk.encode_image(pixel_values, pixel_mask=pixel_mask))}
+        inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        return dict(self.model(**inputs, pixel_mask=pixel_mask).items())
 
 
 class _LatentEncoder(nn.Module):
@@ -90,6 +93,9 @@ def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
     takes z and the private latents (B, Z), and gives the expected value of a modality. Texts have no decoder: a loop
     writes them, which is no program.
 
+    A model with `image_config.resize` of `pad` takes a pixel mask (B, H, W), too: as the last argument,
+    or as a tensor of the image.
+
     Args:
         model: A model on the CPU, in evaluation mode.
     """
@@ -114,9 +120,11 @@ def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
         assert isinstance(trunk, M3AEModel) and isinstance(model.config.image_config, M3AEImageConfig)
         side, channels = model.config.image_config.image_size, model.config.image_config.num_channels
         images = (torch.zeros(2, channels, side, side),)
-        programs["image_encoder"] = (_Encoder("image", trunk, head), images, ({0: batch},))
+        masks = (torch.ones(2, side, side, dtype=torch.long),) * (model.config.image_config.resize == "pad")
+        of_masks = ({0: batch},) * len(masks)
+        programs["image_encoder"] = (_Encoder("image", trunk, head), (*images, *masks), ({0: batch}, *of_masks))
         programs["text_encoder"] = (_Encoder("text", trunk, head), texts, of_texts)
-        programs["model"] = (_Whole(model), (*images, *texts), ({0: batch}, *of_texts))
+        programs["model"] = (_Whole(model), (*images, *texts, *masks), ({0: batch}, *of_texts, *of_masks))
     with torch.no_grad():
         return {
             name: torch.export.export(module.eval(), example, dynamic_shapes=shapes)
@@ -127,7 +135,11 @@ def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
 def _example(modality: Modality, ids: Tensor) -> dict[str, Tensor]:
     if modality.is_text:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return modality.batch([None, None], BatchOptions(), [np.random.default_rng(0)] * 2)
+    tensors = modality.batch([None, None], BatchOptions(), [np.random.default_rng(0)] * 2)
+    image_config = modality.model.image_config
+    if modality.is_image and isinstance(image_config, M3AEImageConfig) and image_config.resize == "pad":
+        tensors["pixel_mask"] = torch.ones_like(tensors["pixel_values"][:, 0], dtype=torch.long)
+    return tensors
 
 
 def save_programs(model: M3AEPreTrainedModel, folder: Path, form: Literal["pt2", "onnx"] = "pt2") -> list[Path]:

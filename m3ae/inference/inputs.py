@@ -23,7 +23,7 @@ from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.modalities.text import tokenize
 from m3ae.models.modeling import M3AEPreTrainedModel
-from m3ae.models.processing import M3AEProcessor, check_normalization
+from m3ae.models.processing import M3AEProcessor, check_processor
 from m3ae.precision import choose_precision
 
 BATCH_SIZE = 32
@@ -47,7 +47,7 @@ def load_model(
     model = _load(find_model(path), classes, device)
     processor = M3AEProcessor.from_pretrained(find_model(path))
     assert isinstance(model.config.image_config, M3AEImageConfig)
-    check_normalization(processor.image_processor, model.config.image_config)
+    check_processor(processor.image_processor, model.config.image_config)
     return model, processor
 
 
@@ -98,10 +98,14 @@ def read_images(paths: Iterable[Path]) -> list[Image.Image]:
     return [load_image(path) for path in paths]
 
 
-def encode_pixels(model: M3AEPreTrainedModel, processor: M3AEProcessor, images: Sequence[Image.Image]) -> Tensor:
-    """Return pixel values (B, 3, H, W) on the model's device."""
-    pixels: Tensor = processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-    return pixels.to(model.device, model.dtype)
+def encode_pixels(
+    model: M3AEPreTrainedModel, processor: M3AEProcessor, images: Sequence[Image.Image]
+) -> dict[str, Any]:
+    """Return `pixel_values` (B, 3, H, W) on the model's device, and `pixel_mask` (B, H, W) if any image is padded."""
+    encoded = processor.image_processor(list(images), return_tensors="pt")
+    inputs = {"pixel_values": encoded["pixel_values"].to(model.device, model.dtype)}
+    mask = encoded.get("pixel_mask")
+    return inputs if mask is None or mask.all() else inputs | {"pixel_mask": mask.to(model.device)}
 
 
 def pictures(processor: M3AEProcessor, images: Sequence[Image.Image]) -> NDArray[np.float32]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from m3ae.files import replacing
 from m3ae.images.files import ImageFile, StoredImage, load_image
@@ -236,21 +235,23 @@ def _encode(
     numbers = {key: number for number, key in enumerate(dict.fromkeys(map(_key, cases)))}
     if "image" in reads and any(decoded[key] for key in numbers):
         rows = torch.tensor([numbers[_key(case)] for case in cases], device=model.device)
-        pixels, present = _pixels(model, processor, [decoded[key] for key in numbers])
-        streams["image"] = trunk.encode_image(pixels, None, present).select(rows)
+        images = _images(model, processor, [decoded[key] for key in numbers])
+        streams["image"] = trunk.encode_image(**images).select(rows)
     return streams
 
 
-def _pixels(
+def _images(
     model: M3AEPreTrainedModel, processor: M3AEProcessor, studies: Sequence[Mapping[str, Any]]
-) -> tuple[Tensor, Tensor]:
-    """Return pixel values (U, [V,] C, H, W) and the presence (U[, V]) of studies, images by view."""
+) -> dict[str, Any]:
+    """Return what `encode_image` takes of U studies, images by view: tensors (U, [V,] …)."""
     views = model.config.views or ["image"]
     present = torch.tensor([[view in study for view in views] for study in studies], device=model.device)
-    values = encode_pixels(model, processor, [study[view] for study in studies for view in views if view in study])
-    pixels = values.new_zeros(*present.shape, *values.shape[1:])
-    pixels[present] = values
-    return (pixels, present) if len(views) > 1 else (pixels[:, 0], present[:, 0])
+    encoded = encode_pixels(model, processor, [study[view] for study in studies for view in views if view in study])
+    images = {name: values.new_zeros(*present.shape, *values.shape[1:]) for name, values in encoded.items()}
+    for name, values in encoded.items():
+        images[name][present] = values
+    images["present"] = present
+    return images if len(views) > 1 else {name: values[:, 0] for name, values in images.items()}
 
 
 def _classes(model: M3AEForClassification, processor: M3AEProcessor, streams: Streams, top_k: int) -> list[Prediction]:

@@ -146,13 +146,13 @@ def predicted_patches(model: M3AEForPreTraining, pixel_values: Tensor, mim_logit
 
 
 def _hide_patches(
-    model: M3AEForPreTraining, pixels: Tensor, images: Sequence[Image.Image | None], seed: int
+    model: M3AEForPreTraining, pixels: dict[str, Tensor], images: Sequence[Image.Image | None], seed: int
 ) -> dict[str, Tensor]:
     """Return inputs of the model that hide patches of each image."""
-    count = (pixels.shape[-1] // model.patch_size) ** 2
+    count = (pixels["pixel_values"].shape[-1] // model.patch_size) ** 2
     noise = [torch.rand(count, generator=torch.Generator().manual_seed(seed + row)) for row in range(len(images))]
     present = torch.tensor([image is not None for image in images])
-    return {"pixel_values": pixels, "image_present": present, "image_noise": torch.stack(noise)}
+    return pixels | {"image_present": present, "image_noise": torch.stack(noise)}
 
 
 def _hide_words(

@@ -42,7 +42,6 @@ from m3ae.models.retrieval import (
     ImagesOnDemand,
     M3AEForImageTextRetrieval,
     embed,
-    encode_images,
     encode_texts,
     nearest,
     score_pairs,
@@ -147,6 +146,8 @@ class SearchIndex:
         return score_pairs(self._score, self._texts(candidates), query, pairs, batch_size=BATCH_SIZE)
 
     def _score(self, text: Stream, image: Stream) -> Tensor:
+        if image.mask is None and self.processor.image_processor.resize_mode == "pad":
+            image = image._replace(tokens=image.tokens.nan_to_num(), mask=~image.tokens[..., 0].isnan())
         streams = (stream._replace(tokens=stream.tokens.to(self.model.dtype)) for stream in (text, image))
         return self.model.score(*streams)
 
@@ -156,7 +157,7 @@ class SearchIndex:
         if model.itc_head is None:
             return EncodedImages(Stream(self._arrays["images"].to(model.device)))
         return ImagesOnDemand(
-            lambda rows: model.m3ae.encode_image(encode_pixels(model, processor, [*map(load, rows)])),
+            lambda rows: model.m3ae.encode_image(**encode_pixels(model, processor, [*map(load, rows)])),
             len(self.collection),
             BATCH_SIZE,
         )
@@ -303,11 +304,17 @@ def _encoded_images(
                 report(error)
         if images:
             encoded, head = _encode_images(model, processor, [*images.values()]), model.itc_head
-            yield [*images], encoded.stream.tokens.half() if head is None else embed(head, "image", encoded)
+            yield [*images], _tokens_to_store(encoded.stream) if head is None else embed(head, "image", encoded)
+
+
+def _tokens_to_store(stream: Stream) -> Tensor:
+    """Return the tokens (B, T, D) in half precision, those of padding NaN."""
+    tokens = stream.tokens.half()
+    return tokens if stream.mask is None else tokens.masked_fill(~stream.mask[..., None], torch.nan)
 
 
 def _encode_images(model: Searching, processor: M3AEProcessor, images: Sequence[Image.Image]) -> EncodedImages:
-    return encode_images(model.m3ae, [encode_pixels(model, processor, images)])
+    return EncodedImages(model.m3ae.encode_image(**encode_pixels(model, processor, images)))
 
 
 def _encode_texts(model: Searching, processor: M3AEProcessor, texts: Sequence[str]) -> EncodedTexts:

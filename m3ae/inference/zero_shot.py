@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from m3ae.inference.inputs import BATCH_SIZE, encode_pixels
 from m3ae.inference.search import Searching, check_can_compare, has_matching_head, token_ids
 from m3ae.models.processing import M3AEProcessor
-from m3ae.models.retrieval import embed, encode_images, encode_texts, score_pairs
+from m3ae.models.retrieval import EncodedImages, embed, encode_texts, score_pairs
 
 TEMPLATES = ("{}",)
 NEGATIVE_TEMPLATES = ("no {}",)
@@ -82,7 +82,7 @@ class ZeroShotClassifier:
         Args:
             images: Pictures of Pillow, arrays, tensors, or names of files, such as of DICOM.
         """
-        encoded = encode_images(self.model.m3ae, [encode_pixels(self.model, self.processor, images)])
+        encoded = EncodedImages(self.model.m3ae.encode_image(**encode_pixels(self.model, self.processor, images)))
         chosen = torch.ones(len(images), len(self.names), dtype=torch.bool)
         if (head := self.model.itc_head) is not None:
             scale = head.log_scale.float().clamp(max=math.log(100)).exp().cpu()

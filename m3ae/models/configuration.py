@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
 
+from m3ae.images.augment import Resize
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.option_checks import StrictConfig, check_choice, check_fraction, check_heads, check_width
 from m3ae.models.processing import M3AEImageProcessor
@@ -42,6 +43,9 @@ class M3AEImageConfig(StrictConfig):
         layer_norm_eps: Epsilon of the layer normalisations.
         image_mean: Mean of each channel, which the processor subtracts from values in [0, 1]; CLIP's if None.
         image_std: Deviation of each channel, which the processor divides by; CLIP's if None.
+        resize: How images of another shape become squares. `crop`, as published, keeps the middle. `stretch` keeps
+            everything and changes the aspect ratio. `pad` keeps both; patches that are nothing but padding are not
+            attended to, not masked, and in no loss.
 
     Raises:
         ValueError: Sizes that do not divide, not one mean and deviation for each channel, or an option that does not
@@ -72,6 +76,7 @@ class M3AEImageConfig(StrictConfig):
     layer_norm_eps: float = 1e-5
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
+    resize: Resize = "crop"
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.image_mean = _for_channels("image_mean", self.image_mean, OPENAI_CLIP_MEAN, self.num_channels)
@@ -85,6 +90,7 @@ class M3AEImageConfig(StrictConfig):
         check_width("image_config.hidden_size", self.hidden_size)
         check_heads("image_config", self.hidden_size, self.num_attention_heads)
         check_fraction("image_config.drop_path_rate", self.drop_path_rate, 0.0, 0.99)
+        check_choice("image_config.resize", self.resize, get_args(Resize))
         check_choice("image_config.qkv_bias", self.qkv_bias, ("all", "no_key", "none"))
         if self.rope_theta is not None and self.hidden_size // self.num_attention_heads % 4:
             raise ValueError(

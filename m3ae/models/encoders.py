@@ -89,6 +89,15 @@ def rotate(tokens: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return tokens * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
+def token_mask(real: Tensor | None, num_prefix: int = 1, num_views: int = 1) -> Tensor | None:
+    """Return which tokens (B, V·(T + K)) may be attended to: `num_prefix` tokens T, and `real` patches (B·V, K)."""
+    if real is None:
+        return None
+    prefix = real.new_ones(len(real), num_prefix)
+    mask: Tensor = torch.cat([prefix, real], dim=1).unflatten(0, (-1, num_views)).flatten(1)
+    return mask
+
+
 def activation(name: str) -> nn.Module:
     """Return the activation that transformers, or timm, calls so."""
     function: nn.Module = ACT2FN["gelu_pytorch_tanh" if name == "gelu_tanh" else name]
@@ -133,16 +142,20 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.LayerNorm(width // num_heads, eps=norm_eps or 0.0) if normalised else nn.Identity()
         self.k_norm = nn.LayerNorm(width // num_heads, eps=norm_eps or 0.0) if normalised else nn.Identity()
 
-    def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the update (B, S, D), and the weights (B, H, S, S) if the implementation has them.
 
-        `rotation` has the cosines and the sines (B or 1, 1, S, D/H) by which queries and keys are rotated.
+        `rotation` has the cosines and the sines (B or 1, 1, S, D/H) by which queries and keys are rotated, and `mask`
+        (B, S) is False where nobody attends.
         """
         query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
-        attended, weights = attend(self, self.config, query, key, value)
+        visible = None if mask is None else mask[:, None, None]
+        attended, weights = attend(self, self.config, query, key, value, visible)
         return F.dropout(self.proj(attended.flatten(-2)), self.dropout, self.training), weights
 
 
@@ -223,9 +236,11 @@ class Block(GradientCheckpointingLayer):
 
             self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Update tokens (B, S, D); for `rotation` see `SelfAttention`."""
-        tokens = tokens + self.drop_path(self.ls1(self.attn(self.norm1(tokens), rotation)[0]))
+    def forward(
+        self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Update tokens (B, S, D); for `rotation` and `mask` see `SelfAttention`."""
+        tokens = tokens + self.drop_path(self.ls1(self.attn(self.norm1(tokens), rotation, mask)[0]))
         updated: Tensor = tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
         return updated
 
@@ -255,11 +270,11 @@ class PatchTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=image.layer_norm_eps)
 
-    def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+    def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """Encode the patches that `ids_keep` (B, K) names, or all of them: (B, 1 + K, D).
 
         The first token is the class token, or, of an encoder without one, the mean of the encoded patches. The
-        registers have served their purpose and are left out.
+        registers have served their purpose and are left out. Nothing attends to patches that are not `real` (B, K).
         """
         tokens = self._embed_patches(pixel_values.to(next(self.patch_embed.parameters()).dtype), ids_keep)
         prefix: list[Tensor] = [] if self.reg_token is None else [self.reg_token]
@@ -268,14 +283,19 @@ class PatchTransformer(nn.Module):
         count = sum(token.shape[1] for token in prefix)
         tokens = torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
         rotation = None if self.theta is None else self._rotation(self.theta, count, tokens, ids_keep)
-        tokens = self.norm_pre(tokens)
+        tokens, mask = self.norm_pre(tokens), token_mask(real, count)
         for block in self.blocks:
-            tokens = block(tokens, rotation)
+            tokens = block(tokens, rotation, mask)
         encoded: Tensor = self.norm(tokens)
         if self.cls_token is not None and count == 1:
             return encoded
         patches = encoded[:, count:]
-        first = patches.mean(1, keepdim=True) if self.cls_token is None else encoded[:, :1]
+        if self.cls_token is not None:
+            first = encoded[:, :1]
+        elif real is None:
+            first = patches.mean(1, keepdim=True)
+        else:
+            first = (patches * real[..., None]).sum(1, keepdim=True) / real.sum(1)[:, None, None]
         return torch.cat([first, patches], dim=1)
 
     def _embed_patches(self, pixel_values: Tensor, ids_keep: Tensor | None) -> Tensor:
@@ -317,12 +337,13 @@ class ImageEncoder(nn.Module):
             table = resample_positions(vit.pos_embed.detach(), vit.side, int(vit.cls_token is not None))
             vit.pos_embed = nn.Parameter(table.to(vit.pos_embed))
 
-    def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+    def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """Encode the visible patches and the class token, which is always kept.
 
         Args:
             pixel_values: (B, C, H, W), normalised.
             ids_keep: (B, K) visible patches; all of them if None.
+            real: (B, K) bool, False = padding, which nothing attends to; all are real if None.
 
         Returns:
             (B, 1 + K, D), the class token first, or the mean of the patches of an encoder without one.
@@ -335,5 +356,5 @@ class ImageEncoder(nn.Module):
                 f"The model takes images of {self.image_size}×{self.image_size} px, got "
                 f"{pixel_values.shape[-2]}×{pixel_values.shape[-1]}: prepare them with the model's own M3AEProcessor."
             )
-        encoded: Tensor = self.vit(pixel_values, ids_keep)
+        encoded: Tensor = self.vit(pixel_values, ids_keep, real)
         return encoded

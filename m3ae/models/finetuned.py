@@ -66,6 +66,7 @@ class _PooledModel(M3AEPreTrainedModel):
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> M3AEForClassificationOutput:
         """Score the answers or classes of image-text pairs, either side of them missing.
@@ -76,12 +77,14 @@ class _PooledModel(M3AEPreTrainedModel):
             attention_mask: (B, L), 0 = padding.
             image_present: (B,) bool, False where a sample has no image; (B, V) of several views.
             text_present: (B,) bool, False where a sample has no text.
+            pixel_mask: (B, H, W) or (B, V, H, W), 0 = padding.
             labels: What `loss` takes.
 
         Raises:
             ValueError: Images and texts are both left out.
         """
-        logits = self.score(self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present))
+        streams = self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present, pixel_mask)
+        logits = self.score(streams)
         if labels is None:
             return self.output_class(logits=logits)
         loss = self.loss(logits, labels)

@@ -37,11 +37,11 @@ class M3AEForGeneration(M3AEPreTrainedModel):
     The parameters of the trunk's encoders have the names of a pre-trained M3AE, whose encoders therefore load; an
     encoder that no modality uses is not built.
 
-    The methods take modalities as a collator returns them: name → `pixel_values` (B, C, S, S) in [0, 1], `input_ids`
-    and `attention_mask` (B, L), `values` (B, …) or `labels` (B,), and `present` (B,) bool, True for all if left out.
-    Rows of absent samples are never read; a modality that is left out is absent from every sample. The methods raise
-    ValueError if a modality is unknown or lacks a tensor, or if there is none. `generator` is the source of all noise
-    that is None.
+    The methods take modalities as a collator returns them: name → `pixel_values` (B, C, S, S) in [0, 1], with the
+    `pixel_mask` (B, S, S) of padded ones, `input_ids` and `attention_mask` (B, L), `values` (B, …) or `labels` (B,),
+    and `present` (B,) bool, True for all if left out. Rows of absent samples are never read; a modality that is left
+    out is absent from every sample. The methods raise ValueError if a modality is unknown or lacks a tensor, or if
+    there is none. `generator` is the source of all noise that is None.
     """
 
     main_input_name = "modalities"

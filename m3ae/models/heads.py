@@ -15,7 +15,7 @@ from transformers import initialization as init
 
 from m3ae.models import pairs
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.encoders import Block, gather_tokens
+from m3ae.models.encoders import Block, gather_tokens, token_mask
 from m3ae.models.fusion import Stream
 
 
@@ -57,12 +57,13 @@ class PixelDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=image.layer_norm_eps)
         self.predict = nn.Linear(width, image.patch_size**2 * image.num_channels)
 
-    def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, ids_restore: Tensor, real: Tensor | None = None) -> Tensor:
         """Predict all patches.
 
         Args:
             tokens: (B, 1 + K, D) the class token and the visible patches.
             ids_restore: (B, N) position of each patch in the order [visible, masked].
+            real: (B, N) bool, False = padding, which nothing attends to; all are real if None.
 
         Returns:
             (B, N, P·P·C).
@@ -73,7 +74,10 @@ class PixelDecoder(nn.Module):
         hidden = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], num_masked, -1)
         patches = gather_tokens(torch.cat([visible, hidden], dim=1), ids_restore)
         tokens = torch.cat([class_token, patches], dim=1) + self.positions.to(tokens.dtype)
-        predicted: Tensor = self.predict(self.norm(self.blocks(tokens)[:, 1:]))
+        mask = token_mask(real)
+        for block in self.blocks:
+            tokens = block(tokens, None, mask)
+        predicted: Tensor = self.predict(self.norm(tokens[:, 1:]))
         return predicted
 
 

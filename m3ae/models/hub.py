@@ -78,7 +78,7 @@ processor = M3AEProcessor.from_pretrained("{location}")
 model = M3AEForImageTextRetrieval.from_pretrained("{location}")
 inputs = processor(images=image, text="Clear lungs.", return_tensors="pt")
 text = model.encode_text(inputs["input_ids"], inputs["attention_mask"])  # once for each text
-score = model.score(text, model.encode_image(inputs["pixel_values"]))"""
+score = model.score(text, model.encode_image(inputs["pixel_values"]{pixel_mask}))"""
 
 _GENERATE = """\
 from m3ae import M3AEForGeneration
@@ -136,6 +136,7 @@ def model_card(
     """
     config = model.config
     pipeline, head, usage = _CLASSES[type(model).__name__]
+    mask = ', pixel_mask=inputs["pixel_mask"]' if config.image_config.resize == "pad" else ""
     if type(model).__name__ == "M3AEForPreTraining" and config.itc_weight:
         head += ", with image-text contrast"
     return _TEMPLATE.format(
@@ -144,7 +145,7 @@ def model_card(
         parameters=model.num_parameters() / 1e6,
         architecture=_architecture(model, head),
         training=training,
-        usage=usage.format(location=location),
+        usage=usage.format(location=location, pixel_mask=mask),
         data=data,
         metrics=metrics,
     )
@@ -228,7 +229,8 @@ class QuestionAnsweringPipeline(Pipeline):
             raise ValueError(f'The pipeline takes {{"image": …, "question": "…"}}, or a list of these; got {got}.')
         assert self.processor is not None
         encoded = self.processor(images=input_["image"], text=input_["question"], truncation=True, return_tensors="pt")
-        return {name: encoded[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+        names = ("pixel_values", "pixel_mask", "input_ids", "attention_mask")
+        return {name: encoded[name] for name in names if name in encoded}
 
     def _forward(self, input_tensors: dict[str, Any], **_: Any) -> ModelOutput:
         answered: ModelOutput = self.model(**input_tensors)

@@ -298,18 +298,20 @@ class Likelihood(nn.Module):
         self.initial_scale = config.scale
         self.log_scale = nn.Parameter(torch.tensor([math.log(config.scale)])) if config.learn_scale else None
 
-    def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
+    def forward(self, predicted: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
         """Return log p(x|z) in nats.
 
         Args:
             predicted: (…, B, *E) means or logits; (…, B, A) logits of classes.
             target: (B, *E), or (B,) classes.
+            counted: 0 at elements that do not count, to be broadcast to (B, *E); all count if None.
 
         Returns:
             (…, B) float32.
         """
         dimensions = tuple(range(-(target.dim() - 1), 0))
-        return self.elements(upcast(predicted), upcast(target)).sum(dimensions)
+        values = self.elements(upcast(predicted), upcast(target))
+        return (values if counted is None else values * counted).sum(dimensions)
 
     @abstractmethod
     def elements(self, predicted: Tensor, target: Tensor) -> Tensor:
@@ -360,7 +362,7 @@ class Bernoulli(Likelihood):
 class Categorical(Likelihood):
     """log softmax of logits (A) at the class."""
 
-    def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
+    def forward(self, predicted: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
         """Return log p(x|z) (…, B) of classes (B,)."""
         index = target.expand(predicted.shape[:-1])[..., None]
         return upcast(predicted).log_softmax(-1).gather(-1, index)[..., 0]

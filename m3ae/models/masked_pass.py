@@ -58,7 +58,7 @@ def separate_passes(
     """Mask one modality at a time and match on unmasked inputs (Chen et al. 2022)."""
     fused, (patches, words, pairs) = FusedTokens(), masks
     if config.mlm_weight or config.itm_weight or contrast:
-        image = fused.whole["image"] = trunk.encode_image(batch.pixel_values, None, batch.image_present)
+        image = fused.whole["image"] = batch.encode_image(trunk)
     if config.mim_weight or config.itm_weight or contrast:
         text = fused.whole["text"] = trunk.encode_text(batch.input_ids, batch.attention_mask, batch.text_present)
     if config.mlm_weight:
@@ -66,7 +66,7 @@ def separate_passes(
         states = trunk.fuse({"text": masked, "image": image}, read={"text": words.positions})
         fused.text = states[-1]["text"]
     if config.mim_weight:
-        visible = trunk.encode_image(batch.pixel_values, patches.ids_keep, batch.image_present)
+        visible = batch.encode_image(trunk, patches.ids_keep)
         depth = None if config.mim_layer < 0 else config.mim_layer
         states = trunk.fuse({"text": text, "image": visible}, read={"image": None}, num_layers=depth)
         fused.image = states[-1]["image"]
@@ -85,7 +85,7 @@ def joint_pass(
     """Mask both modalities at once and fuse once, the mismatched pairs as further rows of the batch."""
     fused, (patches, words, pairs) = FusedTokens(), masks
     text = trunk.encode_text(words.input_ids, batch.attention_mask, batch.text_present)
-    image = trunk.encode_image(batch.pixel_values, patches.ids_keep, batch.image_present)
+    image = batch.encode_image(trunk, patches.ids_keep)
     if contrast is not None:
         fused.contrast = contrast(text, image)
     if not (config.mim_weight or config.mlm_weight or config.itm_weight):

@@ -19,11 +19,13 @@ class PatchMask(NamedTuple):
         ids_keep: (B, K) indices of the visible patches.
         ids_restore: (B, N) position of each patch in the order [visible, masked].
         mask: (B, N) bool, True = masked.
+        real: (B, N) bool, False = padding, which is neither visible nor masked; None = no patch is padding.
     """
 
     ids_keep: Tensor
     ids_restore: Tensor
     mask: Tensor
+    real: Tensor | None = None
 
 
 class TokenMask(NamedTuple):
@@ -40,17 +42,61 @@ class TokenMask(NamedTuple):
     labels: Tensor
 
 
-def mask_patches(noise: Tensor, mask_ratio: float) -> PatchMask:
-    """Keep the int(N·(1 − mask_ratio)) patches with the lowest noise, at least one (He et al. 2022).
+def mask_patches(noise: Tensor, mask_ratio: float, real: Tensor | None = None) -> PatchMask:
+    """Keep the K = int(N·(1 − mask_ratio)) patches with the lowest noise, at least one (He et al. 2022).
+
+    Of an image with n real patches, ⌊K·n / N⌋ of these stay visible, at least one. Padding fills its other slots of
+    `ids_keep`, so that K is the same for all images.
 
     Args:
         noise: (B, N) uniform in [0, 1).
         mask_ratio: Share of patches to hide.
+        real: (B, N) bool, False = padding; at least one patch of an image is real. All are if None.
     """
-    num_keep = max(1, int(noise.shape[1] * (1 - mask_ratio)))
+    count = noise.shape[1]
+    num_keep = max(1, int(count * (1 - mask_ratio)))
+    if real is not None:
+        rank = noise.masked_fill(~real, 1.0).argsort(dim=1).argsort(dim=1)
+        hidden = rank >= (num_keep * real.sum(1, keepdim=True) // count).clamp(min=1)
+        noise = torch.where(real, noise + 2 * hidden, 1.5)  # visible, padding, hidden
     ids_shuffle = noise.argsort(dim=1)
     ids_restore = ids_shuffle.argsort(dim=1)
-    return PatchMask(ids_shuffle[:, :num_keep], ids_restore, ids_restore >= num_keep)
+    mask = ids_restore >= num_keep if real is None else real & hidden
+    return PatchMask(ids_shuffle[:, :num_keep], ids_restore, mask, real)
+
+
+def blank_padding(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Return images (…, C, H, W) with 0 where `pixel_mask` (…, H, W) is 0, whatever the padding has been filled with.
+
+    Raises:
+        ValueError: The mask has another shape.
+    """
+    if pixel_mask is None:
+        return pixel_values
+    expected = (*pixel_values.shape[:-3], *pixel_values.shape[-2:])
+    if pixel_mask.shape != expected:
+        raise ValueError(
+            f"pixel_mask is of shape {tuple(pixel_mask.shape)}; expected {expected}, a number for each pixel of "
+            f"images {tuple(pixel_values.shape)}."
+        )
+    return torch.where(pixel_mask[..., None, :, :].bool(), pixel_values, 0)
+
+
+def real_patches(pixel_mask: Tensor | None, patch_size: int, ids_keep: Tensor | None = None) -> Tensor | None:
+    """Return which patches (B, N), or which of `ids_keep` (B, K), have a pixel of the image.
+
+    All patches of an image that is nothing but padding are real: an empty softmax would be NaN.
+
+    Args:
+        pixel_mask: (…, H, W) of B images, 0 = padding; None, which is returned, if no image is padded.
+        patch_size: Side of a patch.
+        ids_keep: Indices of patches.
+    """
+    if pixel_mask is None:
+        return None
+    real = patchify(pixel_mask.bool().flatten(0, -3)[:, None], patch_size).any(-1)
+    real = real | ~real.any(1, keepdim=True)
+    return real if ids_keep is None else real.gather(1, ids_keep)
 
 
 def mask_tokens(

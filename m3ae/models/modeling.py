@@ -20,10 +20,11 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
-from m3ae.models.encoders import ImageEncoder, LayerScale, PatchTransformer
+from m3ae.models.encoders import ImageEncoder, LayerScale, PatchTransformer, token_mask
 from m3ae.models.fusion import Fusion, Stream, first_token
 from m3ae.models.heads import ContrastiveHead, PixelDecoder, Pooler, sincos_positions
 from m3ae.models.hub import publish_card
+from m3ae.models.masking import blank_padding, real_patches
 from m3ae.models.option_checks import checked_arguments
 from m3ae.models.text_decoders import TextDecoder
 from m3ae.models.text_encoder import build_text_encoder
@@ -208,16 +209,21 @@ class M3AEEncoders(M3AEPreTrainedModel):
         self.text_encoder.set_input_embeddings(value)
 
     def encode_image(
-        self, pixel_values: Tensor, ids_keep: Tensor | None = None, present: Tensor | None = None, view: int = 0
+        self,
+        pixel_values: Tensor,
+        ids_keep: Tensor | None = None,
+        present: Tensor | None = None,
+        view: int = 0,
+        pixel_mask: Tensor | None = None,
     ) -> Stream:
         """Encode images alone, ready to be fused.
 
         Args:
-            pixel_values: (B, C, H, W), or (B, V, C, H, W) of the first V of `config.views`; rows of absent images are
-                ignored.
+            pixel_values: (B, C, H, W), or (B, V, C, H, W) of the first V views; rows of absent images are ignored.
             ids_keep: (B, K) visible patches, or (B·V, K); all of them if None.
             present: (B,) bool, or (B, V); all present if None.
             view: Number of the view of images (B, C, H, W), from `M3AEConfig.view_number`.
+            pixel_mask: (B, H, W), or (B, V, H, W), 0 = padding; no padding if None.
 
         Returns:
             Tokens (B, V·(1 + K), D), the class token of each view first.
@@ -231,15 +237,18 @@ class M3AEEncoders(M3AEPreTrainedModel):
                 f"pixel_values has {num_views} views, and the model takes {self.config.num_views} "
                 f"(config.views is {self.config.views}): give pixel_values of shape (B, V, C, H, W) with fewer views."
             )
+        pixel_values = blank_padding(pixel_values, pixel_mask)
+        real = real_patches(pixel_mask, self.image_encoder.vit.patch_size, ids_keep)
+        mask = token_mask(real, num_views=num_views)
         if present is not None:
             pixel_values = torch.where(present[..., None, None, None], pixel_values, 0)
             present = present if num_views > 1 else present.view(-1)
-        stream = self._stream("image", self.image_encoder(pixel_values.flatten(0, -4), ids_keep), None, present)
+        stream = self._stream("image", self.image_encoder(pixel_values.flatten(0, -4), ids_keep, real), mask, present)
         if self.config.num_views == 1:
             return stream
         views = self.view_types(torch.arange(view, view + num_views, device=stream.tokens.device))
         tokens = stream.tokens.unflatten(0, (-1, num_views)) + views[:, None]
-        return Stream(tokens.flatten(1, 2), None, present, num_views)
+        return Stream(tokens.flatten(1, 2), mask, present, num_views)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, present: Tensor | None = None
@@ -288,6 +297,7 @@ class M3AEModel(M3AEEncoders):
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
     ) -> dict[str, Stream]:
         """Encode each modality alone; the arguments are those of `forward`.
 
@@ -298,7 +308,7 @@ class M3AEModel(M3AEEncoders):
         if input_ids is not None:
             streams["text"] = self.encode_text(input_ids, attention_mask, text_present)
         if pixel_values is not None:
-            streams["image"] = self.encode_image(pixel_values, None, image_present)
+            streams["image"] = self.encode_image(pixel_values, None, image_present, pixel_mask=pixel_mask)
         if not streams:
             raise ValueError("An M3AE model needs pixel_values, input_ids, or both; got neither.")
         return streams
@@ -365,6 +375,7 @@ class M3AEModel(M3AEEncoders):
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
     ) -> M3AEModelOutput:
         """Encode and fuse unmasked inputs, any of them missing.
 
@@ -374,11 +385,12 @@ class M3AEModel(M3AEEncoders):
             attention_mask: (B, L), 0 = padding.
             image_present: (B,) bool, False where a sample has no image; (B, V) of several views.
             text_present: (B,) bool, False where a sample has no text.
+            pixel_mask: (B, H, W) or (B, V, H, W), 0 = padding.
 
         Raises:
             ValueError: Images and texts are both left out, or there are more views than the model has.
         """
-        streams = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
+        streams = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present, pixel_mask)
         fused = self.fuse(streams)[-1]
         return M3AEModelOutput(
             text_hidden_state=fused.get("text"),

@@ -5,7 +5,7 @@ Shapes: B batch, V views, C channels, H×W pixels, L text tokens.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,11 @@ from transformers import PreTrainedConfig
 
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import denormalize_images
-from m3ae.models.masking import masked_language_loss
+from m3ae.models.masking import blank_padding, masked_language_loss
+
+if TYPE_CHECKING:
+    from m3ae.models.fusion import Stream
+    from m3ae.models.modeling import M3AEEncoders
 
 
 class ImageTextBatch(NamedTuple):
@@ -26,12 +30,16 @@ class ImageTextBatch(NamedTuple):
     attention_mask: Tensor | None
     image_present: Tensor | None
     text_present: Tensor | None
+    pixel_mask: Tensor | None = None
 
     def pixels(self) -> Tensor:
-        """Return the images, zero where absent, so that no NaN of an absent one reaches a loss."""
-        if self.image_present is None:
-            return self.pixel_values
-        return torch.where(self.image_present[..., None, None, None], self.pixel_values, 0)
+        """Return the images, zero where absent or padding, so that no NaN of an absent one reaches a loss."""
+        pixels, present = blank_padding(self.pixel_values, self.pixel_mask), self.image_present
+        return pixels if present is None else torch.where(present[..., None, None, None], pixels, 0)
+
+    def encode_image(self, trunk: M3AEEncoders, ids_keep: Tensor | None = None) -> Stream:
+        """Encode the images alone, or those of their patches that `ids_keep` (B·V, K) names."""
+        return trunk.encode_image(self.pixel_values, ids_keep, self.image_present, pixel_mask=self.pixel_mask)
 
     @property
     def num_views(self) -> int:
@@ -45,11 +53,12 @@ class ImageTextBatch(NamedTuple):
 
     def view(self, number: int, config: M3AEImageConfig) -> dict[str, Tensor]:
         """Return an image in [0, 1] as a batch of modalities has it."""
-        pixels, present = self.pixel_values, self.image_present
-        if pixels.dim() == 5:
-            pixels, present = pixels[:, number], None if present is None else present[:, number]
-        tensors = {"pixel_values": denormalize_images(pixels, config)}
-        return tensors if present is None else tensors | {"present": present}
+        pixels, several = self.pixel_values, self.pixel_values.dim() == 5
+        tensors = {"pixel_values": denormalize_images(pixels[:, number] if several else pixels, config)}
+        for name, mask in (("present", self.image_present), ("pixel_mask", self.pixel_mask)):
+            if mask is not None:
+                tensors[name] = mask[:, number] if several else mask
+        return tensors
 
     def complete(self) -> Tensor:
         """Return which samples (B,) have both modalities."""
@@ -63,6 +72,7 @@ def image_text_batch(
     attention_mask: Tensor | None,
     image_present: Tensor | None,
     text_present: Tensor | None,
+    pixel_mask: Tensor | None = None,
 ) -> ImageTextBatch:
     """Return a batch; a modality that is left out is a blank that is absent from every sample.
 
@@ -83,7 +93,7 @@ def image_text_batch(
         device, pad = pixel_values.device, config.text_config.pad_token_id or 0
         input_ids, attention_mask = torch.full((len(pixel_values), 1), pad, device=device), None
         text_present = torch.zeros(len(pixel_values), dtype=torch.bool, device=device)
-    return ImageTextBatch(pixel_values, input_ids, attention_mask, image_present, text_present)
+    return ImageTextBatch(pixel_values, input_ids, attention_mask, image_present, text_present, pixel_mask)
 
 
 def sample_ids(batch: ImageTextBatch, image_ids: Tensor | None, text_ids: Tensor | None) -> tuple[Tensor, Tensor]:

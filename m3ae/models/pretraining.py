@@ -128,6 +128,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
         special_tokens_mask: Tensor | None = None,
         word_ids: Tensor | None = None,
         mlm_input_ids: Tensor | None = None,
@@ -153,6 +154,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             attention_mask: (B, L), 0 = padding.
             image_present: (B,) bool, or (B, V).
             text_present: (B,) bool.
+            pixel_mask: (B, H, W) or (B, V, H, W), 0 = padding: never attended to, never masked, in no loss.
             special_tokens_mask: (B, L), 1 = never masked; the special tokens of `text_config` if None.
             word_ids: (B, L) equal numbers are tokens of one word; needed for whole-word masking.
             mlm_input_ids: (B, L) a text that is masked already; needs `mlm_labels`, and replaces `text_noise`.
@@ -173,7 +175,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         if labels is not None and input_ids is not None:
             mlm_input_ids, mlm_labels = input_ids, labels
             input_ids = torch.where(labels == -100, input_ids, labels)
-        batch = image_text_batch(self.config, pixel_values, input_ids, attention_mask, image_present, text_present)
+        texts = (input_ids, attention_mask)
+        batch = image_text_batch(self.config, pixel_values, *texts, image_present, text_present, pixel_mask)
         ids = sample_ids(batch, image_ids, text_ids)
         draw = partial(_draw, generator=generator, device=batch.input_ids.device)
         patches = self._mask_patches(batch, image_noise, mask_ratio, draw)
@@ -199,7 +202,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         self, batch: ImageTextBatch, noise: Tensor | None, ratio: float | None, draw: Callable[..., Tensor]
     ) -> masking.PatchMask:
         noise = draw(noise, batch.pixel_values.shape[0] * batch.num_views, self._image.num_patches)
-        return masking.mask_patches(noise.flatten(0, -2), self.config.mask_ratio if ratio is None else ratio)
+        real = masking.real_patches(batch.pixel_mask, self.patch_size)
+        return masking.mask_patches(noise.flatten(0, -2), self.config.mask_ratio if ratio is None else ratio, real)
 
     def _mask_words(
         self,
@@ -250,7 +254,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         if config.mim_weight and fused.image is not None:
             mask = patches.mask if batch.image_present is None else patches.mask & batch.image_present.view(-1, 1)
             views = fused.image.unflatten(1, (batch.num_views, -1)).flatten(0, 1)  # (B·V, 1 + K, D)
-            prediction = self.mim_head(views, patches.ids_restore)
+            prediction = self.mim_head(views, patches.ids_restore, patches.real)
             target = self.mim_target(batch.pixels().flatten(0, -4))
             computed["mim"] = masking.masked_image_loss(prediction, target, mask)
             lead = batch.pixel_values.shape[:-3]
@@ -292,7 +296,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             elif (view := self.config.view_number(name)) < batch.num_views:
                 explained[name] = batch.view(view, self._image)
                 if "image" not in whole:
-                    whole["image"] = self.m3ae.encode_image(batch.pixel_values, None, batch.image_present)
+                    whole["image"] = batch.encode_image(self.m3ae)
                 streams[name] = whole["image"].views()[view]
         experts = {name: stream for name, stream in streams.items() if name in head.experts}
         inputs = read_inputs(explained, head.modalities)

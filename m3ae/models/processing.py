@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from huggingface_hub import get_session
 from PIL import Image
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import ChannelDimension, PILImageResampling, is_valid_image
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, is_valid_image
 
+from m3ae.images.augment import Resize, fitted_size, middle
 from m3ae.images.files import load_image
 from m3ae.images.pixels import MAX_ASPECT, array_to_8bit, to_8bit
 
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class M3AEImageProcessor(PilBackend):
-    """Resize the shorter side to the model's size, crop the centre, scale and normalise as CLIP does.
+    """Make images square as the model's `image_config.resize` says, scale and normalise them as CLIP does.
+
+    By default, the shorter side is resized to the model's size, and the centre is cropped. `for_size` builds others:
+    `pad` puts an image into the middle of zeros, and gives a `pixel_mask` (B, H, W) that is 0 at these.
 
     Only the Pillow backend exists: torchvision's resampling differs by up to 0.015, and a model should see the same
     pixels wherever it runs.
@@ -32,6 +36,7 @@ class M3AEImageProcessor(PilBackend):
 
     do_resize = True
     do_center_crop = True
+    do_pad = False
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
@@ -41,7 +46,7 @@ class M3AEImageProcessor(PilBackend):
     crop_size = {"height": 288, "width": 288}  # noqa: RUF012
     image_mean = [0.48145466, 0.4578275, 0.40821073]  # noqa: RUF012
     image_std = [0.26862954, 0.26130258, 0.27577711]  # noqa: RUF012
-    model_input_names = ["pixel_values"]  # noqa: RUF012
+    model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Read images that are paths, addresses, bytes or base64, as `m3ae.images.files.load_image` does.
@@ -91,7 +96,7 @@ class M3AEImageProcessor(PilBackend):
         pixels = np.asarray(picture.convert("RGB") if do_convert_rgb else picture)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
-    def resize(self, image: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+    def resize(self, image: np.ndarray, size: SizeDict, *args: Any, **kwargs: Any) -> np.ndarray:
         """Resize an image (C, H, W).
 
         Raises:
@@ -103,14 +108,41 @@ class M3AEImageProcessor(PilBackend):
                 f"got an image of {width}x{height} pixels, expected a longer side of at most {MAX_ASPECT} times the "
                 "shorter one: cut out the part that matters"
             )
-        resized: np.ndarray = super().resize(image, *args, **kwargs)
+        if size.max_height and size.max_width:  # transformers rounds down, and may miss the size by a pixel
+            width, height = fitted_size((width, height), size.max_width, size.max_height)
+            size = SizeDict(height=height, width=width)
+        resized: np.ndarray = super().resize(image, size, *args, **kwargs)
         return resized
 
+    def _preprocess(self, images: list[np.ndarray], *args: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        if not kwargs.get("do_pad"):
+            return super()._preprocess(images, *args, **kwargs)
+        unpadded = super()._preprocess(images, *args, **{**kwargs, "do_pad": False, "return_tensors": None})
+        pixels, pad_size = unpadded["pixel_values"], kwargs["pad_size"]
+        size = (pad_size.height, pad_size.width)
+        padded = [np.zeros((len(values), *size), values.dtype) for values in pixels]
+        masks = [np.zeros(size, np.int64) for _ in pixels]
+        for values, target, mask in zip(pixels, padded, masks, strict=True):
+            rows, columns = middle(size, values.shape[1:])
+            target[:, rows, columns], mask[rows, columns] = values, 1
+        return BatchFeature({"pixel_values": padded, "pixel_mask": masks}, kwargs["return_tensors"])
+
+    @property
+    def resize_mode(self) -> Resize:
+        """How images become square, see `M3AEImageConfig.resize`."""
+        return "crop" if self.do_center_crop else "pad" if self.do_pad else "stretch"
+
     @classmethod
-    def for_size(cls, image_size: int, **options: Any) -> M3AEImageProcessor:
+    def for_size(cls, image_size: int, resize: Resize = "crop", **options: Any) -> M3AEImageProcessor:
         """Build the processor of a model whose images have `image_size` pixels a side, with further options."""
-        crop = {"height": image_size, "width": image_size}
-        return cls(size={"shortest_edge": image_size}, crop_size=crop, **options)
+        square = {"height": image_size, "width": image_size}
+        longest = {"max_height": image_size, "max_width": image_size}
+        modes: dict[Resize, dict[str, Any]] = {
+            "crop": {"size": {"shortest_edge": image_size}, "crop_size": square},
+            "pad": {"size": longest, "do_center_crop": False, "do_pad": True, "pad_size": square},
+            "stretch": {"size": square, "do_center_crop": False},
+        }
+        return cls(**modes[resize], **options)
 
 
 def _content(source: str | os.PathLike[str] | bytes) -> str | os.PathLike[str] | bytes:
@@ -177,8 +209,13 @@ class M3AEProcessor(ProcessorMixin):
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
 
-def check_normalization(processor: M3AEImageProcessor, config: M3AEImageConfig) -> None:
-    """Raise ValueError if a processor does not normalise images as the model's configuration says."""
+def check_processor(processor: M3AEImageProcessor, config: M3AEImageConfig) -> None:
+    """Raise ValueError if a processor does not prepare images as the model's configuration says."""
+    if processor.resize_mode != config.resize:
+        raise ValueError(
+            f"the processor makes images square by resize {processor.resize_mode!r}, but image_config of the model "
+            f"says {config.resize!r}: give it M3AEImageProcessor.for_size({config.image_size}, {config.resize!r})"
+        )
     expected = [config.image_mean, config.image_std]
     stated = [list(processor.image_mean), list(processor.image_std)] if processor.do_normalize else [None, None]
     if stated != expected:

@@ -70,9 +70,14 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         self.itc_head = ContrastiveHead(config) if config.itc_weight else None
         self.post_init()
 
-    def encode_image(self, pixel_values: Tensor, present: Tensor | None = None) -> Stream:
-        """Encode images (B, C, H, W) alone; `present` (B,) is False where a sample has none."""
-        return self.m3ae.encode_image(pixel_values, None, present)
+    def encode_image(
+        self, pixel_values: Tensor, present: Tensor | None = None, pixel_mask: Tensor | None = None
+    ) -> Stream:
+        """Encode images (B, C, H, W) alone.
+
+        `present` (B,) is False where a sample has no image, and `pixel_mask` (B, H, W) is 0 at padding.
+        """
+        return self.m3ae.encode_image(pixel_values, None, present, pixel_mask=pixel_mask)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, present: Tensor | None = None
@@ -95,6 +100,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
         negatives: Tensor | None = None,
@@ -114,6 +120,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             attention_mask: (B, L), 0 = padding.
             image_present: (B,) bool.
             text_present: (B,) bool.
+            pixel_mask: (B, H, W), 0 = padding.
             image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
             text_ids: (B,) equal numbers name the same text; compared by tokens, in one process only, if None.
             negatives: (B, K) rows of the batch to take negatives from; drawn if None.
@@ -121,11 +128,12 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             generator: Source of the noise that is None.
             return_loss: Not used; tells Trainer that a loss needs no labels.
         """
-        batch = image_text_batch(self.config, pixel_values, input_ids, attention_mask, image_present, text_present)
+        texts = (input_ids, attention_mask)
+        batch = image_text_batch(self.config, pixel_values, *texts, image_present, text_present, pixel_mask)
         ids, present = sample_ids(batch, image_ids, text_ids), batch.complete()
         same = same_samples(*ids)
         text = self.encode_text(batch.input_ids, batch.attention_mask, batch.text_present)
-        image = self.encode_image(batch.pixel_values, batch.image_present)
+        image = batch.encode_image(self.m3ae)
         contrast = None if self.itc_head is None else self.itc_head(text, image, ids, present)
         losses: dict[str, Tensor] = {}
         scores = candidates = None
@@ -254,18 +262,18 @@ def encode_images(trunk: M3AEModel, batches: Iterable[Tensor]) -> EncodedImages:
 
 
 def _join(streams: Sequence[Stream]) -> Stream:
-    """Return images as one stream; `present` of a batch is None if all of its images are."""
-    present = None
-    if any(stream.present is not None for stream in streams):
-        shape = (-1, streams[0].num_views) if streams[0].num_views > 1 else (-1,)
-        masks = [
-            stream.tokens.new_ones(len(stream.tokens) * stream.num_views, dtype=torch.bool).view(shape)
-            if stream.present is None
-            else stream.present
-            for stream in streams
-        ]
-        present = torch.cat(masks)
-    return Stream(torch.cat([stream.tokens for stream in streams]), None, present, streams[0].num_views)
+    """Return images as one stream; `mask` or `present` of a batch is None if it is True everywhere."""
+    tokens, num_views = torch.cat([stream.tokens for stream in streams]), streams[0].num_views
+    columns = {"mask": (tokens.shape[1],), "present": (num_views,) if num_views > 1 else ()}
+    joined: dict[str, Tensor | None] = dict.fromkeys(columns)
+    for name, shape in columns.items():
+        masks = [getattr(stream, name) for stream in streams]
+        if any(mask is not None for mask in masks):
+            blanks = (tokens.new_ones(len(stream.tokens), *shape, dtype=torch.bool) for stream in streams)
+            joined[name] = torch.cat(
+                [blank if mask is None else mask for mask, blank in zip(masks, blanks, strict=True)]
+            )
+    return Stream(tokens, joined["mask"], joined["present"], num_views)
 
 
 @torch.no_grad()

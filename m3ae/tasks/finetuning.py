@@ -33,7 +33,7 @@ from m3ae.training.task import Task
 
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.json"
-IMAGE_INPUTS = ("pixel_values", "image_present")
+IMAGE_INPUTS = ("pixel_values", "pixel_mask", "image_present")
 TEXT_INPUTS = ("input_ids", "attention_mask", "text_present")
 Images = Literal["original", "blank", "other"]
 IMAGE_CONTROLS: dict[str, Images] = {"blank": "blank", "shuffled": "other"}  # what precedes the names of metrics
@@ -274,6 +274,7 @@ class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
         batch = self.inputs(samples) | {"image_ids": torch.tensor([sample.image_id for sample in samples])}
         if blank and "pixel_values" in batch:
             batch["pixel_values"].zero_()
+            batch.pop("pixel_mask", None)
         return batch
 
     def _batches(self, dataset: SampleDataset, indices: Sequence[int], collate: Any) -> Iterable[dict[str, Tensor]]:

@@ -73,7 +73,8 @@ class Gallery:
 
         def encode(numbers: list[int]) -> Stream:
             batch = send_to_device(collator.inputs([load(first_images[n]) for n in numbers]), trunk.device)
-            return trunk.encode_image(batch["pixel_values"], None, batch["image_present"])
+            present, mask = batch["image_present"], batch.get("pixel_mask")
+            return trunk.encode_image(batch["pixel_values"], None, present, pixel_mask=mask)
 
         self.images = ImagesOnDemand(encode, len(first_images), batch_size)
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
-from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_normalization
+from m3ae.models.processing import M3AEImageProcessor, M3AEProcessor, check_processor
 from m3ae.options import named
 from m3ae.training.config import RunConfig
 from m3ae.training.model_options import check_overrides
@@ -210,7 +210,8 @@ def image_processor_for(model: M3AEPreTrainedModel) -> M3AEImageProcessor:
     """Build the image processor of a model from its configuration."""
     config = model.config.image_config
     assert isinstance(config, M3AEImageConfig)
-    return M3AEImageProcessor.for_size(config.image_size, image_mean=config.image_mean, image_std=config.image_std)
+    normalization = {"image_mean": config.image_mean, "image_std": config.image_std}
+    return M3AEImageProcessor.for_size(config.image_size, config.resize, **normalization)
 
 
 def saved_config(path: str) -> M3AEConfig:
@@ -272,7 +273,7 @@ def load_model(
     except OSError as error:
         raise ValueError(f"model.path: no processor in {path!r} ({str(error).splitlines()[0]}).") from error
     assert isinstance(saved.image_config, M3AEImageConfig)
-    check_normalization(processor.image_processor, saved.image_config)
+    check_processor(processor.image_processor, saved.image_config)
     of_head = _OF_HEAD if new_head or saved.architectures != [model_class.__name__] else {}
     wanted, image_size = merged_config(saved, {**of_head, **overrides, **options})
     set_seed(seed)
@@ -293,7 +294,9 @@ def load_model(
         ) from error
     if image_size != saved.image_config.image_size:
         resize_images(model, image_size)
-        processor.image_processor = image_processor_for(model)
+    built = image_processor_for(model)
+    if image_size != saved.image_config.image_size or built.resize_mode != saved.image_config.resize:
+        processor.image_processor = built
     return model, processor
 
 

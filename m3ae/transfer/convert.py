@@ -35,7 +35,7 @@ TASKS: dict[str, type[M3AEPreTrainedModel]] = {
 _PRETRAINING = ("mlm", "mim", "itm")
 _TUNED = {"question_answering": "vqa", "classification": "cls", "retrieval": "irtr"}
 # Options of an image encoder for which the released format has no parameters.
-_VARIANTS = ("class_token", "num_registers", "layer_scale", "gated_mlp", "qk_norm", "qkv_bias", "rope_theta")
+_VARIANTS = ("class_token", "num_registers", "layer_scale", "gated_mlp", "qk_norm", "qkv_bias", "rope_theta", "resize")
 _DATA_SETS = {"vqa_vqa_rad": "vqa_rad", "vqa_slack": "slake", "vqa_medvqa_2019": "vqa_med_2019"}  # published: ours
 
 

@@ -86,14 +86,21 @@ def export_encoder(
             return f"transformers.AutoModel.from_pretrained({str(output)!r})"
         config = model.config.image_config
         assert isinstance(config, M3AEImageConfig)
+        if config.resize == "pad":
+            raise ValueError(
+                "image_config.resize is 'pad', and neither transformers nor timm keeps a vision transformer from "
+                "attending to padding: export a model with 'crop' or 'stretch', to which model.overrides change it."
+            )
         size = {"height": config.image_size, "width": config.image_size}
         kind = _type_of(config)
         if kind is None:
             _save_for_timm(module.vit, config, folder)
             return f"timm.create_model({f'local-dir:{output}'!r}, pretrained=True)"
         _fill(kind, module.vit, config).save_pretrained(folder)
+        is_cropped = config.resize == "crop"
         CLIPImageProcessor(
-            size={"shortest_edge": config.image_size},
+            size={"shortest_edge": config.image_size} if is_cropped else size,
+            do_center_crop=is_cropped,
             crop_size=size,
             image_mean=config.image_mean,
             image_std=config.image_std,
@@ -224,7 +231,8 @@ def _save_for_timm(vit: PatchTransformer, config: M3AEImageConfig, folder: Path)
     target = timm.create_model(architecture, num_classes=0, **arguments).to(next(vit.parameters()).dtype)
     target.load_state_dict(state)
     size = [config.num_channels, config.image_size, config.image_size]
-    images = {"input_size": size, "mean": config.image_mean, "std": config.image_std}
+    images: dict[str, Any] = {"input_size": size, "mean": config.image_mean, "std": config.image_std}
+    images |= {"crop_mode": "squash", "crop_pct": 1.0} if config.resize == "stretch" else {}
     save_for_hf(
         target,
         str(folder),

@@ -258,8 +258,13 @@ class Modality:
         """
         assert likelihood is not None
         predicted = decoder(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
-        value: Tensor = likelihood(predicted, targets[self.tensor])
+        counted = self.counted(targets)
+        value: Tensor = likelihood(predicted, targets[self.tensor], *([] if counted is None else [counted]))
         return value
+
+    def counted(self, targets: Tensors) -> Tensor | None:
+        """Return which elements a likelihood counts, to be broadcast to (B, *E); None if all."""
+        return None
 
     def decode(
         self, decoder: nn.Module, likelihood: nn.Module | None, latents: Tensor, text_options: Mapping[str, Any]

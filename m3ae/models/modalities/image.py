@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageOps
 from torch import Tensor, nn
 
-from m3ae.images.augment import augment, centre_crop, change, plain
+from m3ae.images.augment import Resize, augment, change, fit, middle, plain
 from m3ae.images.pixels import to_8bit
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import normalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_networks import ConvolutionalDecoder, MLPDecoder, PatchDecoder, cnn_encoder, mlp_encoder
+from m3ae.models.masking import blank_padding
 from m3ae.models.modalities.base import (
     BatchOptions,
     Modality,
@@ -77,6 +77,7 @@ class Image(Modality):
     config: ImageModalityConfig
     columns = ("image",)
     tensor = "pixel_values"
+    further_tensors = ("pixel_mask",)
     dimensions = ("C", "H", "W")
     encoders: ClassVar = {
         "vit": None,
@@ -130,6 +131,11 @@ class Image(Modality):
         return (*(shape or (trunk.num_channels,)), trunk.image_size, trunk.image_size)
 
     @property
+    def resize(self) -> Resize:
+        """How images of another shape become the model's."""
+        return cast(M3AEImageConfig, self.model.image_config).resize
+
+    @property
     def stream(self) -> str | None:
         """The trunk's `image`, for the encoder `vit`."""
         return "image" if self.config.encoder == "vit" else None
@@ -143,12 +149,25 @@ class Image(Modality):
             values, mean, std = values.expand(-1, trunk.num_channels, -1, -1), trunk.image_mean, trunk.image_std
         return values if mean is None or std is None else normalize_images(values, mean, std)
 
+    def targets(self, tensors: Tensors, present: Tensor) -> dict[str, Tensor]:
+        """Return the pixels, 0 where absent or padding, and the mask (B, H, W) of padded images."""
+        targets = super().targets(tensors, present)
+        if (mask := tensors.get("pixel_mask")) is not None:
+            targets = {self.tensor: blank_padding(targets[self.tensor], mask), "pixel_mask": mask}
+        return targets
+
+    def counted(self, targets: Tensors) -> Tensor | None:
+        """Return the pixels (B, 1, H, W) that are no padding."""
+        mask = targets.get("pixel_mask")
+        return None if mask is None else mask[:, None]
+
     def encode(self, trunk: M3AEEncoders, targets: Tensors, present: Tensor) -> Stream | Tensor:
         """Return the trunk's tokens, or the normalised pixels."""
         values = self.features(targets)
         if self.stream is None:
             return values
-        return trunk.encode_image(values, None, present, self.model.view_number(self.name))
+        view, mask = self.model.view_number(self.name), targets.get("pixel_mask")
+        return trunk.encode_image(values, None, present, view, mask)
 
     def read(self, cells: Sequence[Any], seed: int) -> Any | None:
         """Return one of the row's views, still encoded; the seed draws which."""
@@ -158,12 +177,16 @@ class Image(Modality):
     def batch(
         self, cells: Sequence[Any | None], options: BatchOptions, draws: Sequence[np.random.Generator]
     ) -> dict[str, Tensor]:
-        """Return `pixel_values` (B, C, H, W) float32, in [0, 1] or normalised for the trunk."""
-        pixels = torch.zeros(len(cells), *self.shape)
+        """Return `pixel_values` (B, C, H, W) float32, in [0, 1] or normalised for the trunk.
+
+        If an image is padded, by zeros, `pixel_mask` (B, H, W) bool is False at the padding.
+        """
+        pixels, mask = torch.zeros(len(cells), *self.shape), None
         trunk = cast(M3AEImageConfig, self.model.image_config)
         mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (trunk.image_mean, trunk.image_std))
         offset, scale = -mean / deviation, 1 / (255 * deviation)
-        for values, cell, draw in zip(pixels, cells, draws, strict=True):
+        for row, (cell, draw) in enumerate(zip(cells, draws, strict=True)):
+            values = pixels[row]
             if cell is None:
                 continue
             if isinstance(cell, np.ndarray):
@@ -172,18 +195,25 @@ class Image(Modality):
                     values.sub_(mean).div_(deviation)
                 continue
             image = self.pixels(cell, options, draw).float()
+            if image.shape[1:] != values.shape[1:]:
+                mask = torch.ones(len(cells), *self.shape[1:], dtype=torch.bool) if mask is None else mask
+                rows, columns = middle(values.shape[1:], image.shape[1:])
+                mask[row] = False
+                mask[row, rows, columns] = True
+                values = values[:, rows, columns]
             if options.for_trunk:
                 torch.addcmul(offset, image, scale, out=values)
             else:
                 torch.div(image.expand_as(values), 255, out=values)
-        return {self.tensor: pixels}
+        return {self.tensor: pixels} if mask is None else {self.tensor: pixels, "pixel_mask": mask}
 
     def pixels(self, cell: Any, options: BatchOptions, draw: np.random.Generator) -> Tensor:
-        """Return an image as the model's size has it, cropped and augmented: (C, H, W), or (1, H, W), uint8."""
+        """Return an image at the model's size, or before it is padded to that, augmented: (C or 1, H, W) uint8."""
         if options.crop_scale == (1.0, 1.0):
             image = change(self._fitted(cell), draw, options.augmentation)
         else:
-            image = augment(self._toned(cell), self.shape[-1], draw, options.augmentation, options.crop_scale)
+            changes = (options.augmentation, options.crop_scale, self.resize)
+            image = augment(self._toned(cell), self.shape[-1], draw, *changes)
         pixels = np.array(image)
         return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
@@ -192,15 +222,12 @@ class Image(Modality):
         return plain(image) if self.shape[0] != 1 else image.convert("L")
 
     def _fitted(self, cell: Any) -> Pillow.Image:
-        """Return the middle of an image at the model's size; small stored images are kept as long as there is room."""
+        """Return an image at the model's size; small stored images are kept as long as there is room."""
         content: bytes = getattr(cell, "content", b"")
         if len(content) <= SMALL_BYTES and content in self._kept:
             return self._kept[content]
-        image, (height, width) = self._toned(cell), self.shape[1:]
-        if height == width:
-            image = centre_crop(image, width)
-        else:
-            image = ImageOps.fit(image, (width, height), Pillow.Resampling.BICUBIC)
+        height, width = self.shape[1:]
+        image = fit(self._toned(cell), width, height, self.resize)
         size = math.prod(self.shape) + len(content)
         if content and size <= SMALL_BYTES and size * len(self._kept) < KEPT_BYTES:
             self._kept[content] = image
