@@ -93,7 +93,7 @@ def token_mask(real: Tensor | None, num_prefix: int = 1, num_views: int = 1) -> 
     """Return which tokens (B, V·(T + K)) may be attended to: `num_prefix` tokens T, and `real` patches (B·V, K)."""
     if real is None:
         return None
-    prefix = real.new_ones(len(real), num_prefix)
+    prefix = real.new_ones(real.shape[0], num_prefix)  # `len` would fix the size in an exported program
     mask: Tensor = torch.cat([prefix, real], dim=1).unflatten(0, (-1, num_views)).flatten(1)
     return mask
 

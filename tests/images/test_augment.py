@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m3ae.images.augment import affine, augment, centre_crop, jitter, plain, random_crop
+from m3ae.images.augment import affine, augment, centre_crop, fit, fitted_size, jitter, middle, plain, random_crop
 from m3ae.models.processing import M3AEImageProcessor
 
 GRADIENT = Image.fromarray((np.add.outer(np.arange(120), np.arange(160)) % 251).astype(np.uint8))
@@ -117,3 +117,27 @@ def test_affine_changes_are_what_the_draw_says() -> None:
     np.testing.assert_allclose(
         turned, [cos * before[0] - sin * before[1], sin * before[0] + cos * before[1]], atol=0.1
     )
+
+
+def test_sizes_that_fit_keep_the_aspect_ratio_and_one_side() -> None:
+    assert [fitted_size(size, 64, 64) for size in ((64, 64), (100, 50), (7, 14), (49, 98), (1000, 1))] == [
+        (64, 64),
+        (64, 32),
+        (32, 64),
+        (32, 64),
+        (64, 1),
+    ]
+    assert fitted_size((100, 50), 30, 10) == (20, 10)
+    assert middle((8, 9), (4, 9)) == (slice(2, 6), slice(0, 9))
+    assert fit(GRADIENT, 32, 16, "stretch").size == (32, 16) and fit(GRADIENT, 32, 16, "pad").size == (21, 16)
+
+
+@pytest.mark.parametrize("augmentation", ["crop", "radiograph", "affine"])
+def test_a_long_image_is_cut_in_its_own_shape_unless_it_is_to_be_square(augmentation) -> None:
+    long = GRADIENT.resize((50, 200))
+    sizes = {mode: set() for mode in ("crop", "pad", "stretch")}
+    for mode, found in sizes.items():
+        for seed in range(20):
+            found.add(augment(long, 48, np.random.default_rng(seed), augmentation, (0.8, 1.0), mode).size)
+    assert sizes["crop"] == sizes["stretch"] == {(48, 48)}
+    assert all(height == 48 and 9 <= width <= 16 for width, height in sizes["pad"]) and len(sizes["pad"]) > 1

@@ -1,7 +1,7 @@
 """Exported encoders give what the model gives, whatever the batch and the length."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ from m3ae import (
 )
 from m3ae.cli import cli
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.inference.export import save_programs
+from m3ae.inference.export import export_programs, save_programs
 from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.tiny import tiny_of, tiny_pairs
-from tests.models.tiny_latent import digits_batch, latent_model
+from tests.models.tiny_latent import STUDY, digits_batch, latent_model, study_batch
 
 
 def test_saved_programs_give_what_the_model_gives(tmp_path: Path) -> None:
@@ -38,6 +38,24 @@ def test_saved_programs_give_what_the_model_gives(tmp_path: Path) -> None:
         for name, result in {"image": image(pairs["pixel_values"]), "text": text(ids, mask)}.items():
             torch.testing.assert_close(result["tokens"], streams[name].tokens, atol=1e-5, rtol=0)
             torch.testing.assert_close(result["embedding"], embedded[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_programs_of_padded_images_take_their_masks() -> None:
+    padded = {"image_config": {"resize": "pad"}}
+    model, latent = tiny_of(M3AEForPreTraining, **padded), latent_model(STUDY)
+    latent.config.image_config.resize = "pad"
+    pairs = tiny_pairs(3)
+    mask = torch.ones(3, 32, 32, dtype=torch.long)
+    mask[1, :10] = mask[2, :, 20:] = 0
+    with torch.no_grad():
+        streams = model.m3ae.encode(**pairs, pixel_mask=mask)
+        score = export_programs(model)["model"].module()(*pairs.values(), mask)["score"]
+        torch.testing.assert_close(score, model.score(streams["text"], streams["image"]), atol=1e-5, rtol=0)
+        data: dict[str, Any] = study_batch(3)
+        data["frontal"]["pixel_mask"], data["lateral"]["pixel_mask"] = mask, torch.ones_like(mask)
+        mean = export_programs(latent)["encoder"].module()(data)["mean"]
+        torch.testing.assert_close(mean, latent.infer_latent(data).mean, atol=1e-5, rtol=0)
 
 
 # The other classes have the heads of these.

@@ -133,3 +133,12 @@ def test_the_latent_head_is_not_asked(processor, images):
     model.latent_head = None
     (without,) = reconstruct(model, processor, images[:1], TEXTS[:1])
     assert with_head.words == without.words and np.array_equal(with_head.filled, without.filled)
+
+
+def test_padding_is_neither_hidden_nor_filled(processor, images):
+    padding = M3AEProcessor(M3AEImageProcessor.for_size(32, "pad"), processor.tokenizer)
+    model = build(padding, image_config={"resize": "pad"}, mask_ratio=0.5)
+    long, square = reconstruct(model, padding, [images[0].resize((16, 32)), images[1]], TEXTS)
+    assert np.isnan(long.errors[:, [0, 3]]).all() and (~np.isnan(long.errors[:, 1:3])).sum() == 4
+    assert not long.masked[:, :8].any() and not long.filled[:, 24:].any(), "black"
+    assert (~np.isnan(square.errors)).sum() == 8

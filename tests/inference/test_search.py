@@ -51,8 +51,8 @@ def matrix(model: Any, processor: M3AEProcessor, collection: Any) -> torch.Tenso
             ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
             row = []
             for number in range(len(collection)):
-                pixels = processor.image_processor(collection.load(number), return_tensors="pt")["pixel_values"]
-                row.append(score(model.m3ae.encode_text(ids), model.m3ae.encode_image(pixels)))
+                image = processor.image_processor(collection.load(number), return_tensors="pt")
+                row.append(score(model.m3ae.encode_text(ids), model.m3ae.encode_image(**image)))
             rows.append(torch.cat(row))
     return torch.stack(rows)
 
@@ -117,6 +117,21 @@ def test_what_is_found_is_what_the_matching_head_says(folder, processor, tmp_pat
             torch.tensor([hit.score for hit in hits]), expected[:, number].sort(descending=True)[0], **tolerance
         )
         assert hits[0].texts == [collection.texts[hits[0].row]]
+
+
+@pytest.mark.parametrize("itc_weight", [0.0, 1.0])
+def test_padding_is_kept_out_of_the_index(folder, processor, tmp_path, itc_weight):
+    for name, size in (("a.png", (16, 40)), ("c.png", (64, 16))):
+        Image.open(folder / name).resize(size).save(folder / name)
+    padding = M3AEProcessor(M3AEImageProcessor.for_size(32, "pad"), processor.tokenizer)
+    model = build(padding, M3AEForImageTextRetrieval, itc_weight=itc_weight, image_config={"resize": "pad"})
+    collection = open_collection(folder)
+    expected = matrix(model, padding, collection)
+    index = open_index(model, padding, collection, tmp_path / "index")
+    for query, values in [*zip(TEXTS, expected, strict=True), (collection.load(0), expected[:, 0])]:
+        scores = {hit.row: hit.score for hit in index.find(query)}
+        found = torch.tensor([scores[row] for row in range(len(values))])
+        torch.testing.assert_close(found, values, rtol=2e-3, atol=2e-3)
 
 
 def test_the_first_stage_is_the_cosine(folder, processor, tmp_path, capsys):

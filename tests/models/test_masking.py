@@ -18,6 +18,24 @@ def test_mask_patches_keeps_the_published_number(patches: int, ratio: float, kep
     assert mask.mask.sum(1).tolist() == [patches - kept] * 3
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.4, 0.75, 0.99])
+def test_padding_is_neither_visible_nor_masked(ratio: float) -> None:
+    noise = torch.rand(17, 16, generator=torch.Generator().manual_seed(0))
+    real = torch.arange(16) < torch.tensor([16, *range(1, 17)])[:, None]
+    real = real.gather(1, noise.flip(0).argsort(1))  # anywhere in the image
+    found, whole = masking.mask_patches(noise, ratio, real), masking.mask_patches(noise, ratio)
+    kept = whole.ids_keep.shape[1]
+    visible = real.gather(1, found.ids_keep)
+    counts = (kept * real.sum(1) // 16).clamp(min=1)
+    assert found.ids_keep.shape == (17, kept) and torch.equal(visible.sum(1), counts)
+    assert torch.equal(found.mask.sum(1), real.sum(1) - counts) and not (found.mask & ~real).any()
+    assert not found.mask.gather(1, found.ids_keep).any(), "no slot shows a patch that is to be predicted"
+    assert torch.equal(found.ids_restore.gather(1, found.ids_keep), torch.arange(kept).expand(17, -1))
+    assert torch.equal(found.ids_keep[0], whole.ids_keep[0]) and torch.equal(found.mask[0], whole.mask[0])
+    shown, hidden = (noise.masked_fill(~chosen, fill) for chosen, fill in ((real & ~found.mask, -1), (found.mask, 2)))
+    assert (shown.amax(1) < hidden.amin(1)).all(), "those of the lowest noise"
+
+
 def mask_tokens(maskable: list[list[bool]], noise: torch.Tensor, probability: float = 0.5) -> masking.TokenMask:
     input_ids = torch.arange(10, 10 + noise.shape[1]).repeat(noise.shape[0], 1)
     return masking.mask_tokens(

@@ -118,6 +118,21 @@ def test_a_processor_that_contradicts_the_model_is_refused(
         load_model(finetuned, [M3AEForQuestionAnswering])
 
 
+@pytest.mark.parametrize("mode", ["pad", "stretch"])
+def test_images_of_a_saved_model_may_be_made_square_otherwise(tmp_path: Path, finetuned: str, mode: str) -> None:
+    overrides = {"image_config": {"resize": mode}}
+    config = run(tmp_path, finetuned, model={"overrides": overrides})
+    model, processor = open_model(config, M3AEForQuestionAnswering, lambda: ["a text"])
+    assert model.config.image_config.resize == processor.image_processor.resize_mode == mode
+    assert equal(model, M3AEForQuestionAnswering.from_pretrained(finetuned))
+    model.save_pretrained(finetuned)  # beside a processor that crops
+    for read in (lambda: answerer(run(tmp_path, finetuned)), lambda: load_model(finetuned, [type(model)])):
+        with pytest.raises(ValueError, match=f"resize 'crop', but image_config of the model says '{mode}'"):
+            read()
+    new = run(tmp_path, None, tokenizer={"vocab_size": 265}, model={"overrides": overrides})
+    assert open_model(new, M3AEForQuestionAnswering, lambda: ["a"], ANSWERS)[1].image_processor.resize_mode == mode
+
+
 def test_a_new_model_reads_the_words_of_the_texts(tmp_path: Path) -> None:
     config = run(tmp_path, None, tokenizer={"vocab_size": 265})
     model, processor = open_model(config, M3AEForQuestionAnswering, lambda: ["nodule nodule"], ANSWERS)

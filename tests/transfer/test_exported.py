@@ -60,6 +60,14 @@ def test_the_image_encoder(model: tuple[M3AEForPreTraining, Path], tmp_path: Pat
         export_encoder(ours, "image", tmp_path / "image")
 
 
+def test_images_are_made_square_as_before_or_not_at_all(tmp_path: Path) -> None:
+    export_encoder(tiny_model(image_config={"resize": "stretch"}), "image", tmp_path / "image")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "image")
+    assert not processor.do_center_crop and processor.size["height"] == processor.size["width"] == 32
+    with pytest.raises(ValueError, match=r"image_config\.resize is 'pad', and neither transformers nor timm keeps"):
+        export_encoder(tiny_model(image_config={"resize": "pad"}), "image", tmp_path / "padded")
+
+
 @pytest.mark.parametrize(
     "options", [{"rope_theta": 100.0, "qk_norm": True}, {"qk_norm": True, "layer_norm_eps": 1e-4}]
 )
