@@ -56,6 +56,14 @@ def test_words_have_the_mean_over_heads_and_tokens(model, processor, image):
     torch.testing.assert_close(maps[WORDS.index("pneumothorax")].flatten(), rows[unseen].mean(0))
 
 
+@pytest.mark.parametrize("text", [TEXT, None])
+def test_padding_gets_no_attention(model, tokenizer, image, text):
+    processor = M3AEProcessor(M3AEImageProcessor.for_size(32, "pad"), tokenizer)
+    maps = word_attention(model, processor, image.resize((16, 32)), text).maps
+    assert not maps[..., [0, 3]].any() and (maps[..., 1:3] > 0).all()
+    assert (maps.sum((1, 2)) < 1 + 8).all() and (maps.sum((1, 2)) > 6).all(), "multiples of a ninth"
+
+
 def test_words_that_are_cut_off_have_no_map(model, processor, image, monkeypatch):
     monkeypatch.setattr(processor.tokenizer, "model_max_length", 5)
     assert word_attention(model, processor, image, TEXT).words == WORDS[:3]

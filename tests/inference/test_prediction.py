@@ -58,7 +58,11 @@ def logits(model: Any, processor: M3AEProcessor, image: Any, text: str | None) -
     return model(**batch).logits[0]
 
 
-def test_answers_are_those_of_the_model_alone(answering: Any, images: list[Image.Image]) -> None:
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
+def test_answers_are_those_of_the_model_alone(processor: Any, images: list[Image.Image], resize: Any) -> None:
+    processor = M3AEProcessor(M3AEImageProcessor.for_size(32, resize), processor.tokenizer)
+    options = {"id2label": ANSWERS, "image_config": {"resize": resize}}
+    answering = build(processor, M3AEForQuestionAnswering, **options), processor
     pairs = [(images[0], QUESTIONS[0]), (images[1], QUESTIONS[1]), (images[0], QUESTIONS[2])]
     rows = predict(answering, *map(list, zip(*pairs, strict=True)), top_k=9, batch_size=2)
     for (image, question), row in zip(pairs, rows, strict=True):
@@ -73,9 +77,9 @@ def test_an_image_of_several_questions_is_encoded_once(answering: Any, images: A
     sizes = []
     encode = type(answering[0].m3ae).encode_image
 
-    def counted(self: Any, pixels: torch.Tensor, *rest: Any) -> Any:
-        sizes.append(len(pixels))
-        return encode(self, pixels, *rest)
+    def counted(self: Any, pixel_values: torch.Tensor, **rest: Any) -> Any:
+        sizes.append(len(pixel_values))
+        return encode(self, pixel_values, **rest)
 
     monkeypatch.setattr(type(answering[0].m3ae), "encode_image", counted)
     assert [len(row["answers"]) for row in predict(answering, [images[0]] * 3, QUESTIONS, top_k=1)] == [1, 1, 1]
