@@ -21,6 +21,21 @@ class Precision(NamedTuple):
         return f"precision: {'bf16' if self.name == 'bf16' else 'float32'} ({self.reason})"
 
 
+def find_device(name: str | None = None) -> torch.device:
+    """Return the device of a name such as `cuda:1`; without a name, a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device).cpu()  # refused by the device `meta`, which holds no numbers
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch has no CUDA
+        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise ValueError(f"device: got {name!r}, expected one of this machine, such as {', '.join(known)}") from error
+
+
 def choose_precision(device: torch.device) -> Precision:
     """Return bf16 where a device computes it natively and faster than float32, else float32."""
     return _choose(device.type)

@@ -20,7 +20,7 @@ def add_tab(session: Session) -> None:
     @shows_errors
     def run(path: str | None, question: str) -> tuple[dict[str, float], Image.Image]:
         image = read_image(path)
-        if not question.strip():
+        if not (question or "").strip():
             raise gr.Error("Ask a question first.", print_exception=False)
         (prediction,) = predict((model, processor), [image], question)
         note = f"answer: {prediction['prediction']} ({prediction['probability']:.2f})"

@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import PreparedSet
-from m3ae.app.widgets import picture, shows_errors
+from m3ae.app.widgets import picture, seed_input, shows_errors
 from m3ae.data.pictures import draw_contact_sheet
 from m3ae.data.prepared import load_manifest
 from m3ae.figures import draw_losses, render
@@ -40,7 +40,7 @@ def add_data_tab(sets: list[PreparedSet]) -> None:
         with gr.Row():
             name = gr.Dropdown([*folders], value=next(iter(folders)), label="Prepared set")
             split = gr.Dropdown(splits(next(iter(folders))), value=sets[0].split, label="Split")
-            seed = gr.Number(0, precision=0, label="Seed: other rows")
+            seed = seed_input("Seed: other rows")
             button = gr.Button("Show rows", variant="primary")
         shown = picture("Rows, spread over the split")
         summary = "\n\n".join(f"{folder}\n{load_manifest(folder)}" for folder in folders.values())

@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import PreparedSet, Session
-from m3ae.app.widgets import picture, shows_errors
+from m3ae.app.widgets import picture, seed_input, shows_errors
 from m3ae.figures import draw_modalities, render
 from m3ae.inference import generate, traverse
 from m3ae.inference.generation import Value, read_values
@@ -51,7 +51,7 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
         with gr.Row():
             row = gr.Slider(0, len(rows) - 1, 0, step=1, label="Row of the set")
             given = gr.CheckboxGroup(experts, value=experts[:1], label="Given")
-            seed = gr.Number(0, precision=0, label="Seed")
+            seed = seed_input("Seed")
         temperature = gr.Slider(0, 1.5, 0.7, step=0.1, label="Temperature: 0 gives the means, 1 the samples")
         button = gr.Button("Generate", variant="primary")
         shown = picture("The modalities of the row, and generated ones")

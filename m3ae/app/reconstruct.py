@@ -6,7 +6,7 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import Session
-from m3ae.app.widgets import examples_row, image_input, picture, read_image, shows_errors
+from m3ae.app.widgets import examples_row, image_input, picture, read_image, seed_input, shows_errors
 from m3ae.figures import render
 from m3ae.inference import reconstruct
 from m3ae.inference.drawing import draw_samples
@@ -22,7 +22,8 @@ def add_tab(session: Session) -> None:
         path: str | None, text: str, mask_ratio: float, word_ratio: float, seed: float
     ) -> tuple[Image.Image, list[tuple[str, str | None]]]:
         ratios = {"mask_ratio": mask_ratio, "word_ratio": word_ratio}
-        samples = reconstruct(model, processor, [read_image(path)], [text.strip() or None], **ratios, seed=int(seed))
+        texts = [(text or "").strip() or None]
+        samples = reconstruct(model, processor, [read_image(path)], texts, **ratios, seed=int(seed))
         words: list[tuple[str, str | None]] = []
         for word in samples[0].words or []:
             verdict = "right" if word.predicted == word.word else "wrong"
@@ -39,7 +40,7 @@ def add_tab(session: Session) -> None:
                 text.render()
                 mask = gr.Slider(0, 0.95, model.config.mask_ratio, step=0.05, label="Share of the patches to hide")
                 words = gr.Slider(0, 1, 0.3, step=0.05, label="Share of the words to hide")
-                seed = gr.Number(0, precision=0, label="Seed of the masks")
+                seed = seed_input("Seed of the masks")
                 button = gr.Button("Reconstruct", variant="primary")
             with gr.Column(scale=2, min_width=500):
                 shown = picture("Original, masked, reconstruction, error of each patch")

@@ -32,7 +32,7 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
 
     @shows_errors
     def find_images(text: str) -> tuple[Image.Image, list[list[str]]]:
-        if not text.strip():
+        if not (text or "").strip():
             raise gr.Error("Write what to look for first.", print_exception=False)
         hits = index().find(text, TOP)
         return render(draw_hits(processor, index().collection, text, hits)), table(hits)

@@ -32,6 +32,11 @@ def picture(label: str) -> gr.Image:
     return gr.Image(label=label, format="png", interactive=False, show_label=False, buttons=buttons, placeholder=label)
 
 
+def seed_input(label: str) -> gr.Number:
+    """Return an input for a seed."""
+    return gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label=label)
+
+
 def read_image(path: str | None) -> Image.Image:
     """Decode an uploaded image.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from m3ae.commands.options import OUTPUT_FILE, PATH
+from m3ae.commands.options import OUTPUT_FILE, PATH, SEED
 from m3ae.data.sources import SOURCES, load_source, source_module
 
 TYPES = {"str": click.STRING, "int": click.INT, "float": click.FLOAT, "bool": click.BOOL, "Path": PATH}
@@ -224,7 +224,7 @@ def check(folders: tuple[Path, ...], json: Path | None, **options: Any) -> None:
     show_default=True,
     help="rows of the contact sheet, one from each of as many equal stretches of the split",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="seed of the choice of rows")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="seed of the choice of rows")
 def show(folder: Path, **options: Any) -> None:
     """Draw a contact sheet, text lengths, image sizes and counts, and print what was rejected and why.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from m3ae.commands.options import AS_JSON, DEVICE, MODEL, PATH, be_quiet, print_result
+from m3ae.commands.options import AS_JSON, DEVICE, MODEL, PATH, SEED, be_quiet, print_result
 
 GIVEN = "a present modality: an image file, an array in a .npy file, a text or the name of a class; may be repeated"
 TARGET = "a modality to generate; may be repeated  [default: all that are not given]"
@@ -23,7 +23,7 @@ OUTPUT = "folder of images and arrays; no file in it is replaced"
 @click.option("--split", default="test", show_default=True, help="split of the row")
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="samples of each modality")
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0 gives the means")
-@click.option("--seed", type=int, default=0, show_default=True, help="seed of the samples")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="seed of the samples")
 @click.option("--output", type=PATH, default=Path("generated"), show_default=True, help=OUTPUT)
 @AS_JSON
 @DEVICE

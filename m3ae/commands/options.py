@@ -18,6 +18,7 @@ PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 MODEL = click.option("--model", required=True, metavar="DIR", help="folder of the model or of its run, or a hub name")
 DEVICE = click.option("--device", help="such as cuda:1  [default: a GPU if there is one]")
+SEED = click.IntRange(0, 2**32 - 1)  # what NumPy takes
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 

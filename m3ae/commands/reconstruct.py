@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, be_quiet, print_result
+from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, SEED, be_quiet, print_result
 
 SHARE = click.FloatRange(0, 1)
 
@@ -18,7 +18,7 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--text", "texts", multiple=True, help="its text; as many as images, one for all, or none")
 @click.option("--mask-ratio", type=SHARE, help="share of the patches to hide  [default: the model's]")
 @click.option("--word-ratio", type=SHARE, help="share of the words to hide, at least one  [default: the model's]")
-@click.option("--seed", type=int, default=0, show_default=True, help="seed of the choice of patches and words")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="seed of the choice of patches and words")
 @click.option("--output", type=OUTPUT_FILE, default="reconstruction.png", show_default=True, help="PNG to draw")
 @AS_JSON
 @DEVICE

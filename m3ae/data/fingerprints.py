@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from m3ae.data.parallel import map_in_order
 from m3ae.data.prepared import Manifest, image_columns, load_manifest
-from m3ae.files import digest, replacing
+from m3ae.files import digest, only_process, replacing
 
 FINGERPRINTS = "fingerprints.npz"
 VERSION = 1
@@ -56,7 +56,7 @@ def load_fingerprints(folder: Path, num_workers: int | None = None) -> dict[str,
     prints = _fingerprint_folder(folder, manifest, num_workers)
     arrays = {f"{split}.{name}": array for split, some in prints.items() for name, array in asdict(some).items()}
     # A folder that is read-only is fingerprinted every time. Machines may write at once: the first one wins.
-    with suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
+    with suppress(OSError), only_process(folder), replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, key=np.array(key), **arrays)
     return prints
 

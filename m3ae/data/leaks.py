@@ -11,6 +11,7 @@ called a leak.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -156,7 +157,7 @@ def refuse_leaks(training: Sequence[Path], held_out: Sequence[Path] = (), num_wo
         ValueError: A training row shows such an image, or a folder is damaged.
     """
     splits = _load_splits([*training, *held_out], num_workers)
-    trained, named = ({folder.resolve() for folder in folders} for folders in (training, held_out))
+    trained, named = (set(map(_real, folders)) for folders in (training, held_out))
     overlaps = [
         _compare(split, train, MAX_DISTANCE if split.folder in named else EQUAL_PIXELS)[0]
         for train in splits
@@ -221,8 +222,12 @@ class _Split:
         return SplitCounts(len(self.prints.ids), len(self.images.keys), len(self.texts.keys))
 
 
+def _real(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))  # unlike `Path.resolve`, for links that lead to themselves, too
+
+
 def _load_splits(folders: Sequence[Path], num_workers: int | None) -> list[_Split]:
-    folders = list(dict.fromkeys(folder.resolve() for folder in folders))
+    folders = list(dict.fromkeys(map(_real, folders)))
     names = [folder.name for folder in folders]
     return [
         _Split(folder, f"{folder.name if names.count(folder.name) == 1 else folder}/{split}", split, prints)

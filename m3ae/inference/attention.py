@@ -50,6 +50,8 @@ def word_attention(
         image: An image of any size.
         text: A text, cut to what tokenizer and model allow; words that are cut off have no map. None without text.
     """
+    if not isinstance(text, str | None):
+        raise TypeError(f"text: got {text!r}, expected one text, or None")
     trunk, pixels = model.base_model, encode_pixels(model, processor, [image])
     assert isinstance(trunk, M3AEModel)
     real = real_patches(pixels.get("pixel_mask"), trunk.image_encoder.vit.patch_size)

@@ -5,7 +5,9 @@ Shapes: B batch, H×W pixels, L text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -24,7 +25,7 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.modalities.text import tokenize
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor, check_processor
-from m3ae.precision import choose_precision
+from m3ae.precision import choose_precision, find_device
 
 BATCH_SIZE = 32
 ModelT = TypeVar("ModelT", bound=M3AEPreTrainedModel)
@@ -45,9 +46,10 @@ def load_model(
         ValueError: There is no such model, its class is another one, or its processor contradicts its configuration.
     """
     model = _load(find_model(path), classes, device)
-    processor = M3AEProcessor.from_pretrained(find_model(path))
-    assert isinstance(model.config.image_config, M3AEImageConfig)
-    check_processor(processor.image_processor, model.config.image_config)
+    with _damage_named("processor", path):
+        processor = M3AEProcessor.from_pretrained(find_model(path))
+        assert isinstance(model.config.image_config, M3AEImageConfig)
+        check_processor(processor.image_processor, model.config.image_config)
     return model, processor
 
 
@@ -57,7 +59,8 @@ def load_generator(
     """Load a latent model in evaluation mode, and its tokenizer if it knows texts; see `load_model`."""
     model = _load(find_model(path), [M3AEForGeneration], device)
     has_texts = any(modality.is_text for modality in model.latent_head.modalities.values())
-    return model, AutoTokenizer.from_pretrained(find_model(path)) if has_texts else None
+    with _damage_named("tokenizer", path):
+        return model, AutoTokenizer.from_pretrained(find_model(path)) if has_texts else None
 
 
 def load_any(path: str | Path, device: str | None = None) -> tuple[M3AEPreTrainedModel, Any]:
@@ -75,7 +78,8 @@ def saved_class(path: str | Path) -> str:
     Raises:
         ValueError: There is no such model.
     """
-    return (saved_config(path).architectures or ["a model of unknown class"])[0]
+    names = saved_config(path).architectures
+    return str(names[0]) if isinstance(names, list) and names else "a model of unknown class"
 
 
 def saved_config(path: str | Path) -> M3AEConfig:
@@ -93,8 +97,11 @@ def read_images(paths: Iterable[Path]) -> list[Image.Image]:
     """Decode image files; see `m3ae.images.files.load_image`.
 
     Raises:
+        TypeError: The files are a single one, or bytes.
         ValueError: A file is missing or cannot be read.
     """
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise TypeError(f"paths: got a single {type(paths).__name__}, expected a list of files")
     return [load_image(path) for path in paths]
 
 
@@ -121,19 +128,14 @@ def encode_words(model: M3AEPreTrainedModel, processor: M3AEProcessor, texts: Se
 
 
 def _load(path: str, classes: Sequence[type[ModelT]], device: str | None) -> ModelT:
-    saved, by_name = saved_class(path), {kind.__name__: kind for kind in classes}
+    target, saved, by_name = find_device(device), saved_class(path), {kind.__name__: kind for kind in classes}
     if saved not in by_name:
         raise ValueError(f"the model in {path} is {saved}, and this needs {' or '.join(by_name)}")
-    try:
+    with _damage_named("weights", path):
         loaded: Any = by_name[saved].from_pretrained(path, output_loading_info=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"the weights in {path} are missing, damaged or do not fit its config.json: {error}"
-        ) from error
     if missing := sorted(loaded[1]["missing_keys"]):
         raise ValueError(f"the model in {path} lacks {len(missing)} of its parameters, such as {missing[0]}")
     model: ModelT = loaded[0].eval()
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if model.dtype == torch.bfloat16 and choose_precision(target).name == "no":
         model = model.float()
     return model.to(target)  # type: ignore[arg-type, no-any-return]  # transformers wraps it
@@ -144,9 +146,23 @@ def _config(path: str) -> M3AEConfig:
         config: M3AEConfig = M3AEConfig.from_pretrained(path)
     except OSError as error:
         raise ValueError(
-            f"no M3AE model in {path!r} ({str(error).splitlines()[0]}): expected a folder with config.json and "
-            "model.safetensors, such as runs/quickstart/model, or a name on the hub"
+            f"no M3AE model in {path!r}: expected a folder with config.json and model.safetensors, such as "
+            "runs/quickstart/model, or the name of one on the hub"
         ) from error
-    except ValueError as error:
+    except Exception as error:  # types and names are checked by several libraries
         raise ValueError(f"config.json of {path} is not that of a model of this version: {error}") from error
     return config
+
+
+@contextmanager
+def _damage_named(what: str, path: str | Path) -> Iterator[None]:
+    """Turn what libraries raise for a damaged file of a model into a ValueError that names the model."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"the {what} in {path} cannot be used: missing, damaged, or unlike its config.json ({message})"
+        ) from error

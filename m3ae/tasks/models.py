@@ -37,7 +37,7 @@ def check_model(config: RunConfig) -> None:
     """Make sure that the model of a run can be opened, before data are prepared for it.
 
     Raises:
-        ValueError: There is no such saved model or tokenizer, or the saved model has no such options.
+        ValueError: There is no such saved model, published encoder or tokenizer, or it has no such options.
     """
     path, source = config.model.path, config.model.init.text_encoder
     if path is not None:
@@ -53,6 +53,7 @@ def check_model(config: RunConfig) -> None:
             check_overrides(config.overrides, read_text_config(source).model_type)
     if (tokenizer := config.tokenizer.path or source) is not None:
         load_tokenizer(tokenizer)
+    with_image_options(read_image_encoder(config.model.init), config.overrides)
 
 
 def open_model(

@@ -324,7 +324,7 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: PositiveInt = 1
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     validate_every: PositiveInt | None = 500
     checkpoint_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2

@@ -89,5 +89,11 @@ def test_every_tab_answers(address: str, folder: Path, tmp_path: Path, monkeypat
         with Image.open(client.predict(*inputs, api_name=name)) as picture:
             assert picture.width > 100
     assert ["validation/loss", "1.5000"] in client.predict(str(folder / "masked"), api_name="/draw_1")[1]["data"]
-    with pytest.raises(Exception, match="Ask a question first"):
-        client.predict(image, " ", api_name="/run_1")
+    for question in (" ", None):
+        with pytest.raises(Exception, match="Ask a question first"):
+            client.predict(image, question, api_name="/run_1")
+    with pytest.raises(Exception, match="4294967295"):
+        client.predict(image, "large nodule", 0.5, 0.3, 10**30, api_name="/run")
+    Image.new("1", (6000, 5000)).save(tmp_path / "large.png")
+    with pytest.raises(Exception, match=r"image too large: .*6000x5000 pixels, limit 25 million"):
+        client.predict(gradio_client.handle_file(str(tmp_path / "large.png")), "x", 0.5, 0.3, 0, api_name="/run")

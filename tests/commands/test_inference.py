@@ -231,7 +231,10 @@ def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> No
     assert "is M3AEForGeneration, expected M3AEForClassification, M3AEForQ" in error(
         "predict", models / "latent", *answer
     )
-    assert "expected a folder with config.json and model.safetensors" in error("predict", tmp_path / "no", *answer)
+    assert error("predict", tmp_path / "nowhere", *answer) == (
+        f"error: no M3AE model in {str(tmp_path / 'nowhere')!r}: expected a folder with config.json and "
+        "model.safetensors, such as runs/quickstart/model, or the name of one on the hub"
+    )
     assert "--attention" in error("predict", models / "vqa", *answer, "--attention", tmp_path)
     assert "--top-k counts answers, and" in error("predict", models / "classes", *answer, "--top-k", 2)
     assert "is no prepared set, and has no splits" in error("predict", models / "vqa", images, "--split", "test")
@@ -251,7 +254,10 @@ def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> No
     damaged = tmp_path / "damaged"
     save_model(damaged, M3AEForQuestionAnswering, [TEXT], id2label={0: "yes", 1: "no"})
     (damaged / "model.safetensors").write_bytes(b"no weights")
-    assert "are missing, damaged or do not fit its config.json" in error("predict", damaged, *answer)
+    assert f"the weights in {damaged} cannot be used: missing, damaged" in error("predict", damaged, *answer)
+    assert "device: got 'nonsense', expected one of this machine, such as cpu" in error(
+        "predict", models / "vqa", *answer, "--device", "nonsense"
+    )
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,9 @@ def test_all_test_images_of_vqa_rad_are_training_images(shared: Path, tmp_path: 
     assert report.splits["vqa_rad/train"].images == 314
     with pytest.raises(ValueError, match="203 of the 203 images of vqa_rad/test are in vqa_rad/train"):
         refuse_leaks([folder])
+
+
+def test_a_link_that_leads_to_itself_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(FileNotFoundError, match="loop does not exist: make it with m3ae prepare"):
+        find_leaks([tmp_path / "loop"])

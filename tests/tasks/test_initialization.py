@@ -180,6 +180,13 @@ def test_sizes_come_from_the_image_encoder_and_contradictions_are_named(data: Pa
             run(**option)
 
 
+def test_a_missing_image_encoder_is_named_before_data_are_prepared(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path / "data", tmp_path, model={"size": "tiny", "init": {"image_encoder": "vit_absent"}})
+    with pytest.raises(ValueError, match="There is no file, folder or timm model called 'vit_absent'"):
+        PreTraining.from_config(config)
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_saved_model_is_not_started_anew(data: Path, clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.init: got it beside model\.path, expected one of them"):
         tiny_run(data, tmp_path, model={"path": "model", "init": {"image_encoder": str(clip)}})
