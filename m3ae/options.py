@@ -198,7 +198,9 @@ def parse_yaml(text: str, source: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if (size := _size(node, {})) > MAX_NODES:
+        if math.isinf(size := _size(node, {})):
+            raise ValueError("an alias must not stand inside what it names")
+        if size > MAX_NODES:
             raise ValueError(f"{size:g} values with all aliases spelt out, expected at most {MAX_NODES:,}")
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # also for 5,000 digits, or `!!bool x`

@@ -119,8 +119,7 @@ def find_leaks(
     """Find the same images and texts within and across the splits of prepared folders.
 
     Every image is decoded once, in parallel, a few milliseconds each; its fingerprints stay in the folder. Near images
-    are found by comparing all pairs, 512 operations each: 100,000 images take a minute on one core, 400,000 a quarter
-    of an hour.
+    of a million take a minute of one core.
 
     Args:
         folders: The prepared folders.

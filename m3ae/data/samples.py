@@ -353,7 +353,7 @@ def evenly(size: int, limit: int) -> list[int]:
 
 
 def _read_arrays(rows: datasets.Dataset, name: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the arrays (N, …) of a column, and which rows (N,) have one."""
+    """Return the arrays (N, …) of a column, and which rows (N,) have one; raise ValueError for NaN or infinity."""
     shape = array_shape(rows.features[name])
     column = rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
     values = column.drop_null()
@@ -362,4 +362,10 @@ def _read_arrays(rows: datasets.Dataset, name: str) -> tuple[NDArray[np.float32]
     present = column.is_valid().to_numpy(zero_copy_only=False)
     arrays = np.zeros((len(rows), *shape), np.float32)
     arrays[present] = values.to_numpy().reshape(-1, *shape)
+    broken = ~np.isfinite(arrays).all(axis=tuple(range(1, arrays.ndim)))
+    if broken.any():
+        row = rows[int(broken.argmax())]["id"]
+        raise ValueError(
+            f"row {row!r}: {name} has NaN or infinity, expected finite numbers, or null for a missing one"
+        )
     return arrays, present

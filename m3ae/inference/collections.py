@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from m3ae.images.files import decode_image
 from m3ae.inference.rows import MANIFEST, is_prepared, read_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,9 @@ class Collection:
         load: Decodes the image with a number; raises an `UnreadableImageError` that has the image's path.
     """
 
-    names: list[str]
-    texts: list[str]
-    owners: list[int]
+    names: Sequence[str]
+    texts: Sequence[str]
+    owners: NDArray[np.int64]
     fingerprint: str
     load: Callable[[int], Image.Image]
 
@@ -39,14 +44,29 @@ class Collection:
 
     def texts_of(self, row: int) -> list[str]:
         """Return the texts of an image."""
-        return self._texts_by_owner.get(row, [])
+        first, end = np.searchsorted(self.owners, (row, row + 1), sorter=self._order)
+        return [self.texts[number] for number in self._order[first:end]]
 
     @cached_property
-    def _texts_by_owner(self) -> dict[int, list[str]]:
-        texts: dict[int, list[str]] = {}
-        for text, owner in zip(self.texts, self.owners, strict=True):
-            texts.setdefault(owner, []).append(text)
-        return texts
+    def _order(self) -> NDArray[np.int64]:
+        """The numbers of the texts, those of an image side by side."""
+        return np.argsort(self.owners, kind="stable")
+
+
+class Column(Sequence[str]):
+    """Some texts of a column of a prepared set, each of which stays on the disk until it is read."""
+
+    def __init__(self, column: pa.ChunkedArray, is_kept: NDArray[np.bool_]) -> None:
+        self._column, self._rows = column, np.flatnonzero(is_kept)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the text with a number, or the texts of a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return self._column[int(self._rows[index])].as_py()
 
 
 def open_collection(folder: Path, split: str = "test") -> Collection:
@@ -71,7 +91,7 @@ def open_collection(folder: Path, split: str = "test") -> Collection:
     return Collection(
         names=[row.id for row in rows if row.images],
         texts=[text for row in rows for text in row.texts],
-        owners=[owner for owner, row in zip(owners, rows, strict=True) for _ in row.texts],
+        owners=np.repeat(np.array(owners), [len(row.texts) for row in rows]),
         fingerprint=digest,
         load=lambda number: images[number].decode(),
     )
@@ -94,16 +114,16 @@ def _open_prepared(folder: Path, split: str) -> Collection:
         owners = owners.repeat(pc.list_value_length(texts).fill_null(0).to_numpy())
         texts = pc.list_flatten(texts)
     filled = pc.greater(pc.binary_length(texts), 0).fill_null(False)
-    with_image = valid.nonzero()[0].tolist()
+    with_image = np.flatnonzero(valid).tolist()
 
     def load(number: int) -> Image.Image:
         row = rows[with_image[number]]
         return decode_image(next(cell["bytes"] for column in columns if (cell := row[column])), row["id"])
 
     return Collection(
-        names=rows.data.column("id").filter(pa.array(valid)).to_pylist(),
-        texts=texts.filter(filled).to_pylist(),
-        owners=owners[: len(texts)][filled.to_numpy()].tolist(),
+        names=Column(rows.data.column("id"), valid),
+        texts=Column(texts, filled.to_numpy()),
+        owners=owners[: len(texts)][filled.to_numpy()],
         fingerprint=hashlib.sha256((folder / MANIFEST).read_bytes() + split.encode()).hexdigest(),
         load=load,
     )

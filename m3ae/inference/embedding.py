@@ -32,7 +32,7 @@ from m3ae.data.samples import Columns, Sample, column_types, trunk_columns
 from m3ae.data.shards import ROWS_PER_SHARD, shards_in
 from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, replacing, write_text
 from m3ae.images.files import UnreadableImageError
-from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, saved_config
+from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, model_digest, saved_config
 from m3ae.inference.rows import Row, is_prepared, read_folder, report
 from m3ae.inference.search import SEARCHING, Searching
 from m3ae.models.heads import ContrastiveHead
@@ -130,7 +130,7 @@ def embed_set(
     todo = [*shards][shards_in(shard_range)]
     read_beside: dict[str, Any] = {"labels": True} if source.labelled else {}
     read_beside |= {"views": [*source.views]} if source.views else {}
-    plan = {"model_sha256": _model_digest(find_model(model)), **source.facts, **read_beside}
+    plan = {"model_sha256": model_digest(find_model(model)), **source.facts, **read_beside}
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     _claim(output, [*shards])
     with only_process(output) if shard_range is None else nullcontext():
@@ -208,13 +208,6 @@ def _folder_source(data: Path, model_views: Sequence[str]) -> _Source:
     }
     labelled = any(row.labels is not None for row in rows)
     return _Source(shards, [row._asdict() for row in lost], {"data_sha256": digest}, views, labelled)
-
-
-def _model_digest(model: str) -> str:
-    """Return a digest of the files of a model; of its name, if it is on the hub."""
-    files = sorted(path for path in Path(model).glob("*") if path.suffix in (".json", ".safetensors"))
-    lines = [f"{path.name} {file_sha256(path)}" for path in files] or [model]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _claim(output: Path, shards: list[str]) -> None:

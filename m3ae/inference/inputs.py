@@ -5,6 +5,7 @@ Shapes: B batch, H×W pixels, L text tokens.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from m3ae import models
+from m3ae.files import file_sha256
 from m3ae.images.files import load_image
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
@@ -91,6 +93,13 @@ def find_model(path: str | Path) -> str:
     """Return the folder of a model: the folder itself, or `model` in the folder of a run; hub names stay."""
     inner = Path(path) / "model"
     return str(inner if not (Path(path) / "config.json").is_file() and inner.is_dir() else path)
+
+
+def model_digest(path: str | Path, revision: str | None = None) -> str:
+    """Return a digest of the files of a model; of its name and revision, if the model is on the hub."""
+    files = sorted(path for path in Path(path).glob("*") if path.suffix in (".json", ".safetensors"))
+    lines = [f"{file.name} {file_sha256(file)}" for file in files] or [str(path), *filter(None, [revision])]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_images(paths: Iterable[Path]) -> list[Image.Image]:

@@ -3,10 +3,9 @@
 ```
 images.npy, texts.npy   with a contrastive head: a unit vector of each; without: encoded tokens in half precision
 lengths.npy             number of tokens of each text; without a contrastive head
-index.json              fingerprints of the model and of the data; with checksums, too, once the folder is complete
+unreadable.npy          rows of images that cannot be read, which are NaN
+index.json              digests of the model and of the data; and of the arrays, once the folder is complete
 ```
-
-Images that cannot be read are NaN.
 
 A model with a contrastive head finds candidates by their vectors, and its matching head ranks them. Without one, the
 matching head compares the query with everything, from tokens that are encoded once: for small collections.
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from m3ae.files import LOCK, file_sha256, only_process, remove_files, replacing, write_text
 from m3ae.images.files import UnreadableImageError
 from m3ae.inference.collections import Collection
-from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, find_model
+from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, find_model, model_digest
 from m3ae.inference.rows import report
 from m3ae.models.fusion import Stream
 from m3ae.models.pretraining import M3AEForPreTraining
@@ -48,9 +47,9 @@ from m3ae.models.retrieval import (
 )
 
 DESCRIPTION = "index.json"
-ARRAYS = ("images.npy", "texts.npy", "lengths.npy")
+ARRAYS = ("images.npy", "texts.npy", "lengths.npy", "unreadable.npy")
 KIND = "m3ae search index"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 Searching = M3AEForPreTraining | M3AEForImageTextRetrieval
 SEARCHING: tuple[type[Searching], ...] = (M3AEForPreTraining, M3AEForImageTextRetrieval)
 
@@ -86,8 +85,6 @@ class SearchIndex:
         # Mapped copy-on-write: nothing is read before it is needed, and PyTorch takes no read-only memory.
         paths = (folder / name for name in ARRAYS)
         self._arrays = {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths if path.is_file()}
-        readable = ~self._arrays["images"].flatten(1)[:, 0].isnan()
-        self._candidates = {"images": readable.nonzero()[:, 0], "texts": torch.arange(len(collection.texts))}
 
     @torch.inference_mode()
     def find(self, query: str | Image.Image, k: int = 10, rerank: int = 20) -> list[Hit]:
@@ -111,15 +108,18 @@ class SearchIndex:
             side, modality, encoded = "texts", "image", _encode_images(self.model, self.processor, [query])
         else:
             raise ValueError("the collection has images only: there is no text to find")
-        candidates, head = self._candidates[side], self.model.itc_head
+        head, unreadable = self.model.itc_head, self._arrays.get("unreadable", torch.empty(0))
+        if side == "texts":
+            unreadable = torch.empty(0)
         if head is None:
+            candidates = torch.arange(len(self.collection if side == "images" else self.collection.texts))
+            candidates = candidates[~torch.isin(candidates, unreadable)]
             scores = self._match(encoded, candidates)
         else:
-            vectors = self._arrays[side]
-            if len(candidates) < len(vectors):
-                vectors = vectors[candidates]
-            cosines, rows = nearest(embed(head, modality, encoded), vectors, max(k, rerank))
-            scores, candidates = cosines[0], candidates[rows[0]]
+            count = max(k, rerank) + len(unreadable)  # whose NaN come first
+            cosines, rows = nearest(embed(head, modality, encoded), self._arrays[side], count)
+            is_readable = ~torch.isin(rows[0], unreadable)
+            scores, candidates = cosines[0][is_readable], rows[0][is_readable]
             if rerank and has_matching_head(self.model):
                 candidates = candidates[:rerank]
                 scores = self._match(encoded, candidates)
@@ -190,15 +190,15 @@ def open_index(
             read.
     """
     check_can_compare(model)
-    source = {"model": model_fingerprint(model), "data": collection.fingerprint}
-    description = {"kind": KIND, "format": FORMAT_VERSION, **source}
+    digest = model_digest(model.name_or_path or "", getattr(model.config, "_commit_hash", None))
+    description = {"kind": KIND, "format": FORMAT_VERSION, "model": digest, "data": collection.fingerprint}
     stored = _read_description(folder)
-    if rebuild or stored != description | {"sha256": _checksums(folder)}:
+    if rebuild or not _is_intact(folder, stored.pop("arrays", None)) or stored != description:
         with only_process(folder):
             write_text(folder / DESCRIPTION, json.dumps(description))  # the folder is ours from here on
             remove_files(folder, ARRAYS)
             _build(model, processor, collection, folder)
-            write_text(folder / DESCRIPTION, json.dumps(description | {"sha256": _checksums(folder)}))
+            write_text(folder / DESCRIPTION, json.dumps(description | {"arrays": _facts(folder)}))
     return SearchIndex(model, processor, collection, folder)
 
 
@@ -208,15 +208,6 @@ def index_folder(model: str | Path, data: Path, split: str) -> Path:
     local = Path(find_model(model))
     source = f"{local.resolve() if local.is_dir() else model}\0{data.resolve()}\0{split}"
     return cache / "m3ae" / "search" / hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def model_fingerprint(model: Searching) -> str:
-    """Return a text that differs for another model: sizes and times of the files, or the revision on the hub."""
-    folder = Path(model.name_or_path or "")
-    if not folder.is_dir():
-        return f"{model.name_or_path} {getattr(model.config, '_commit_hash', None)}"
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-    return "\n".join(f"{file.name} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in files)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -240,8 +231,28 @@ def _read_description(folder: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is not that of an index: choose another folder")
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    return {name: file_sha256(folder / name) for name in ARRAYS if (folder / name).is_file()}
+def _facts(folder: Path) -> dict[str, list[Any]]:
+    """Return size, time and SHA-256 of each array."""
+    paths = [path for name in ARRAYS if (path := folder / name).is_file()]
+    return {path.name: [*_stat(path), file_sha256(path)] for path in paths}
+
+
+def _is_intact(folder: Path, facts: Any) -> bool:
+    """Return whether the arrays have their size and time, or else their checksum: to open 2 GB takes no second."""
+    names = {name for name in ARRAYS if (folder / name).is_file()}
+    return (
+        isinstance(facts, dict)
+        and facts.keys() == names
+        and all(
+            isinstance(facts[name], list)
+            and (facts[name][:2] == _stat(folder / name) or facts[name][2:] == [file_sha256(folder / name)])
+            for name in names
+        )
+    )
+
+
+def _stat(path: Path) -> list[int]:
+    return [(stat := path.stat()).st_size, stat.st_mtime_ns]
 
 
 def check_can_compare(model: Searching) -> None:
@@ -271,7 +282,10 @@ def _build(model: Searching, processor: M3AEProcessor, collection: Collection, f
         tokens = (_encode_texts(model, processor, batch).tokens.half() for batch in batches)
         firsts = (lengths.cumsum() - lengths)[::BATCH_SIZE].tolist()
         _save(folder / "texts.npy", int(lengths.sum()), zip(firsts, tokens, strict=True))
-    _save(folder / "images.npy", len(collection), _encoded_images(model, processor, collection))
+    unreadable: list[int] = []
+    _save(folder / "images.npy", len(collection), _encoded_images(model, processor, collection, unreadable))
+    if unreadable:
+        _save(folder / "unreadable.npy", len(unreadable), [(0, torch.tensor(unreadable))])
 
 
 def _save(path: Path, count: int, batches: Iterable[tuple[int | list[int], Tensor]]) -> None:
@@ -291,9 +305,9 @@ def _save(path: Path, count: int, batches: Iterable[tuple[int | list[int], Tenso
 
 
 def _encoded_images(
-    model: Searching, processor: M3AEProcessor, collection: Collection
+    model: Searching, processor: M3AEProcessor, collection: Collection, unreadable: list[int]
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield batches of the rows of images that can be read, with the array to be stored."""
+    """Yield batches of rows of images, with the array to be stored; rows that cannot be read join `unreadable`."""
     starts = range(0, len(collection), BATCH_SIZE)
     for start in tqdm(starts, desc="encoding images", unit=f"×{BATCH_SIZE}", disable=None, leave=False):
         images: dict[int, Image.Image] = {}
@@ -302,6 +316,7 @@ def _encoded_images(
                 images[row] = collection.load(row)
             except UnreadableImageError as error:
                 report(error)
+                unreadable.append(row)
         if images:
             encoded, head = _encode_images(model, processor, [*images.values()]), model.itc_head
             yield [*images], _tokens_to_store(encoded.stream) if head is None else embed(head, "image", encoded)

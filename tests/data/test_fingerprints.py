@@ -38,9 +38,9 @@ def test_size_and_compression_move_the_hash_by_few_bits() -> None:
     assert min(distance(look, fingerprint_image(stored(picture(seed)))[1]) for seed in range(2, 12)) > 70
 
 
-@pytest.mark.parametrize("block", [3, 7, 4096])
+@pytest.mark.parametrize("block", [1, 7, 2**20])
 def test_near_twins_are_those_of_all_pairs_one_by_one(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(fingerprints, "BLOCK", block)
+    monkeypatch.setattr(fingerprints, "PAIRS_AT_ONCE", block)
     generator = np.random.default_rng(0)
     a, b = (generator.integers(0, 256, (n, 32), dtype=np.uint8) for n in (11, 17))
     b[[2, 13]], a[9], a[0] = a[4], a[5], b[16]
@@ -55,6 +55,25 @@ def test_near_twins_are_those_of_all_pairs_one_by_one(monkeypatch: pytest.Monkey
             assert all(expected[i, twin] for i, twin in enumerate(twins) if twin >= 0)
     assert near_twins(a, b, 2)[1][[2, 13]].tolist() == [4, -1]
     assert near_twins(a, b, -1)[0].tolist() == [-1] * 11
+
+
+@pytest.mark.parametrize("distance", [0, 1, 20, 64])
+def test_no_near_twin_is_missed(distance: int) -> None:
+    """Whichever bits differ, and among hashes that are all alike."""
+    generator = np.random.default_rng(distance)
+    a = generator.integers(0, 256, (60, 32), dtype=np.uint8)
+    for shift, expected in ((0, True), (1, False)):
+        flips = np.zeros((60, 256), np.uint8)
+        for row in flips:
+            row[generator.choice(256, distance + shift, replace=False)] = 1
+        b = a ^ np.packbits(flips, axis=1)
+        for twins in near_twins(a, b, distance):
+            assert twins.tolist() == (list(range(60)) if expected else [-1] * 60)
+    alike = np.repeat(a[:1], 500, axis=0)
+    twins, same = near_twins(alike, alike, distance)
+    assert twins is same and (twins >= 0).all() and (twins != np.arange(500)).all()
+    with pytest.raises(ValueError, match="max_distance: got 65, expected at most 64 of 256 bits"):
+        near_twins(a, a, 65)
 
 
 def test_nothing_is_near_to_nothing() -> None:

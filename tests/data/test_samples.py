@@ -307,6 +307,14 @@ def test_wrong_options_are_refused(digits: Path) -> None:
         dataset(digits, modalities(vector={"kind": "vector", "shape": [3]}))[Visit(0, 0)]
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite_name_their_row(tmp_path: Path, number: float) -> None:
+    rows = [{"id": "a", "vector": [1.0, 2.0]}, {"id": "b", "vector": None}, {"id": "c", "vector": [number, 2.0]}]
+    folder = write_splits(tmp_path / "set", train=rows)
+    with pytest.raises(ValueError, match=r"row 'c': vector has NaN or infinity, expected finite numbers, or null"):
+        dataset(folder, modalities(vector={"kind": "vector", "shape": [2]}))
+
+
 REPORT_ROWS = {
     "id": ["a", "b", "c", "d"],
     "frontal": [10, None, 30, None],
