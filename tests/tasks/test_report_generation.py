@@ -148,5 +148,5 @@ def test_the_target_is_one_of_the_reports(data: Path) -> None:
     samples = [task.train_dataset.first(1, seed=number << 32) for number in range(2)]
     labels = task.labels(samples)["labels"]
     texts = task.processor.tokenizer.batch_decode(labels.clamp(min=1), skip_special_tokens=True)
-    assert texts == REPORTS["bright"]
+    assert [text.strip() for text in texts] == REPORTS["bright"]
     assert (labels[:, 0] == task.model.special.bos).all() and np.array(labels == -100).any()
