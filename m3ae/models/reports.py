@@ -7,16 +7,15 @@ words of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
-from transformers.utils.generic import ModelOutput
 
 from m3ae.models.configuration import M3AEConfig
+from m3ae.models.finetuned import M3AEForClassificationOutput
 from m3ae.models.fusion import Stream
 from m3ae.models.gaussians import upcast
 from m3ae.models.modeling import OTHER_HEADS, STREAMS, M3AEModel, M3AEPreTrainedModel
@@ -26,23 +25,11 @@ from m3ae.models.text_decoders import SpecialTokens, build_gpt2, write_texts
 IGNORED = -100
 
 
-@dataclass
-class M3AEForReportGenerationOutput(ModelOutput):
-    """Scores of the next words.
+class M3AEForReportGenerationOutput(M3AEForClassificationOutput):
+    """Scores of next words: the attributes of `M3AEForClassificationOutput`, with `losses` of {"report": loss}.
 
-    Attributes:
-        loss: () if the call has labels.
-        losses: {"report": loss}.
-        logits: (B, L, W), entry i is of the token behind token i; L is 1 without labels: the first word.
-        hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
-        attentions: With `output_attentions`, what it records.
+    `logits` (B, L, W) of position i are of the token behind token i; L is 1 without labels: the first word.
     """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class Memory(NamedTuple):
