@@ -15,6 +15,7 @@ from torch import Tensor
 
 from m3ae.data.collate import Batch
 from m3ae.data.samples import evenly
+from m3ae.evaluation.factors import cluster, measure_factors, probe_private, query
 from m3ae.evaluation.passes import (
     Array,
     Pass,
@@ -65,12 +66,14 @@ class LatentEvaluator:
         experts = np.array(model.latent.experts)
         self.members = subsets(len(experts))
         self.subsets: list[list[str]] = [experts[members].tolist() for members in self.members.numpy()]
-        learnt = Rows.of(model, training)
+        self.seed, self.learnt = seed, Rows.of(model, training)
+        learnt = self.learnt
         self.probes = []
         for given, means in zip(self.subsets, posterior_means(model, learnt.batches, self.subsets), strict=True):
             rows = learnt.having(given)
             classes = {label: numbers[rows] for label, numbers in learnt.classes.items()}
             self.probes.append(Probes(means[rows], classes, None if problems is None else problems.learnt[rows]))
+            self.learnt_means = means  # the last subset is everything
         self.judge = Judge(learnt, self.rows, problems, seed)
 
     @property
@@ -85,6 +88,15 @@ class LatentEvaluator:
         present = [number for number, given in enumerate(self.subsets) if len(rows.having(given))]
         results = [self.measure_subset(number) for number in present]
         everything, shown = np.arange(rows.count), judge.classes_shown(rows.values)
+        (means,) = posterior_means(model, rows.batches, self.subsets[-1:])
+        of_labels = {
+            label: cluster(self.learnt_means, self.learnt.classes[label], means, classes, self.seed)
+            for label, classes in rows.classes.items()
+        }
+        factors = None
+        if rows.classes:
+            learnt, judged = (np.stack([*split.classes.values()], 1) for split in (self.learnt, rows))
+            factors = measure_factors(self.learnt_means, learnt, means, judged)
         return LatentReport(
             rows=rows.count,
             classifiers=judge.accuracy_on_real_data(shown),
@@ -99,6 +111,9 @@ class LatentEvaluator:
             permutation=permutation_test(model, rows, self.generator),
             missing_rate=missing_curve(results, self.members[present]),
             texts={},
+            private_probes=probe_private(model, self.learnt, rows),
+            clusters={label: found for label, found in of_labels.items() if found is not None},
+            factors=factors,
         )
 
     def measure_subset(self, number: int) -> SubsetResult:
@@ -127,6 +142,8 @@ class LatentEvaluator:
             all_labels=judge.all_labels_right(shown, result.rows, generated),
             problems=ranked,
             problems_seen=judge.problems_seen(result.samples, result.rows, generated),
+            conditional=self._conditional(given),
+            queries=query(self.model, rows, judge, given, self.generator, self.options.importance_rows),
         )
 
     def measure_prior(self, density: Density) -> PriorResult:
@@ -149,6 +166,23 @@ class LatentEvaluator:
             for count, value in evidence(self.model, batch, given, counts, self.generator).items():
                 sums[str(count)] += value * batch_size(batch) / len(chosen)
         return sums
+
+    def _conditional(self, given: Sequence[str]) -> dict[str, float]:
+        """Return by modality that is not given log p(x|given) = log p(x, given) − log p(given), in nats."""
+        if not self.options.importance_samples:
+            return {}
+        count, likelihoods = max(self.options.importance_samples), {}
+        for name in (name for name in self.rows.present if name not in given):
+            rows = self.rows.having([*given, name])
+            chosen, total = rows[evenly(len(rows), self.options.importance_rows)], 0.0
+            for batch in self.rows.select(chosen):
+                for sign, names in ((1, [*given, name]), (-1, given)):
+                    some = {key: batch[key] for key in names}
+                    mean = evidence(self.model, some, names, [count], self.generator)[count]
+                    total += sign * mean * batch_size(batch) / len(chosen)
+            if len(chosen):
+                likelihoods[name] = total
+        return likelihoods
 
     def _likeness(self, result: Pass, decoded: Mapping[str, Array]) -> dict[str, float]:
         likeness = {}
@@ -203,7 +237,11 @@ def summarize(results: Sequence[SubsetResult]) -> dict[str, LabelSummary]:
         single, whole = ([probe for size, probe in probes if size == wanted] for wanted in (1, largest))
         summary[label] = LabelSummary(
             one_to_one=_mean((given, result.coherence) for given, result in pairs if len(given) == 1),
-            two_to_one=_mean((given, result.coherence) for given, result in pairs if len(given) == 2),
+            coherence={
+                str(count): value
+                for count in range(1, largest)
+                if (value := _mean((g, result.coherence) for g, result in pairs if len(g) == count)) is not None
+            },
             diversity=_mean((given, result.diversity) for given, result in pairs if len(given) == 1),
             diversity_of_right=_mean((given, result.diversity_of_right) for given, result in pairs if len(given) == 1),
             synergy=max(whole) - max(single) if largest > 1 and single and whole else None,

@@ -68,6 +68,34 @@ def test_the_report_names_every_subset_and_metric(report: LatentReport) -> None:
     assert report.classifiers["label"]["speech"] > 0.9, "the tiny digits' speech says its label"
 
 
+def test_the_report_has_conditional_likelihoods_private_probes_and_clusters(report: LatentReport) -> None:
+    glyph, speech, everything = report.subsets
+    assert set(glyph.conditional) == {"speech", "label"} and set(everything.conditional) == {"label"}
+    # log p(speech, label | glyph) in two orders; the estimates are noisy bounds.
+    assert all(np.isfinite(value) for subset in report.subsets for value in subset.conditional.values())
+    assert set(report.private_probes["label"]) == {"glyph", "speech"}
+    assert report.private_probes["label"]["speech"] > report.private_probes["label"]["glyph"], "speech says its label"
+    found = report.clusters["label"]
+    assert 0 <= found.accuracy <= 1 and 0 <= found.nmi <= 1
+    assert report.factors is None and not speech.queries, "one label is no factor, and nothing is drawn from it"
+
+
+def test_the_conditional_likelihood_is_a_ratio_of_evidences(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = latent_model(SILENT), []
+
+    def stub(model: Any, batch: Any, names: Any, counts: Any, generator: Any) -> dict[int, float]:
+        calls.append((sorted(batch), sorted(names), len(batch["glyph"]["present"])))
+        return {counts[0]: {1: -3.0, 2: -5.0 * len(batch["glyph"]["present"])}[len(batch)]}
+
+    monkeypatch.setattr("m3ae.evaluation.latent.evidence", stub)
+    rows = Rows.of(model, batches(missing=2))
+    options = GenerationConfig(importance_samples=[2, 10], importance_rows=30)
+    evaluator = SimpleNamespace(model=model, rows=rows, options=options, generator=torch.Generator())
+    found = LatentEvaluator._conditional(evaluator, ["glyph"])
+    assert found == {"speech": pytest.approx(-45.0 + 3.0), "label": pytest.approx(-40.0 + 3.0)}
+    assert calls[:2] == [(["glyph", "label"], ["glyph", "label"], 8), (["glyph"], ["glyph"], 8)]
+
+
 def test_the_report_is_read_as_it_was_written(report: LatentReport, tmp_path: Path) -> None:
     subset = replace(report.subsets[0], elbo=math.nan, problems=ProblemResult({"effusion": math.nan}, math.nan))
     changed = replace(report, subsets=[subset, *report.subsets[1:]])
@@ -75,7 +103,7 @@ def test_the_report_is_read_as_it_was_written(report: LatentReport, tmp_path: Pa
     written = json.loads((tmp_path / JSON).read_text())
     assert written["subsets"][0]["elbo"] is None and written["subsets"][1]["problems"] == {}
     assert written["subsets"][0]["problems"] == {"auroc": {"effusion": None}, "macro_auroc": None}
-    assert "two_to_one" not in written["summary"]["label"] and written["texts"] == {}
+    assert set(written["summary"]["label"]["coherence"]) == {"1"} and written["texts"] == {}
     again = LatentReport.read(tmp_path / JSON)
     assert math.isnan(again.subsets[0].elbo) and again.subsets[1:] == report.subsets[1:]
     assert again.main_metrics() == report.main_metrics()
@@ -132,7 +160,7 @@ def test_a_summary_averages_over_what_is_not_given(report: LatentReport) -> None
             subset("a+b+c", 1.0, a=0.1, b=0.1, c=0.1),
         ]
     )["digit"]
-    assert (summary.one_to_one, summary.two_to_one) == pytest.approx((0.6, 0.7))
+    assert summary.one_to_one == pytest.approx(0.6) and summary.coherence == pytest.approx({"1": 0.6, "2": 0.7})
     assert (summary.diversity, summary.synergy) == pytest.approx((0.5, 0.1)) and summary.diversity_of_right is None
 
 
