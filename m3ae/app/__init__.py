@@ -30,7 +30,7 @@ def build(session: Session) -> gr.Blocks:
     """
     import gradio as gr
 
-    from m3ae.app import ask, browse, generate, reconstruct, search
+    from m3ae.app import ask, browse, classify, generate, reconstruct, search
 
     with gr.Blocks(title="m3ae", analytics_enabled=False, delete_cache=(KEPT, KEPT), fill_width=True) as app:
         gr.Markdown("# m3ae\nMasked multimodal autoencoders for medical images and text. Not a medical device.")
@@ -39,8 +39,12 @@ def build(session: Session) -> gr.Blocks:
                 reconstruct.add_tab(session)
             if session.answering is not None:
                 ask.add_tab(session)
-            with_images = next((prepared for prepared in session.sets if prepared.image_columns), None)
-            if session.searching is not None and with_images is not None:
+            if session.classifying is not None:
+                classify.add_classify_tab(session)
+            if session.reporting is not None:
+                classify.add_report_tab(session)
+            with_images = [prepared for prepared in session.sets if prepared.image_columns]
+            if session.searching is not None and with_images:
                 search.add_tab(session, with_images)
             elif session.searching is not None and session.masked is None:
                 raise ValueError("--data: search needs a prepared set with images, got none")
@@ -102,7 +106,8 @@ def serve(
 
         session = open_session(models, sets, split, device)
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-        _, address, _ = build(session).launch(
+        app = build(session)
+        _, address, _ = app.launch(
             server_name=host,
             server_port=port,
             share=False,
@@ -112,9 +117,12 @@ def serve(
             footer_links=[],
             run_history=False,
             ssr_mode=False,
-            prevent_thread_lock=not block,
+            prevent_thread_lock=True,
             theme=gr.themes.Default(**fonts),
         )
-        if not block:
+        if block:
+            print(f"{address}, to be stopped with Ctrl-C", flush=True)
+            app.block_thread()
+        else:
             atexit.register(stack.pop_all().close)
         return str(address)

@@ -6,7 +6,7 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import Session
-from m3ae.app.widgets import examples_row, image_input, picture, read_image, shows_errors
+from m3ae.app.widgets import examples_row, image_input, picture, read_image, shows_errors, upload_row
 from m3ae.figures import render
 from m3ae.inference import predict
 from m3ae.inference.drawing import draw_word_attention
@@ -37,7 +37,7 @@ def add_tab(session: Session) -> None:
         examples_row(session.examples(questions=True), lambda case: (case.image, case.question), [image, question])
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                image.render()
+                upload_row(image)
                 question.render()
                 button = gr.Button("Answer", variant="primary")
                 scores = gr.Label(label="Answers and their probabilities", num_top_classes=5)

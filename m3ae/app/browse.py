@@ -36,7 +36,7 @@ def add_data_tab(sets: list[PreparedSet]) -> None:
             with Image.open(sheet) as image:
                 return image.convert("RGB")
 
-    with gr.Tab("Data", id="data"):
+    with gr.Tab("Data", id="data") as tab:
         with gr.Row():
             name = gr.Dropdown([*folders], value=next(iter(folders)), label="Prepared set")
             split = gr.Dropdown(splits(next(iter(folders))), value=sets[0].split, label="Split")
@@ -46,7 +46,7 @@ def add_data_tab(sets: list[PreparedSet]) -> None:
         summary = "\n\n".join(f"{folder}\n{load_manifest(folder)}" for folder in folders.values())
         gr.Code(summary, label="What was prepared", language=None)
         name.change(lambda name: gr.Dropdown(splits(name), value=splits(name)[0]), name, split)
-        button.click(draw, [name, split, seed], shown)
+        gr.on([button.click, tab.select], draw, [name, split, seed], shown)
 
 
 def add_run_tab(runs: list[Path]) -> None:
@@ -61,10 +61,10 @@ def add_run_tab(runs: list[Path]) -> None:
         rows = [[key, f"{value:.4f}"] for key, value in final.items() if value is not None]
         return render(draw_losses(records)), rows
 
-    with gr.Tab("Run", id="run"):
+    with gr.Tab("Run", id="run") as tab:
         with gr.Row():
             name = gr.Dropdown([*folders], value=next(iter(folders)), label="Run")
             button = gr.Button("Show", variant="primary")
         shown = picture("Losses: training and validation")
         metrics = gr.Dataframe(headers=["metric", "value"], interactive=False, label="Last values", max_height=360)
-        button.click(draw, name, [shown, metrics])
+        gr.on([button.click, tab.select], draw, name, [shown, metrics])

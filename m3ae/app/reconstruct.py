@@ -6,7 +6,15 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import Session
-from m3ae.app.widgets import examples_row, image_input, picture, read_image, seed_input, shows_errors
+from m3ae.app.widgets import (
+    examples_row,
+    image_input,
+    picture,
+    read_image,
+    seed_input,
+    shows_errors,
+    upload_row,
+)
 from m3ae.figures import render
 from m3ae.inference import reconstruct
 from m3ae.inference.drawing import draw_samples
@@ -36,7 +44,7 @@ def add_tab(session: Session) -> None:
         examples_row(session.examples(), lambda case: (case.image, case.text), [image, text])
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                image.render()
+                upload_row(image)
                 text.render()
                 mask = gr.Slider(0, 0.95, model.config.mask_ratio, step=0.05, label="Share of the patches to hide")
                 words = gr.Slider(0, 1, 0.3, step=0.05, label="Share of the words to hide")

@@ -15,12 +15,20 @@ from m3ae.data.prepared import image_columns, load_manifest, load_split
 from m3ae.images.files import decode_image
 from m3ae.inference.inputs import find_model, load_any
 from m3ae.inference.search import SEARCHING, Searching
-from m3ae.models.finetuned import M3AEForQuestionAnswering
+from m3ae.models.finetuned import M3AEForClassification, M3AEForQuestionAnswering
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor
+from m3ae.models.reports import M3AEForReportGeneration
 
 NUM_EXAMPLES = 8
+ATTRIBUTES: dict[type, str] = {  # attributes of a session
+    M3AEForPreTraining: "masked",
+    M3AEForQuestionAnswering: "answering",
+    M3AEForClassification: "classifying",
+    M3AEForReportGeneration: "reporting",
+    M3AEForGeneration: "latent",
+}
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,13 @@ class PreparedSet:
 
     @cached_property
     def examples(self) -> list[Example]:
-        """Some rows with an image, spread over the split."""
-        examples: list[Example] = []
+        """Some rows with different images, spread over the split."""
+        examples, seen = list[Example](), list[bytes]()
         for number in range(0, len(self.rows), max(1, len(self.rows) // NUM_EXAMPLES)):
             row = self.rows[number]
             content = next((cell["bytes"] for name in self.image_columns if (cell := row[name])), None)
-            if content is not None and len(examples) < NUM_EXAMPLES:
+            if content is not None and content not in seen and len(examples) < NUM_EXAMPLES:
+                seen.append(content)
                 text = row.get("text") or ""
                 first = text if isinstance(text, str) else text[0]
                 picture = decode_image(content, row["id"]).convert("RGB")
@@ -71,6 +80,8 @@ class Session:
     Attributes:
         masked: A model for reconstructions.
         answering: A model for questions.
+        classifying: A model for classes.
+        reporting: A model for reports.
         searching: A model for search, with its folder or hub name.
         latent: A model for generation, with its tokenizer.
         sets: Prepared sets.
@@ -79,6 +90,8 @@ class Session:
 
     masked: tuple[M3AEForPreTraining, M3AEProcessor] | None = None
     answering: tuple[M3AEForQuestionAnswering, M3AEProcessor] | None = None
+    classifying: tuple[M3AEForClassification, M3AEProcessor] | None = None
+    reporting: tuple[M3AEForReportGeneration, M3AEProcessor] | None = None
     searching: tuple[Searching, M3AEProcessor, str] | None = None
     latent: tuple[M3AEForGeneration, PreTrainedTokenizerBase | None] | None = None
     sets: list[PreparedSet] = field(default_factory=list)
@@ -106,19 +119,15 @@ def open_session(models: Sequence[str], sets: Sequence[Path], split: str, device
     session = Session()
     for name in models:
         model, processor = load_any(name, device)
-        previous: object = None
-        if isinstance(model, M3AEForGeneration):
-            previous, session.latent = session.latent, (model, processor)
-        elif isinstance(model, M3AEForQuestionAnswering):
-            previous, session.answering = session.answering, (model, processor)
-        elif isinstance(model, SEARCHING):
+        attribute = ATTRIBUTES.get(type(model))
+        if isinstance(model, SEARCHING):
             session.searching = (model, processor, name)
-            if isinstance(model, M3AEForPreTraining):
-                previous, session.masked = session.masked, (model, processor)
-        else:
+        elif attribute is None:
             raise ValueError(f"--model {name} is {type(model).__name__}, for which the app has no tab")
-        if previous is not None:
+        if attribute is not None and getattr(session, attribute) is not None:
             raise ValueError(f"--model {name} is {type(model).__name__}, as is another one: give one of each")
+        if attribute is not None:
+            setattr(session, attribute, (model, processor))
         folder = Path(find_model(name)).parent
         if (folder / "metrics.jsonl").is_file():
             session.runs.append(folder)

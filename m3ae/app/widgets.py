@@ -19,11 +19,22 @@ Result = TypeVar("Result")
 
 
 def image_input(label: str = "Image") -> gr.Image:
-    """Return an input for an image, to be rendered."""
+    """Return an input for an image, to be rendered by `upload_row`; functions get the name of the uploaded file."""
     sources = ["upload", "clipboard"]
-    return gr.Image(
+    image = gr.Image(
         label=label, type="filepath", image_mode=None, format="png", sources=sources, height=300, render=False
     )
+    image.preprocess = lambda payload: payload and payload.path  # gradio's shows its library's error and the path
+    return image
+
+
+def upload_row(image: gr.Image) -> None:
+    """Render an input for an image, which shows an upload as the model sees it, and a button for DICOM files."""
+    image.render()
+    button = gr.UploadButton("DICOM file", file_types=[".dcm", ".dicom"], size="sm")
+    show = shows_errors(read_image)
+    image.upload(show, image, image, api_visibility="private")
+    button.upload(show, button, image, api_visibility="private")
 
 
 def picture(label: str) -> gr.Image:

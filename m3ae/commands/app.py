@@ -19,9 +19,10 @@ from m3ae.commands.options import CONFIGS, DEVICE, PATH, be_quiet
 def app(models: tuple[str, ...], sets: tuple[Path, ...], split: str, host: str, port: int, device: str | None) -> None:
     """Try models in a browser.
 
-    The tabs depend on the models: a pre-trained one reconstructs and searches, a fine-tuned one answers questions, a
-    latent one generates what is missing. Without a model, the app trains the quickstart first, which takes some
-    minutes. Uploads are limited to 20 MB and never kept.
+    The tabs depend on the models: a pre-trained one reconstructs and searches, a fine-tuned one answers questions,
+    classifies, writes reports or searches, a latent one generates what is missing. Without a model, the app trains the
+    quickstart first, which takes some minutes. The address is printed when the app answers. Uploads are limited to
+    20 MB and never kept.
 
     \b
     Examples:
@@ -37,7 +38,6 @@ def app(models: tuple[str, ...], sets: tuple[Path, ...], split: str, host: str, 
         model, data = _train_quickstart()
         models, sets = (model,), sets or (data,)
     be_quiet()
-    click.echo(f"http://{host}:{port}, to be stopped with Ctrl-C")
     serve(models, sets, split=split, host=host, port=port, device=device)
 
 

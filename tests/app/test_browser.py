@@ -26,8 +26,8 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["sy
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        models = [str(folder / name) for name in ("masked", "vqa", "latent")]
-        address = serve(models, [folder / "data"], port=port, block=False)
+        models = [str(folder / name) for name in ("masked", "vqa", "classes", "latent")]
+        address = serve(models, [folder / "data", folder / "more"], port=port, block=False)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 1400, "height": 1000})
         opened.set_default_timeout(120_000)
@@ -71,6 +71,12 @@ def test_ask(page: "sync_api.Page", folder: Path) -> None:
     assert page.complaints == []
 
 
+def test_classify(page: "sync_api.Page", folder: Path) -> None:
+    panel = use(page, "Classify", "Classify", folder)
+    panel.get_by_text("%").first.wait_for()
+    assert page.complaints == []
+
+
 def test_search(page: "sync_api.Page", folder: Path) -> None:
     page.get_by_role("tab", name="Search", exact=True).click()
     page.get_by_label("Find images for a text").fill("no finding")
@@ -92,8 +98,10 @@ def test_generate(page: "sync_api.Page", folder: Path) -> None:
 
 
 def test_browse(page: "sync_api.Page", folder: Path) -> None:
-    panel = use(page, "Data", "Show rows", folder)
+    page.get_by_role("tab", name="Data", exact=True).click()  # filled when it opens
+    panel = page.get_by_role("tabpanel").locator("visible=true")
     panel.locator(".image-frame img, [data-testid=image] img").first.wait_for()
-    panel = use(page, "Run", "Show", folder)
+    page.get_by_role("tab", name="Run", exact=True).click()
+    panel = page.get_by_role("tabpanel").locator("visible=true")
     panel.get_by_text("validation/loss").locator("visible=true").first.wait_for()
     assert page.complaints == []

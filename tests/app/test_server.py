@@ -22,8 +22,8 @@ def address(folder: Path) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    models = [str(folder / name) for name in ("masked", "vqa", "latent")]
-    return serve(models, [folder / "data"], port=port, block=False).rstrip("/")
+    models = [str(folder / name) for name in ("masked", "vqa", "classes", "latent")]
+    return serve(models, [folder / "data", folder / "more"], port=port, block=False).rstrip("/")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -79,8 +79,20 @@ def test_every_tab_answers(address: str, folder: Path, tmp_path: Path, monkeypat
     assert "→" in words[0]["token"]
     scores = client.predict(image, "Is it large?", api_name="/run_1")[0]
     assert {row["label"] for row in scores["confidences"]} == {"yes", "no"}
-    assert {row[1] for row in client.predict("no finding", api_name="/find_images")[1]["data"]} == {"row-0", "row-1"}
-    assert len(client.predict(image, api_name="/find_texts")["data"]) == 2
+    scores, decided, picture = client.predict(image, "", api_name="/classify")
+    assert {row["label"] for row in scores["confidences"]} == {"mass", "fluid"} and decided == "mass"
+    with Image.open(picture) as opened:
+        assert opened.width > 100
+    data, more = (f"{folder / name}, test" for name in ("data", "more"))
+    assert {row[1] for row in client.predict("no finding", data, api_name="/find_images")[1]["data"]} == {
+        "row-0",
+        "row-1",
+    }
+    assert len(client.predict("no finding", more, api_name="/find_images")[1]["data"]) == 2, "equal images are one"
+    assert len(client.predict(image, data, api_name="/find_texts")["data"]) == 2
+    (tmp_path / "report.png").write_text("%PDF-1.7")
+    with pytest.raises(Exception, match=r"^not an image: report\.png"):
+        client.predict(gradio_client.handle_file(str(tmp_path / "report.png")), "", api_name="/classify")
     for name, inputs in {
         "/run_2": (0, ["image"], 0.7, 0),
         "/move": (0, [], 1, 0),

@@ -4,9 +4,11 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs the extra app")
 
-from m3ae import M3AEForClassification
+from m3ae import M3AEForReportGeneration, M3AEModel
 from m3ae.app import build
+from m3ae.app.search import merge_equal
 from m3ae.app.session import Session, open_session
+from m3ae.inference import Hit, open_collection
 from tests.tasks.tiny_finetuning import save_model
 
 pytestmark = [  # gradio leaves sockets and event loops open
@@ -21,8 +23,23 @@ def tabs(session: Session) -> list[str]:
 
 
 def test_each_model_brings_its_tabs(session: Session, folder: Path) -> None:
-    assert tabs(session) == ["Reconstruct", "Ask", "Search", "Generate", "Data", "Run"]
+    assert tabs(session) == ["Reconstruct", "Ask", "Classify", "Search", "Generate", "Data", "Run"]
     assert tabs(open_session([str(folder / "vqa")], [], "test")) == ["Ask"]
+
+
+def test_a_model_of_reports_has_a_tab(tmp_path: Path) -> None:
+    save_model(tmp_path / "reports", M3AEForReportGeneration, ["no finding"])
+    assert tabs(open_session([str(tmp_path / "reports")], [], "test")) == ["Report"]
+
+
+def test_equal_images_are_one(folder: Path) -> None:
+    collection = open_collection(folder / "more")
+    hits = [Hit(row, 1.0 - row, collection.names[row], [f"text {row}"]) for row in (2, 0, 1, 3)]
+    assert [(hit.image, hit.texts) for hit in merge_equal(hits, collection)] == [
+        ("row-1-0", ["text 2", "text 3"]),
+        ("row-0-0", ["text 0", "text 1"]),
+    ]
+    assert len(open_session([], [folder / "more"], "test").examples()) == 2
 
 
 def test_examples_come_from_the_set(session: Session) -> None:
@@ -36,8 +53,8 @@ def test_examples_come_from_the_set(session: Session) -> None:
 def test_what_cannot_be_shown(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="as is another one: give one of each"):
         open_session([str(folder / "vqa")] * 2, [], "test")
-    save_model(tmp_path / "classes", M3AEForClassification, ["a"], id2label={0: "a", 1: "b"})
-    with pytest.raises(ValueError, match="M3AEForClassification, for which the app has no tab"):
-        open_session([str(tmp_path / "classes")], [], "test")
+    save_model(tmp_path / "trunk", M3AEModel, ["a"])
+    with pytest.raises(ValueError, match="M3AEModel, for which the app has no tab"):
+        open_session([str(tmp_path / "trunk")], [], "test")
     with pytest.raises(ValueError, match="the latent model needs a prepared set with image, label, got none"):
         build(open_session([str(folder / "latent")], [], "test"))
