@@ -18,7 +18,7 @@ MODALITIES = {
 
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models `masked/model` (with metrics of its run), `vqa`, `classes` and `latent`, and the sets `data`, `more`."""
+    """The models `masked/model` (with metrics), `vqa`, `classes` and `latent`, and the sets `data` and `more`."""
     path = tmp_path_factory.mktemp("app")
     save_model(path / "masked" / "model", M3AEForPreTraining, TEXTS, itc_weight=1.0)
     (path / "masked" / "metrics.jsonl").write_text('{"step": 1, "training/loss": 2.0, "validation/loss": 1.5}\n')
