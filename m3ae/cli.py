@@ -15,7 +15,7 @@ from m3ae.commands.options import FILE
 from m3ae.commands.predict import predict
 from m3ae.commands.reconstruct import reconstruct
 from m3ae.commands.search import embed, search
-from m3ae.commands.training import env, evaluate, finetune, pretrain, run, summarize, sweep, train
+from m3ae.commands.training import env, evaluate, finetune, init, pretrain, run, summarize, sweep, train
 from m3ae.commands.zero_shot import zero_shot
 from m3ae.data.tables import printable
 from m3ae.training import STOPPED_STATUS, TrainingStopped
@@ -93,6 +93,7 @@ for command in (
     prepare,
     data,
     train_tokenizer,
+    init,
     train,
     pretrain,
     finetune,

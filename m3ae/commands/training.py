@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import click
 
 from m3ae.commands.options import AS_JSON, OUTPUT_FILE, OVERRIDES, PATH, ConfigFile, print_result
+from m3ae.tasks import TASKS
 
 EVALUATED = ("model.init={}",)  # a model that is measured has its encoders, whatever training started from
 
@@ -48,6 +51,35 @@ def train(config: Path, overrides: tuple[str, ...], resume: bool, print_config: 
     from m3ae.training.loop import train
 
     train(loaded, task_class(loaded.task).from_config(loaded), resume=resume)
+
+
+@click.command()
+@click.argument("folder", type=PATH)
+@click.option("--task", type=click.Choice(TASKS), help="what to learn  [default: the first that the rows can teach]")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="time that the run may take",
+)
+@click.option("--model", metavar="DIR", help="folder or hub name of the model to start from  [default: a new one]")
+def init(folder: Path, **options: Any) -> None:
+    """Print a config for a prepared FOLDER.
+
+    The config names the folder's columns and labels. The size of the model and the number of steps follow from the
+    rows, from --minutes, and from steps that the command takes on this machine.
+
+    \b
+    Examples:
+      m3ae init data/mine > mine.yaml
+      m3ae init data/mine --task pretraining --minutes 60 > mine.yaml
+    """  # noqa: D301
+    from m3ae.tasks.draft import draft_config
+
+    with redirect_stdout(sys.stderr):
+        text = draft_config(folder, **options)
+    click.echo(text, nl=False)
 
 
 def _training_command(word: str, help: str) -> click.Command:

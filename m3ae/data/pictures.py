@@ -29,6 +29,7 @@ TEXT = datasets.Value("string")
 TEXT_COLUMNS = ("text", "question", "answer")
 NO_LABELS = ("id", "split", "subject", "study", "article", "text", "question", "answers", "answer_raw")
 TOP = 20  # labels of a panel
+LISTED = 8  # labels of a line
 MAX_PANELS = 4  # columns of labels
 SIZES_READ = 3000  # images of a split and column whose size is read, evenly spread
 # Hatching and line style tell the splits apart in grey.
@@ -76,7 +77,8 @@ def draw_pictures(
     if not filled:
         raise ValueError(f"{folder} has no rows to show: all are in {REJECTED}")
     splits = {name: load_split(folder, name) for name in dict.fromkeys([*filled, *filter(None, [split])])}
-    labels = _label_counts(splits)
+    labels = label_counts(splits)
+    print(describe_labels(labels), end="")
     split = split or filled[0]
     drawings: dict[str, Callable[[Path], Path | None]] = {
         "contact_sheet.png": lambda path: draw_contact_sheet(
@@ -297,7 +299,7 @@ def _plot_counts(manifest: Manifest, labels: Labels, path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def _label_counts(splits: Splits) -> Labels:
+def label_counts(splits: Splits) -> Labels:
     """Count the labels of columns whose values repeat, `labels` and `answer` first."""
     features = next(iter(splits.values())).features
     labels: Labels = {}
@@ -309,6 +311,17 @@ def _label_counts(splits: Splits) -> Labels:
             if total.total() > 2 * len(total):
                 labels[column] = counts
     return dict(list(labels.items())[:MAX_PANELS])
+
+
+def describe_labels(labels: Labels) -> str:
+    """Return a line for each column and split with its most frequent labels."""
+    lines = []
+    for column, by_split in labels.items():
+        for split, counts in by_split.items():
+            names = ", ".join(f"{cut(name, 40)} {count:,}" for name, count in counts.most_common(LISTED))
+            more = f" and {len(counts) - LISTED} more" if len(counts) > LISTED else ""
+            lines.append(f"{column}, {split}: {names or 'none'}{more}\n")
+    return "".join(lines)
 
 
 def _count(cells: Sequence[Any]) -> Counter[str]:

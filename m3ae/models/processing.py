@@ -195,6 +195,14 @@ class M3AEProcessor(ProcessorMixin):
                     )
         super().__init__(image_processor, tokenizer, **kwargs)
 
+    def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:
+        """Return a model's keyword arguments; tensors of several texts are padded to the longest one by default."""
+        several = isinstance(text, list | tuple) and len(text) > 1 and kwargs.get("return_tensors") is not None
+        if several and "padding" not in kwargs | (kwargs.get("text_kwargs") or {}):
+            kwargs["padding"] = True
+        batch: BatchFeature = super().__call__(images, text, *args, **kwargs)
+        return batch
+
     def validate_inputs(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from m3ae.data import pictures as module
-from m3ae.data.pictures import _bins, _label_counts, _lines, draw_pictures, matrix_columns, spread_positions
+from m3ae.data.pictures import _bins, _lines, draw_pictures, label_counts, matrix_columns, spread_positions
 from m3ae.data.prepared import load_split
 from m3ae.figures import cut
 from tests.data.small_folder import picture, stored, write_splits
@@ -75,7 +75,7 @@ def test_sequences_are_drawn_beside_images(tmp_path: Path) -> None:
     rows = [{"id": str(i), "image": stored(picture(i)), "speech": ramp, "clip_id": "7"} for i in range(3)]
     folder = write_splits(tmp_path / "set", train=[*rows, {"id": "3", "image": stored(picture(3))}])
     features = load_split(folder, "train")
-    assert matrix_columns(features) == ["speech"] and not _label_counts({"train": features})
+    assert matrix_columns(features) == ["speech"] and not label_counts({"train": features})
     with_ramp = draw_pictures(folder)[0].read_bytes()
     for row in rows:
         row["speech"] = ramp[::-1]
@@ -142,6 +142,6 @@ def test_labels_are_columns_whose_values_repeat(tmp_path: Path) -> None:
         for i in range(8)
     ]
     folder = write_splits(tmp_path / "set", train=rows)
-    found = _label_counts({"train": load_split(folder, "train")})
+    found = label_counts({"train": load_split(folder, "train")})
     assert found == {"labels": {"train": Counter(a=8, b=8)}, "organ": {"train": Counter(chest=4)}}
     assert list(found) == ["labels", "organ"] and module.MAX_PANELS == 4
