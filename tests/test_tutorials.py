@@ -59,7 +59,10 @@ def test_a_tutorial_runs_as_it_is_written(path: Path, quickstart: Path, monkeypa
         else:
             for line in content.replace("\\\n", " ").splitlines():
                 if line.startswith("m3ae "):
-                    m3ae(shlex.split(line)[1:])
+                    command, _, file = line.partition(" > ")
+                    printed = m3ae(shlex.split(command)[1:])
+                    if file:
+                        Path(file).write_text(printed, encoding="utf-8")
                 else:
                     done: subprocess.CompletedProcess[str] = run_in_shell(line, quickstart)
                     assert done.returncode == 0, f"{line}\n{done.stderr}"

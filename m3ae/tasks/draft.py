@@ -120,10 +120,16 @@ def read_contents(folder: Path) -> Contents:
         questions=questions,
         arrays={name: shape for name, feature in rows.features.items() if (shape := array_shape(feature))},
         side=int(np.median(sides.min(axis=1))),
-        is_grey=sum(image.mode == "L" for image in opened) > GREY_LIMIT * len(opened),
+        is_grey=sum(map(_is_grey, opened[::6])) > GREY_LIMIT * len(opened[::6]),
         is_mixed=bool(np.quantile(shapes, 0.9) > 1.15 or np.quantile(shapes, 0.1) < 1 / 1.15),
         words=int(np.quantile(lengths, 0.95)) if lengths else 0,
     )
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Return whether the channels of an image are equal, but for the noise of its compression."""
+    pixels = np.asarray(image.convert("RGB").resize((32, 32))).astype(int)
+    return bool(np.ptp(pixels, axis=-1).mean() < 4)
 
 
 def _names(counts: Counter[str]) -> list[str]:
@@ -159,6 +165,8 @@ def draft_config(folder: Path, task: str | None = None, minutes: float = 10.0, m
         if cost * seconds * wanted > budget:
             break
         larger = _values(contents, task, size, side, batch, model)
+        if values.get("model") == larger["model"]:  # the images are no larger
+            continue
         try:
             measured = time_step(make_config(larger))
         except torch.OutOfMemoryError:
@@ -177,7 +185,12 @@ def draft_config(folder: Path, task: str | None = None, minutes: float = 10.0, m
     if values["training"].get("validate_every", 0) is not None:
         values["training"]["validate_every"] = max(1, steps // 10)
     make_config(values)
-    return "\n".join([*_header(contents, task, steps, seconds, batch, device), *_yaml(values)]) + "\n"
+    header = _header(contents, task, steps, seconds, batch, device)
+    if steps < wanted:
+        header.append(
+            f"# hint      --minutes {wanted * seconds / 60 / TRAINING_SHARE:.0f} would do for {wanted} steps"
+        )
+    return "\n".join([*header, *_yaml(values)]) + "\n"
 
 
 def time_step(config: RunConfig) -> float:
@@ -246,12 +259,14 @@ def _data(contents: Contents, task: str, size: str, model: str | None) -> dict[s
     if model is not None:
         longest = saved_config(model).longest_text
     tokens = min(longest, 16 * (1 + int(TOKENS_PER_WORD * contents.words + 2) // 16))
-    data: dict[str, Any] = {"path": str(contents.folder), "max_text_length": tokens}
+    data: dict[str, Any] = {"path": str(contents.folder)}
     if task == "generation":
-        return data
+        return data | {"max_text_length": tokens}
     reads = {"question_answering": "question", "classification": None if contents.images else "text"}
     data["image_columns"] = contents.images
     data["text_column"] = reads.get(task, "text" if contents.text else None)
+    if data["text_column"] is not None:
+        data["max_text_length"] = tokens
     if len(contents.images) > 1 and model is None:
         data["views"] = "all"
     data |= {"augmentation": "radiograph"} if contents.is_grey else {}
@@ -261,9 +276,11 @@ def _data(contents: Contents, task: str, size: str, model: str | None) -> dict[s
 
 
 def _best_metric(contents: Contents, task: str) -> str | None:
+    if contents.rows["validation"] < FEW_ROWS:
+        return None  # the loss differs where shares do not
     if task == "classification" and next(iter(contents.labels)) in contents.multi_label:
         return "macro_auroc"
-    return {"classification": "accuracy", "question_answering": "accuracy", "retrieval": "mean_recall"}.get(task)
+    return {"classification": "macro_f1", "question_answering": "accuracy", "retrieval": "mean_recall"}.get(task)
 
 
 def _classes(contents: Contents) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from m3ae import M3AEImageProcessor
+from m3ae import M3AEImageProcessor, M3AEProcessor
+from m3ae.data.tokenizer import train_tokenizer
 from m3ae.images.files import load_image
 from tests.images.test_dicom import write
 
@@ -130,3 +131,17 @@ def test_what_is_no_picture_is_named() -> None:
         values(3)
     with pytest.raises(ValueError, match=r"got an array of shape \(5, 8, 8\), expected"):
         values(np.zeros((5, 8, 8)))
+
+
+def test_tensors_of_texts_are_padded_unless_told_otherwise() -> None:
+    processor = M3AEProcessor(PROCESSOR, train_tokenizer(["one", "two words and more"], 300))
+    texts = ["one", "two words and more"]
+    padded = processor(text=texts, padding=True, return_tensors="pt")
+    batch = processor(images=[RAMP, RAMP], text=texts, return_tensors="pt")
+    assert torch.equal(batch["input_ids"], padded["input_ids"]) and batch["pixel_values"].shape == (2, 3, 32, 32)
+    lengths = [len(ids) for ids in processor(text=texts)["input_ids"]]
+    assert lengths[0] < lengths[1] == padded["attention_mask"].shape[1]
+    longer = processor(text=texts, text_kwargs={"padding": "max_length", "max_length": 20}, return_tensors="pt")
+    assert longer["input_ids"].shape == (2, 20)
+    with pytest.raises(ValueError, match="padding=True"):
+        processor(text=texts, padding=False, return_tensors="pt")
