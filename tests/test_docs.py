@@ -22,6 +22,8 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SCRIPTS = {"evaluate_model": "evaluate", "convert_checkpoint": "convert", "check_parity": "check-parity"}
 SCRIPTS |= {"slurm": "train"}  # the others are called as their command is
 LEFT_OUT = re.compile(r"…|\.\.\.|[<>]|^[A-Z]+$")  # stands for what a reader fills in
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+PROSE += [path for path in DOCUMENTS[1:] if path.stem not in ("api", "contributing", "index", "zoo")]
 OF_OTHERS = {
     "--signal",
     "--machine_rank",
@@ -156,3 +158,20 @@ def test_the_page_of_models_says_what_the_configs_say() -> None:
     assert (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8") == made, "run python docs/zoo.py"
     for path in CONFIGS:
         assert (f"| `{path.stem}` |" in made) == (path.parent.name in ("pretrain", "finetune"))
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yield the sentences of paragraphs and lists; a span of code counts as one word."""
+    text = re.sub(r"<!--.*?-->|```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"(?m)^ *[|#!=].*$", "", text)
+    text = re.sub(r"`[^`]*`", "CODE", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text))
+    for block in re.split(r"\n\s*\n|\n *(?:[-*]|\d+\.) ", text):
+        yield from re.split(r"(?<=[.!?:])\s+(?=[A-Z(\"*])", " ".join(block.split()))
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_sentences_are_short(path: Path) -> None:
+    counts = {text: len(re.findall(r"\w[\w'’.,%–-]*", text)) for text in sentences(path.read_text(encoding="utf-8"))}
+    long = [text for text, count in counts.items() if count > 36]
+    assert not long
+    assert sum(counts.values()) / sum(map(bool, counts.values())) <= 15
