@@ -79,12 +79,14 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
     ) -> Memory:
         """Encode and fuse what a report is to be written from; the arguments are those of `forward`.
 
         Of a sample without anything zeros are read, so that its report is the usual one.
         """
-        return self.fuse(self.m3ae.encode(pixel_values, input_ids, attention_mask, image_present, text_present))
+        inputs = (input_ids, attention_mask, image_present, text_present, pixel_mask)
+        return self.fuse(self.m3ae.encode(pixel_values, *inputs))
 
     def fuse(self, streams: Mapping[str, Stream]) -> Memory:
         """Fuse encoded streams to what a report is to be written from."""
@@ -114,6 +116,7 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> M3AEForReportGenerationOutput:
         """Score reports about images, about further texts, or about both.
@@ -124,12 +127,13 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
             attention_mask: (B, L'), 0 = padding.
             image_present: (B,) bool, False where a sample has no image; (B, V) of several views.
             text_present: (B,) bool, False where a sample has no text.
+            pixel_mask: (B, H, W) or (B, V, H, W), 0 = padding.
             labels: (B, L) the reports' tokens with both ends; −100 = padding.
 
         Raises:
             ValueError: Images and texts are both left out.
         """
-        memory = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
+        memory = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present, pixel_mask)
         if labels is None:
             return M3AEForReportGenerationOutput(logits=self.decode(memory, self._start(memory)))
         logits = self.decode(memory, labels.masked_fill(labels == IGNORED, self.special.pad))
@@ -144,6 +148,7 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         image_present: Tensor | None = None,
         text_present: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
         memory: Memory | None = None,
         **options: Any,
     ) -> Tensor:
@@ -155,6 +160,7 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
             attention_mask: Which tokens are no padding.
             image_present: Which images are there.
             text_present: Which texts are there.
+            pixel_mask: Which pixels are no padding.
             memory: What `encode` has made of the inputs, in place of them.
             options: Options of transformers' `generate` that replace those of `generation_config`, such as
                 `num_beams=4`, or `do_sample=True, top_p=0.9`.
@@ -164,7 +170,7 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
         """
         if memory is None:
             with torch.no_grad():
-                memory = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present)
+                memory = self.encode(pixel_values, input_ids, attention_mask, image_present, text_present, pixel_mask)
         start = self._start(memory)
         inputs = {"input_ids": start, "attention_mask": torch.ones_like(start), **_cross(memory)}
         return write_texts(self.report_head, self.special, inputs, **self.generation_config.to_diff_dict() | options)

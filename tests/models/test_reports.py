@@ -86,6 +86,18 @@ def test_greedy_decoding_is_the_same_without_the_cache_and_beams_are_likelier() 
     assert len(model.generate(memory=memory, num_beams=3, num_return_sequences=2)) == 8
 
 
+def test_padding_of_an_image_is_not_read() -> None:
+    model, inputs = writer(), images()
+    mask = torch.ones_like(inputs["pixel_values"][:, 0])
+    mask[0, :8] = mask[0, 24:] = 0
+    memory = model.encode(**inputs, pixel_mask=mask)
+    assert memory.mask.sum(1)[:2].tolist() == [1 + 8, 1 + 16]
+    inputs["pixel_values"] = torch.where(mask[:, None].bool(), inputs["pixel_values"], torch.nan)
+    filled = model(**inputs, pixel_mask=mask, labels=reports()).logits
+    expected = model.decode(memory, reports().clamp(min=0))
+    torch.testing.assert_close(filled[:, 0], expected[:, 0], atol=1e-5, rtol=0)
+
+
 def test_a_missing_view_or_text_is_not_read() -> None:
     model, labels = writer(views=["frontal", "lateral"]), reports()
     batch = tiny_pairs() | {"text_present": torch.tensor([True, True, False, True])}
