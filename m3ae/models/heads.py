@@ -6,6 +6,7 @@ Shapes: B batch, N patches, K visible patches, M masked tokens, D width, V vocab
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -150,11 +151,13 @@ class Contrast(NamedTuple):
 
     Attributes:
         loss: () what `config.itc_loss` names.
-        logits: (B, B) similarity of each text and each image; (P·B, P·B) of P processes, this one's B first.
+        logits: (B, B) similarity of each text and each image, or more than B of each; those of this batch come first.
+        pairs: The pairs of the batch, in training those of all processes, as constants.
     """
 
     loss: Tensor
     logits: Tensor
+    pairs: pairs.ContrastedPairs
 
 
 class ContrastiveHead(nn.Module):
@@ -187,7 +190,14 @@ class ContrastiveHead(nn.Module):
         mean = (tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
         return F.normalize(getattr(self, name)(mean).float(), dim=-1)
 
-    def forward(self, text: Stream, image: Stream, ids: tuple[Tensor, Tensor], valid: Tensor) -> Contrast:
+    def forward(
+        self,
+        text: Stream,
+        image: Stream,
+        ids: tuple[Tensor, Tensor],
+        valid: Tensor,
+        others: Sequence[pairs.ContrastedPairs] = (),
+    ) -> Contrast:
         """Contrast the texts and images of a batch, in training those of all processes.
 
         Args:
@@ -195,13 +205,15 @@ class ContrastiveHead(nn.Module):
             image: B images, encoded.
             ids: Ids of the images and of the texts, as `match_pairs` takes them.
             valid: (B,) bool: the sample has both modalities.
+            others: The pairs of the other micro-batches of the optimiser step, to contrast with them, too.
         """
         contrasted = pairs.ContrastedPairs(self.embed("text", text), self.embed("image", image), *ids, valid)
         if self.training:
             contrasted = contrasted.gather()
-        cosine = contrasted.texts @ contrasted.images.T
+        whole = contrasted.beside(others)
+        cosine = whole.texts @ whole.images.T
         if self.bias is None:
             logits = self.log_scale.clamp(max=math.log(100)).exp() * cosine
         else:
             logits = self.log_scale.exp() * cosine + self.bias
-        return Contrast(self.loss(logits, contrasted.same(), contrasted.valid), logits)
+        return Contrast(self.loss(logits, whole.same(), whole.valid), logits, contrasted.detach())

@@ -5,6 +5,7 @@ Shapes: B batch, V views, S tokens, M masked tokens, K visible patches, D fusion
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -110,6 +111,13 @@ def joint_pass(
         fused.pair = {"text": states[-1]["text"][row, :1], "image": image_tokens[row]}
         fused.pair_present = None if image.present is None else image.present[images][row]
     return fused
+
+
+def contrast_alone(config: M3AEConfig) -> M3AEConfig:
+    """Return a configuration whose masked pass encodes as `config` has it, contrasts, and fuses nothing."""
+    alone = copy.copy(config)
+    alone.mim_weight = alone.mlm_weight = alone.itm_weight = 0.0
+    return alone
 
 
 SCHEDULES = {"separate": separate_passes, "joint": joint_pass}

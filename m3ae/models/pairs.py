@@ -5,6 +5,7 @@ Shapes: B batch, V views, C channels, H×W pixels, L text tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -205,11 +206,39 @@ class ContrastedPairs(NamedTuple):
         Raises:
             ValueError: The texts have no ids, and their tokens are of different lengths in each process.
         """
-        if self.text_ids.dim() > 1 and _is_distributed():
-            raise ValueError(
-                "text_ids: got None, expected numbers (B,): contrast across processes needs them in training"
-            )
+        if _is_distributed():
+            self._check_ids("processes")
         return ContrastedPairs(*map(all_gather_rows, self))
+
+    def beside(self, others: Sequence[ContrastedPairs]) -> ContrastedPairs:
+        """Return these pairs and those of the other micro-batches of an optimiser step (Gao et al. 2021, GradCache).
+
+        The vectors of the others are constants, and the gradient of these vectors is multiplied by the number of
+        micro-batches. So the mean over the micro-batches, which training takes, is the gradient of one large batch.
+
+        Raises:
+            ValueError: The texts have no ids, and their tokens are of different lengths in each micro-batch.
+        """
+        if not others:
+            return self
+        self._check_ids("micro-batches")
+        constant = self.detach()
+        texts, images = (
+            fixed + (1 + len(others)) * (vectors - fixed)
+            for vectors, fixed in ((self.texts, constant.texts), (self.images, constant.images))
+        )
+        scaled = self._replace(texts=texts, images=images)
+        return ContrastedPairs(*(torch.cat(rows) for rows in zip(scaled, *others, strict=True)))
+
+    def detach(self) -> ContrastedPairs:
+        """Return the pairs as constants."""
+        return ContrastedPairs(*(tensor.detach() for tensor in self))
+
+    def _check_ids(self, what: str) -> None:
+        if self.text_ids.dim() > 1:
+            raise ValueError(
+                f"text_ids: got None, expected numbers (B,): contrast across {what} needs them in training"
+            )
 
     def same(self) -> Tensor:
         """Return which samples share the image or the text, (N, N) bool."""

@@ -6,7 +6,7 @@ D fusion width, P patch side, W vocabulary. Masks: 1 = masked. Presence: True = 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from m3ae.models.heads import ContrastiveHead, Float32Linear, PixelDecoder, Toke
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import LatentHead, init_latent_weights
 from m3ae.models.latent_step import M3AEForGenerationOutput
-from m3ae.models.masked_pass import SCHEDULES, FusedTokens, Masks, check_modalities
+from m3ae.models.masked_pass import SCHEDULES, FusedTokens, Masks, check_modalities, contrast_alone
 from m3ae.models.modalities import read_inputs
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.objectives import latent_pass
@@ -50,6 +50,7 @@ class M3AEForPreTrainingOutput(ModelOutput):
         itm_labels: (B,) 1 = matched, −100 where the sample lacks a modality.
         hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
         attentions: With `output_attentions`, what it records.
+        contrasted: With `pairs_only`, the pairs in the space of contrast, and nothing else.
     """
 
     loss: Tensor | None = None
@@ -63,6 +64,7 @@ class M3AEForPreTrainingOutput(ModelOutput):
     itm_labels: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    contrasted: pairs.ContrastedPairs | None = None
 
 
 class M3AEForPreTraining(M3AEPreTrainedModel):
@@ -144,6 +146,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         beta: float | Tensor | None = None,
         with_latent: bool = True,
         labels: Tensor | None = None,
+        other_pairs: Sequence[pairs.ContrastedPairs] | None = None,
+        pairs_only: bool = False,
         return_loss: bool = True,
     ) -> M3AEForPreTrainingOutput:
         """Mask, encode each distinct input once, fuse, decode, and compute the losses whose weight is not 0.
@@ -170,6 +174,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             beta: Weight of the KL in the latent pass; the config's if None.
             with_latent: Whether a latent head explains the inputs, for its loss.
             labels: `mlm_labels` where `input_ids` is masked, as `DataCollatorForLanguageModeling` returns them.
+            other_pairs: Pairs of the other micro-batches of the optimiser step, to contrast with them, too.
+            pairs_only: Whether only pairs are computed, for other micro-batches to be contrasted with.
             return_loss: Not used; tells Trainer that a loss needs no labels.
         """
         if labels is not None and input_ids is not None:
@@ -183,8 +189,13 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         words = self._mask_words(batch, special_tokens_mask, word_ids, (mlm_input_ids, mlm_labels), text_noise, draw)
         matched = match_pairs(*ids, batch.complete(), draw(match_noise, batch.input_ids.shape[0], 2))
         masks = Masks(patches, words, matched)
-        contrast = None if self.itc_head is None else partial(self.itc_head, ids=ids, valid=matched.valid)
-        fused = SCHEDULES[schedule or self.config.schedule](self.config, self.m3ae, contrast, batch, masks)
+        contrast = None
+        if self.itc_head is not None:
+            contrast = partial(self.itc_head, ids=ids, valid=matched.valid, others=other_pairs or ())
+        config = contrast_alone(self.config) if pairs_only else self.config
+        fused = SCHEDULES[schedule or config.schedule](config, self.m3ae, contrast, batch, masks)
+        if pairs_only and fused.contrast is not None:
+            return M3AEForPreTrainingOutput(contrasted=fused.contrast.pairs)
         latent = self._latent_pass(batch, fused.whole, beta=beta, generator=generator) if with_latent else None
         return self._decode(batch, masks, fused, latent)
 

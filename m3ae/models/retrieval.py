@@ -27,7 +27,7 @@ from m3ae.models.fusion import Stream
 from m3ae.models.heads import ContrastiveHead, Float32Linear, matching_score
 from m3ae.models.modeling import OTHER_HEADS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.option_checks import checked_arguments
-from m3ae.models.pairs import image_text_batch, ranking_loss, same_samples, sample_ids
+from m3ae.models.pairs import ContrastedPairs, image_text_batch, ranking_loss, same_samples, sample_ids
 
 
 @dataclass
@@ -42,6 +42,7 @@ class M3AEForImageTextRetrievalOutput(ModelOutput):
         candidates: (B, 1 + K) the rows of the batch that the texts come from.
         hidden_states: With `output_hidden_states`, what `m3ae.models.attention.recording` records.
         attentions: With `output_attentions`, what it records.
+        contrasted: With `pairs_only`, the pairs in the space of contrast, and nothing else.
     """
 
     loss: Tensor | None = None
@@ -50,6 +51,7 @@ class M3AEForImageTextRetrievalOutput(ModelOutput):
     candidates: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    contrasted: ContrastedPairs | None = None
 
 
 class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
@@ -106,6 +108,8 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         negatives: Tensor | None = None,
         negative_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        other_pairs: Sequence[ContrastedPairs] | None = None,
+        pairs_only: bool = False,
         return_loss: bool = True,
     ) -> M3AEForImageTextRetrievalOutput:
         """Let each image find the text of its sample among `config.num_negatives` others of the batch.
@@ -126,6 +130,8 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             negatives: (B, K) rows of the batch to take negatives from; drawn if None.
             negative_noise: (B, B) uniform noise that draws the negatives: the lowest among equally similar ones.
             generator: Source of the noise that is None.
+            other_pairs: Pairs of the other micro-batches of the optimiser step, to contrast with them, too.
+            pairs_only: Whether only pairs are computed, for other micro-batches to be contrasted with.
             return_loss: Not used; tells Trainer that a loss needs no labels.
         """
         texts = (input_ids, attention_mask)
@@ -134,7 +140,9 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
         same = same_samples(*ids)
         text = self.encode_text(batch.input_ids, batch.attention_mask, batch.text_present)
         image = batch.encode_image(self.m3ae)
-        contrast = None if self.itc_head is None else self.itc_head(text, image, ids, present)
+        contrast = None if self.itc_head is None else self.itc_head(text, image, ids, present, other_pairs or ())
+        if pairs_only and contrast is not None:
+            return M3AEForImageTextRetrievalOutput(contrasted=contrast.pairs)
         losses: dict[str, Tensor] = {}
         scores = candidates = None
         if self.config.num_negatives:

@@ -19,6 +19,7 @@ from m3ae.training.batches import micro_batches
 from m3ae.training.checkpoint import TrainingState, choose_checkpoint, load_moments, load_weights, save_checkpoint
 from m3ae.training.config import RunConfig
 from m3ae.training.engine import build_accelerator, device_name, prepare_cpu, settle_precision
+from m3ae.training.gradient_cache import beside_others, check_contrast
 from m3ae.training.progress import LossMeter, MetricsLog, Progress, format_metrics, mean_losses, read_metrics
 from m3ae.training.run_folder import RunFolder
 from m3ae.training.safety import (
@@ -101,6 +102,8 @@ class _TrainingLoop:
         if checkpoint:
             self.state, changes = load_weights(checkpoint, task.model, config, accelerator.process_index)
             self.announce("\n  ".join([f"resuming from {checkpoint}", *changes]))
+        if config.training.contrast_over == "step":
+            check_contrast(task.model)
         self.trained = prepare_model(task.model, config, accelerator)
         if checkpoint:
             load_moments(accelerator, checkpoint, self.trained)
@@ -170,10 +173,7 @@ class _TrainingLoop:
         self.trained.set_learning_rate(self.state.step)
         losses = []
         with out_of_memory_explained(self.config.training, self.accelerator.device):
-            for _ in range(self.config.training.gradient_accumulation_steps):
-                self.watchdog.note("loads a batch")
-                batch = {**next(batches), **self.task.step_inputs(self.state.step)}
-                batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            for batch in self.micro_batches_of_step(batches):
                 with self.accelerator.accumulate(self.trained.model):
                     self.watchdog.note("computes the loss")
                     with self.accelerator.autocast():
@@ -182,6 +182,21 @@ class _TrainingLoop:
                     self.accelerator.backward(output.loss)
                 losses.append({"loss": output.loss, **output.losses})
             return mean_losses(losses), self.trained.clip_gradient(self.config.optimizer.max_grad_norm)
+
+    def micro_batches_of_step(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the arguments of the model for one optimiser step, on the device."""
+        settings, accelerator = self.config.training, self.accelerator
+
+        def load() -> dict[str, Any]:
+            self.watchdog.note("loads a batch")
+            batch = {**next(batches), **self.task.step_inputs(self.state.step)}
+            loaded: dict[str, Any] = send_to_device(batch, accelerator.device, non_blocking=True)
+            return loaded
+
+        micro_batches = (load() for _ in range(settings.gradient_accumulation_steps))
+        if settings.contrast_over == "micro_batch":
+            return micro_batches
+        return beside_others(self.trained.model, list(micro_batches), accelerator.autocast)
 
     def update_parameters(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> None:
         """Take the optimiser step, or skip it in all processes if the loss or the gradient is not finite in one.

@@ -291,6 +291,8 @@ class TrainingConfig(Section):
         max_steps: Length of the run.
         batch_size: Samples of one micro-batch of one process.
         gradient_accumulation_steps: Micro-batches of one process that make one optimiser step.
+        contrast_over: Samples that contrast compares: those of a `micro_batch`, or all of an optimiser `step`, whose
+            encoders then run twice in the memory of a micro-batch (GradCache).
         ema_decay: Decay of an average of the trained weights over the steps, such as 0.999; at step n at most
             (1 + n) / (10 + n). The average is what is validated, measured, and saved in `best/` and `model/`, while
             checkpoints hold the weights, too. `null` for none.
@@ -322,6 +324,7 @@ class TrainingConfig(Section):
     max_steps: PositiveInt
     batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt = 1
+    contrast_over: Literal["micro_batch", "step"] = "micro_batch"
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -339,6 +342,12 @@ class TrainingConfig(Section):
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     best_metric: str = Field(default="validation/loss", pattern="^validation/")
     best_mode: Literal["min", "max"] = "min"
+
+    @model_validator(mode="after")
+    def _a_step_has_several_micro_batches(self) -> "TrainingConfig":
+        if self.contrast_over == "step" and self.gradient_accumulation_steps == 1:
+            raise ValueError("contrast_over: got step with gradient_accumulation_steps=1, expected more micro-batches")
+        return self
 
 
 class EvaluationConfig(Section):

@@ -153,15 +153,16 @@ class CountingTask(ToyTask):
 
 
 def contrasts_all_samples(root: Path) -> None:
-    """Contrast over the samples of two processes is that of one process with all of them."""
-    runs = {1: {"batch_size": 6}, 2: {"batch_size": 3}}
-    for count, sizes in runs.items():
-        folder = root / f"contrast_{count}"
+    """Contrast over the samples of two processes, and of their micro-batches, is that of one batch of them all."""
+    runs = {"one": (1, 6, 1), "two": (2, 3, 1), "cached": (2, 1, 3)}
+    for name, (count, size, accumulation) in runs.items():
+        folder, over = root / f"contrast_{name}", "step" if accumulation > 1 else "micro_batch"
+        sizes = {"batch_size": size, "gradient_accumulation_steps": accumulation, "contrast_over": over}
         with chosen("ddp"):
             task = TinyPreTraining(mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0, itc_weight=1.0)
-            statuses = launch(count, folder, task=task, gradient_accumulation_steps=1, max_steps=3, **sizes)
+            statuses = launch(count, folder, task=task, max_steps=3, **sizes)
         assert statuses == [0] * count, said(folder, 0)
-    assert_same_losses(root / "contrast_2", root / "contrast_1")
+        assert_same_losses(folder, root / "contrast_one")
 
 
 def draws_its_own_components(root: Path) -> None:
