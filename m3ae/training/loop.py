@@ -25,7 +25,7 @@ from m3ae.training.run_folder import RunFolder
 from m3ae.training.safety import (
     StopRequest,
     Watchdog,
-    dead_workers_explained,
+    dead_processes_explained,
     out_of_memory_explained,
     with_smaller_batches,
 )
@@ -52,6 +52,8 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
 
     Raises:
         BlockingIOError: Another process is training in the output folder.
+        ChildProcessError: A process that loads data has died.
+        ConnectionError: Another process of the run has ended.
         FileExistsError: The output folder holds another run.
         FileNotFoundError: `resume` names no checkpoint.
         MemoryError: The device has too little memory; the message names the settings to change.
@@ -70,6 +72,7 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
     with (
         only_process(folder.root) if accelerator.is_main_process else nullcontext(),
         StopRequest(config.training.max_hours) as request,
+        dead_processes_explained(),
     ):
         try:
             loop = _TrainingLoop(config, task, accelerator, request, checkpoints)
@@ -136,7 +139,7 @@ class _TrainingLoop:
             self.validation_metrics()  # a name that no task has must not stop a run that has trained
         batches = self.batches()
         self.trained.model.train()
-        with self.progress, dead_workers_explained(), self.watchdog:
+        with self.progress, self.watchdog:
             while self.state.step < settings.max_steps:
                 started = time.perf_counter()
                 self.watchdog.begin(self.state.step + 1)

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import re
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from m3ae.training.sections import TrainingConfig
 HUNG_STATUS = 2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables that accelerate and torchrun set
+_LOST_CONNECTION = r"(closed|reset) by peer|Broken pipe|Connection was likely closed|ncclRemoteError"
 _ONE_PRESS = 1.0  # seconds in which a terminal and a launcher pass on the same Ctrl-C
 
 
@@ -178,17 +180,30 @@ def _note_key(process: int) -> str:
 
 
 @contextmanager
-def dead_workers_explained() -> Iterator[None]:
-    """Turn the death of a process that loads data, which shows at any moment of a step, into a ChildProcessError."""
+def dead_processes_explained() -> Iterator[None]:
+    """Turn the death of another process, which shows at any moment of a run, into an error that says how to go on.
+
+    Raises:
+        ChildProcessError: A process that loads data has died.
+        ConnectionError: Another process of the run has ended.
+    """
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+        reason = str(error).splitlines()[0] if str(error) else ""
+        if reason.startswith("DataLoader worker (pid"):
+            raise ChildProcessError(
+                f"a process that loads data has died: {reason} It was killed most likely for want of memory, of the "
+                f"machine or of /dev/shm: lower data.num_workers or training.batch_size, or give the job more memory; "
+                f"data.num_workers=0 shows an error of the data themselves. --resume continues the run"
+            ) from error
+        lost = re.search(_LOST_CONNECTION, str(error))
+        if lost is None:
             raise
-        raise ChildProcessError(
-            f"a process that loads data has died: {str(error).splitlines()[0]} It was killed most likely for want of "
-            f"memory, of the machine or of /dev/shm: lower data.num_workers or training.batch_size, or give the job "
-            f"more memory; data.num_workers=0 shows an error of the data themselves. --resume continues the run"
+        raise ConnectionError(
+            f"another process of the run has ended, and this one cannot go on alone ({lost[0]}): look for the error "
+            "that the other one has printed; one that was killed, most likely for want of memory, prints none. Start "
+            "all processes again with --resume, which continues from the last checkpoint"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Several processes on one machine: asked to stop, hung, and resumed by other numbers of processes.
+"""Several processes on one machine: asked to stop, hung, killed, and resumed by other numbers of processes.
 
 python -m tests.faults.processes FOLDER
 """
@@ -138,9 +138,20 @@ def hung(root: Path) -> None:
     assert "in collate" in said(folder, 1)
 
 
+def killed(root: Path) -> None:
+    """The survivor of a process that is killed says what has happened and how to go on, and a new start does."""
+    run = root / "killed"
+    events = {5: lambda: os.kill(os.getpid(), signal.SIGKILL)}
+    statuses = launch(2, run, gradient_accumulation_steps=1, checkpoint_every=2, events=events)
+    assert statuses == [1, -signal.SIGKILL], said(run, 0)
+    assert "ConnectionError: another process of the run has ended, and this one cannot go on alone" in said(run, 0)
+    assert launch(2, run, gradient_accumulation_steps=1, resume=True) == [0, 0], said(run, 0)
+    assert losses(run) == losses(root / "whole")
+
+
 if __name__ == "__main__":
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
-    for scenario in (stopped_and_resumed, other_numbers_of_processes, hung):
+    for scenario in (stopped_and_resumed, other_numbers_of_processes, hung, killed):
         scenario(Path(sys.argv[1]))
         print(scenario.__name__)

@@ -15,4 +15,4 @@ def test_processes_stop_resume_and_hang_together(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["stopped_and_resumed", "other_numbers_of_processes", "hung"]
+    assert done.stdout.split() == ["stopped_and_resumed", "other_numbers_of_processes", "hung", "killed"]
