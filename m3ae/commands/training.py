@@ -15,6 +15,15 @@ import click
 from m3ae.commands.options import AS_JSON, OUTPUT_FILE, OVERRIDES, PATH, ConfigFile, print_result
 from m3ae.tasks import TASKS
 
+# What one does with the model of each task.
+NEXT = {
+    "pretraining": "app --model {run} --data {data}",
+    "question_answering": "predict {run} IMAGE --question QUESTION",
+    "classification": "predict {run} IMAGES --output predictions.csv",
+    "report_generation": "predict {run} IMAGES --output reports.csv",
+    "retrieval": "search {data} --model {run} --text TEXT",
+    "generation": "evaluate {run}/config.yaml model={run}/model",
+}
 EVALUATED = ("model.init={}",)  # a model that is measured has its encoders, whatever training started from
 
 
@@ -48,9 +57,12 @@ def train(config: Path, overrides: tuple[str, ...], resume: bool, print_config: 
     if print_config:
         click.echo(dump_config(loaded), nl=False)
         return
+    from accelerate import PartialState
+
     from m3ae.training.loop import train
 
     train(loaded, task_class(loaded.task).from_config(loaded), resume=resume)
+    PartialState().print(f"next: m3ae {NEXT[loaded.task].format(run=loaded.output_dir, data=loaded.data.path)}")
 
 
 @click.command()

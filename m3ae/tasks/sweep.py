@@ -6,6 +6,8 @@ import itertools
 import json
 import math
 import re
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from m3ae.training import TrainingStopped
 from m3ae.training.checkpoint import flatten
 from m3ae.training.config import RunConfig, load_config
 from m3ae.training.loop import train
+from m3ae.training.progress import in_words
 from m3ae.training.run_folder import RunFolder, read_settings
 
 TABLE, RESULTS = "sweep.md", "sweep.json"
@@ -100,8 +103,11 @@ def run_sweep(
     Raises:
         TrainingStopped: The process was asked to stop; the sweep goes on from there when it is started again.
     """
+    took: list[float] = []  # seconds of each run that was not complete before
     for number, run in enumerate(runs, start=1):
-        announce(f"{number} of {len(runs)}: {run.name}")
+        left = f", about {in_words(statistics.mean(took) * (len(runs) - number + 1))} left" if took else ""
+        announce(f"{number} of {len(runs)}: {run.name}{left}")
+        complete, started = RunFolder(run.config.output_dir).model.is_dir(), time.monotonic()
         try:
             yield SweepResult(run, _finish(run.config, split))
         except TrainingStopped:
@@ -110,6 +116,7 @@ def run_sweep(
             reason = " ".join(str(error).split()) or type(error).__name__
             announce(f"{run.name} failed: {reason}")
             yield SweepResult(run, {}, reason)
+        took += [] if complete else [time.monotonic() - started]
 
 
 def write_sweep(folder: Path, results: Sequence[SweepResult], metrics: Sequence[str] = ()) -> str:

@@ -66,8 +66,8 @@ def build_accelerator(config: RunConfig, folder: RunFolder) -> Accelerator:
             processes.
     """
     tracker = config.training.tracker
-    if tracker == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise ValueError("training.tracker: got wandb, which is not installed; pip install 'm3ae[wandb]'")
+    if tracker in ("wandb", "mlflow") and importlib.util.find_spec(tracker) is None:
+        raise ValueError(f"training.tracker: got {tracker}, which is not installed; pip install 'm3ae[{tracker}]'")
     handlers: list[KwargsHandler] = [
         # A batch without any image or text leaves that branch without gradient, and DDP would wait for it for ever.
         DistributedDataParallelKwargs(find_unused_parameters=True)

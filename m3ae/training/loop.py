@@ -122,7 +122,8 @@ class _TrainingLoop:
     def open_log(self, checkpoint: Path | None) -> MetricsLog | None:
         """Record this start of the run, from a checkpoint if there is one, and open the files that metrics go to."""
         root = self.folder.root
-        self.accelerator.init_trackers(self.config.task, init_kwargs={"wandb": {"dir": str(root), "name": root.name}})
+        options = {"wandb": {"dir": str(root), "name": root.name}, "mlflow": {"run_name": root.name}}
+        self.accelerator.init_trackers(self.config.task, init_kwargs=options)
         if not self.accelerator.is_main_process:
             return None
         for folder in (self.folder.best, self.folder.model, self.folder.figures):
@@ -322,7 +323,8 @@ class _TrainingLoop:
                 with fixed_randomness(self.config.training.seed), torch.no_grad():
                     self.task.illustrate(whole.eval(), folder)
             self.announce(format_metrics(f"step {self.state.step}", metrics))
-            self.announce(f"model: {self.folder.model}; pictures: {self.folder.figures}")
+            files = self.folder
+            self.announce(f"model: {files.model}; pictures: {files.figures}; metrics: {files.metrics}")
         self.accelerator.wait_for_everyone()
         state = self.state
         return {"step": state.step, "skipped_steps": state.skipped_steps, "best": state.best, **metrics}

@@ -316,7 +316,7 @@ class TrainingConfig(Section):
         compile: Whether `torch.compile` is applied to the model: minutes at the start, then, on a CPU, a tenth less
             for each step.
         gradient_checkpointing: Whether activations are recomputed in the backward pass.
-        tracker: Where metrics go besides `metrics.jsonl`.
+        tracker: Where metrics go besides `metrics.jsonl`; `mlflow` is the server or folder of `MLFLOW_TRACKING_URI`.
         best_metric: Metric that chooses the model kept in `best/`.
         best_mode: Whether a lower (`min`) or a higher (`max`) value of it is better.
     """
@@ -339,7 +339,7 @@ class TrainingConfig(Section):
     expected_step_seconds: PositiveFloat | None = None
     compile: bool = False
     gradient_checkpointing: bool = False
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
     best_metric: str = Field(default="validation/loss", pattern="^validation/")
     best_mode: Literal["min", "max"] = "min"
 

@@ -229,10 +229,24 @@ def test_tensorboard_and_bf16(tmp_path):
     assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
 
 
-def test_an_absent_tracker_says_how_to_install_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_an_absent_tracker_says_how_to_install_it(tmp_path, monkeypatch, tracker):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'm3ae\[wandb\]'"):
-        train(toy_config(tmp_path, tracker="wandb"), ToyTask())
+    with pytest.raises(ValueError, match=rf"pip install 'm3ae\[{tracker}\]'"):
+        train(toy_config(tmp_path, tracker=tracker), ToyTask())
+
+
+@pytest.mark.filterwarnings("default")  # of the tracker's own libraries
+def test_mlflow_gets_the_metrics(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    train(toy_config(tmp_path / "run", max_steps=1, tracker="mlflow"), ToyTask())
+    (experiment,) = mlflow.search_experiments(filter_string="name = 'pretraining'")
+    (found,) = mlflow.MlflowClient().search_runs([experiment.experiment_id])
+    assert found.info.run_name == "run" and found.info.status == "FINISHED"
+    logged = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert found.data.metrics["training/loss"] == pytest.approx(logged[0]["training/loss"])
 
 
 def test_gradient_checkpointing_needs_a_model_that_supports_it(tmp_path):
