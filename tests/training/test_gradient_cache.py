@@ -103,7 +103,9 @@ def test_other_losses_stay_those_of_their_micro_batch() -> None:
         assert expected.pop("itc") != whole and found == expected
 
 
-def test_a_run_contrasts_all_samples_of_a_step(tmp_path) -> None:
+def test_a_run_contrasts_all_samples_of_a_step(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("m3ae.training.loop.prepare_cpu", lambda accelerator: None)  # threads cost a tiny model time
+
     def losses(name: str, **settings: Any) -> list[float]:
         train(
             toy_config(tmp_path / name, max_steps=2, log_every=1, validate_every=None, **settings),
