@@ -84,12 +84,14 @@ def test_predict_answers(models: Path, images: Path, tmp_path: Path) -> None:
 def test_predict_of_a_folder_lists_what_cannot_be_used(models: Path, images: Path, tmp_path: Path) -> None:
     (images / "pdf.png").write_text("%PDF-1.7")
     (images / "metadata.csv").write_text("image,label\nA.PNG,x\nb,\npdf.png,y\ngone.png,y\nb.png,y,too much\n")
-    result = run("predict", models / "classes", images, "--output", tmp_path / "p.csv")
+    maps = ("--attention", tmp_path / "maps")
+    result = run("predict", models / "classes", images, "--output", tmp_path / "p.csv", *maps)
     with (tmp_path / "p.csv").open() as file:
         rows = [*csv.DictReader(file)]
     expected = predict(models / "classes", [images / "a.png", images / "b.png"])
     for row, prediction in zip(rows, expected, strict=False):
-        assert [*row] == ["id", "prediction", *(f"probability_{name}" for name in ("mass", "none")), "error"]
+        names = ["id", "prediction", "probability_mass", "probability_none", "attention", "error"]
+        assert [*row] == names and Path(row["attention"]).is_file()
         assert row["prediction"] == prediction["prediction"] and not row["error"]
         for name, probability in prediction["probabilities"].items():
             assert float(row[f"probability_{name}"]) == pytest.approx(probability, abs=1e-6)
