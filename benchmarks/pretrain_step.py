@@ -14,7 +14,7 @@ measured between the rounds.
 
 `--also latent checkpointing` takes the package's step once more with a latent head (a mixture of products over image
 and text), or with activations computed again in the backward pass, and says how many times as long that takes;
-`--compile --also eager` says it of a step that is not compiled.
+`--compile --also eager graphs` says it of a step that is not compiled, and of one with CUDA graphs.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from m3ae.training.trained_model import choose_attention, enable_gradient_checkp
 PHANTOM = Path(__file__).parents[1] / "configs/pretrain/phantom.yaml"
 BATCH_SIZES = {"tiny": 4, "small": 16, "base": 8, "phantom": 32}
 SHORTEST, LONGEST = 12, 64  # tokens of a text
-VARIANTS = ("latent", "checkpointing", "eager")
+VARIANTS = ("latent", "checkpointing", "eager", "graphs")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 Batch = dict[str, Tensor]
@@ -113,8 +113,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch on a CPU")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
-    if "eager" in arguments.also and not arguments.compile:
-        parser.error("--also eager needs --compile, to compare with")
+    if {"eager", "graphs"} & {*arguments.also} and not arguments.compile:
+        parser.error("--also eager and graphs need --compile, to compare with")
     arguments.dtype = arguments.dtype or fastest_dtype(arguments.device)
     setting = Setting(
         arguments.preset,
@@ -272,7 +272,7 @@ def package_step(setting: Setting, variant: str = "package") -> Step:
     if variant == "checkpointing":
         enable_gradient_checkpointing(model)
     if compiled:
-        model.compile()
+        model.compile(mode="reduce-overhead" if variant == "graphs" else None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step(batch: Batch) -> None:

@@ -91,8 +91,8 @@ def saved_config(path: str | Path) -> M3AEConfig:
 
 def find_model(path: str | Path) -> str:
     """Return the folder of a model: the folder itself, or `model` in the folder of a run; hub names stay."""
-    inner = Path(path) / "model"
-    return str(inner if not (Path(path) / "config.json").is_file() and inner.is_dir() else path)
+    inner = Path(path) / "model"  # `os.path`: for too long a name the methods of `Path` raise OSError
+    return str(inner if not os.path.isfile(Path(path, "config.json")) and os.path.isdir(inner) else path)
 
 
 def model_digest(path: str | Path, revision: str | None = None) -> str:

@@ -15,6 +15,7 @@ import re
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 _MALFORMED = (
     *(RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError),
     *(struct.error, pickle.UnpicklingError, OverflowError, MemoryError, zipfile.BadZipFile),
+    *(OSError, zlib.error),
 )
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -71,11 +73,13 @@ def load_checkpoint(path: Path) -> Any:
         is_zip = file.read(2) == b"PK"
     if is_zip and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is cut short or damaged ({path.stat().st_size:,} bytes); fetch it again.")
-    if is_zip:
-        with zipfile.ZipFile(path) as archive:
-            _refuse_compressed(path, archive)
     try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                _refuse_compressed(path, archive)
         foreign = get_unsafe_globals_in_checkpoint(path) if is_zip else ["argparse.Namespace"]
+    except CheckpointError:
+        raise
     except _MALFORMED as error:
         raise _damaged(path, error) from error
     if harmful := [name for name in foreign if not name.startswith(_INERT)]:
@@ -113,10 +117,11 @@ def state_of(content: Any) -> dict[str, Tensor]:
 
 def is_torchscript(path: Path) -> bool:
     """Say whether the file is a TorchScript archive, rather than one that `torch.save` has written."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except _MALFORMED:
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -125,18 +130,20 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: The archive is damaged, or asks for something that parameters do not need.
     """
-    with zipfile.ZipFile(path) as archive:
-        _refuse_compressed(path, archive)
-        root = archive.namelist()[0].partition("/")[0]
-        try:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _refuse_compressed(path, archive)
+            root = archive.namelist()[0].partition("/")[0]
             data = archive.read(f"{root}/data.pkl")
             module = _Unpickler(data, lambda key: archive.read(f"{root}/data/{key}")).load()
             return dict(module.tensors(itertools.count()))
-        except (RecursionError, *_MALFORMED) as error:
-            raise ValueError(
-                f"{path} is a TorchScript archive whose parameters cannot be read: {error}. Nothing of it was run; "
-                "fetch it again, or do not use it."
-            ) from error
+    except CheckpointError:
+        raise
+    except _MALFORMED as error:
+        raise ValueError(
+            f"{path} is a TorchScript archive whose parameters cannot be read: {error}. Nothing of it was run; "
+            "fetch it again, or do not use it."
+        ) from error
 
 
 _ARCHITECTURES = {  # a word in a parameter's name → the architecture

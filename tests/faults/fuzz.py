@@ -3,7 +3,8 @@
     python -m tests.faults.fuzz config roco --cases 10000 --seed 0
 
 A target is `config`, `checkpoint`, `released` (checkpoints of the published code), `images`, `manifest`, `prepared`,
-`stream`, `processor`, or a source of `m3ae prepare`. A line of JSON says how many cases there were and how they
+`stream`, `processor`, `model`, `index`, `run`, `torchscript`, `fingerprints`, `functions`, `commands`, or a source of
+`m3ae prepare`. A line of JSON says how many cases there were and how they
 ended. A case that fails is made as small as can be and printed; the code is mended, and what it showed goes to
 `tests/faults/test_fuzz.py`.
 """
@@ -25,8 +26,9 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests.faults.fuzz_sources import SOURCES
 from tests.faults.fuzz_targets import TARGETS
+from tests.faults.fuzz_uses import USES
 
-ALL = {**TARGETS, **SOURCES}
+ALL = {**TARGETS, **USES, **SOURCES}
 
 
 def fuzz(name: str, folder: Path, cases: int, seed: int = 0) -> Counter[str]:

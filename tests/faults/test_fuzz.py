@@ -36,7 +36,18 @@ from .fuzz import ALL, fuzz
 
 TOKENIZER = train_tokenizer(["There is an effusion."], 300)
 COLUMNS = trunk_columns(["image"], "text")
-SLOW = ("checkpoint", "prepared", "released", "stream", "digits")  # a case takes 10 ms or more
+SLOW = (
+    "checkpoint",
+    "prepared",
+    "released",
+    "stream",
+    "digits",
+    "model",
+    "index",
+    "run",
+    "functions",
+    "commands",
+)  # a case takes 10 ms or more
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +56,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "commands"])  # which take seconds each
 def test_only_documented_errors_come_out(name: str, tmp_path: Path) -> None:
     cases = 4 if name in SLOW else 12
     assert fuzz(name, tmp_path, cases).total() >= cases
