@@ -97,6 +97,9 @@ def zero_shot(
         results = {"rows": len(rows), "left_out": left_out, "prompts": classifier.prompts, "metrics": finite}
         table = format_metrics(model, {f"{split}/{name}": value for name, value in metrics.items()})
         lines = [table, f"{len(rows)} rows; {left_out} without an image or one of the classes left out"]
+        labels = {label for row in rows for label in row["truth"]}
+        if absent := [name for name in classifier.names if name not in labels]:
+            lines.append(f"no row has the label {', '.join(absent)}")
     if output is not None:
         from m3ae.files import write_text
 
