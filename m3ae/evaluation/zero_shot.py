@@ -21,6 +21,8 @@ from m3ae.models.configuration import M3AEImageConfig
 from m3ae.tasks.classification import UNCERTAIN
 from m3ae.tasks.finetuning import limits
 
+SHUFFLES = 20  # whose mean is the control: one of few positives varies much
+
 
 class ZeroShotReport(NamedTuple):
     """Metrics of zero-shot classification.
@@ -112,7 +114,7 @@ def zero_shot_metrics(
     Returns:
         Classes that exclude each other: `accuracy`, `macro_f1` and the `<class>_recall` of each. Labels: as
         `multi_label_metrics`. `<metric>_low` and `<metric>_high` are the limits. Controls: `shuffled_<metric>` with
-        the image of another row; `blank_accuracy` with a grey image in every row, which shows what the prompts prefer;
+        the images of other rows; `blank_accuracy` with a grey image in every row, which shows what the prompts prefer;
         `majority_accuracy`, of the most frequent class; `chance_accuracy`, of a guess.
     """
 
@@ -124,9 +126,12 @@ def zero_shot_metrics(
         recalls = {f"{name}_recall": float(row.mean()) if len(row) else np.nan for name, row in rows.items()}
         return single_label_metrics(scores.argmax(1), truth) | recalls
 
-    order, shuffled = np.random.default_rng(0).permutation(len(truth)), np.empty_like(scores)
-    shuffled[order] = scores[np.roll(order, 1)]  # no row keeps its image
-    metrics = measure(scores, truth) | {f"shuffled_{name}": value for name, value in measure(shuffled, truth).items()}
+    metrics, generator, shuffled = measure(scores, truth), np.random.default_rng(0), []
+    for _ in range(SHUFFLES):
+        order, others = generator.permutation(len(truth)), np.empty_like(scores)
+        others[order] = scores[np.roll(order, 1)]  # no row keeps its image
+        shuffled.append(measure(others, truth))
+    metrics |= {f"shuffled_{name}": float(np.mean([values[name] for values in shuffled])) for name in metrics}
     if truth.ndim == 1:
         metrics["blank_accuracy"] = float((truth == blank.argmax(1)).mean())
         metrics["majority_accuracy"] = float(np.bincount(truth).max() / len(truth))
