@@ -243,7 +243,7 @@ def draw_reliability(bins: Sequence[tuple[float, float, int]]) -> Figure:
     curve.plot(probabilities, shares, color=BLUE, marker="o", markersize=4, linewidth=1.6)
     curve.set(ylabel="share that is right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     bars.bar(probabilities, sizes, width=0.03, color=BLUE)
-    bars.set(xlabel="predicted probability", ylabel="predictions", yscale="log")
+    bars.set(xlabel="predicted probability", ylabel="predictions")
     return figure
 
 
