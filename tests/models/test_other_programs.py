@@ -33,8 +33,9 @@ def build(model_class: type[M3AEPreTrainedModel], **options: Any) -> tuple[M3AEP
     if model_class is M3AEForPreTraining:
         return tiny_of(model_class, itc_weight=1.0, **options), tiny_batch()
     if model_class is not M3AEForGeneration:
-        given = {"negatives": torch.tensor([[1], [2], [3], [0]])} if "Retrieval" in model_class.__name__ else {}
-        return tiny_of(model_class, itc_weight=1.0, **options), tiny_pairs() | given
+        negatives, labels = torch.tensor([[1], [2], [3], [0]]), tiny_pairs()["input_ids"]
+        given = {M3AEForImageTextRetrieval: {"negatives": negatives}, M3AEForReportGeneration: {"labels": labels}}
+        return tiny_of(model_class, itc_weight=1.0, **options), tiny_pairs() | given.get(model_class, {})
     torch.manual_seed(0)
     model = M3AEForGeneration(tiny_config(**options)).eval()
     for parameter in model.parameters():
