@@ -23,9 +23,18 @@ MAIN_METRICS = (
     "macro_f1",
     "macro_auroc",
     "macro_average_precision",
+    *("all_factors", "label_macro_f1", "bleu_4", "chrf", "rouge_l", "cider_d"),
     *(f"{direction}_recall@{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
 )
-NO_SHARES = ("loss", "psnr", "rank", "queries", "questions", "pairs")  # ends of metrics that are not in percent
+NO_SHARES = (
+    "cider_d",
+    "loss",
+    "psnr",
+    "rank",
+    "queries",
+    "questions",
+    "pairs",
+)  # ends of metrics that are not in percent
 
 Metrics = dict[str, float | None]  # named `<split>/<metric>`; None was not finite
 
