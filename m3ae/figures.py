@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +21,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager, get_font
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -66,9 +71,39 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure in the format of the file's suffix, or as PNG; make the folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, fonts_for_all_scripts(figure):
         figure.savefig(temporary, dpi=DPI, format=path.suffix[1:] or "png")
     return path
+
+
+@contextmanager
+def fonts_for_all_scripts(figure: Figure) -> Iterator[None]:
+    """Give texts the installed fonts that have their letters; a letter that no font has is drawn as a box."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        letters = frozenset(letter for letter in text.get_text() if not letter.isascii() and letter.isprintable())
+        if further := _further_fonts(letters):
+            text.set_fontfamily([*text.get_fontfamily(), *further])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+@cache
+def _further_fonts(letters: frozenset[str]) -> list[str]:
+    """Return the names of installed fonts that have those letters that the usual font lacks."""
+    missing = {ord(letter) for letter in letters} - _letters_of(fontManager.findfont(FontProperties()))
+    names: list[str] = []
+    for entry in fontManager.ttflist if missing else ():
+        if known := missing & _letters_of(entry.fname):
+            names.append(entry.name)
+            missing -= known
+    return names
+
+
+@cache
+def _letters_of(font: str) -> frozenset[int]:
+    return frozenset(get_font(font).get_charmap())
 
 
 def render(figure: Figure) -> Image.Image:
@@ -76,7 +111,8 @@ def render(figure: Figure) -> Image.Image:
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     figure.set_dpi(DPI)
-    canvas.draw()
+    with fonts_for_all_scripts(figure):
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.font_manager import fontManager, get_font
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -15,6 +16,7 @@ from m3ae.figures import (
     draw_reconstructions,
     draw_retrieval,
     draw_roc,
+    new_figure,
     render,
     save_figure,
 )
@@ -94,3 +96,15 @@ def test_losses_are_drawn_for_training_and_validation(lowest):
     assert [line.get_label() for line in panel.lines] == ["training", "validation"]
     assert panel.get_yscale() == ("log" if lowest > 0 else "linear")
     np.testing.assert_array_equal(panel.lines[0].get_xydata(), [[1, 2.0], [2, lowest]])
+
+
+def test_letters_come_from_any_installed_font_and_missing_ones_cause_no_warning(tmp_path: Path) -> None:
+    usual, other = (set(get_font(fontManager.findfont(name)).get_charmap()) for name in ("DejaVu Sans", "STIXGeneral"))
+    rare = chr(min(code for code in other - usual if chr(code).isprintable()))
+    figure = new_figure(2, 2)
+    texts = [figure.text(0.1, 0.1, text) for text in ("plain", f"rare {rare}", "肺 \U000e0fff")]
+    save_figure(figure, tmp_path / "a.png")
+    families = [text.get_fontfamily() for text in texts]
+    assert len(families[0]) == 1 and len(families[1]) == 2
+    assert ord(rare) in get_font(fontManager.findfont(families[1][1])).get_charmap()
+    render(figure)

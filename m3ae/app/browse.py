@@ -10,13 +10,12 @@ from PIL import Image
 
 from m3ae.app.session import PreparedSet
 from m3ae.app.widgets import picture, seed_input, shows_errors
-from m3ae.data.pictures import draw_contact_sheet
+from m3ae.data.pictures import describe_labels, draw_contact_sheet, label_counts
 from m3ae.data.prepared import load_manifest
 from m3ae.figures import draw_losses, render
 from m3ae.training.progress import read_metrics
 
 ROWS = 12
-LABELS = ("labels", "label", "finding", "modality", "question_type")
 
 
 def add_data_tab(sets: list[PreparedSet]) -> None:
@@ -29,7 +28,7 @@ def add_data_tab(sets: list[PreparedSet]) -> None:
     @shows_errors
     def draw(name: str, split: str, seed: float) -> Image.Image:
         rows = PreparedSet(folders[name], split).rows
-        labels = [label for label in LABELS if label in rows.features]
+        labels = [*label_counts({split: rows})]
         with TemporaryDirectory(prefix="m3ae-app-") as folder:
             sheet = Path(folder) / "sheet.png"
             draw_contact_sheet(sheet, folders[name].name, split, rows, labels, ROWS, int(seed))
@@ -43,7 +42,12 @@ def add_data_tab(sets: list[PreparedSet]) -> None:
             seed = seed_input("Seed: other rows")
             button = gr.Button("Show rows", variant="primary")
         shown = picture("Rows, spread over the split")
-        summary = "\n\n".join(f"{folder}\n{load_manifest(folder)}" for folder in folders.values())
+        described = (
+            f"{prepared.folder}\n{load_manifest(prepared.folder)}\n"
+            + describe_labels(label_counts({prepared.split: prepared.rows}))
+            for prepared in sets
+        )
+        summary = "\n\n".join(described)
         gr.Code(summary, label="What was prepared", language=None)
         name.change(lambda name: gr.Dropdown(splits(name), value=splits(name)[0]), name, split)
         gr.on([button.click, tab.select], draw, [name, split, seed], shown)

@@ -110,7 +110,8 @@ def draw_contact_sheet(
         num_rows: The number of cards, one from each of as many equal stretches of the split.
         seed: The seed of the choice of rows.
     """
-    cards = [*rows.select(spread_positions(len(rows), num_rows, seed))]
+    empty = [name for name in TEXT_COLUMNS if name in rows.features and not any(rows[name])]
+    cards = [*rows.remove_columns(empty).select(spread_positions(len(rows), num_rows, seed))]  # not "no answer" on all
     title = f"{name}: {len(cards)} of the {len(rows):,} rows of split {split}"
     images = [*image_columns(rows.features), *matrix_columns(rows)]
     columns = 4 if len(images) < 2 else 3

@@ -227,12 +227,13 @@ def _values(
     elif metric := _best_metric(contents, task):
         training |= {"best_metric": f"validation/{metric}", "best_mode": "max"}
     side = min(side, max(32, contents.side // 16 * 16))
+    image_config = {"image_size": side} | ({"resize": "pad"} if contents.is_mixed else {})  # cut nothing off
     values: dict[str, Any] = {
         "task": task,
         "output_dir": f"runs/{contents.folder.resolve().name}",
         "data": _data(contents, task, size, model),
         "tokenizer": {"vocab_size": 2000},
-        "model": {"size": size, "overrides": {"image_config": {"image_size": side}}},
+        "model": {"size": size, "overrides": {"image_config": image_config}},
         "optimizer": {"lr": 3e-4, "lr_multipliers": {}, "weight_decay": 0.05, "schedule": "cosine", "warmup": 0.05},
         "training": training,
     }

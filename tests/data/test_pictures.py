@@ -49,6 +49,8 @@ def test_pairs_with_missing_parts(tmp_path: Path, capsys: pytest.CaptureFixture[
         f"{folder}: 17 rows, 3 rejected",
         "        2  row: not an image, e.g. 9 (9.jpg)",
         "        1  text: text too short, e.g. 8",
+        "labels, train: normal 7, $\\no formula$ but a very long name that… 7",
+        "labels, validation: normal 1, $\\no formula$ but a very long name that… 1",
     ]
     draw_pictures(folder)
     assert f"{folder / 'figures'}: replaced {', '.join(NAMES)}" in capsys.readouterr().err
@@ -145,3 +147,11 @@ def test_labels_are_columns_whose_values_repeat(tmp_path: Path) -> None:
     found = label_counts({"train": load_split(folder, "train")})
     assert found == {"labels": {"train": Counter(a=8, b=8)}, "organ": {"train": Counter(chest=4)}}
     assert list(found) == ["labels", "organ"] and module.MAX_PANELS == 4
+
+
+def test_cards_do_not_name_what_no_row_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [study | {"question": None, "answer": ""} for study in pairs(4)]
+    lines: list[str] = []
+    monkeypatch.setattr(module, "_lines", lambda *args: iter(lines.extend(line.text for line in _lines(*args)) or []))
+    draw_pictures(write_splits(tmp_path / "set", train=rows))
+    assert "no text" in lines and not {"no question", "no answer"} & {*lines}

@@ -75,6 +75,7 @@ def test_model_and_steps_fit_the_time(
     assert len(configs) == len(seconds)
     assert values["training"]["max_steps"] == steps
     assert (values["model"]["size"], values["model"]["overrides"]["image_config"]["image_size"]) == size
+    assert values["model"]["overrides"]["image_config"]["resize"] == "pad"  # all images are wider than high
     assert ("--minutes 5 would do for 200 steps" in text) == (steps < 200)
     assert values["classification"] == {"label_column": "labels", "multi_label": True, "labels": ["a", "b"]}
     assert "best_metric" not in values["training"]  # one row of validation
