@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from m3ae.data.pictures import describe_labels, label_counts
-from m3ae.tasks import TASKS, draft
+from m3ae.tasks import draft
 from m3ae.tasks.draft import draft_config, read_contents
 from m3ae.training.config import load_config
 from tests.data.small_folder import picture, stored, write_splits
@@ -45,7 +45,7 @@ def test_contents_decide_what_can_be_learnt(folder: Path) -> None:
     assert contents.is_mixed and contents.words == 5 and not contents.questions
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", draft.EPOCHS)
 def test_the_config_of_each_task_parses(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [study(number, question="Where?", answer="here" if number % 2 else "there") for number in range(30)]
     folder = write_splits(tmp_path / "set", train=rows, validation=rows[:12], test=[])
