@@ -121,12 +121,13 @@ class PreTraining(Task[M3AEForPreTraining]):
     def measure(self, model: M3AEForPreTraining, accelerator: Accelerator, split: str) -> dict[str, float]:
         """Return all metrics of a split, and write the report of the latent head, if there is one.
 
-        `shuffled_<metric>` is measured with another sample's image for each text.
+        `shuffled_<metric>` is measured with another sample's image for each text, `latent_<metric>` is of that report.
         """
         metrics = self._measure_masked(model, accelerator, split)
         if model.latent_head is not None:
             generation = self._latent_half(model)
-            metrics |= generation.measure(generation.model, accelerator, split)
+            latent = generation.measure(generation.model, accelerator, split)
+            metrics |= {name.replace("/", "/latent_", 1): value for name, value in latent.items()}
         return metrics
 
     def _latent_half(self, model: M3AEForPreTraining) -> Generation:

@@ -123,7 +123,7 @@ def test_evaluation_measures_both_halves(
     options |= {"model": {"path": str(tmp_path / "model")}}
     options["evaluation"] = {"latent": {"importance_samples": [2]}}
     metrics = evaluate(run("pretraining", folder, tmp_path, **options))
-    assert {"test/shuffled_mlm_accuracy", "test/mim_psnr", "test/elbo", "test/kl"} <= metrics.keys()
+    assert {"test/shuffled_mlm_loss", "test/kl", "test/latent_elbo", "test/latent_kl"} <= metrics.keys()
     report = LatentReport.read(tmp_path / "evaluation" / "latent.json")
     assert report.subsets[-1].given == [*names, "text"] and report.subsets[-1].rows == (2 if names == VIEWS else 6)
 
