@@ -67,8 +67,10 @@ class FlowPrior(nn.Module):
 
     def reset(self) -> None:
         """Let every transformation start as the identity."""
+        import zuko  # its linear layer is not torch's, but its masked one is
+
         for module in self.flow.modules():
-            if isinstance(module, nn.Sequential) and isinstance(last := module[-1], nn.Linear):
+            if isinstance(module, nn.Sequential) and isinstance(last := module[-1], nn.Linear | zuko.nn.Linear):
                 init.zeros_(last.weight)
                 init.zeros_(last.bias)
 

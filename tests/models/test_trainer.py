@@ -18,7 +18,14 @@ from transformers import (
     pipeline,
 )
 
-from m3ae import M3AEForClassification, M3AEForPreTraining, M3AEForQuestionAnswering, M3AEImageProcessor, M3AEProcessor
+from m3ae import (
+    M3AEForClassification,
+    M3AEForPreTraining,
+    M3AEForQuestionAnswering,
+    M3AEForReportGeneration,
+    M3AEImageProcessor,
+    M3AEProcessor,
+)
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.test_other_programs import CASES, build
@@ -42,6 +49,8 @@ def rows(model_class: type[M3AEPreTrainedModel], inputs: dict[str, Any]) -> list
     samples = [row({k: v for k, v in inputs.items() if k in wanted}, number % 4) for number in range(ROWS)]
     if model_class in LABELLED:
         samples = [sample | {"labels": number % 2} for number, sample in enumerate(samples)]
+    if model_class is M3AEForReportGeneration:
+        samples = [sample | {"labels": sample["input_ids"]} for sample in samples]
     return samples
 
 

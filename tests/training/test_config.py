@@ -93,7 +93,7 @@ def test_dump_reads_back_equal(tmp_path):
         ("data={}", "data.path: missing; expected a value"),
         (
             "task=vqa",
-            "task: got 'vqa' (str), expected one of pretraining, question_answering, classification, retrieval, gen",
+            "task: got 'vqa' (str), expected one of pretraining, question_answering, classification, retrieval, rep",
         ),
         ("model.from_scratch=true", "model.from_scratch: got true without model.path, which names the model to draw"),
         ("data.also=[{path: x, wieght: 2}]", "data.also.0.wieght: unknown key; did you mean data.also.weight?"),
