@@ -8,6 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_parts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--small", "--output", str(tmp_path)]) == 0, capsys.readouterr().err
     figures = json.loads((tmp_path / "gpu.json").read_text())

@@ -52,6 +52,7 @@ def build(tmp_path: Path, **training: object) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("names", [["ddp", "fsdp2"], ["zero1", "zero2", "zero3"]], ids=["torch", "zero"])
 def test_engines_train_as_one_process(tmp_path, names):
     if "zero1" in names and not HAS_DEEPSPEED:
