@@ -47,7 +47,7 @@ def predict(
     each class, and the labels whose probability reaches the threshold that was chosen on validation. A model for
     questions answers the question of each row. A model for reports writes a report on each row. A model for retrieval
     scores the text of each row. A row that cannot be predicted, such as that of a broken image, has the reason in the
-    column error.
+    column error. The exit status is 1 if no row can be predicted.
 
     \b
     Examples:
@@ -78,6 +78,8 @@ def predict(
         write_predictions(output, predictions)
     _report_errors(predictions)
     print_result(predictions, [output] if output else [*map(_line, predictions), attention])
+    if predictions and all("error" in prediction for prediction in predictions):
+        raise click.exceptions.Exit(1)
 
 
 def _draw(loaded: Loaded, cases: list[Case], predictions: list[Prediction], folder: Path) -> None:

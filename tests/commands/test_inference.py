@@ -102,6 +102,7 @@ def test_predict_of_a_folder_lists_what_cannot_be_used(models: Path, images: Pat
     ]
     assert {row["prediction"] for row in rows[2:]} == {""}
     assert "3 of 5 rows have no prediction:\npdf.png: not an image" in result.stderr
+    assert "1 of 1 rows" in run("predict", models / "classes", images / "pdf.png", status=1).stderr
     (images / "metadata.csv").unlink()
     (images / "notes.txt").write_text("mine")
     rows = json.loads(run("predict", models / "classes", images, "--json").stdout)
