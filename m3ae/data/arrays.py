@@ -12,7 +12,7 @@ from m3ae.data.samples import Sample, Visit
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modalities import KINDS, build_modalities
 
-KINDS_BY_DIMENSIONS = {1: "vector", 2: "sequence", 3: "image"}
+KINDS_BY_DIMENSIONS = {1: "vector", 2: "sequence", 3: "image", 4: "volume"}
 
 
 class ArrayDataset:
@@ -20,8 +20,8 @@ class ArrayDataset:
 
     Args:
         arrays: Name → one entry a row: an array or tensor (N, F) of vectors, (N, T, F) of sequences or (N, C, H, W) of
-            images in [0, 1] or of 8 bits; or a list of names of classes, of which a row has one, or of lists of them.
-            None, and an element that is NaN throughout, is missing.
+            images or (N, C, D, H, W) of volumes, in [0, 1] or of 8 bits; or a list of names of classes, of which a row
+            has one, or of lists of them. None, and an element that is NaN throughout, is missing.
         modalities: Name → options of the modality, such as `{"encoder": "cnn", "likelihood": "bernoulli"}`. What is
             left out follows from the array: the kind, the shape, the names of the classes, and the scale of the
             likelihood, which starts at half the standard deviation of the values and is learned.
@@ -68,7 +68,7 @@ def _rows(name: str, array: Any) -> list[Any]:
                 f"{name}: row {wrong[0]} is {values[wrong[0]]!r}, expected a name, a list of names or None"
             )
         return list(values)
-    scale = 255 if isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim == 4 else 1
+    scale = 255 if isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim > 3 else 1
     rows: list[NDArray[np.float32] | None] = []
     shape: tuple[int, ...] | None = None
     for number, value in enumerate(values):
@@ -105,10 +105,13 @@ def _filled(name: str, rows: Sequence[Any], options: Mapping[str, Any]) -> dict[
     kind = options.get("kind") or KINDS_BY_DIMENSIONS.get(len(shape))
     if kind is None:
         raise ValueError(
-            f"{name}: elements have the shape {shape}, expected [F], [T, F], [C, H, W], or options with a kind"
+            f"{name}: elements have the shape {shape}, expected [F], [T, F], [C, H, W], [C, D, H, W], or options "
+            "with a kind"
         )
     scale = round(float(np.std(np.stack(present))) / 2, 3) or 1.0  # where training starts from: it learns it slowly
-    defaults = {"encoder": "mlp", "shape": shape, "scale": scale, "learn_scale": True, "hidden_size": 256}
+    encoders = KINDS[kind].encoders if kind in KINDS else {}
+    encoder = next((encoder for encoder, build in encoders.items() if build is not None), None)  # not the trunk's
+    defaults = {"encoder": encoder, "shape": shape, "scale": scale, "learn_scale": True, "hidden_size": 256}
     in_unit_range = options.get("likelihood") == "bernoulli" or (kind in KINDS and KINDS[kind].is_image)
     low, high = min(row.min() for row in present), max(row.max() for row in present)
     if in_unit_range and (low < 0 or high > 1):

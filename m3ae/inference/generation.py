@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # A modality as people give and get it: an image, a text, the name of a class or a list of names, or an array (T, F) or
-# (F,). A generated label, or labels, is the probability of each class.
+# (F,), or (C, D, H, W) of a volume. A generated label, or labels, is the probability of each class.
 Value = Image.Image | str | list[str] | NDArray[np.float32] | dict[str, float]
 Batch = dict[str, dict[str, Tensor]]
 
@@ -138,7 +138,8 @@ def encode_modalities(
 def read_modality(model: M3AEForGeneration, name: str, value: str) -> Value:
     """Read a modality from the command line: a text or the name of a class as it is, others from the file it names.
 
-    The names of several classes stand between commas. Arrays are read from `.npy` files.
+    The names of several classes stand between commas. Arrays are read from `.npy` files, volumes also from NIfTI files
+    and folders with a DICOM series.
 
     Raises:
         ValueError: The model has no such modality, or the file cannot be read.
@@ -151,11 +152,7 @@ def read_modality(model: M3AEForGeneration, name: str, value: str) -> Value:
         return [label.strip() for label in value.split(",") if label.strip()]
     if value_type is Image.Image:
         return load_image(Path(value))
-    try:
-        array: NDArray[np.float32] = np.load(value, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: {value} is no array in a .npy file ({error})") from error
-    return array
+    return model.latent_head.modalities[name].load(Path(value))
 
 
 def write_value(value: Value, path: Path) -> Any:

@@ -28,8 +28,10 @@ from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_networks import (
     AttentionPool,
     DoublingConvolution,
+    DoublingConvolution3d,
     Expert,
     HalvingConvolution,
+    HalvingConvolution3d,
     Likelihood,
     PatchDecoder,
 )
@@ -38,6 +40,7 @@ from m3ae.models.priors import ConditionalPrior, HierarchicalPrior, LearnedPrior
 
 NARROW = -12.0  # log-variance of a posterior that is a point, almost
 PSEUDO_INPUTS = 50
+CONVOLUTIONS = (HalvingConvolution, HalvingConvolution3d, DoublingConvolution, DoublingConvolution3d)
 
 
 class LatentPosterior(NamedTuple):
@@ -354,7 +357,7 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
         init.zeros_(module.in_proj_bias)
     elif isinstance(module, PatchDecoder):
         module.reset_queries()
-    elif isinstance(module, HalvingConvolution | DoublingConvolution):
+    elif isinstance(module, CONVOLUTIONS):
         # As He et al. (2015) do: `std` is meant for hundreds of inputs.
         init.normal_(module.weight, std=math.sqrt(2 / (module.inputs_per_channel * module.in_channels)))
     elif isinstance(module, Likelihood) and module.log_scale is not None:

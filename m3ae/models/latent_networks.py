@@ -64,8 +64,17 @@ class DoublingConvolution(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
 
 
+class DoublingConvolution3d(nn.ConvTranspose3d):
+    """Maps (R, C, S, S, S) → (R, C', 2·S, 2·S, 2·S); each voxel is a sum over 2·2·2·C values."""
+
+    inputs_per_channel = 8
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
+
+
 class ConvolutionalDecoder(nn.Module):
-    """z (R, Z) → an image (R, C, S, S): a linear layer, and transposed convolutions that double the side.
+    """z (R, Z) → an image (R, C, S, S) or a volume (R, C, S, S, S): transposed convolutions that double the side.
 
     The mirror of `cnn_encoder`: the first map has W / 8 channels and the side S / 2^layers, the next ones half of the
     channels each.
@@ -82,9 +91,10 @@ class ConvolutionalDecoder(nn.Module):
             )
         widths = [max(1, width // 2 ** (number + 3)) for number in range(count)]
         first = (widths[0], *(side // 2**count for side in size))
+        doubling = DoublingConvolution if len(size) == 2 else DoublingConvolution3d
         layers: list[nn.Module] = [mlp(input_size, width, 1, math.prod(first)), nn.Unflatten(1, first)]
         for before, after in pairwise([*widths, channels]):
-            layers += [nn.GELU(), DoublingConvolution(before, after)]
+            layers += [nn.GELU(), doubling(before, after)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -170,20 +180,30 @@ class HalvingConvolution(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
 
 
-def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:
-    """Build a network from images (B, C, S, S) to features (B, W): convolutions of stride 2, and a linear layer.
+class HalvingConvolution3d(nn.Conv3d):
+    """Maps (B, C, S, S, S) → (B, C', ⌈S/2⌉, ⌈S/2⌉, ⌈S/2⌉); each voxel is a sum over 3·3·3·C values."""
 
-    The last convolution has W / 8 channels, each one before it half as many as the next.
+    inputs_per_channel = 27
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
+
+
+def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:
+    """Build a network from images (B, C, S, S) or volumes (B, C, S, S, S) to features (B, W).
+
+    Convolutions of stride 2 come first, then a linear layer. The last convolution has W / 8 channels, each one before
+    it half as many as the next.
     """
-    channels, height, width = shape
+    channels, *size = shape
+    halving = HalvingConvolution if len(size) == 2 else HalvingConvolution3d
     layers: list[nn.Module] = []
     for number in range(modality.num_layers):
         out_channels = max(1, modality.hidden_size // 2 ** (modality.num_layers + 2 - number))
-        layers += [HalvingConvolution(channels, out_channels), nn.GELU()]
-        channels, height, width = out_channels, (height + 1) // 2, (width + 1) // 2
-    return nn.Sequential(
-        *layers, nn.Flatten(), mlp(channels * height * width, modality.hidden_size, 1, dropout=modality.dropout)
-    )
+        layers += [halving(channels, out_channels), nn.GELU()]
+        channels, size = out_channels, [(side + 1) // 2 for side in size]
+    features = mlp(channels * math.prod(size), modality.hidden_size, 1, dropout=modality.dropout)
+    return nn.Sequential(*layers, nn.Flatten(), features)
 
 
 class Expert(nn.Module):

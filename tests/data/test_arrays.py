@@ -64,7 +64,7 @@ def test_images_of_eight_bits_and_lists_of_names() -> None:
         ({"blood": [[1, 2], [1, np.inf], [1, 2], [1, 2]]}, {}, "blood: row 1 has NaN or infinity"),
         ({"blood": [[1, 2], [1, 2, 3], [1, 2], None]}, {}, r"blood: row 1 has the shape \(3,\), expected \(2,\)"),
         ({"blood": np.full((4, 2), NAN)}, {}, "blood: no row has this modality"),
-        ({"blood": np.ones((4, 2, 2, 2, 2))}, {}, r"elements have the shape \[2, 2, 2, 2\], expected \[F\]"),
+        ({"blood": np.ones((4, 2, 2, 2, 2, 2))}, {}, r"have the shape \[2, 2, 2, 2, 2\], expected \[F\]"),
         ({"picture": IMAGES * 255}, {}, r"picture: values lie in .* to 25\d.*, expected 0 to 1"),
         ({}, {"blood": {"likelihood": "bernoulli"}}, r"blood: values lie in -4 to 3, expected 0 to 1"),
         ({}, {"blood": {"shape": [3]}}, r"blood: got an array of shape \(2,\), expected \(3,\)"),

@@ -22,6 +22,7 @@ from m3ae.models.modalities.base import BatchOptions, Modality, ModalityConfig
 from m3ae.models.modalities.image import Image
 from m3ae.models.modalities.labels import Label, Labels
 from m3ae.models.modalities.text import Text
+from m3ae.models.modalities.volume import Volume
 from m3ae.models.option_checks import TRANSFORMERS_ARGUMENTS, check_choice, nearest_keys, register_entry
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Sequence",
     "Text",
     "Vector",
+    "Volume",
     "build_modalities",
     "check_names",
     "configure",
@@ -54,6 +56,7 @@ KINDS: dict[str, type[Modality]] = {
     "text": Text,
     "vector": Vector,
     "sequence": Sequence,
+    "volume": Volume,
     "label": Label,
     "labels": Labels,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -327,6 +328,18 @@ class Modality:
         array = np.asarray(value, dtype=np.float32)
         if array.shape != self.shape:
             raise ValueError(f"{self.name}: got an array of shape {array.shape}, expected {self.shape}")
+        return array
+
+    def load(self, path: Path) -> NDArray[Any]:
+        """Read a person's array from a file, `.npy`.
+
+        Raises:
+            ValueError: The file holds no array.
+        """
+        try:
+            array: NDArray[Any] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{self.name}: {path} is no array in a .npy file ({error})") from error
         return array
 
     def value(self, cell: Any) -> Any:

@@ -36,32 +36,32 @@ def tables() -> Iterator[None]:
         KINDS[kind].encoders, KINDS[kind].decoders = encoders, decoders
 
 
-class Volume(Modality):
-    kind = "volume"
-    dimensions = ("D", "H", "W")
-    encoders: ClassVar = {"cnn": lambda modality: encoder_of_volumes(modality)}
-    decoders: ClassVar = {"linear": lambda modality, size: decoder_of_volumes(modality, size)}
+class Film(Modality):
+    kind = "film"
+    dimensions = ("T", "H", "W")
+    encoders: ClassVar = {"cnn": lambda modality: encoder_of_films(modality)}
+    decoders: ClassVar = {"linear": lambda modality, size: decoder_of_films(modality, size)}
 
 
-def decoder_of_volumes(modality: Modality, size: int) -> torch.nn.Module:
+def decoder_of_films(modality: Modality, size: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(size, 60), torch.nn.Unflatten(1, modality.shape))
 
 
-def encoder_of_volumes(modality: Modality) -> torch.nn.Module:
+def encoder_of_films(modality: Modality) -> torch.nn.Module:
     convolution = torch.nn.Conv3d(1, 2, 3, padding=1)
     rest = [torch.nn.Flatten(), torch.nn.Linear(120, modality.config.hidden_size)]
     return torch.nn.Sequential(torch.nn.Unflatten(1, (1, 3)), convolution, torch.nn.GELU(), *rest)
 
 
 PIXELS = np.arange(36, dtype=np.uint8).reshape(6, 6)
-VOLUME = {"kind": "volume", "shape": [3, 4, 5], "hidden_size": 16}
+FILM = {"kind": "film", "shape": [3, 4, 5], "hidden_size": 16}
 
 
 def test_a_kind_of_a_users_own_is_trained_saved_and_loaded(tables: None, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x.kind is 'volume'; expected one of .* Import the file that registers"):
-        configure("x", VOLUME)
-    assert register_modality(Volume) is Volume and register_modality(Volume) is Volume
-    model = latent_model({**DIGITS, "scan": VOLUME}, kind="poe")
+    with pytest.raises(ValueError, match=r"x.kind is 'film'; expected one of .* Import the file that registers"):
+        configure("x", FILM)
+    assert register_modality(Film) is Film and register_modality(Film) is Film
+    model = latent_model({**DIGITS, "scan": FILM}, kind="poe")
     batch = {**digits_batch(), "scan": {"values": torch.randn(6, 3, 4, 5)}}
     loss = model(batch).loss
     loss.backward()
@@ -74,9 +74,9 @@ def test_a_kind_of_a_users_own_is_trained_saved_and_loaded(tables: None, tmp_pat
     assert scan.values(loaded.generate_modalities(batch, ["scan"])["scan"][0])[0].shape == (3, 4, 5)
 
     class Other(Modality):
-        kind = "volume"
+        kind = "film"
 
-    with pytest.raises(ValueError, match="the kind 'volume' is registered already"):
+    with pytest.raises(ValueError, match="the kind 'film' is registered already"):
         register_modality(Other)
 
 
