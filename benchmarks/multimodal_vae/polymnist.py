@@ -1,8 +1,8 @@
 """PolyMNIST-style digits in five views: our models and MultiVae's, as many processor minutes of one core each.
 
 A view shows a digit of the row's class in inverted colours on a crop of a background photograph, as in PolyMNIST
-(Sutter et al. 2021). Backgrounds are the first five pictures of a folder, in alphabetical order: figures compare inside
-a table and not with published ones.
+(Sutter et al. 2021). Backgrounds are the first five pictures of a folder, in alphabetical order. Figures compare
+inside a table and not with published ones.
 
     python benchmarks/multimodal_vae/polymnist.py --data MNIST --backgrounds PICTURES --model mopoe --output runs/mopoe
 
