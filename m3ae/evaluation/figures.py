@@ -106,7 +106,7 @@ class LatentFigures:
                 if kind == "shared":
                     moved[..., shared.stop :] = 0
                     moved = head.complete(moved, {})
-                decoded = self.model.decode(moved, [name])[name].flatten(0, 1)
+                decoded = self.model.decode(moved, [name], generator=self.generator)[name].flatten(0, 1)
                 draw_value(panel, self.modalities[name], _mosaic(self._drawables(name, decoded), len(STEPS)))
                 panel.set_title(f"{name}: {kind} dimensions", fontsize=9, parse_math=False)
                 panel.set_xlabel(f"{STEPS[0]:g} … {STEPS[-1]:g} standard deviations", fontsize=8)

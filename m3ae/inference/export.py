@@ -90,8 +90,8 @@ def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
     gives `logits` (B, A), or the `score` (B,) of how well image and text match, or features if it has no head.
 
     For a latent model, `encoder` takes all modalities, in order, and gives the `mean` (B, D) of z; `decoder_<name>`
-    takes z and the private latents (B, Z), and gives the expected value of a modality. Texts have no decoder: a loop
-    writes them, which is no program.
+    takes z and the private latents (B, Z), and gives the expected value of a modality. Texts, and what an
+    autoregressive decoder draws, have no such program: a loop writes them.
 
     A model with `image_config.resize` of `pad` takes a pixel mask (B, H, W), too: as the last argument,
     or as a tensor of the image.
@@ -113,7 +113,7 @@ def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
         programs["encoder"] = (_LatentEncoder(model), (inputs,), (shapes,))
         z = torch.zeros(2, model.latent.total_size)
         for name, modality in modalities.items():
-            if not modality.is_text:
+            if modality.config.decoder != "autoregressive" and not modality.is_text:
                 programs[f"decoder_{name}"] = (_LatentDecoder(model, name), (z,), ({0: batch},))
     else:
         trunk, head = model.base_model, getattr(model, "itc_head", None)

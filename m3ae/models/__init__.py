@@ -21,8 +21,8 @@ from m3ae.models.finetuned import (
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.hub import register_pipeline
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_networks import Likelihood
 from m3ae.models.latent_step import LatentStep, M3AEForGenerationOutput
+from m3ae.models.likelihoods import Likelihood
 from m3ae.models.modalities import (
     Modality,
     ModalityConfig,

@@ -260,7 +260,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             Name → (K, B, C, S, S) means of pixels, (K, B, …) means of values, (K, B, A) probabilities of classes, or
             (K, B, L) token ids of the likeliest text.
         """
-        return self.decode(self.sample_latent(given, num_samples, temperature, generator), targets, text_options)
+        z = self.sample_latent(given, num_samples, temperature, generator)
+        return self.decode(z, targets, text_options, generator)
 
     @torch.no_grad()
     def sample_prior(
@@ -290,7 +291,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             ValueError: No prior has been fitted, or a target is unknown.
         """
         z = self.sample_latent_prior(num_samples, density, temperature, generator)
-        return self.decode(z, targets, text_options)
+        return self.decode(z, targets, text_options, generator)
 
     @torch.no_grad()
     def sample_latent_prior(
@@ -343,7 +344,11 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             self.latent.prior_components, self.latent.prior_flow = num_components, None
 
     def decode(
-        self, z: Tensor, targets: Sequence[str] | None = None, text_options: Mapping[str, Any] | None = None
+        self,
+        z: Tensor,
+        targets: Sequence[str] | None = None,
+        text_options: Mapping[str, Any] | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Return what the decoders expect at points z (…, Z), as `generate_modalities` does.
 
@@ -352,7 +357,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         names = list(self.latent_head.modalities) if targets is None else list(targets)
         check_names(names, self.latent_head.modalities)
-        return {name: self.latent_head.decode(name, z, text_options) for name in names}
+        return {name: self.latent_head.decode(name, z, text_options, generator) for name in names}
 
     def _read(self, modalities: Modalities) -> LatentInputs:
         return read_inputs(modalities, self.latent_head.modalities)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from m3ae.models import gaussians
+from m3ae.models.autoregressive import CausalConvolution, Pointwise
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.flows import FlowPrior
 from m3ae.models.fusion import Stream
@@ -32,15 +33,18 @@ from m3ae.models.latent_networks import (
     Expert,
     HalvingConvolution,
     HalvingConvolution3d,
-    Likelihood,
     PatchDecoder,
 )
+from m3ae.models.likelihoods import Likelihood
 from m3ae.models.modalities import Modalities, build_modalities
 from m3ae.models.priors import ConditionalPrior, HierarchicalPrior, LearnedPrior, ZeroLinear
 
 NARROW = -12.0  # log-variance of a posterior that is a point, almost
 PSEUDO_INPUTS = 50
-CONVOLUTIONS = (HalvingConvolution, HalvingConvolution3d, DoublingConvolution, DoublingConvolution3d)
+CONVOLUTIONS = (
+    *(HalvingConvolution, HalvingConvolution3d, DoublingConvolution, DoublingConvolution3d),
+    *(CausalConvolution, Pointwise),
+)
 
 
 class LatentPosterior(NamedTuple):
@@ -300,20 +304,30 @@ class LatentHead(nn.Module):
         }
 
     @torch.no_grad()
-    def decode(self, name: str, z: Tensor, text_options: Mapping[str, Any] | None = None) -> Tensor:
+    def decode(
+        self,
+        name: str,
+        z: Tensor,
+        text_options: Mapping[str, Any] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Return what is expected of a modality at z (…, Z): the mean of its likelihood, or its likeliest text.
+
+        An autoregressive decoder of images or sequences draws from its likelihood.
 
         Args:
             name: Name of the modality.
             z: Points.
-            text_options: Options of an autoregressive decoder, see `TextDecoder.generate`.
+            text_options: Options of an autoregressive decoder of texts, see `TextDecoder.generate`.
+            generator: Source of the noise of draws.
 
         Returns:
             (…, *shape) values, (…, A) probabilities of classes, or (…, L) token ids.
         """
         latents = self.decoder_input(name, z)
         rows = latents.flatten(0, -2)
-        values = self.modalities[name].decode(self.decoders[name], self.likelihood(name), rows, text_options or {})
+        networks = (self.decoders[name], self.likelihood(name))
+        values = self.modalities[name].decode(*networks, rows, text_options or {}, generator)
         decoded: Tensor = values.unflatten(0, latents.shape[:-1])
         return decoded
 

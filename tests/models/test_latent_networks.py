@@ -3,7 +3,8 @@ import torch
 from torch import distributions
 
 from m3ae import M3AEConfig
-from m3ae.models.latent_networks import ConvolutionalDecoder, Likelihood, PatchDecoder, cnn_encoder, mlp_encoder
+from m3ae.models.latent_networks import ConvolutionalDecoder, PatchDecoder, cnn_encoder, mlp_encoder
+from m3ae.models.likelihoods import Likelihood
 from m3ae.models.modalities import KINDS, configure
 from tests.models.tiny_latent import DIGITS, IMAGE, TRANSFORMER, digits_batch, latent_model
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from m3ae.models.autoregressive import AutoregressiveDecoder
 from m3ae.models.latent_networks import MLPDecoder, mlp_encoder
 from m3ae.models.modalities.base import Modality
 
@@ -31,7 +32,7 @@ class Sequence(Vector):
     kind = "sequence"
     dimensions = ("T", "F")
     encoders: ClassVar = dict(Vector.encoders)
-    decoders: ClassVar = dict(Vector.decoders)
+    decoders: ClassVar = {**Vector.decoders, "autoregressive": AutoregressiveDecoder}
     is_pictured = True
 
     def drawable(self, value: Any) -> NDArray[np.float32]:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3ae.images.augment import Augmentation
+from m3ae.models.autoregressive import AutoregressiveDecoder
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
-from m3ae.models.latent_networks import Bernoulli, Laplace, Likelihood, Normal
+from m3ae.models.likelihoods import Bernoulli, Laplace, Levels, Likelihood, Normal, NormalMixture
 from m3ae.models.option_checks import check_choice, check_count, check_fraction, check_heads, check_keys, check_number
 
 if TYPE_CHECKING:
@@ -43,16 +44,17 @@ class ModalityConfig:
         decoder: Name of a decoder of the kind.
         shape: Shape of an element, for kinds whose elements have one.
         likelihood: Name of a likelihood of the kind, the kind's first one by default.
+        levels: Number of the values in [0, 1] that the likelihood `categorical` tells apart.
         scale: Standard deviation of the normal likelihood, b of the Laplace one.
         learn_scale: Whether training changes `scale`, one for all elements (Rybkin et al. 2021).
         weight: Weight of the modality's log-likelihood in training, not in reports.
         private_size: Dimensions of a private latent, whose prior given z is learned
             (`m3ae.models.priors.ConditionalPrior`); 0 for none.
         hidden_size: Width of the MLPs, from which the channels of convolutions follow, or of the transformer decoder.
-        num_layers: Hidden layers of each MLP, convolutions of stride 2 of encoder and decoder `cnn`, or blocks of the
-            transformer decoder.
-        dropout: Dropout of what enters the layers of the encoder `mlp` or `cnn`; share of the words that an
-            autoregressive decoder does not read in training.
+        num_layers: Hidden layers of each MLP, convolutions of stride 2 of encoder and decoder `cnn`, blocks of the
+            transformer decoder, or stacks of an autoregressive decoder's convolutions.
+        dropout: Dropout of what enters the layers of the encoder `mlp` or `cnn`; share of the words, pixels or times
+            that an autoregressive decoder does not read in training.
     """
 
     kind: str
@@ -60,6 +62,7 @@ class ModalityConfig:
     decoder: str | None = None
     shape: list[int] | None = None
     likelihood: str | None = None
+    levels: int = 256
     scale: float = 1.0
     learn_scale: bool = False
     weight: float = 1.0
@@ -135,6 +138,8 @@ class Modality:
         "normal": Normal,
         "laplace": Laplace,
         "bernoulli": Bernoulli,
+        "categorical": Levels,
+        "mixture": NormalMixture,
     }
     is_text: ClassVar[bool] = False  # a decoder writes token ids
     is_class: ClassVar[bool] = False  # every element is one of some classes
@@ -181,6 +186,7 @@ class Modality:
         for option in ("hidden_size", "num_layers"):
             check_count(f"{owner}.{option}", getattr(config, option), 1)
         check_count(f"{owner}.private_size", config.private_size, 0)
+        check_count(f"{owner}.levels", config.levels, 2)
         check_number(f"{owner}.scale", config.scale, positive=True)
         check_number(f"{owner}.weight", config.weight, positive=True)
         check_fraction(f"{owner}.dropout", config.dropout, 0.0, 0.9)
@@ -189,6 +195,12 @@ class Modality:
                 f"{owner}.private_size: a modality without encoder has no private posterior, set it to 0."
             )
         cls.check_shape(owner, config)
+        build = cls.likelihoods[str(config.likelihood)]
+        if build is not None and build(config).num_parameters > 1 and config.decoder != "autoregressive":
+            raise ValueError(
+                f"{owner}.likelihood is {config.likelihood!r}, of several parameters a value, for the decoder "
+                f"{config.decoder}; expected the decoder autoregressive, or another likelihood."
+            )
 
     @classmethod
     def check_shape(cls, owner: str, config: Any) -> None:
@@ -258,9 +270,11 @@ class Modality:
             generator: Source of the noise that is None.
         """
         assert likelihood is not None
-        predicted = decoder(latents.flatten(0, -2)).unflatten(0, latents.shape[:-1])
+        elements = targets[self.tensor]
+        read = [elements] if isinstance(decoder, AutoregressiveDecoder) else []
+        predicted = decoder(latents.flatten(0, -2), *read).unflatten(0, latents.shape[:-1])
         counted = self.counted(targets)
-        value: Tensor = likelihood(predicted, targets[self.tensor], *([] if counted is None else [counted]))
+        value: Tensor = likelihood(predicted, elements, *([] if counted is None else [counted]))
         return value
 
     def counted(self, targets: Tensors) -> Tensor | None:
@@ -268,10 +282,17 @@ class Modality:
         return None
 
     def decode(
-        self, decoder: nn.Module, likelihood: nn.Module | None, latents: Tensor, text_options: Mapping[str, Any]
+        self,
+        decoder: nn.Module,
+        likelihood: nn.Module | None,
+        latents: Tensor,
+        text_options: Mapping[str, Any],
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return what is expected of the modality at latents (R, Z): (R, *shape), or token ids (R, L)."""
+        """Return what is expected at latents (R, Z), or an autoregressive draw: (R, *shape), or token ids (R, L)."""
         assert isinstance(likelihood, Likelihood)
+        if isinstance(decoder, AutoregressiveDecoder):
+            return decoder.draw(latents, likelihood, generator)
         return likelihood.mean(decoder(latents))
 
     # Data

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from m3ae.images.augment import Resize, augment, change, fit, middle, plain
 from m3ae.images.pixels import to_8bit
+from m3ae.models.autoregressive import AutoregressiveDecoder
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.encoders import normalize_images
 from m3ae.models.fusion import Stream
@@ -87,6 +88,7 @@ class Image(Modality):
     decoders: ClassVar = {
         "transformer": _patch_decoder,
         "mlp": lambda modality, input_size: MLPDecoder(input_size, modality.config, modality.shape),
+        "autoregressive": AutoregressiveDecoder,
         "cnn": lambda modality, input_size: ConvolutionalDecoder(input_size, modality.config, modality.shape),
     }
     is_image = is_pictured = True

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from m3ae.models.latent_networks import Bernoulli, Categorical
+from m3ae.models.likelihoods import Bernoulli, Categorical
 from m3ae.models.modalities.arrays import Vector
 from m3ae.models.modalities.base import BatchOptions, Modality, ModalityConfig, Tensors
 

@@ -110,7 +110,12 @@ class Text(Modality):
         return value
 
     def decode(
-        self, decoder: nn.Module, likelihood: nn.Module | None, latents: Tensor, text_options: Mapping[str, Any]
+        self,
+        decoder: nn.Module,
+        likelihood: nn.Module | None,
+        latents: Tensor,
+        text_options: Mapping[str, Any],
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Write a text for each row of latents: token ids (R, L)."""
         assert isinstance(decoder, TextDecoder)
