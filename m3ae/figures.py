@@ -165,31 +165,33 @@ def draw_reconstructions(
 
 
 def draw_attention(
-    picture: Picture, words: Sequence[str], maps: Picture, text: str, note: str = "", columns: int = COLUMNS
+    picture: Picture, titles: Sequence[str], maps: Picture, text: str, note: str = "", columns: int = COLUMNS
 ) -> Figure:
     """Draw an image, and over it the attention of each word of a text that exceeds an even share.
 
     Args:
-        picture: (H, W, 3) in [0, 1].
-        words: Titles of the maps.
-        maps: (W, n, n) attention, 1 = an even share.
+        picture: (H, W, 3) in [0, 1], several images side by side among them.
+        titles: Titles of the image and of the maps.
+        maps: (N, n, m) attention, 1 = an even share.
         text: Stands above.
         note: A line below it, for instance the answer.
-        columns: Panels side by side at most.
+        columns: Square panels side by side at most.
     """
-    columns = min(columns, 1 + len(words))
-    rows = math.ceil((1 + len(words)) / columns)
-    wrap = textwrap.TextWrapper(16 * columns, max_lines=3, placeholder=" …")
+    shape = picture.shape[1] / picture.shape[0]
+    columns = min(max(1, round(columns / shape)), len(titles))
+    rows = math.ceil(len(titles) / columns)
+    wrap = textwrap.TextWrapper(round(16 * columns * shape), max_lines=3, placeholder=" …")
     title = "\n".join([*wrap.wrap(text), *wrap.wrap(note)])
-    figure = new_figure(PANEL * columns + 0.9, 1.15 * PANEL * rows + 0.25 * title.count("\n") + 0.5)
+    height = 1.15 * PANEL * rows + 0.25 * title.count("\n") + 0.5
+    figure = new_figure(PANEL * columns * shape + 0.9, height)
     figure.suptitle(title, fontsize=10, parse_math=False)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     top = max(CONTRAST, float(maps.max()))
-    _show(panels[0], picture, "image")
-    for panel, word, attention in zip(panels[1:], words, maps, strict=False):
+    _show(panels[0], picture, titles[0])
+    for panel, word, attention in zip(panels[1:], titles[1:], maps, strict=False):
         _show(panel, picture, word)
         heat = _overlay(panel, attention, picture.shape[:2], top)
-    for panel in panels[1 + len(words) :]:
+    for panel in panels[len(titles) :]:
         panel.set_axis_off()
     bar = figure.colorbar(heat, ax=list(panels), fraction=0.03, pad=0.02, shrink=0.85, aspect=12 * rows)
     bar.set_label("attention, times an even share", fontsize=8)

@@ -103,6 +103,7 @@ def serve(
         import gradio as gr
 
         from m3ae.app.session import open_session
+        from m3ae.app.widgets import CSS
 
         session = open_session(models, sets, split, device)
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
@@ -119,6 +120,7 @@ def serve(
             ssr_mode=False,
             prevent_thread_lock=True,
             theme=gr.themes.Default(**fonts),
+            css=CSS,
         )
         if block:
             print(f"{address}, to be stopped with Ctrl-C", flush=True)

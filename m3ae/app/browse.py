@@ -37,10 +37,9 @@ def add_data_tab(sets: list[PreparedSet]) -> None:
 
     with gr.Tab("Data", id="data") as tab:
         with gr.Row():
-            name = gr.Dropdown([*folders], value=next(iter(folders)), label="Prepared set")
+            name = gr.Dropdown([*folders], value=next(iter(folders)), label="Prepared set", min_width=300)
             split = gr.Dropdown(splits(next(iter(folders))), value=sets[0].split, label="Split")
-            seed = seed_input("Seed: other rows")
-            button = gr.Button("Show rows", variant="primary")
+            seed = seed_input("Seed: another one shows other rows")
         shown = picture("Rows, spread over the split")
         described = (
             f"{prepared.folder}\n{load_manifest(prepared.folder)}\n"
@@ -49,8 +48,10 @@ def add_data_tab(sets: list[PreparedSet]) -> None:
         )
         summary = "\n\n".join(described)
         gr.Code(summary, label="What was prepared", language=None)
-        name.change(lambda name: gr.Dropdown(splits(name), value=splits(name)[0]), name, split)
-        gr.on([button.click, tab.select], draw, [name, split, seed], shown)
+        inputs = [name, split, seed]
+        gr.on([tab.select, split.input, seed.change], draw, inputs, shown)
+        listed = name.change(lambda name: gr.Dropdown(splits(name), value=splits(name)[0]), name, split)
+        listed.then(draw, inputs, shown, api_visibility="private")
 
 
 def add_run_tab(runs: list[Path]) -> None:
@@ -66,9 +67,7 @@ def add_run_tab(runs: list[Path]) -> None:
         return render(draw_losses(records)), rows
 
     with gr.Tab("Run", id="run") as tab:
-        with gr.Row():
-            name = gr.Dropdown([*folders], value=next(iter(folders)), label="Run")
-            button = gr.Button("Show", variant="primary")
+        name = gr.Dropdown([*folders], value=next(iter(folders)), label="Run")
         shown = picture("Losses: training and validation")
         metrics = gr.Dataframe(headers=["metric", "value"], interactive=False, label="Last values", max_height=360)
-        gr.on([button.click, tab.select], draw, name, [shown, metrics])
+        gr.on([tab.select, name.change], draw, name, [shown, metrics])

@@ -46,8 +46,9 @@ def add_classify_tab(session: Session) -> None:
                 text.render()
                 button = gr.Button("Classify", variant="primary")
             with gr.Column(scale=2, min_width=500):
-                scores = gr.Label(label="Classes and their probabilities", num_top_classes=8)
                 decision = gr.Textbox(label="Labels" if several else "Class", interactive=False)
+                label = "Classes and their probabilities"
+                scores = gr.Label(label=label, num_top_classes=8, show_heading=False)  # the decision is above
                 shown = picture("Where the model looks: attention over the image")
         button.click(classify, [image, text], [scores, decision, shown])
 

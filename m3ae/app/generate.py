@@ -45,12 +45,12 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
 
     with gr.Tab("Generate", id="generate"):
         gr.Markdown(
-            f"Take a row of {prepared.folder.name}, tell the model some of its modalities, and let it generate all: "
-            f"samples from the posterior of the given ones. With nothing given, it draws from its prior."
+            f"Take a row of the set {prepared.folder.name} and give the model some of its modalities. The model draws "
+            "all modalities from the posterior of the given ones; with nothing given, from its prior."
         )
         with gr.Row():
-            row = gr.Slider(0, len(rows) - 1, 0, step=1, label="Row of the set")
-            given = gr.CheckboxGroup(experts, value=experts[:1], label="Given")
+            row = gr.Slider(0, len(rows) - 1, 0, step=1, label="Row of the set", min_width=300)
+            given = gr.CheckboxGroup(experts, value=experts[:1], label="Given", min_width=300)
             seed = seed_input("Seed")
         temperature = gr.Slider(0, 1.5, 0.7, step=0.1, label="Temperature: 0 gives the means, 1 the samples")
         button = gr.Button("Generate", variant="primary")

@@ -46,14 +46,14 @@ def add_tab(session: Session, sets: Sequence[PreparedSet]) -> None:
         return table(index(chosen).find(read_image(path), TOP))
 
     def results(label: str) -> gr.Dataframe:
-        widths = ["12%", "23%", "65%"]
+        widths = ["72px", "130px", "auto"]
         headers = ["score", "image", "text"]
         return gr.Dataframe(headers=headers, column_widths=widths, interactive=False, wrap=True, label=label)
 
     with gr.Tab("Search", id="search"):
         gr.Markdown(
-            "The first search of a set encodes all its images; what is known to belong to the query is framed. Equal "
-            "images are one."
+            "The first search of a set encodes all its images. A frame marks an image whose own text is the query. "
+            "Equal images are shown once."
         )
         chosen = gr.Dropdown([*by_name], value=next(iter(by_name)), label="Prepared set", visible=len(by_name) > 1)
         text = gr.Textbox(label="Find images for a text", placeholder="Small effusion in the right lower zone.")

@@ -13,6 +13,12 @@ from PIL import Image
 from m3ae.app.session import Example
 from m3ae.images.files import load_image
 
+CSS = """
+@media (max-width: 640px) {
+  .picture .image-container, .picture .image-frame { overflow-x: auto; justify-content: start }
+  .picture img { min-width: 640px }
+}
+"""  # on a phone a picture of many panels is scrolled, since each would be as small as a letter
 MAX_PIXELS = 25_000_000  # of an upload: 100 KB of PNG may hold many more, each of ten bytes while it is decoded
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -38,9 +44,10 @@ def upload_row(image: gr.Image) -> None:
 
 
 def picture(label: str) -> gr.Image:
-    """Return an output for a picture that the app draws."""
-    buttons = ["download", "fullscreen"]
-    return gr.Image(label=label, format="png", interactive=False, show_label=False, buttons=buttons, placeholder=label)
+    """Return an output for a picture that the app draws, below a line that says what it shows."""
+    gr.Markdown(label)
+    options = {"show_label": False, "buttons": ["download", "fullscreen"], "elem_classes": "picture"}
+    return gr.Image(label=label, format="png", interactive=False, **options)
 
 
 def seed_input(label: str) -> gr.Number:

@@ -90,7 +90,7 @@ def _draw(loaded: Loaded, cases: list[Case], predictions: list[Prediction], fold
 
     for number, (case, prediction) in enumerate(zip(cases, predictions, strict=True), start=1):
         if "error" not in prediction and (images := decode_images(loaded[0], case.images)):
-            figure = draw_word_attention(*loaded, next(iter(images.values())), case.text, _result(prediction))
+            figure = draw_word_attention(*loaded, images, case.text, _result(prediction))
             prediction["attention"] = str(save_figure(figure, folder / f"{number:05d}.png"))
 
 

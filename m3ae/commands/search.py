@@ -86,11 +86,11 @@ def search(
 def embed(data: Path, output: Path, **options: Any) -> None:
     """Write a vector of every row of a set, or of every image, and its labels.
 
-    DATA is a set made by m3ae prepare, a folder of images, with a table or without, or a table. A model of several
-    views reads all views of a row. Images that cannot be read are left out and listed. A folder OUTPUT gets shards of
-    vectors: several machines share the work by --shard-range, as in preparing, and the command without a range then
-    completes the folder. A .npy file has the vectors alone, and a .rows.csv file beside it has ids and labels. A
-    command that was interrupted continues when it is started again.
+    The model may be pre-trained or fine-tuned. DATA is a set made by m3ae prepare, a folder of images, with a table or
+    without, or a table. A model of several views reads all views of a row. Images that cannot be read are left out and
+    listed. A folder OUTPUT gets shards of vectors: several machines share the work by --shard-range, as in preparing,
+    and the command without a range then completes the folder. A .npy file has the vectors alone, and a .rows.csv file
+    beside it has ids and labels. A command that was interrupted continues when it is started again.
 
     \b
     Examples, the third one on the first of several machines:

@@ -15,8 +15,6 @@ import click
 from m3ae.commands.options import AS_JSON, OUTPUT_FILE, OVERRIDES, PATH, ConfigFile, print_result
 from m3ae.tasks import TASKS
 
-DRAFTED = [task for task in TASKS if task != "report_generation"]  # for which there is no draft yet
-
 # What one does with the model of each task.
 NEXT = {
     "pretraining": "app --model {run} --data {data}",
@@ -69,7 +67,9 @@ def train(config: Path, overrides: tuple[str, ...], resume: bool, print_config: 
 
 @click.command()
 @click.argument("folder", type=PATH)
-@click.option("--task", type=click.Choice(DRAFTED), help="what to learn  [default: the first that the rows can teach]")
+@click.option(
+    "--task", type=click.Choice([*TASKS]), help="what to learn  [default: the first that the rows can teach]"
+)
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),

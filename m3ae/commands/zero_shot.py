@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from m3ae.commands.options import AS_JSON, DEVICE, FILE, MODEL, OUTPUT_FILE, PATH, be_quiet, print_result
+from m3ae.commands.options import AS_JSON, DEVICE, MODEL, OUTPUT_FILE, PATH, be_quiet, print_result
+
+if TYPE_CHECKING:
+    from m3ae.inference import ZeroShotClassifier
 
 CLASS = "a class, and a text for it in place of its name; a text that ends in a full stop takes no template"
 TEMPLATE = "text with {} in place of the class; may be repeated  [default: {}]"
@@ -19,7 +23,7 @@ RERANK = "best classes of each image that the matching head orders anew"
 
 @click.command("zero-shot")
 @MODEL
-@click.option("--image", "images", type=FILE, multiple=True, help="an image; may be repeated")
+@click.option("--image", "images", type=PATH, multiple=True, help="an image; may be repeated")
 @click.option("--data", type=PATH, help="prepared set to measure on, instead of images")
 @click.option("--split", help="split of the set  [default: test]")
 @click.option("--label-column", help="column of the set with the label, or the list of labels")
@@ -52,7 +56,7 @@ def zero_shot(
     repeated. The class whose prompts are nearest to the image is the most probable one. With --multi-label each class
     is decided for itself, between the templates and the negative ones. With --data the classes are compared with the
     labels of a prepared set, beside the same with the images of other rows and with a grey image. Choose prompts on
-    validation.
+    validation. An image that cannot be read is listed with the reason; the exit status is 1 if none can.
 
     \b
     Examples:
@@ -80,12 +84,11 @@ def zero_shot(
     classifier = ZeroShotClassifier(loaded, processor, texts, templates or TEMPLATES, negatives, rerank)
     results: Any
     if data is None:
-        scores = classifier.classify(images)
-        results = rows = [{"image": str(path), "scores": row} for path, row in zip(images, scores, strict=True)]
+        results = rows = _classify(classifier, images)
         lines = []
-        for path, row in zip(images, scores, strict=True):
-            best = sorted(row.items(), key=lambda item: -item[1])
-            lines += [f"{path}:", *(f"  {score:.3f}  {name}" for name, score in best)]
+        for row in rows:
+            best = sorted(row.get("scores", {}).items(), key=lambda item: -item[1])
+            lines += [f"{row['image']}:", *(f"  {score:.3f}  {name}" for name, score in best)]
     else:
         from m3ae.evaluation.zero_shot import measure_zero_shot
         from m3ae.training.progress import format_metrics
@@ -105,3 +108,21 @@ def zero_shot(
 
         write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print_result(results, [*lines, output])
+    if data is None and all("error" in row for row in rows):
+        raise click.exceptions.Exit(1)
+
+
+def _classify(classifier: ZeroShotClassifier, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the scores of each image, or the error of one that cannot be read, which the standard error names."""
+    from m3ae.images.files import UnreadableImageError, load_image
+
+    rows, images = list[dict[str, Any]](), list[Any]()
+    for path in paths:
+        rows.append({"image": str(path)})
+        try:
+            images.append(load_image(path))
+        except UnreadableImageError as error:
+            rows[-1]["error"] = str(error)
+            click.echo(error, err=True)
+    scores = iter(classifier.classify(images))
+    return [row if "error" in row else row | {"scores": next(scores)} for row in rows]

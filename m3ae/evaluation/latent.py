@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sklearn.metrics import r2_score
 from torch import Tensor
+from tqdm import tqdm
 
 from m3ae.data.collate import Batch
 from m3ae.data.samples import evenly
@@ -86,7 +87,8 @@ class LatentEvaluator:
         """Return the whole report, without texts."""
         model, rows, judge = self.model, self.rows, self.judge
         present = [number for number, given in enumerate(self.subsets) if len(rows.having(given))]
-        results = [self.measure_subset(number) for number in present]
+        shown = tqdm(present, desc="what is given", unit="subset", disable=None, leave=False)
+        results = [self.measure_subset(number) for number in shown]
         everything, shown = np.arange(rows.count), judge.classes_shown(rows.values)
         (means,) = posterior_means(model, rows.batches, self.subsets[-1:])
         of_labels = {

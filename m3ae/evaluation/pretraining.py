@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
 from m3ae.data.collate import TrunkCollator
 from m3ae.data.samples import Sample, SampleDataset
@@ -123,7 +124,10 @@ class PreTrainingEvaluator:
         """Yield this process's samples; every sample is yielded by exactly one process."""
         size = len(self.dataset)
         share = range(self.accelerator.process_index, size, self.accelerator.num_processes)
-        for start in range(0, len(share), self.batch_size):
+        silent = None if self.accelerator.is_main_process else True  # None: silent where nobody looks
+        starts = range(0, len(share), self.batch_size)
+        title = f"{self.dataset.split}, {'other' if shuffled else 'original'} images"
+        for start in tqdm(starts, desc=title, unit="batch", disable=silent, leave=False):
             indices = share[start : start + self.batch_size]
             seeds = [index + draw * size for index in indices]
             samples = [self.dataset.first(index, seed) for index, seed in zip(indices, seeds, strict=True)]

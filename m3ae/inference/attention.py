@@ -1,11 +1,12 @@
 """Where in an image a model looks, and each word of a text.
 
-Shapes: N patches, L text tokens, W words.
+Shapes: N patches, L text tokens, S tokens, V views, W words.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,21 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 from m3ae.inference.inputs import encode_pixels
-from m3ae.models.masking import real_patches
+from m3ae.models.fusion import joined_views
 from m3ae.models.modalities.text import spell_words, word_ids
-from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
+from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
 
 POOLED = "(pooled)"
 
 
 class WordAttention(NamedTuple):
-    """Attention maps of a text over an image.
+    """Attention maps of a text over an image, or over the views of a study.
 
     Attributes:
         words: `POOLED` for the first token, which the heads read, then the words of the text without punctuation.
-        maps: (W, √N, √N) attention to each patch, mean over heads and over the tokens of a word; 1 is its share if all
-            were equal.
+        maps: (W, √N, √N), or (W, V, √N, √N) of V views: attention to each patch, mean over heads and over the tokens
+            of a word; 1 is its share if all were equal.
     """
 
     words: list[str]
@@ -36,29 +37,52 @@ class WordAttention(NamedTuple):
 
 @torch.no_grad()
 def word_attention(
-    model: M3AEPreTrainedModel, processor: M3AEProcessor, image: Image.Image, text: str | None
+    model: M3AEPreTrainedModel,
+    processor: M3AEProcessor,
+    image: Image.Image | Mapping[str, Image.Image],
+    text: str | None,
 ) -> WordAttention:
     """Compute the weights by which the words of a text attend to an image in the last layer of the fusion.
 
-    Without a text, or for a head that reads images alone, the image's first token attends to its patches. Only the
-    first token's row of that layer reaches a head of the model; what the words have read in the layers before reaches
-    it through self-attention. A map shows what was read, not why an answer was given.
+    Without a text, or for a head that reads images alone, the first token of each image attends to its own patches.
+    Only the first token's row of that layer reaches a head of the model; what the words have read in the layers before
+    reaches it through self-attention. A map shows what was read, not why an answer was given.
 
     Args:
         model: Any M3AE model, in evaluation mode.
         processor: The model's processor, with a fast tokenizer.
-        image: An image of any size.
+        image: An image of any size, or the images of a study by view.
         text: A text, cut to what tokenizer and model allow; words that are cut off have no map. None without text.
     """
     if not isinstance(text, str | None):
         raise TypeError(f"text: got {text!r}, expected one text, or None")
-    trunk, pixels = model.base_model, encode_pixels(model, processor, [image])
+    views = image if isinstance(image, Mapping) else {"": image}
+    maps = _maps_of_views(model, processor, views, None if model.config.input_streams == ["image"] else text)
+    return maps if isinstance(image, Mapping) else maps._replace(maps=maps.maps[:, 0])
+
+
+def _maps_of_views(
+    model: M3AEPreTrainedModel, processor: M3AEProcessor, views: Mapping[str, Image.Image], text: str | None
+) -> WordAttention:
+    trunk = model.base_model
     assert isinstance(trunk, M3AEModel)
-    real = real_patches(pixels.get("pixel_mask"), trunk.image_encoder.vit.patch_size)
-    if text is None or model.config.input_streams == ["image"]:
-        attentions = trunk(**pixels, output_attentions=True).attentions
-        row = attentions[-1][0, :, 0].float().mean(0).cpu()
-        return WordAttention([POOLED], _maps(row[None], real))
+    pixels = encode_pixels(model, processor, [*views.values()])
+    present = torch.ones(1, dtype=torch.bool, device=model.device)
+    images = joined_views(
+        [
+            trunk.encode_image(
+                **{name: values[number : number + 1] for name, values in pixels.items()},
+                present=present,
+                view=model.config.view_number(view),
+            )
+            for number, view in enumerate(views)
+        ]
+    )
+    if text is None:
+        weights = [row[0].float().mean(0).cpu()[0] for row in trunk.fusion.self_attention({"image": images}, "image")]
+        masks = [None if view.mask is None else view.mask.cpu() for view in images.views()]
+        shares = [_multiples(row[None], mask) for row, mask in zip(weights, masks, strict=True)]
+        return WordAttention([POOLED], _maps(torch.cat(shares, dim=1), len(views)))
     encoded = processor.tokenizer(
         text,
         truncation=True,
@@ -67,8 +91,8 @@ def word_attention(
         return_special_tokens_mask=True,
         return_tensors="pt",
     )
-    streams = trunk.encode(**pixels, input_ids=encoded["input_ids"].to(model.device))
-    weights = trunk.fusion.cross_attention({name: streams[name] for name in STREAMS}, "text")[0].float().mean(0).cpu()
+    streams = {"text": trunk.encode_text(encoded["input_ids"].to(model.device)), "image": images}
+    weights = trunk.fusion.cross_attention(streams, "text")[0].float().mean(0).cpu()
     numbers = word_ids(text, encoded["offset_mapping"][0, :, 0].numpy())
     numbers[encoded["special_tokens_mask"][0].bool()] = -1
     words, rows = [POOLED], [weights[0]]
@@ -77,14 +101,17 @@ def word_attention(
         if word[0].isalnum() and len(tokens):
             words.append(word)
             rows.append(tokens.mean(0))
-    return WordAttention(words, _maps(torch.stack(rows), real))
+    mask = None if images.mask is None else images.mask.cpu()
+    return WordAttention(words, _maps(_multiples(torch.stack(rows), mask), len(views)))
 
 
-def _maps(weights: Tensor, real: Tensor | None) -> Tensor:
-    """Return weights (W, 1 + N) that add up to 1 as multiples of an even share, of the patches alone (W, √N, √N).
+def _multiples(weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Return weights (W, S) that add up to 1 as multiples of an even share among the tokens of a mask (1, S)."""
+    return weights * (weights.shape[1] if mask is None else int(mask.sum()))
 
-    The share is that of the first token and the `real` patches (1, N), or of all if None.
-    """
-    side = math.isqrt(weights.shape[1] - 1)
-    count = weights.shape[1] if real is None else 1 + int(real.sum())
-    return (weights * count)[:, 1:].view(-1, side, side)
+
+def _maps(shares: Tensor, num_views: int) -> Tensor:
+    """Return the shares (W, V·(1 + N)) of the patches alone (W, V, √N, √N)."""
+    patches = shares.unflatten(1, (num_views, -1))[..., 1:]
+    side = math.isqrt(patches.shape[-1])
+    return patches.unflatten(-1, (side, side))

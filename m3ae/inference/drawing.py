@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -74,11 +74,17 @@ def draw_hits(
 def draw_word_attention(
     model: M3AEPreTrainedModel,
     processor: M3AEProcessor,
-    image: Image.Image,
+    image: Image.Image | Mapping[str, Image.Image],
     text: str | None,
     note: str = "",
     columns: int = COLUMNS,
 ) -> Figure:
-    """Draw an image and where in it each word of a text looks, see `word_attention`; `note` stands below the text."""
-    words, maps = word_attention(model, processor, image, text)
-    return draw_attention(pictures(processor, [image])[0], words, maps.numpy(), text or "", note, columns)
+    """Draw an image, or the views of a study side by side, and where in it each word of a text looks.
+
+    See `word_attention`; `note` stands below the text.
+    """
+    views = image if isinstance(image, Mapping) else {"image": image}
+    words, maps = word_attention(model, processor, views, text)
+    picture = np.hstack([*pictures(processor, [*views.values()])])
+    beside = maps.transpose(1, 2).flatten(2).numpy()  # (W, n, V·n)
+    return draw_attention(picture, [", ".join(views), *words], beside, text or "", note, columns)

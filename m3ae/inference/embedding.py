@@ -34,12 +34,14 @@ from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, repla
 from m3ae.images.files import UnreadableImageError
 from m3ae.inference.inputs import BATCH_SIZE, find_model, load_model, model_digest, saved_config
 from m3ae.inference.rows import Row, is_prepared, read_folder, report
-from m3ae.inference.search import SEARCHING, Searching
-from m3ae.models.heads import ContrastiveHead
+from m3ae.inference.search import SEARCHING
+from m3ae.models.finetuned import M3AEForClassification, M3AEForQuestionAnswering
 from m3ae.models.modalities import BatchOptions, trunk_modalities
-from m3ae.models.modeling import STREAMS, M3AEModel
+from m3ae.models.modeling import STREAMS, M3AEModel, M3AEPreTrainedModel
 from m3ae.models.processing import M3AEProcessor
+from m3ae.models.reports import M3AEForReportGeneration
 
+EMBEDDING = (*SEARCHING, M3AEForClassification, M3AEForQuestionAnswering, M3AEForReportGeneration, M3AEModel)
 DESCRIPTION = "embeddings.json"
 _PLAN, _REJECTED = b"m3ae_plan", b"m3ae_rejected"  # keys in the metadata of a shard
 Rejection = dict[str, str]
@@ -92,7 +94,8 @@ def embed_set(
 
     A model of several views reads those that a row has; any other one reads the first image. `features` (2·D) is the
     output of the fusion, the text's half first, zero for a missing modality. A model with a contrastive head adds the
-    unit vectors `image` and `text` (E), null where missing, whose products are cosines.
+    unit vectors `image` and `text` (E), null where missing, whose products are cosines. A fine-tuned model gives the
+    features that its head reads: those of a classifier of images are zero for a row without an image.
 
     Images of a folder that cannot be read are missing, and rows with nothing left are left out; both are listed. The
     next run continues behind the last finished shard of an interrupted one. Several machines may share the work
@@ -135,7 +138,7 @@ def embed_set(
     _claim(output, [*shards])
     with only_process(output) if shard_range is None else nullcontext():
         if unfinished := [name for name in todo if not _is_finished(output / name, digest)]:
-            loaded, processor = load_model(model, SEARCHING, device)
+            loaded, processor = load_model(model, EMBEDDING, device)
             for name in tqdm(unfinished, desc="embed", unit="shard"):
                 _write(output / name, digest, loaded, processor, source, partial(shards[name].read, batch_size))
         if shard_range is None:
@@ -243,7 +246,7 @@ def _is_finished(path: Path, digest: str) -> bool:
 def _write(
     path: Path,
     digest: str,
-    model: Searching,
+    model: M3AEPreTrainedModel,
     processor: M3AEProcessor,
     source: _Source,
     read: Callable[[list[Rejection]], Iterator[list[Sample]]],
@@ -251,8 +254,9 @@ def _write(
     """Write a shard that appears when it is whole."""
     options = BatchOptions(processor.tokenizer, model.config.longest_text)
     collator = TrunkCollator(trunk_modalities(model.config, source.views), options)
-    trunk: M3AEModel = model.m3ae
-    head: ContrastiveHead | None = model.itc_head
+    trunk, reads = model.base_model, model.config.input_streams or STREAMS
+    assert isinstance(trunk, M3AEModel)
+    head = model.itc_head if isinstance(model, SEARCHING) else None
     sizes = {"features": 2 * model.config.hidden_size} | dict.fromkeys(STREAMS if head else (), model.config.itc_size)
     labels = [pa.field("labels", pa.list_(pa.string()))] if source.labelled else []
     vectors = [pa.field(name, pa.list_(pa.float32(), size)) for name, size in sizes.items()]
@@ -265,7 +269,7 @@ def _write(
         for samples in filter(None, read(rejected)):
             inputs = {name: value.to(model.device) for name, value in collator.inputs(samples).items()}
             inputs.pop("special_tokens_mask")
-            streams = trunk.encode(**inputs)
+            streams = {name: stream for name, stream in trunk.encode(**inputs).items() if name in reads}
             columns: dict[str, Any] = {"id": [sample.id for sample in samples]}
             if source.labelled:
                 columns["labels"] = [sample.target for sample in samples]

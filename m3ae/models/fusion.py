@@ -235,6 +235,19 @@ class Fusion(nn.Module):
         queries, _ = layer.self_attention(states[name], states[name], _key_mask([streams[name]]))
         return layer.cross_attention.weights(queries, context, _key_mask(others))
 
+    def self_attention(self, streams: Mapping[str, Stream], name: str) -> list[Tensor]:
+        """Return how the last layer's tokens of each view of a stream attend to the view itself.
+
+        Computed beside `forward`, as `cross_attention` is.
+
+        Returns:
+            (B, H, S, S) for each view, over the last S adding up to 1.
+        """
+        states = self(streams, num_layers=len(self.layers) - 1)[-1][name]
+        layer: FusionLayer = self.layers[-1][name]  # type: ignore[index]
+        views = zip(states.chunk(streams[name].num_views, 1), streams[name].views(), strict=True)
+        return [layer.self_attention.weights(tokens, tokens, _key_mask([view])) for tokens, view in views]
+
 
 def _joined_views(tokens: Mapping[tuple[str, int], Tensor]) -> dict[str, Tensor]:
     """Return the tokens (B, V·S, D) of each stream from those of its views."""

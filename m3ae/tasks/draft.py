@@ -32,7 +32,8 @@ from m3ae.training.config import RunConfig, make_config
 from m3ae.training.engine import device_name, prepare_cpu, process_state, settle_precision
 from m3ae.words import count_words
 
-EPOCHS = {"question_answering": 40, "classification": 40, "retrieval": 40, "pretraining": 100, "generation": 200}
+EPOCHS = {"question_answering": 40, "classification": 40, "retrieval": 40, "report_generation": 40}
+EPOCHS |= {"pretraining": 100, "generation": 200}
 SIZES = (("mini", 96, 1.0), ("mini", 128, 1.8), ("small", 224, 18.0), ("base", 224, 8.0))  # side; cost over the last
 MIN_STEPS = 200
 TRAINING_SHARE = 0.7  # of the time; validation, the final measurement and figures take the rest
@@ -82,6 +83,7 @@ class Contents(NamedTuple):
             "classification": bool(self.labels and (self.images or self.text)),
             "pretraining": bool(self.images),
             "retrieval": bool(self.images and self.text),
+            "report_generation": bool(self.images and self.text),
             "generation": len([*self.images, *self.arrays]) + self.text > 1 or bool(self.arrays),
         }
         return [task for task, can in teaches.items() if can]
@@ -264,15 +266,17 @@ def _data(contents: Contents, task: str, size: str, model: str | None) -> dict[s
     if task == "generation":
         return data | {"max_text_length": tokens}
     reads = {"question_answering": "question", "classification": None if contents.images else "text"}
+    reads["report_generation"] = None  # the report is written, not read
     data["image_columns"] = contents.images
     data["text_column"] = reads.get(task, "text" if contents.text else None)
-    if data["text_column"] is not None:
+    if data["text_column"] is not None or task == "report_generation":
         data["max_text_length"] = tokens
     if len(contents.images) > 1 and model is None:
         data["views"] = "all"
     data |= {"augmentation": "radiograph"} if contents.is_grey else {}
     if contents.images:
         data["crop_scale"] = [0.8, 1.0]
+    data |= {"max_validation_samples": 200} if task == "report_generation" else {}
     return data
 
 
@@ -281,7 +285,9 @@ def _best_metric(contents: Contents, task: str) -> str | None:
         return None  # the loss differs where shares do not
     if task == "classification" and next(iter(contents.labels)) in contents.multi_label:
         return "macro_auroc"
-    return {"classification": "macro_f1", "question_answering": "accuracy", "retrieval": "mean_recall"}.get(task)
+    return {"classification": "macro_f1", "question_answering": "accuracy", "retrieval": "mean_recall"}.get(
+        task, "cider_d" if task == "report_generation" else None
+    )
 
 
 def _classes(contents: Contents) -> dict[str, Any]:
@@ -340,6 +346,7 @@ COMMENTS = {
     "data.views": "the images of a row are its views; one: a visit draws one of them",
     "data.text_column": "what the model reads beside the images; null: nothing",
     "data.max_text_length": "tokens; longer texts are cut",
+    "data.max_validation_samples": "reports are long to write",
     "data.augmentation": "turns and shifts a little, never mirrors",
     "data.crop_scale": "share of the area that a random crop keeps",
     "model.size": "tiny, mini, small or base",

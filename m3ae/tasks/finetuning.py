@@ -16,6 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from m3ae.data.prepared import load_manifest
 from m3ae.data.samples import Sample, SampleDataset, Visit, trunk_columns
@@ -143,7 +144,10 @@ class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
         source = dataset.with_other_images() if images == "other" else dataset
         indices = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         computed: list[tuple[ResultT, int]] = []
-        for batch in self._batches(source, indices, partial(self._evaluation_batch, blank=images == "blank")):
+        batches = self._batches(source, indices, partial(self._evaluation_batch, blank=images == "blank"))
+        silent = None if accelerator.is_main_process else True  # None: silent where nobody looks
+        title = f"{dataset.split}, {images} images"
+        for batch in tqdm(batches, desc=title, unit="batch", disable=silent, leave=False):
             image_ids = batch.pop("image_ids").tolist()
             with accelerator.autocast():
                 results = function(send_to_device(batch, accelerator.device))

@@ -28,6 +28,7 @@ from m3ae.data.questions import ANSWERS_FILE, count_answers, normalize_answer
 from m3ae.data.samples import Sample, SampleDataset
 from m3ae.data.tables import read_json
 from m3ae.figures import VERMILION, cut, new_figure, save_figure
+from m3ae.images.files import StoredImage
 from m3ae.inference.drawing import draw_word_attention
 from m3ae.metrics.text import is_right, vqa_accuracy
 from m3ae.models.finetuned import M3AEForQuestionAnswering
@@ -182,7 +183,8 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
             sample, prediction = dataset.first(index), predictions[index]
             if sample.images and sample.text is not None:
                 note = f"answer: {prediction['prediction']}; right: {' or '.join(prediction['truth'])}"
-                figure = draw_word_attention(model, self.processor, sample.picture, sample.text, note)
+                images = {name: c.decode() for name, c in sample.cells.items() if isinstance(c, StoredImage)}
+                figure = draw_word_attention(model, self.processor, images, sample.text, note)
                 paths.append(save_figure(figure, folder / f"attention_{len(paths) + 1}.png"))
         return paths
 

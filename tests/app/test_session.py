@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs the extra app")
 
-from m3ae import M3AEForReportGeneration, M3AEModel
+from m3ae import M3AEModel
 from m3ae.app import build
 from m3ae.app.search import merge_equal
 from m3ae.app.session import Session, open_session
@@ -23,13 +23,8 @@ def tabs(session: Session) -> list[str]:
 
 
 def test_each_model_brings_its_tabs(session: Session, folder: Path) -> None:
-    assert tabs(session) == ["Reconstruct", "Ask", "Classify", "Search", "Generate", "Data", "Run"]
+    assert tabs(session) == ["Reconstruct", "Ask", "Classify", "Report", "Search", "Generate", "Data", "Run"]
     assert tabs(open_session([str(folder / "vqa")], [], "test")) == ["Ask"]
-
-
-def test_a_model_of_reports_has_a_tab(tmp_path: Path) -> None:
-    save_model(tmp_path / "reports", M3AEForReportGeneration, ["no finding"])
-    assert tabs(open_session([str(tmp_path / "reports")], [], "test")) == ["Report"]
 
 
 def test_equal_images_are_one(folder: Path) -> None:

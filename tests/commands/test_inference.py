@@ -185,6 +185,11 @@ def test_zero_shot(models: Path, images: Path, tmp_path: Path, monkeypatch: pyte
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == results
     lines = run(*common, *shown[:2], "--rerank", 2).stdout.splitlines()
     assert lines[0] == f"{images / 'a.png'}:" and {line.split()[1] for line in lines[1:]} == {"nodule", "device"}
+    (tmp_path / "broken.png").write_text("no image")
+    done = run(*common, *shown[:4], "--image", tmp_path / "broken.png", "--json")
+    (*readable, broken), message = json.loads(done.stdout), "not an image: broken.png"
+    assert readable == results and message in broken["error"] and "scores" not in broken and message in done.stderr
+    assert run(*common, "--image", tmp_path / "missing.png", status=1).stderr.startswith("image missing")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     rows = [{"id": "a", "image": 9, "label": "nodule"}, {"id": "b", "image": 200, "label": "device"}]
     data = write_splits(tmp_path / "data", {"validation": rows})

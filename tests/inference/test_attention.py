@@ -92,3 +92,28 @@ def test_every_head_has_a_map(tokenizer, processor, image, kind):
 def test_a_head_that_reads_images_alone_has_no_map_of_words(model, processor, image):
     model.config.input_streams = ["image"]
     assert word_attention(model, processor, image, TEXT).words == [POOLED]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", [TEXT, None])
+def test_each_view_of_a_study_has_its_map(tokenizer, processor, image, text):
+    views = ["frontal", "lateral"]
+    other = tiny_of(M3AEForClassification, text_config={"vocab_size": len(tokenizer)}, views=views)
+    study = {"frontal": image, "lateral": image.rotate(90)}
+    words, maps = word_attention(other, processor, study, text)
+    assert words == ([POOLED] if text is None else WORDS) and maps.shape == (len(words), 2, 4, 4)
+    pixels = processor(images=[*study.values()], return_tensors="pt")["pixel_values"][None]
+    streams = {"image": other.m3ae.encode_image(pixels, present=torch.ones(1, 2, dtype=torch.bool))}
+    if text is None:
+        rows = [weights[0].mean(0)[0] for weights in other.m3ae.fusion.self_attention(streams, "image")]
+        assert [float(row.sum()) for row in rows] == pytest.approx([1, 1])
+        expected = torch.stack(rows)[:, 1:] * 17
+    else:
+        streams = {"text": other.m3ae.encode_text(tokenizer(text, return_tensors="pt")["input_ids"])} | streams
+        expected = other.m3ae.fusion.cross_attention(streams, "text")[0].mean(0)[0].view(2, 17)[:, 1:] * 34
+    torch.testing.assert_close(maps[0].flatten(1), expected)
+    alone = word_attention(other, processor, {"lateral": study["lateral"]}, text)
+    first = word_attention(other, processor, study["lateral"], text)
+    assert alone.maps.shape[1] == 1 and not torch.equal(alone.maps[:, 0], first.maps), "a view has its own type"
+    figure = draw_word_attention(other, processor, study, text)
+    assert figure.axes[0].get_title() == "frontal, lateral"

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from m3ae import M3AEForPreTraining
+from m3ae import M3AEForClassification, M3AEForPreTraining
 from m3ae.cli import cli
 from m3ae.data.prepare import prepare
 from m3ae.data.samples import trunk_columns
@@ -237,6 +237,21 @@ def test_a_model_of_views_reads_all_of_them(tmp_path: Path) -> None:
             unit = model.itc_head.embed("image", model.m3ae.encode_image(pixels, None, present))[0]
         np.testing.assert_allclose(features, expected, atol=1e-5)
         np.testing.assert_allclose(image, unit, atol=1e-5)
+
+
+def test_a_classifier_gives_what_its_head_reads(sets: Path, tmp_path: Path) -> None:
+    options = {"id2label": {0: "a", 1: "b"}, "input_streams": ["image"]}
+    save_model(tmp_path / "model", M3AEForClassification, ["nothing"], **options)
+    run(sets / "data", "--model", tmp_path / "model", "--output", tmp_path / "out")
+    model, processor = load_model(tmp_path / "model", [M3AEForClassification])
+    vectors = read(tmp_path / "out")
+    assert vectors.keys() == {"id", "features"}
+    row = pq.read_table(sets / "data" / "train-00000-of-00002.parquet").to_pylist()[2]
+    pixels = processor(images=load_image(row["image"]["bytes"]).convert("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model.m3ae(pixel_values=pixels).pooler_output[0]
+    np.testing.assert_allclose(vectors["features"][2], expected, atol=1e-5)
+    assert not np.any(vectors["features"][3]), "it has no image"
 
 
 def test_one_file_has_what_the_shards_have(sets: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def seconds_of(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[Any]:
 
 def test_contents_decide_what_can_be_learnt(folder: Path) -> None:
     contents = read_contents(folder)
-    assert contents.tasks == ["classification", "pretraining", "retrieval", "generation"]
+    assert contents.tasks == ["classification", "pretraining", "retrieval", "report_generation", "generation"]
     assert contents.rows == {"train": 30, "validation": 1, "test": 1}
     assert (contents.images, contents.side) == (["image"], 80)
     assert contents.labels == {"labels": ["a", "b"], "site": ["x", "y"]} and contents.multi_label == {"labels"}

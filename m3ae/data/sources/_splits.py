@@ -63,6 +63,8 @@ def split_rows(source: Path, entries: Sequence[Entry], method: Method) -> Iterat
         finished.append(entry.row | {"split": split})
     if method != "none":
         _report_sizes(source, Counter(row["split"] for row in finished if isinstance(row, dict)))
+    if method == "hash" and undecided:
+        _report_untested(rows, splits)
     yield from finished
 
 
@@ -159,6 +161,19 @@ def _report_sizes(source: Path, sizes: Mapping[str, int]) -> None:
         say(
             f"{source}: {sizes.get('test', 0)} of {count} rows are for testing, too few to measure on (below {FEW}): "
             "repeat with other splits (--split-file), or collect more"
+        )
+
+
+def _report_untested(rows: Sequence[Unsplit], splits: Mapping[str, Sequence[str]]) -> None:
+    """Print the labels that no row for testing has, though they are frequent enough to be stratified."""
+    counts, tested = Counter[str](), set[str]()
+    for row in rows:
+        counts.update(row.labels)
+        tested.update(row.labels if (row.row["split"] or splits[whole_number(row.key)][0]) == "test" else ())
+    if lacking := [label for label, count in counts.most_common() if count >= FOLDS and label not in tested]:
+        say(
+            f"{len(lacking)} of {len(counts)} labels have no row for testing, such as {lacking[0]}: "
+            "--split stratified gives each split its share"
         )
 
 

@@ -33,6 +33,17 @@ def test_rows_keep_their_split_and_few_labels_leave_the_hash() -> None:
     assert stratified == hashed and stratified[-1] == {**rows[-1].row, "split": "test"}
 
 
+def test_a_label_without_row_for_testing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [unsplit(number, "one group", "fracture") for number in range(10)]
+    rows += [unsplit(number, f"{number}", "normal", *["rare"] * (number < 13)) for number in range(10, 100)]
+    finished = [*split_rows(Path("mine"), rows, "hash")]
+    assert {row["split"] for row in finished[:10]} == {"train"} and "test" in {row["split"] for row in finished}
+    advice = "1 of 3 labels have no row for testing, such as fracture: --split stratified gives each split its share"
+    assert advice in capsys.readouterr().err.splitlines(), "three rows of a label are too few to be shared out"
+    assert [*split_rows(Path("mine"), rows, "stratified")]
+    assert "--split stratified" not in capsys.readouterr().err
+
+
 def test_new_data_have_no_splits_and_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [unsplit(0), Rejected("x", "reason"), unsplit(1, split="train")]
     first, rejected, last = split_rows(Path("mine"), rows, "none")
