@@ -100,7 +100,7 @@ def test_every_tab_answers(address: str, folder: Path, tmp_path: Path, monkeypat
     }.items():
         with Image.open(client.predict(*inputs, api_name=name)) as picture:
             assert picture.width > 100
-    assert ["validation/loss", "1.5000"] in client.predict(str(folder / "masked"), api_name="/draw_1")[1]["data"]
+    assert ["validation/loss", "1.5000"] in client.predict(str(folder / "masked"), api_name="/draw_2")[1]["data"]
     for question in (" ", None):
         with pytest.raises(Exception, match="Ask a question first"):
             client.predict(image, question, api_name="/run_1")
