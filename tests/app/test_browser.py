@@ -1,6 +1,5 @@
 """The app in a real browser: each tab is used, at the width of a phone too, and the browser complains of nothing."""
 
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import NEEDS_CHROMIUM, PHONE, is_too_wide, open_page, sync_api
 from tests.images.test_dicom import write as write_dicom
 
 pytest.importorskip("gradio", reason="needs the extra app")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-BROWSER = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 TABS = ["Reconstruct", "Ask", "Classify", "Report", "Search", "Generate", "Data", "Run"]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium"),
+    NEEDS_CHROMIUM,
     pytest.mark.filterwarnings("default"),  # of the web server's libraries
 ]
 
@@ -27,38 +24,23 @@ from m3ae.app import serve  # noqa: E402
 
 @pytest.fixture(scope="module")
 def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["sync_api.Page"]:
-    """The app, opened; what goes wrong in the browser is collected in `page.complaints`."""
-    with pytest.MonkeyPatch.context() as patch, sync_api.sync_playwright() as playwright:
+    """The app, opened."""
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as free:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
         models = [str(folder / name) for name in ("masked", "vqa", "classes", "reports", "latent")]
-        address = serve(models, [folder / "data", folder / "more"], port=port, block=False)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER)
-        opened = browser.new_page(viewport={"width": 1280, "height": 900})
-        opened.set_default_timeout(120_000)
-        opened.complaints = []
-        opened.on("console", lambda message: message.type == "error" and opened.complaints.append(message.text))
-        opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
-        opened.on(
-            "request",
-            lambda request: opened.complaints.append(request.url) if _is_foreign(request.url, port) else None,
-        )
-        opened.goto(address)
-        yield opened
-        browser.close()
-
-
-def _is_foreign(url: str, port: int) -> bool:
-    return not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))
+        with open_page(serve(models, [folder / "data", folder / "more"], port=port, block=False)) as opened:
+            opened.wait_for_selector("[role=tab]")
+            yield opened
 
 
 def open_tab(page: "sync_api.Page", name: str) -> "sync_api.Locator":
     """Open a tab, from the menu of those that do not fit if it is there, and return its panel."""
     tab = page.get_by_role("tab", name=name, exact=True)
-    if tab.count():
-        tab.click()
+    if tab.first.is_visible():
+        tab.first.click()
     else:
         page.locator(".overflow-menu > button").click()
         page.locator(".overflow-dropdown button", has_text=name).click()
@@ -155,8 +137,8 @@ def test_browse(page: "sync_api.Page") -> None:
 
 
 def test_every_tab_fits_on_a_phone(page: "sync_api.Page") -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
+    page.set_viewport_size(PHONE)
     for name in TABS:
         open_tab(page, name)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        assert not is_too_wide(page), name
     assert page.complaints == []
