@@ -173,7 +173,8 @@ class AutoregressiveDecoder(nn.Module):
         """Return for each block what stands above (R, D, h, W), from the values of the rows before."""
         assert self.above is not None
         stream, streams, following = self.above(above) + condition, list[Tensor](), Past()
-        for block, past in zip(self.blocks, pasts, strict=True):
+        for block, past in zip(self.blocks.children(), pasts, strict=True):
+            assert isinstance(block, GatedBlock)
             stream, past = block.read_above(stream, past)
             streams.append(stream)
             following.append(past)

@@ -87,6 +87,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         component_noise: Tensor | None = None,
         text_noise: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
+        progress: float | Tensor | None = None,
         return_loss: bool = True,
     ) -> M3AEForGenerationOutput:
         """Compute the training objective, each modality with its weight.
@@ -98,11 +99,14 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             component_noise: Uniform noise that draws components.
             text_noise: Name → uniform noise that masks tokens.
             generator: Source of the noise that is None.
+            progress: Share of the steps of training that are behind, for images with `adversarial`; 1 if None.
             return_loss: Not used; tells Trainer that a loss needs no labels.
         """
         inputs = self._read(modalities)
         noise = {"eps": eps, "component_noise": component_noise, "text_noise": text_noise, "generator": generator}
-        return latent_pass(self.latent_head, self._encode(inputs), inputs, beta=beta, fusion=self._fusion, **noise)
+        return latent_pass(
+            self.latent_head, self._encode(inputs), inputs, beta=beta, fusion=self._fusion, progress=progress, **noise
+        )
 
     def elbo(
         self,

@@ -173,6 +173,14 @@ class LatentConfig(StrictConfig):
         from m3ae.models.objectives import PLAIN, Bound
 
         modalities, objective = self.typed_modalities, self.objective
+        deceives = any(
+            (options.get("adversarial") or {}).get("weight") for options in (self.modalities or {}).values()
+        )
+        if deceives and objective in ("iwae", "dreg", "meme"):
+            raise ValueError(
+                f"latent.objective {objective}: got an image with `adversarial`, which goes with one sample of z; "
+                "expected another objective, such as elbo."
+            )
         private = ", ".join(name for name, modality in modalities.items() if modality.private_size) or "none"
         if objective == "mfm" and (self.kind not in ("poe", "joint") or self.num_samples is not None):
             raise ValueError(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from m3ae.models import gaussians
+from m3ae.models.adversarial import PatchDiscriminator
 from m3ae.models.autoregressive import CausalConvolution, Pointwise
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.flows import FlowPrior
@@ -37,6 +38,7 @@ from m3ae.models.latent_networks import (
 )
 from m3ae.models.likelihoods import Likelihood
 from m3ae.models.modalities import Modalities, build_modalities
+from m3ae.models.modalities.image import ImageModalityConfig
 from m3ae.models.priors import ConditionalPrior, HierarchicalPrior, LearnedPrior, ZeroLinear
 
 NARROW = -12.0  # log-variance of a posterior that is a point, almost
@@ -133,6 +135,11 @@ class LatentHead(nn.Module):
                 if modality.private_size
             }
         )
+        deceives = [
+            n for n, o in options.items() if isinstance(o, ImageModalityConfig) and (o.adversarial or {}).get("weight")
+        ]
+        channels = {name: self.modalities[name].shape[0] for name in deceives}
+        self.discriminators = nn.ModuleDict({name: PatchDiscriminator(count) for name, count in channels.items()})
         ends = [*accumulate((modality.private_size for modality in options.values()), initial=latent.size)]
         self.private_dimensions = {name: slice(*pair) for name, pair in zip(options, pairwise(ends), strict=True)}
 

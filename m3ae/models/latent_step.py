@@ -29,7 +29,8 @@ class M3AEForGenerationOutput(ModelOutput):
     Attributes:
         loss: () what is minimised.
         losses: Name → (): `kl`, the mean of the sum of `kl`, and either `nll_<modality>`, −log p(x_m|z) in nats,
-            averaged over the samples that have the modality, or `iwae` or `dreg`, minus that bound, as weighted.
+            averaged over the samples that have the modality, or `iwae` or `dreg`, minus that bound, as weighted. What
+            is beside the objective has names of its own, see `m3ae.models.adversarial`.
         kl: (B, *) bound on the KL to the references in nats, for each shared dimension, or for all together if their
             prior is learned; then for each private latent.
         log_likelihood: Name → (B,) log p(x_m|z) of the modalities in the batch, 0 where absent; None for `iwae` and
@@ -60,6 +61,7 @@ class LatentStep:
         component_noise: (K·B,) uniform noise that draws the K components of each sample, with `num_samples`.
         text_noise: Name → uniform noise of the masked tokens, as for `LatentHead.log_likelihoods`.
         generator: Source of the noise that is None.
+        progress: Share of the steps of training that are behind; None is after them.
     """
 
     head: LatentHead
@@ -71,6 +73,7 @@ class LatentStep:
     component_noise: Tensor | None = None
     text_noise: Mapping[str, Tensor] | None = None
     generator: torch.Generator | None = None
+    progress: float | Tensor | None = None
 
     @cached_property
     def experts(self) -> InferredExperts:

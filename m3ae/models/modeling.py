@@ -137,13 +137,14 @@ class M3AEPreTrainedModel(PreTrainedModel):
     def parameter_group(self, name: str) -> str:
         """Return the learning-rate group of the parameter called `name`: `encoder`, `fusion` or `heads`.
 
-        The decoder of modality M from z is in the group `heads.decoders.M`.
+        The decoder of modality M from z is in the group `heads.decoders.M`, its discriminator in
+        `heads.discriminators.M`.
         """
         path = name.removeprefix("m3ae.")
         if path.startswith(("image_encoder.", "text_encoder.")):
             return "encoder"
-        if path.startswith("latent_head.decoders."):
-            return f"heads.decoders.{path.split('.')[2]}"
+        if path.startswith(("latent_head.decoders.", "latent_head.discriminators.")):
+            return ".".join(["heads", *path.split(".")[1:3]])
         return "fusion" if path.startswith(("projections.", "modality_types.", "fusion.", "poolers.")) else "heads"
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m3ae.models import bounds, gaussians
+from m3ae.models.adversarial import adversarial_losses
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import InferredExperts, LatentHead
@@ -202,6 +203,11 @@ def latent_pass(
         assert output.losses is not None and output.loss is not None
         output.losses["contrast"] = expert_contrast(step.experts)
         output.loss = output.loss + head.config.contrast * output.losses["contrast"]
+    if head.discriminators:
+        assert output.losses is not None and output.loss is not None
+        q = step.posterior(posterior_members(head.config, step.generator))
+        loss, terms = adversarial_losses(step, q)
+        output.loss, output.losses = output.loss + loss, output.losses | terms
     return output
 
 

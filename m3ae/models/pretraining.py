@@ -91,6 +91,8 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
         if isinstance(config.latent, LatentConfig):
             self.latent_head = LatentHead(config)
             check_modalities(config, self.latent_head.modalities)
+            if self.latent_head.discriminators:
+                raise ValueError("latent.modalities: `adversarial` is for the task generation; leave it out here.")
         self.post_init()
 
     @torch.no_grad()

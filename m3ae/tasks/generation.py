@@ -120,10 +120,13 @@ class Generation:
         return {"modalities": self._training_collator(samples)}
 
     def step_inputs(self, step: int) -> dict[str, Any]:
-        """Return β at an optimiser step."""
+        """Return β at an optimiser step, and how far training is if a discriminator has to know."""
         latent = self.model.latent
         beta = beta_schedule(step, self.config.training.max_steps, latent.beta_warmup, latent.beta)
-        return {"beta": torch.tensor(beta)}
+        inputs = {"beta": torch.tensor(beta)}
+        if self.model.latent_head.discriminators:
+            inputs["progress"] = torch.tensor(step / self.config.training.max_steps)
+        return inputs
 
     def open_training(self) -> SampleDataset | MixedDataset | SampleStream:
         """Open the training split of all sets."""

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
+from m3ae.models.adversarial import PatchDiscriminator
 from m3ae.training.config import RunConfig
 from m3ae.training.optim import build_optimizer, learning_rate_factor
 
@@ -242,7 +243,13 @@ class ZeroModel(TrainedModel):
 
 
 def prepare_model(model: nn.Module, config: RunConfig, accelerator: Accelerator) -> TrainedModel:
-    """Hand a model and its optimiser to the engine."""
+    """Hand a model and its optimiser to the engine; ValueError if this engine cannot train a discriminator."""
+    shards = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    if shards and any(isinstance(module, PatchDiscriminator) for module in model.modules()):
+        raise ValueError(
+            "latent.modalities: `adversarial` needs whole parameters in every process; got "
+            f"{accelerator.distributed_type.value}, expected one process, or DDP."
+        )
     kind = ZeroModel if accelerator.distributed_type == DistributedType.DEEPSPEED else TrainedModel
     return kind(model, config, accelerator)
 

@@ -52,7 +52,7 @@ class ModalityConfig:
             (`m3ae.models.priors.ConditionalPrior`); 0 for none.
         hidden_size: Width of the MLPs, from which the channels of convolutions follow, or of the transformer decoder.
         num_layers: Hidden layers of each MLP, convolutions of stride 2 of encoder and decoder `cnn`, blocks of the
-            transformer decoder, or stacks of an autoregressive decoder's convolutions.
+            transformer decoder, or stacks of an autoregressive decoder.
         dropout: Dropout of what enters the layers of the encoder `mlp` or `cnn`; share of the words, pixels or times
             that an autoregressive decoder does not read in training.
     """
@@ -198,7 +198,7 @@ class Modality:
         build = cls.likelihoods[str(config.likelihood)]
         if build is not None and build(config).num_parameters > 1 and config.decoder != "autoregressive":
             raise ValueError(
-                f"{owner}.likelihood is {config.likelihood!r}, of several parameters a value, for the decoder "
+                f"{owner}.likelihood: got {config.likelihood}, of several parameters a value, for the decoder "
                 f"{config.decoder}; expected the decoder autoregressive, or another likelihood."
             )
 
@@ -270,9 +270,8 @@ class Modality:
             generator: Source of the noise that is None.
         """
         assert likelihood is not None
-        elements = targets[self.tensor]
-        read = [elements] if isinstance(decoder, AutoregressiveDecoder) else []
-        predicted = decoder(latents.flatten(0, -2), *read).unflatten(0, latents.shape[:-1])
+        elements, reads = targets[self.tensor], isinstance(decoder, AutoregressiveDecoder)
+        predicted = decoder(latents.flatten(0, -2), *[elements] * reads).unflatten(0, latents.shape[:-1])
         counted = self.counted(targets)
         value: Tensor = likelihood(predicted, elements, *([] if counted is None else [counted]))
         return value

@@ -30,6 +30,7 @@ from m3ae.models.modalities.base import (
     check_dimensions,
     check_transformer,
 )
+from m3ae.models.option_checks import check_fraction, check_keys, check_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,11 +58,14 @@ class ImageModalityConfig(TransformerModalityConfig):
         mean: Subtracted from each channel before the image is encoded. Images of the encoder `vit` are normalised by
             `image_config`.
         std: What the difference is divided by.
+        adversarial: A discriminator of patches that the decoder deceives (`m3ae.models.adversarial`): `weight` of the
+            deceit beside the nats of each pixel, and `start`, the share of the steps that learn without.
     """
 
     patch_size: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    adversarial: dict[str, float] | None = None
 
 
 def _patch_decoder(modality: Image, input_size: int) -> nn.Module:
@@ -111,6 +115,8 @@ class Image(Modality):
         check_transformer(owner, config)
         if (config.mean is None) != (config.std is None):
             raise ValueError(f"{owner}: mean and std go together, got mean {config.mean} and std {config.std}.")
+        if config.adversarial is not None:
+            check_adversary(f"{owner}.adversarial", config)
 
     @classmethod
     def check_shape(cls, owner: str, config: ImageModalityConfig) -> None:
@@ -270,6 +276,18 @@ class Image(Modality):
     def draw(self, axes: Axes, drawable: Any) -> None:
         """Draw pixels."""
         axes.imshow(drawable, cmap="gray", vmin=0, vmax=1)
+
+
+def check_adversary(owner: str, config: ImageModalityConfig) -> None:
+    """Raise ValueError unless the options have a weight and a start, and the decoder a gradient."""
+    options = config.adversarial or {}
+    check_keys(owner, ["weight", "start"], options, accepted=())
+    check_number(f"{owner}.weight", options.get("weight"))
+    check_fraction(f"{owner}.start", options.get("start"), 0.0, 1.0)
+    if options["weight"] and config.decoder == "autoregressive":
+        raise ValueError(
+            f"{owner}: got an autoregressive decoder, whose draws have no gradient; expected another one."
+        )
 
 
 def _picture(pixels: NDArray[np.float32]) -> Pillow.Image:
