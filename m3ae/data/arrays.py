@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from m3ae.data.samples import Sample, Visit
 from m3ae.models.configuration import M3AEConfig
-from m3ae.models.modalities import KINDS, build_modalities
+from m3ae.models.modalities import KINDS, Scene, Slices, build_modalities
 
 KINDS_BY_DIMENSIONS = {1: "vector", 2: "sequence", 3: "image", 4: "volume"}
 
@@ -21,7 +21,7 @@ class ArrayDataset:
     Args:
         arrays: Name → one entry a row: an array or tensor (N, F) of vectors, (N, T, F) of sequences or (N, C, H, W) of
             images or (N, C, D, H, W) of volumes, in [0, 1] or of 8 bits; or a list of names of classes, of which a row
-            has one, or of lists of them. None, and an element that is NaN throughout, is missing.
+            has one, of lists of them, or of `Scene`. None, and an element that is NaN throughout, is missing.
         modalities: Name → options of the modality, such as `{"encoder": "cnn", "likelihood": "bernoulli"}`. What is
             left out follows from the array: the kind, the shape, the names of the classes, and the scale of the
             likelihood, which starts at half the standard deviation of the values and is learned.
@@ -68,6 +68,8 @@ def _rows(name: str, array: Any) -> list[Any]:
                 f"{name}: row {wrong[0]} is {values[wrong[0]]!r}, expected a name, a list of names or None"
             )
         return list(values)
+    if not isinstance(values, np.ndarray) and any(isinstance(value, Scene) for value in values):
+        return list(values)
     scale = 255 if isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim > 3 else 1
     rows: list[NDArray[np.float32] | None] = []
     shape: tuple[int, ...] | None = None
@@ -101,6 +103,8 @@ def _filled(name: str, rows: Sequence[Any], options: Mapping[str, Any]) -> dict[
         names = {label for row in present for label in ([row] if isinstance(row, str) else row)}
         defaults = {"labels": sorted(names), "hidden_size": 128, "num_layers": 1}
         return {"kind": "labels" if several else "label", **defaults, **options}
+    if isinstance(present[0], Scene):
+        return Slices.defaults(present) | dict(options)
     shape = list(present[0].shape)
     kind = options.get("kind") or KINDS_BY_DIMENSIONS.get(len(shape))
     if kind is None:

@@ -30,7 +30,7 @@ class Rows:
 
     batches: list[Batch]  # on the CPU
     present: dict[str, Array]  # modality → (N,) bool
-    values: dict[str, Array]  # modality that is neither a text nor a label → (N, …)
+    values: dict[str, Array]  # modality that is no text, label or set → (N, …)
     classes: dict[str, Array]  # label → (N,) numbers of classes, −1 where a row has none
     images: list[str]  # names of the modalities that are images
 
@@ -43,7 +43,9 @@ class Rows:
             return torch.cat([batch[name][key] for batch in kept]).numpy()
 
         present = {name: joined(name, "present") for name in modalities}
-        values = {name: joined(name, m.tensor) for name, m in modalities.items() if not m.is_text | m.is_class}
+        values = {
+            name: joined(name, m.tensor) for name, m in modalities.items() if not m.is_text | m.is_class | m.is_set
+        }
         labels = {name: joined(name, m.tensor) for name, m in modalities.items() if m.is_class}
         classes = {name: np.where(present[name], numbers, -1) for name, numbers in labels.items()}
         return cls(kept, present, values, classes, [name for name in values if modalities[name].is_image])
@@ -115,7 +117,9 @@ def run_pass(
         generator: Draws all noise, on the model's device.
         temperature: Factor on the noise of `Pass.samples`, see `M3AEForGeneration.generate_modalities`.
     """
-    targets = [name for name, modality in model.latent_head.modalities.items() if not modality.is_text]
+    targets = [
+        name for name, modality in model.latent_head.modalities.items() if not (modality.is_text or modality.is_set)
+    ]
     results: list[dict[str, Any]] = []
     for batch in rows.batches:
         complete = torch.stack([batch[name]["present"] for name in given]).all(0)

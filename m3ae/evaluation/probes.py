@@ -269,8 +269,9 @@ class Judge:
             accuracies[label] = {
                 name: float(hits[self.rows.known([name], truth)].mean()) for name, hits in right.items()
             }
-            complete = self.rows.known(list(right), truth)
-            accuracies[label]["all"] = float(np.all(list(right.values()), 0)[complete].mean())
+            if right:
+                complete = self.rows.known(list(right), truth)
+                accuracies[label]["all"] = float(np.all(list(right.values()), 0)[complete].mean())
         return accuracies
 
     def all_labels_right(

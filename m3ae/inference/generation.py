@@ -19,14 +19,15 @@ from transformers import PreTrainedTokenizerBase
 from m3ae.files import replacing
 from m3ae.images.files import load_image
 from m3ae.models.generation import M3AEForGeneration
-from m3ae.models.modalities import BatchOptions, check_names
+from m3ae.models.modalities import BatchOptions, Scene, check_names
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # A modality as people give and get it: an image, a text, the name of a class or a list of names, or an array (T, F) or
-# (F,), or (C, D, H, W) of a volume. A generated label, or labels, is the probability of each class.
-Value = Image.Image | str | list[str] | NDArray[np.float32] | dict[str, float]
+# (F,), (C, D, H, W) of a volume, or a scene, whose generated slices are an array (Q, C, H, W). A generated label, or
+# labels, is the probability of each class.
+Value = Image.Image | str | list[str] | NDArray[np.float32] | Scene | dict[str, float]
 Batch = dict[str, dict[str, Tensor]]
 
 
@@ -34,7 +35,7 @@ def generate(
     model: M3AEForGeneration,
     tokenizer: PreTrainedTokenizerBase | None,
     given: Mapping[str, Value],
-    targets: Sequence[str] | None = None,
+    targets: Sequence[str] | Mapping[str, Any] | None = None,
     *,
     num_samples: int = 1,
     temperature: float = 1.0,
@@ -46,7 +47,8 @@ def generate(
         model: The model, in evaluation mode.
         tokenizer: The model's tokenizer; None without texts.
         given: The present modalities by name.
-        targets: The names of the modalities to generate; by default those that are not given.
+        targets: The names of the modalities to generate; by default those that are not given. A mapping also says what
+            to ask for: the poses (Q, P) of slices, None for other kinds.
         num_samples: The number of samples of each modality.
         temperature: A factor on the standard deviation of everything that is drawn; 0 for the means.
         seed: The seed of the samples.
@@ -57,14 +59,14 @@ def generate(
     Raises:
         ValueError: The model has no such modality, or a value is of another kind.
     """
-    names = targets or [name for name in model.latent_head.modalities if name not in given]
+    wanted = targets or [name for name in model.latent_head.modalities if name not in given]
     generator = torch.Generator(model.device).manual_seed(seed)
     if given:
         batch = encode_modalities(model, tokenizer, given)
-        samples = model.generate_modalities(batch, names, num_samples, temperature, generator)
+        samples = model.generate_modalities(batch, wanted, num_samples, temperature, generator)
         generated = {name: values[:, 0] for name, values in samples.items()}
     else:
-        generated = model.sample_prior(num_samples, "own", names, temperature, generator)
+        generated = model.sample_prior(num_samples, "own", wanted, temperature, generator)
     return _user_values(model, tokenizer, generated)
 
 
@@ -75,7 +77,7 @@ def traverse(
     given: Mapping[str, Value],
     dimension: int,
     values: Sequence[float],
-    targets: Sequence[str] | None = None,
+    targets: Sequence[str] | Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
 ) -> dict[str, list[Value]]:

@@ -49,6 +49,15 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     return similarity.flatten(1).mean(1).view(images.shape[:2]).mean(1)
 
 
+def cross_correlation(images: Tensor, others: Tensor) -> Tensor:
+    """Return the normalised cross-correlation of images (N, …) without a shift, (N,): Pearson's, over their values.
+
+    0 where one of the two is constant.
+    """
+    one, other = (values.flatten(1) - values.flatten(1).mean(1, keepdim=True) for values in (images, others))
+    return F.cosine_similarity(one, other)
+
+
 def frechet_distance(features: NDArray[np.float64], others: NDArray[np.float64]) -> float:
     """Return the Fréchet distance of two Gaussians with the moments of features (N, F) and (N', F).
 

@@ -26,6 +26,7 @@ from m3ae.models.likelihoods import Likelihood
 from m3ae.models.modalities import (
     Modality,
     ModalityConfig,
+    Scene,
     register_decoder,
     register_encoder,
     register_likelihood,
@@ -74,6 +75,7 @@ __all__ = [
     "M3AEProcessor",
     "Modality",
     "ModalityConfig",
+    "Scene",
     "register_decoder",
     "register_encoder",
     "register_likelihood",

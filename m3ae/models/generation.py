@@ -241,7 +241,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
     def generate_modalities(
         self,
         given: Modalities,
-        targets: Sequence[str] | None = None,
+        targets: Sequence[str] | Mapping[str, Any] | None = None,
         num_samples: int = 1,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
@@ -253,7 +253,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
 
         Args:
             given: Name → tensors of some modalities of B samples.
-            targets: Names of the modalities to generate; all if None.
+            targets: Names of the modalities to generate; all if None. A mapping also says what to ask for: the poses
+                (Q, P), or (B, Q, P), of slices, None for other kinds.
             num_samples: Number of samples K.
             temperature: Factor on the standard deviation of all latents; 0 for the means.
             generator: Source of the noise.
@@ -261,8 +262,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
                 4}` or `{"do_sample": True, "top_p": 0.9}`, which draws from the global random state.
 
         Returns:
-            Name → (K, B, C, S, S) means of pixels, (K, B, …) means of values, (K, B, A) probabilities of classes, or
-            (K, B, L) token ids of the likeliest text.
+            Name → (K, B, C, S, S) means of pixels, (K, B, Q, C, H, W) of slices, (K, B, …) means of values, (K, B, A)
+            probabilities of classes, or (K, B, L) token ids of the likeliest text.
         """
         z = self.sample_latent(given, num_samples, temperature, generator)
         return self.decode(z, targets, text_options, generator)
@@ -272,7 +273,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         self,
         num_samples: int,
         density: Literal["own", "fitted"] = "own",
-        targets: Sequence[str] | None = None,
+        targets: Sequence[str] | Mapping[str, Any] | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         text_options: Mapping[str, Any] | None = None,
@@ -282,7 +283,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         Args:
             num_samples: Number of samples n.
             density: "own" for the model's prior of z, N(0, I) or the learned one; "fitted" for that of `fit_prior`.
-            targets: Names of the modalities to generate; all if None.
+            targets: As for `generate_modalities`.
             temperature: Factor on the standard deviation of the model's prior, or of its Gaussians, and of the private
                 latents given z; not of a fitted prior.
             generator: Source of the noise, on the model's device.
@@ -350,7 +351,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
     def decode(
         self,
         z: Tensor,
-        targets: Sequence[str] | None = None,
+        targets: Sequence[str] | Mapping[str, Any] | None = None,
         text_options: Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
@@ -361,7 +362,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         names = list(self.latent_head.modalities) if targets is None else list(targets)
         check_names(names, self.latent_head.modalities)
-        return {name: self.latent_head.decode(name, z, text_options, generator) for name in names}
+        asked = targets if isinstance(targets, Mapping) else {}
+        return {name: self.latent_head.decode(name, z, text_options, generator, asked.get(name)) for name in names}
 
     def _read(self, modalities: Modalities) -> LatentInputs:
         return read_inputs(modalities, self.latent_head.modalities)

@@ -104,7 +104,7 @@ class LatentHead(nn.Module):
         self.prior_expert = latent.prior_expert or "always"
         self.is_deterministic = latent.objective == "mfm"
         self.modalities = build_modalities(config)
-        self.experts = nn.ModuleDict({name: Expert(self.modalities[name], latent) for name in latent.experts})
+        self.experts = nn.ModuleDict({name: self.modalities[name].build_expert(latent) for name in latent.experts})
         of_trunk = {name: str(m.stream) for name, m in self.modalities.items() if m.stream and name in latent.experts}
         fused = of_trunk if len(of_trunk) > 1 else {}
         experts = cast(Mapping[str, Expert], self.experts)
@@ -317,6 +317,7 @@ class LatentHead(nn.Module):
         z: Tensor,
         text_options: Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
+        query: Any = None,
     ) -> Tensor:
         """Return what is expected of a modality at z (…, Z): the mean of its likelihood, or its likeliest text.
 
@@ -327,11 +328,12 @@ class LatentHead(nn.Module):
             z: Points.
             text_options: Options of an autoregressive decoder of texts, see `TextDecoder.generate`.
             generator: Source of the noise of draws.
+            query: Poses of slices, see `Slices.queried`.
 
         Returns:
-            (…, *shape) values, (…, A) probabilities of classes, or (…, L) token ids.
+            (…, *shape) values, (…, Q, *shape) slices, (…, A) probabilities of classes, or (…, L) token ids.
         """
-        latents = self.decoder_input(name, z)
+        latents = self.modalities[name].queried(self.decoder_input(name, z), query)
         rows = latents.flatten(0, -2)
         networks = (self.decoders[name], self.likelihood(name))
         values = self.modalities[name].decode(*networks, rows, text_options or {}, generator)

@@ -26,7 +26,8 @@ from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.masking import unpatchify
 
 if TYPE_CHECKING:
-    from m3ae.models.modalities.base import Modality, ModalityConfig, TransformerModalityConfig
+    from m3ae.models.modalities.base import Modality
+    from m3ae.models.modalities.options import ModalityConfig, TransformerModalityConfig
 
 
 def mlp(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from m3ae.models.gaussians import upcast
 
 if TYPE_CHECKING:
-    from m3ae.models.modalities.base import ModalityConfig
+    from m3ae.models.modalities.options import ModalityConfig
 
 NORMALS = 5
 NARROWEST = -5.0  # log-scale of a normal: a value that repeats must not have an infinite density

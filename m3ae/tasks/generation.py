@@ -80,7 +80,7 @@ class Generation:
             self.problem_reader = probes.ProblemReader(config.data.path, config.generation.problems)
         options = BatchOptions(tokenizer, config.data.max_text_length)
         self._evaluation_collator = Collator(self.modalities, options)
-        options = replace(options, augmentation=config.data.augmentation)
+        options = replace(options, augmentation=config.data.augmentation, training=True)
         self._training_collator = Collator(self.modalities, options, missing_rate=config.generation.missing_rate)
 
     @classmethod

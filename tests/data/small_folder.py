@@ -22,6 +22,7 @@ FEATURES = {
     "labels": datasets.List(TEXT),
     "vector": datasets.List(datasets.Value("float32"), length=2),
     "speech": datasets.List(datasets.List(datasets.Value("float32"), length=3), length=4),
+    "scan": datasets.List(datasets.List(datasets.Value("float32"), length=18), length=5),
 }
 
 

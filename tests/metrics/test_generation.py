@@ -8,6 +8,7 @@ from scipy.linalg import sqrtm
 from m3ae.data.collate import drop_modalities
 from m3ae.metrics.generation import (
     all_right,
+    cross_correlation,
     frechet_distance,
     joint_coherence,
     ssim,
@@ -15,6 +16,15 @@ from m3ae.metrics.generation import (
     within_class_diversity,
 )
 from m3ae.models.gaussians import subsets
+
+
+def test_cross_correlation_is_pearsons_and_0_for_a_constant_image() -> None:
+    x, y = np.random.default_rng(0).random((2, 3, 1, 4, 5))
+    expected = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(x, y, strict=True)]
+    assert cross_correlation(torch.from_numpy(x), torch.from_numpy(y)).numpy() == pytest.approx(expected)
+    x = torch.from_numpy(x)
+    torch.testing.assert_close(cross_correlation(x, 0.3 - 2 * x), -torch.ones(3, dtype=torch.float64))
+    assert cross_correlation(x, torch.ones_like(x)).tolist() == [0, 0, 0]
 
 
 def test_ssim_of_one_window_is_its_formula() -> None:

@@ -18,9 +18,11 @@ from torch import Tensor
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.modalities.arrays import Sequence, Vector
-from m3ae.models.modalities.base import BatchOptions, Modality, ModalityConfig
+from m3ae.models.modalities.base import Modality
 from m3ae.models.modalities.image import Image
 from m3ae.models.modalities.labels import Label, Labels
+from m3ae.models.modalities.options import BatchOptions, ModalityConfig
+from m3ae.models.modalities.slices import Scene, Slices
 from m3ae.models.modalities.text import Text
 from m3ae.models.modalities.volume import Volume
 from m3ae.models.option_checks import TRANSFORMERS_ARGUMENTS, check_choice, nearest_keys, register_entry
@@ -35,7 +37,9 @@ __all__ = [
     "Modalities",
     "Modality",
     "ModalityConfig",
+    "Scene",
     "Sequence",
+    "Slices",
     "Text",
     "Vector",
     "Volume",
@@ -57,6 +61,7 @@ KINDS: dict[str, type[Modality]] = {
     "vector": Vector,
     "sequence": Sequence,
     "volume": Volume,
+    "slices": Slices,
     "label": Label,
     "labels": Labels,
 }

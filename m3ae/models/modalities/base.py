@@ -7,21 +7,23 @@ width, L text tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from m3ae.images.augment import Augmentation
 from m3ae.models.autoregressive import AutoregressiveDecoder
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.fusion import Stream
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_networks import Expert
 from m3ae.models.likelihoods import Bernoulli, Laplace, Levels, Likelihood, Normal, NormalMixture
-from m3ae.models.option_checks import check_choice, check_count, check_fraction, check_heads, check_keys, check_number
+from m3ae.models.modalities.options import BatchOptions, ModalityConfig, check_dimensions
+from m3ae.models.option_checks import check_choice, check_count, check_fraction, check_keys, check_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,83 +32,6 @@ if TYPE_CHECKING:
     from m3ae.models.modeling import M3AEEncoders
 
 Tensors = Mapping[str, Tensor]
-Conditioning = Literal["cross_attention", "prefix"]
-
-
-@dataclass(frozen=True)
-class ModalityConfig:
-    """The options that every kind of modality has.
-
-    Attributes:
-        kind: Name of the kind, such as `image`.
-        encoder: Name of an encoder of the kind; `none` leaves the modality without an expert: it is decoded from z and
-            says nothing about it. The kind's first one by default.
-        decoder: Name of a decoder of the kind.
-        shape: Shape of an element, for kinds whose elements have one.
-        likelihood: Name of a likelihood of the kind, the kind's first one by default.
-        levels: Number of the values in [0, 1] that the likelihood `categorical` tells apart.
-        scale: Standard deviation of the normal likelihood, b of the Laplace one.
-        learn_scale: Whether training changes `scale`, one for all elements (Rybkin et al. 2021).
-        weight: Weight of the modality's log-likelihood in training, not in reports.
-        private_size: Dimensions of a private latent, whose prior given z is learned
-            (`m3ae.models.priors.ConditionalPrior`); 0 for none.
-        hidden_size: Width of the MLPs, from which the channels of convolutions follow, or of the transformer decoder.
-        num_layers: Hidden layers of each MLP, convolutions of stride 2 of encoder and decoder `cnn`, blocks of the
-            transformer decoder, or stacks of an autoregressive decoder.
-        dropout: Dropout of what enters the layers of the encoder `mlp` or `cnn`; share of the words, pixels or times
-            that an autoregressive decoder does not read in training.
-    """
-
-    kind: str
-    encoder: str | None = None
-    decoder: str | None = None
-    shape: list[int] | None = None
-    likelihood: str | None = None
-    levels: int = 256
-    scale: float = 1.0
-    learn_scale: bool = False
-    weight: float = 1.0
-    private_size: int = 0
-    hidden_size: int = 512
-    num_layers: int = 2
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True)
-class TransformerModalityConfig(ModalityConfig):
-    """The options of kinds that a transformer may decode.
-
-    Attributes:
-        conditioning: How a transformer or autoregressive decoder reads the latent tokens: `cross_attention`, or as a
-            `prefix` of the decoder's tokens.
-        num_attention_heads: Attention heads of that decoder.
-    """
-
-    conditioning: Conditioning = "cross_attention"
-    num_attention_heads: int = 4
-
-
-@dataclass(frozen=True)
-class BatchOptions:
-    """What turns cells into tensors beside the modality itself.
-
-    Attributes:
-        tokenizer: Tokenizer of the texts; None without texts.
-        max_text_length: Longest text in tokens, special ones included; longer ones are cut. That of each modality if
-            None.
-        augmentation: What training changes about images, see `m3ae.images.augment.augment`.
-        crop_scale: Range of the share of an image's area that is cropped at random; (1, 1) is the centre crop.
-        for_trunk: Whether the trunk reads the batch: pixels are normalised by the mean and deviation of
-            `image_config`, and texts have a `special_tokens_mask`. Pixels lie in [0, 1] otherwise.
-        word_ids: Whether the batch of a text says which word each token belongs to.
-    """
-
-    tokenizer: PreTrainedTokenizerBase | None = None
-    max_text_length: int | None = None
-    augmentation: Augmentation = "crop"
-    crop_scale: tuple[float, float] = (1.0, 1.0)
-    for_trunk: bool = False
-    word_ids: bool = False
 
 
 class Modality:
@@ -144,6 +69,7 @@ class Modality:
     is_text: ClassVar[bool] = False  # a decoder writes token ids
     is_class: ClassVar[bool] = False  # every element is one of some classes
     is_image: ClassVar[bool] = False  # elements are pixels (C, H, W)
+    is_set: ClassVar[bool] = False  # an element is any number of things, which no row has in common with another
     is_pictured: ClassVar[bool] = False  # elements are drawn as rectangles that can be laid side by side
 
     def __init__(self, name: str, config: ModalityConfig, model: M3AEConfig) -> None:
@@ -218,6 +144,10 @@ class Modality:
         """Name of the stream of the trunk that the modality's expert reads; None if another network encodes it."""
         return None
 
+    def build_expert(self, latent: LatentConfig) -> Expert:
+        """Build the network from what `encode` returns to the Gaussians of z and of the private latent."""
+        return Expert(self, latent)
+
     def build_encoder(self) -> nn.Module | None:
         """Build the network from `features` (B, *E) to (B, W), W = `hidden_size`; None if the trunk encodes it."""
         build = self.encoders[str(self.config.encoder)]
@@ -270,11 +200,22 @@ class Modality:
             generator: Source of the noise that is None.
         """
         assert likelihood is not None
-        elements, reads = targets[self.tensor], isinstance(decoder, AutoregressiveDecoder)
-        predicted = decoder(latents.flatten(0, -2), *[elements] * reads).unflatten(0, latents.shape[:-1])
+        latents, elements = self.queried(latents, targets.get("poses")), targets[self.tensor]
+        read = [elements] if isinstance(decoder, AutoregressiveDecoder) else []
+        predicted = decoder(latents.flatten(0, -2), *read).unflatten(0, latents.shape[:-1])
         counted = self.counted(targets)
         value: Tensor = likelihood(predicted, elements, *([] if counted is None else [counted]))
         return value
+
+    def queried(self, latents: Tensor, query: Any = None) -> Tensor:
+        """Return what the decoder reads, (…, B, Z) or more: latents (…, B, Z), and what it is asked.
+
+        Raises:
+            ValueError: A decoder that sees z alone is asked for something.
+        """
+        if query is not None:
+            raise ValueError(f"{self.name} is of kind {self.kind}, which has no poses; ask for it by its name alone")
+        return latents
 
     def counted(self, targets: Tensors) -> Tensor | None:
         """Return which elements a likelihood counts, to be broadcast to (B, *E); None if all."""
@@ -383,18 +324,3 @@ class Modality:
             raise ValueError(
                 f"{self.name} is of kind {self.kind}: expected {self.value_type.__name__}, got {type(value).__name__}"
             )
-
-
-def check_dimensions(owner: str, config: ModalityConfig, dimensions: int, expected: str) -> None:
-    """Raise ValueError unless the shape has this number of dimensions, each of a positive size."""
-    shape = config.shape or []
-    if len(shape) != dimensions or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"{owner}.shape is {config.shape}; expected {expected} for a modality of kind {config.kind}.")
-
-
-def check_transformer(owner: str, config: TransformerModalityConfig) -> None:
-    """Raise ValueError if the options of a transformer decoder do not fit together."""
-    check_choice(f"{owner}.conditioning", config.conditioning, ("cross_attention", "prefix"))
-    check_count(f"{owner}.num_attention_heads", config.num_attention_heads, 1)
-    if config.decoder in ("transformer", "autoregressive"):
-        check_heads(owner, config.hidden_size, config.num_attention_heads)

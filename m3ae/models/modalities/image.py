@@ -21,11 +21,10 @@ from m3ae.models.encoders import normalize_images
 from m3ae.models.fusion import Stream
 from m3ae.models.latent_networks import ConvolutionalDecoder, MLPDecoder, PatchDecoder, cnn_encoder, mlp_encoder
 from m3ae.models.masking import blank_padding
-from m3ae.models.modalities.base import (
+from m3ae.models.modalities.base import Modality, Tensors
+from m3ae.models.modalities.options import (
     BatchOptions,
-    Modality,
     ModalityConfig,
-    Tensors,
     TransformerModalityConfig,
     check_dimensions,
     check_transformer,

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from m3ae.models.likelihoods import Bernoulli, Categorical
 from m3ae.models.modalities.arrays import Vector
-from m3ae.models.modalities.base import BatchOptions, Modality, ModalityConfig, Tensors
+from m3ae.models.modalities.base import Modality, Tensors
+from m3ae.models.modalities.options import BatchOptions, ModalityConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,13 +13,8 @@ from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from m3ae.models.fusion import Stream
-from m3ae.models.modalities.base import (
-    BatchOptions,
-    Modality,
-    Tensors,
-    TransformerModalityConfig,
-    check_transformer,
-)
+from m3ae.models.modalities.base import Modality, Tensors
+from m3ae.models.modalities.options import BatchOptions, TransformerModalityConfig, check_transformer
 from m3ae.models.option_checks import check_count
 from m3ae.models.text_decoders import AutoregressiveTextDecoder, MaskedTextDecoder, TextDecoder
 from m3ae.words import WORD

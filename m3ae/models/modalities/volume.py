@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from m3ae.images.volumes import load_volume
 from m3ae.models.latent_networks import ConvolutionalDecoder, cnn_encoder
-from m3ae.models.modalities.base import Modality, ModalityConfig
+from m3ae.models.modalities.base import Modality
+from m3ae.models.modalities.options import ModalityConfig
 from m3ae.models.option_checks import check_count, check_number
 
 if TYPE_CHECKING:
