@@ -3,10 +3,11 @@
     python -m tests.faults.kill FOLDER --run toy --kills 60 --seed 0
 
 `toy` trains in milliseconds a step and writes a checkpoint after each second one, `m3ae` is a tiny M3AE on phantoms,
-`prepare` prepares phantoms. Half of the kills come after a random time; the other half at a random file that Python
-opens, renames or deletes, which is where a write is cut in two. After each kill, everything in the run's folder that
-has its final name has to be readable. After each run that came to its end, a line of JSON says how many kills there
-have been, and where they fell.
+`stream` is that reading its shards as a stream, `sweep` a grid of two of them, `prepare` prepares phantoms, and
+`convert` and `export` write a tiny model in other formats. Half of the kills come after a random time; the other half
+at a random file that Python opens, renames or deletes, which is where a write is cut in two. After each kill,
+everything in the run's folder that has its final name has to be readable. After each run that came to its end, a line
+of JSON says how many kills there have been, and where they fell.
 """
 
 import argparse
@@ -30,15 +31,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import m3ae.figures  # noqa: F401 (as a run does at its end)
+from m3ae import M3AEForPreTraining
 from m3ae.data.prepare import prepare
 from m3ae.data.sources import load_source
 from m3ae.files import file_sha256, find_damage
+from m3ae.inference.export import save_programs
+from m3ae.inference.inputs import load_any
 from m3ae.tasks import task_class
+from m3ae.tasks.sweep import plan_sweep, write_sweep
+from m3ae.tasks.sweep import run_sweep as sweep_runs
 from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import load_config
 from m3ae.training.loop import train
 from m3ae.training.progress import read_metrics
+from m3ae.transfer.convert import convert
+from tests.models.tiny import tiny_of
+from tests.tasks.tiny_finetuning import save_model
 from tests.training.toy import ToyTask, toy_config
+from tests.transfer.released import released_by_others, save
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml"
 SPARED_AFTER = 8  # kills, so that a run comes to its end on a machine that has become slower
@@ -49,20 +59,52 @@ def run_toy(folder: Path) -> None:
     train(toy_config(folder, max_steps=60, checkpoint_every=2), ToyTask(), resume=True)
 
 
-def run_m3ae(folder: Path) -> None:
+def run_m3ae(folder: Path, *others: str) -> None:
+    config = load_config(QUICKSTART, [*short(folder), *others])
+    train(config, task_class(config.task).from_config(config), resume=True)
+
+
+def short(folder: Path) -> list[str]:
     data = folder.parent / "phantoms"
     settings = ["training.max_steps=12", "training.batch_size=4", "training.validate_every=6"]
     settings += ["training.checkpoint_every=3", "training.log_every=1", "evaluation.retrieval_pairs=4"]
-    settings += [f"data.path={data}", "data.prepare.num_studies=40", f"output_dir={folder}"]
-    config = load_config(QUICKSTART, settings)
-    train(config, task_class(config.task).from_config(config), resume=True)
+    return [*settings, f"data.path={data}", "data.prepare.num_studies=40", f"output_dir={folder}"]
+
+
+def run_stream(folder: Path) -> None:
+    run_m3ae(folder, "data.streaming=true")
+
+
+def run_sweep(folder: Path) -> None:
+    write_sweep(folder, [*sweep_runs(plan_sweep(QUICKSTART, ["training.seed=0,1"], short(folder)))])
+
+
+def run_convert(folder: Path) -> None:
+    if not (source := folder.parent / "released").exists():
+        source.mkdir()
+        save(source, released_by_others(tiny_of(M3AEForPreTraining)))
+    convert(source / "m3ae.ckpt", folder)
+
+
+def run_export(folder: Path) -> None:
+    if not (source := folder.parent / "model").exists():
+        save_model(source, M3AEForPreTraining)
+    save_programs(load_any(str(source), "cpu")[0], folder)
 
 
 def run_prepare(folder: Path) -> None:
     prepare("phantom", folder, num_studies=96, image_size=96, num_shards=8, num_workers=1)
 
 
-RUNS: dict[str, Callable[[Path], None]] = {"toy": run_toy, "m3ae": run_m3ae, "prepare": run_prepare}
+RUNS: dict[str, Callable[[Path], None]] = {
+    "toy": run_toy,
+    "m3ae": run_m3ae,
+    "stream": run_stream,
+    "sweep": run_sweep,
+    "prepare": run_prepare,
+    "convert": run_convert,
+    "export": run_export,
+}
 
 
 def start(run: Callable[[Path], None], folder: Path, log: Path, file_events: int | None = None) -> int:
@@ -120,14 +162,16 @@ def unreadable(folder: Path) -> list[str]:
     found += [f"{path.name}: {problem}" for path in checkpoints if (problem := find_damage(path, last="state.json"))]
     readers: dict[str, Callable[[Path], object]] = {
         "*.yaml": lambda path: yaml.safe_load(path.read_text()),
-        "*.json": lambda path: json.loads(path.read_text()),
-        "metrics.jsonl": read_metrics,
+        "**/*.json": lambda path: json.loads(path.read_text()),
+        "**/metrics.jsonl": read_metrics,
         "*.parquet": pq.read_table,
-        "model/*.safetensors": lambda path: safe_open(path, framework="pt").keys(),
-        "best/*.safetensors": lambda path: safe_open(path, framework="pt").keys(),
+        "**/model*.safetensors": lambda path: safe_open(path, framework="pt").keys(),
+        "*.pt2": torch.export.load,
     }
     for pattern, read in readers.items():
         for path in folder.glob(pattern):
+            if any(part.startswith(".") or part.endswith(".tmp") for part in path.relative_to(folder).parts):
+                continue
             try:
                 read(path)
             except Exception as error:
@@ -136,14 +180,22 @@ def unreadable(folder: Path) -> list[str]:
 
 
 def result(folder: Path) -> dict[str, object]:
-    """Return what has to be the same: metrics, weights and checkpoints of a training, all files of prepared data."""
-    if not (folder / "metrics.jsonl").exists():
-        return {path.name: file_sha256(path) for path in folder.iterdir()}
-    lines = [
-        {k: v for k, v in line.items() if k != "samples_per_second"} for line in read_metrics(folder / "metrics.jsonl")
-    ]
-    files = [*folder.glob("*/model.safetensors"), *folder.glob("checkpoints/*/*.safetensors")]
-    return {"metrics": lines} | {str(path.relative_to(folder)): weights(path) for path in files}
+    """Return what has to be the same: metrics and weights of trainings, all other files by their contents."""
+    readers: dict[str, Callable[[Path], object]] = {"metrics.jsonl": steps, ".safetensors": weights, ".pt2": program}
+    left = {"environment.json", "config.yaml", "README.md", "SHA256SUMS", "state.json"}  # times, folders, order
+    return {
+        str(path.relative_to(folder)): readers.get(path.name, readers.get(path.suffix, file_sha256))(path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in left and path.suffix not in (".png", ".pkl")
+    }
+
+
+def steps(path: Path) -> list[dict[str, object]]:
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in read_metrics(path)]
+
+
+def program(path: Path) -> list[bytes]:
+    return [value.numpy().tobytes() for value in torch.export.load(path).state_dict.values()]
 
 
 def weights(path: Path) -> dict[str, bytes]:
