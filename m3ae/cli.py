@@ -46,7 +46,9 @@ class Program(click.Group):
         except ModuleNotFoundError as error:
             extra_name = EXTRAS.get((error.name or "").partition(".")[0], "train")
             status = _fail(f"{error}: install what is needed with pip install 'm3ae[{extra_name}]'", 2)
-        except (OSError, ValueError, ArithmeticError, ImportError, MemoryError) as error:
+        except MemoryError as error:
+            status = _fail(str(error) or "out of memory", 2)  # Python's own says nothing
+        except (OSError, ValueError, ArithmeticError, ImportError) as error:
             status = _fail(str(error), 2)
         sys.exit(status or 0)
 

@@ -165,6 +165,14 @@ def test_a_missing_library_is_named(tmp_path: Path, source: list[Any], monkeypat
     assert error("prepare", "toy", "--source", tmp_path, "--output", tmp_path / "out") == expected
 
 
+def test_too_little_memory_is_named(tmp_path: Path, source: list[dict[str, Any]]) -> None:
+    def large() -> Image.Image:
+        raise MemoryError
+
+    source += [row("a") | {"image": large}]
+    assert error("prepare", "toy", "--source", tmp_path, "--output", tmp_path / "out") == "error: out of memory"
+
+
 def test_ctrl_c_says_how_to_continue(tmp_path: Path, source: list[dict[str, Any]]) -> None:
     def interrupted() -> Image.Image:
         raise KeyboardInterrupt

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.data.parallel import map_in_order
+from m3ae.data.parallel import map_in_order, worker_count
 from m3ae.data.prepared import Manifest, image_columns, load_manifest
 from m3ae.files import digest, only_process, replacing
 
@@ -77,7 +77,8 @@ def _fingerprint_folder(folder: Path, manifest: Manifest, num_workers: int | Non
         for number in range(pq.ParquetFile(path).num_row_groups)
     ]
     rows: dict[str, list[_RowFingerprint]] = {split: [] for split in manifest.splits}
-    results = map_in_order(_fingerprint_group, [(path, number) for _, path, number in groups], num_workers)
+    tasks = [(path, number) for _, path, number in groups]
+    results = map_in_order(_fingerprint_group, tasks, worker_count(len(tasks), num_workers))
     total = sum(info.rows for info in manifest.splits.values())
     with tqdm(total=total, desc=f"fingerprints of {folder.name}", unit="row") as bar:
         for (split, *_), group_rows in zip(groups, results, strict=True):

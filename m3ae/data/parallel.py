@@ -3,7 +3,7 @@
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_all_start_methods, get_context, parent_process
@@ -18,24 +18,29 @@ TASKS_PER_WORKER = 4  # fewer are not worth the seconds that a worker takes to s
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use, or of all cores where the system does not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use: its affinity, and the quota of its control group."""
+    from joblib import cpu_count  # scikit-learn's; slow to import
+
+    cores: int = cpu_count()
+    return cores
 
 
-def map_in_order(
-    function: Callable[[Task], Result], tasks: list[Task], num_workers: int | None = None
-) -> Generator[Result]:
-    """Yield the result of a function for each task, in the order of the tasks; few results wait in memory.
+def worker_count(num_tasks: int, num_workers: int | None = None) -> int:
+    """Return how many processes some tasks are worth: at most `num_workers`, by default one per core."""
+    return min(num_workers or available_cores(), num_tasks // TASKS_PER_WORKER)
+
+
+def map_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int) -> Generator[Result]:
+    """Yield the result of a function for each task, in the order of the tasks; few tasks and results wait in memory.
 
     Args:
         function: A picklable function.
-        tasks: Picklable arguments; a few tasks are done in this process.
-        num_workers: The number of processes; by default one per core.
+        tasks: Picklable arguments.
+        num_workers: The number of processes, see `worker_count`; below 2 this process does the tasks.
 
     Raises:
         ChildProcessError: A worker was killed.
     """
-    num_workers = min(num_workers or available_cores(), len(tasks) // TASKS_PER_WORKER)
     if num_workers <= 1:
         yield from map(function, tasks)
         return

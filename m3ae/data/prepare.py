@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from m3ae.data.parallel import map_in_order
+from m3ae.data.parallel import map_in_order, worker_count
 from m3ae.data.prepared import (
     MANIFEST,
     REJECTED,
@@ -29,7 +29,7 @@ from m3ae.data.prepared import (
     image_columns,
     load_manifest,
 )
-from m3ae.data.rows import Outcome, Row, RowFinisher, cut_tasks, list_rows
+from m3ae.data.rows import ROWS_PER_TASK, Outcome, Row, RowFinisher, cut_tasks, list_rows
 from m3ae.data.shards import (
     UNFINISHED,
     FinishedShard,
@@ -255,16 +255,17 @@ def _write_range(plan: _Plan, shard_range: str, selected: slice) -> None:
 def _write_shards(plan: _Plan, shards: list[Shard], finished: dict[str, FinishedShard], note: Path) -> None:
     """Write the shards that are not finished yet and add them to `finished` and to the note of finished shards."""
     todo = [shard for shard in shards if shard.name not in finished]
-    tasks = [task for shard in todo for task in cut_tasks(shard.rows, plan.finisher.image_columns)]
-    total, left = (sum(len(shard.rows) for shard in some) for some in (shards, todo))
+    tasks = (task for shard in todo for task in cut_tasks(shard.rows(), plan.finisher.image_columns))
+    total, left = (sum(map(len, some)) for some in (shards, todo))
+    num_workers = worker_count(left // ROWS_PER_TASK, plan.num_workers)
     try:
         with (
-            closing(map_in_order(plan.finisher, tasks, plan.num_workers)) as results,
+            closing(map_in_order(plan.finisher, tasks, num_workers)) as results,
             tqdm(total=total, initial=total - left, desc="prepare", unit="row") as bar,
         ):
             outcomes = _count(results, bar)
             for shard in todo:
-                shard_outcomes = islice(outcomes, len(shard.rows))
+                shard_outcomes = islice(outcomes, len(shard))
                 finished[shard.name] = write_shard(plan.output, shard, plan.features, shard_outcomes)
                 record_progress(note, finished[shard.name])
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from m3ae.data.prepared import Rejected
-from m3ae.data.rows import Outcome, Row
+from m3ae.data.rows import Outcome, PackedRows, Row
 from m3ae.files import file_sha256, replacing, write_text
 
 _STEM = "manifest.unfinished"
@@ -28,11 +28,20 @@ DICTIONARY_BYTES = 2**28  # more than a group holds, so that an image in several
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to be written: its split, file name and source rows."""
+    """A shard to be written: its split, file name and source rows, `start` to `stop` of those of its split."""
 
     split: str
     name: str
-    rows: list[Row]
+    split_rows: PackedRows
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def rows(self) -> list[Row]:
+        """Unpack the source rows."""
+        return self.split_rows.between(self.start, self.stop)
 
 
 @dataclass(frozen=True)
@@ -49,15 +58,15 @@ class FinishedShard:
 _FINISHED = TypeAdapter(FinishedShard)
 
 
-def plan_shards(rows: dict[str, list[Row]], num_shards: int | None) -> list[Shard]:
+def plan_shards(rows: dict[str, PackedRows], num_shards: int | None) -> list[Shard]:
     """Spread the rows of each split over `num_shards` shards, in order; by default one per 4,096 rows."""
     shards = []
     for split, split_rows in rows.items():
         total = len(split_rows)
         count = min(num_shards or ceil(total / ROWS_PER_SHARD), total)
         for index in range(count):
-            selected = split_rows[total * index // count : total * (index + 1) // count]
-            shards.append(Shard(split, f"{split}-{index:05d}-of-{count:05d}.parquet", selected))
+            name = f"{split}-{index:05d}-of-{count:05d}.parquet"
+            shards.append(Shard(split, name, split_rows, total * index // count, total * (index + 1) // count))
     return shards
 
 

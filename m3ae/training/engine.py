@@ -31,6 +31,7 @@ from m3ae.precision import Precision, choose_precision
 from m3ae.training.checkpoint import recorded_precision
 from m3ae.training.config import RunConfig
 from m3ae.training.run_folder import RunFolder
+from m3ae.training.safety import is_launched
 
 ENGINES = {
     "ACCELERATE_USE_FSDP": ("FSDP", DistributedType.FSDP),
@@ -108,8 +109,11 @@ def _timeout(config: RunConfig) -> dict[str, timedelta]:
 
 
 def prepare_cpu(accelerator: Accelerator) -> None:
-    """Give a process on a CPU its share of the cores; `accelerate launch` leaves one to each process by default."""
-    if accelerator.device.type == "cpu":
+    """Give a process on a CPU its share of the cores, or the threads that OMP_NUM_THREADS says.
+
+    The variable counts only for a process without a launcher: launchers set it, too, by default to one thread.
+    """
+    if accelerator.device.type == "cpu" and (is_launched() or "OMP_NUM_THREADS" not in os.environ):
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, available_cores() // local_processes))
 

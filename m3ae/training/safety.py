@@ -27,6 +27,11 @@ _LOST_CONNECTION = r"(closed|reset) by peer|Broken pipe|Connection was likely cl
 _ONE_PRESS = 1.0  # seconds in which a terminal and a launcher pass on the same Ctrl-C
 
 
+def is_launched() -> bool:
+    """Return whether a launcher has started this process: `accelerate launch` or torchrun."""
+    return any(name in os.environ for name in _LAUNCHERS)
+
+
 class StopRequest:
     """A request to stop, made by Ctrl-C, by a scheduler's signals, by the end of the launcher, or by the clock.
 
@@ -42,7 +47,7 @@ class StopRequest:
         self._started = time.monotonic()
         self._signal: signal.Signals | None = None
         self._interrupted: float | None = None
-        self._launcher = os.getppid() if any(name in os.environ for name in _LAUNCHERS) else None
+        self._launcher = os.getppid() if is_launched() else None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:

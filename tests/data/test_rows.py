@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from m3ae.data.rows import RowFinisher, clean_texts, cut_tasks
+from m3ae.data.rows import ROWS_PER_PACK, PackedRows, RowFinisher, clean_texts, cut_tasks
 
 
 def outcome(path: Path, *roots: Path) -> tuple[bool, list[tuple[str, str | None]]]:
@@ -74,3 +74,13 @@ def test_tasks_keep_rows_with_the_same_image_together() -> None:
     assert [len(task) for task in tasks] == [20, 20, 5]
     assert [len(task) for task in cut_tasks([{"image": None}] * 40, ["image"])] == [16, 16, 8]
     assert cut_tasks([], ["image"]) == []
+
+
+@pytest.mark.parametrize("count", [0, 5, ROWS_PER_PACK, 2 * ROWS_PER_PACK + 3])
+def test_packed_rows_are_those_that_were_added(count) -> None:
+    rows, packed = [{"id": str(number), "image": Path(f"{number}.png")} for number in range(count)], PackedRows()
+    for row in rows:
+        packed.append(row)
+    assert len(packed) == count
+    for start, stop in ((0, count), (1, 4), (ROWS_PER_PACK - 1, ROWS_PER_PACK + 1), (ROWS_PER_PACK, count)):
+        assert packed.between(start, stop) == rows[start:stop]

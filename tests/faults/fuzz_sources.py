@@ -125,7 +125,7 @@ def read_source(name: str, source: Path, options: dict[str, Any]) -> str:
     features = module.FEATURES
     images = [column for column, feature in features.items() if "Image" in type(feature).__name__]
     finisher = RowFinisher(images, [source], shorter_side=16, quality=95, min_words=3)
-    kept = [row for rows in listing.rows.values() for row, _ in finisher(rows[:4]) if row is not None]
+    kept = [row for rows in listing.rows.values() for row, _ in finisher(rows.between(0, 4)) if row is not None]
     for entry in listing.rejected:
         entry.to_json().encode()
     examples = [features.encode_example({column: row[column] for column in features}) for row in kept]

@@ -44,11 +44,11 @@ from m3ae.training.checkpoint import list_checkpoints
 from m3ae.training.config import load_config
 from m3ae.training.loop import train
 from m3ae.training.progress import read_metrics
-from m3ae.transfer.convert import convert
+from m3ae.transfer.convert import convert, released_content
 from tests.models.tiny import tiny_of
 from tests.tasks.tiny_finetuning import save_model
 from tests.training.toy import ToyTask, toy_config
-from tests.transfer.released import released_by_others, save
+from tests.transfer.released import save
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml"
 SPARED_AFTER = 8  # kills, so that a run comes to its end on a machine that has become slower
@@ -82,7 +82,7 @@ def run_sweep(folder: Path) -> None:
 def run_convert(folder: Path) -> None:
     if not (source := folder.parent / "released").exists():
         source.mkdir()
-        save(source, released_by_others(tiny_of(M3AEForPreTraining)))
+        save(source, released_content(tiny_of(M3AEForPreTraining)))
     convert(source / "m3ae.ckpt", folder)
 
 

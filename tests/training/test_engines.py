@@ -69,6 +69,31 @@ def test_engines_train_as_one_process(tmp_path, names):
     assert [line for line in done.stdout.splitlines() if line in names] == names
 
 
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({}, 6),
+        ({"OMP_NUM_THREADS": "2"}, 5),
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}, 3),
+        ({"LOCAL_WORLD_SIZE": "8"}, 1),
+    ],
+    ids=["alone", "as the user says", "of a launcher", "more processes than cores"],
+)
+def test_a_process_on_a_cpu_takes_its_share_of_the_cores(monkeypatch, variables, threads):
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 6)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)  # as OpenMP has read them
+        engine.prepare_cpu(Namespace(device=torch.device("cpu")))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_accelerate_reads_the_launch_configs(path, monkeypatch):
     launched(path.stem, monkeypatch)

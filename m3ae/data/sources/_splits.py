@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from m3ae.data.prepared import Rejected
 from m3ae.data.sources._common import find_split, hash_split
 from m3ae.data.tables import printable, whole_number
+from m3ae.files import digest
 
 FOLDS = 10  # of which one is for validation and one for testing
 FEW = 20  # rows, on which a share of right predictions has a standard error of ten percent
@@ -60,7 +61,8 @@ def split_rows(source: Path, entries: Sequence[Entry], method: Method) -> Iterat
         key = whole_number(entry.key)
         splits[key] = splits[key] or [fallback.get(entry.key) or hash_split(entry.key)]
         split = splits[key][0] if method == "none" else entry.row["split"] or splits[key][0]
-        finished.append(entry.row | {"split": split})
+        entry.row["split"] = split  # in place: rows are many
+        finished.append(entry.row)
     if method != "none":
         _report_sizes(source, Counter(row["split"] for row in finished if isinstance(row, dict)))
     if method == "hash" and undecided:
@@ -134,11 +136,11 @@ def _report_rows(rows: Sequence[Unsplit]) -> None:
     if counts:
         names = ", ".join(f"{count} {label}" for label, count in counts.most_common(SHOWN))
         say(f"labels: {names}{f' and {len(counts) - SHOWN} more' if len(counts) > SHOWN else ''}")
-    first: dict[str, str] = {}
+    first: dict[int, str] = {}
     repeated = []
     for row in rows:
         content = json.dumps({name: cell for name, cell in row.row.items() if name != "id"}, default=str)
-        if (other := first.setdefault(content, row.row["id"])) != row.row["id"]:
+        if (other := first.setdefault(digest(content.encode()), row.row["id"])) != row.row["id"]:
             repeated.append(f"{row.row['id']} and {other}")
     if repeated:
         say(f"{len(repeated)} rows equal an earlier one in all cells, such as {repeated[0]}: they are kept")

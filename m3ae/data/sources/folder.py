@@ -108,6 +108,7 @@ def rows(
         numbered: Counter[str] = Counter()
         entries = [entry for part in parts for entry in _table_rows(*part, prepared, numbered)]
         _report_unused(source, {*files} - {table.path for table in tables} - {split_file}, entries)
+        del parts, tables  # as large as the entries
         if prepared != FEATURES:
             yield PreparedColumns(_with_shapes(prepared, entries))
     elif named := [f"--{role}-column" for role, column in wanted.items() if column is not None]:
