@@ -167,6 +167,8 @@ class _Slice(NamedTuple):
 class SampleStream:
     """Several sets as one endless stream of samples.
 
+    Shards that change later count as unreadable: a run would go on with other rows than it has begun with.
+
     Args:
         sets: The sets.
         seed: Decides the order, and the seed of every visit.
@@ -181,10 +183,12 @@ class SampleStream:
     def __init__(self, sets: Sequence[StreamedSet], seed: int, texts: Texts = "one", max_unreadable: int = 0) -> None:
         self.sets, self.seed, self.all_texts = tuple(sets), seed, texts == "all"
         self._shards = ShardBudget(max_unreadable)
+        self._versions: dict[str, tuple[int, int]] = {}
         self._groups: list[tuple[int, str, int, int]] = []
         for number, streamed in enumerate(self.sets):
             for path in streamed.paths:
                 with self._shards.reading(path), pq.ParquetFile(path) as file:
+                    self._versions[path] = _version(path)
                     streamed.columns.check(streamed.folder, shard_features(file.schema_arrow))
                     sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                     self._groups += [(number, path, group, rows) for group, rows in enumerate(sizes)]
@@ -264,6 +268,8 @@ class SampleStream:
         columns, rows = streamed.columns, list[dict[str, Any]]()
         names = columns.names if images else ["id", *columns.text_columns]
         with self._shards.reading(piece.path), pq.ParquetFile(piece.path) as file:
+            if _version(piece.path) != self._versions[piece.path]:
+                raise OSError("it has changed since the run's start")
             table = file.read_row_group(piece.group, columns=names)
             rows = table.slice(piece.start, piece.stop - piece.start).to_pylist()
         for row in rows:
@@ -272,6 +278,12 @@ class SampleStream:
             for text in range(max(1, len(columns.texts_of(row)))) if self.all_texts else [None]:
                 key = f"{self.seed} {epoch} {piece.repeat} {piece.set_number} {row['id']} {text}"
                 yield {"set_number": piece.set_number, "row": row, "text": text, "seed": digest(key.encode())}
+
+
+def _version(path: str) -> tuple[int, int]:
+    """Return the size and the time of a file, which a file that replaces it does not have."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 def _read(slices: list[_Slice], read: Callable[[_Slice], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:

@@ -9,13 +9,14 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import PartialState
 
 from m3ae.evaluation.report import JSON, LatentReport, table
-from m3ae.files import check_replaceable, write_text
+from m3ae.files import check_replaceable, only_process, write_text
 from m3ae.options import parse_yaml
 from m3ae.tasks import task_class
 from m3ae.tasks.evaluation import evaluate
@@ -101,22 +102,25 @@ def run_sweep(
         A result for each run.
 
     Raises:
+        BlockingIOError: Another process is at this sweep.
         TrainingStopped: The process was asked to stop; the sweep goes on from there when it is started again.
     """
     took: list[float] = []  # seconds of each run that was not complete before
-    for number, run in enumerate(runs, start=1):
-        left = f", about {in_words(statistics.mean(took) * (len(runs) - number + 1))} left" if took else ""
-        announce(f"{number} of {len(runs)}: {run.name}{left}")
-        complete, started = RunFolder(run.config.output_dir).model.is_dir(), time.monotonic()
-        try:
-            yield SweepResult(run, _finish(run.config, split))
-        except TrainingStopped:
-            raise
-        except Exception as error:  # whatever it is, the other runs do not depend on it
-            reason = " ".join(str(error).split()) or type(error).__name__
-            announce(f"{run.name} failed: {reason}")
-            yield SweepResult(run, {}, reason)
-        took += [] if complete else [time.monotonic() - started]
+    folder = runs[0].config.output_dir.parent
+    with only_process(folder) if PartialState().is_main_process else nullcontext():
+        for number, run in enumerate(runs, start=1):
+            left = f", about {in_words(statistics.mean(took) * (len(runs) - number + 1))} left" if took else ""
+            announce(f"{number} of {len(runs)}: {run.name}{left}")
+            complete, started = RunFolder(run.config.output_dir).model.is_dir(), time.monotonic()
+            try:
+                yield SweepResult(run, _finish(run.config, split))
+            except TrainingStopped:
+                raise
+            except Exception as error:  # whatever it is, the other runs do not depend on it
+                reason = " ".join(str(error).split()) or type(error).__name__
+                announce(f"{run.name} failed: {reason}")
+                yield SweepResult(run, {}, reason)
+            took += [] if complete else [time.monotonic() - started]
 
 
 def write_sweep(folder: Path, results: Sequence[SweepResult], metrics: Sequence[str] = ()) -> str:

@@ -10,6 +10,7 @@ from m3ae.data.collate import Collator, drop_modalities
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_split
 from m3ae.data.samples import Columns, Sample, SampleDataset, Visit, trunk_columns
+from m3ae.data.sets import SampleStream, StreamedSet
 from m3ae.data.tokenizer import train_tokenizer
 from m3ae.images.augment import centre_crop
 from m3ae.images.files import StoredImage
@@ -313,6 +314,10 @@ def test_numbers_that_are_not_finite_name_their_row(tmp_path: Path, number: floa
     folder = write_splits(tmp_path / "set", train=rows)
     with pytest.raises(ValueError, match=r"row 'c': vector has NaN or infinity, expected finite numbers, or null"):
         dataset(folder, modalities(vector={"kind": "vector", "shape": [2]}))
+    columns = Columns(modalities(vector={"kind": "vector", "shape": [2]}))
+    samples = SampleStream([StreamedSet(folder, columns)], seed=0).share(0, 1)
+    with pytest.raises(ValueError, match=r"row 'c': vector has NaN or infinity, expected finite numbers, or null"):
+        [next(samples) for _ in rows]
 
 
 REPORT_ROWS = {

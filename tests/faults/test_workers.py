@@ -94,3 +94,13 @@ def test_as_many_as_allowed_are_left_out(shards, capsys):
     (shards / "train-00002-of-00003.parquet").write_bytes(b"")
     with pytest.raises(UnreadableShardError, match="no shard is left"):
         ids(open_stream(shards, max_unreadable=3), 1)
+
+
+def test_a_shard_that_is_written_anew_under_a_run_is_named(shards):
+    stream, path = open_stream(shards), shards / "train-00001-of-00003.parquet"
+    contents, time = path.read_bytes(), path.stat().st_mtime_ns
+    path.unlink()
+    path.write_bytes(contents)
+    os.utime(path, ns=(time, time + 10**9))
+    with pytest.raises(UnreadableShardError, match=r"train-00001.*cannot be read \(it has changed since the run's"):
+        ids(stream, 12)

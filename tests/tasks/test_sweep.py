@@ -9,6 +9,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from m3ae.cli import cli
+from m3ae.files import only_process
 from m3ae.tasks.sweep import SweepResult, SweepRun, plan_sweep, write_sweep
 from m3ae.training.config import dump_config
 from m3ae.training.progress import read_metrics
@@ -50,6 +51,13 @@ def test_a_grid_becomes_a_table_and_is_not_repeated(config: Path, tmp_path: Path
 
     changed = sweep(config, *axes, "optimizer.lr=0.5")
     assert "holds a run with other settings: optimizer.lr is 0.0001 there and 0.5 here" in changed.stdout
+
+
+def test_a_sweep_is_the_work_of_one_process(config: Path, tmp_path: Path) -> None:
+    with only_process(tmp_path / "runs"):
+        refused = sweep(config, "--over", "training.seed=1")
+    assert refused.exit_code == 2 and "runs is being written by process" in refused.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == []
 
 
 def test_an_interrupted_run_is_resumed(config: Path, tmp_path: Path) -> None:

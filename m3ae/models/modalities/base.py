@@ -243,8 +243,16 @@ class Modality:
         Args:
             cells: The cells of the modality's columns: arrays, texts, lists of texts, stored images, or None.
             seed: Seed of the visit, which draws one of several views or texts; 0 takes the first.
+
+        Raises:
+            ValueError: A number is not finite.
         """
-        return None if cells[0] is None else self.cell(np.asarray(cells[0], dtype=np.float32))
+        if cells[0] is None:
+            return None
+        array = np.asarray(cells[0], dtype=np.float32)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{self.name} has NaN or infinity, expected finite numbers, or null for a missing one")
+        return self.cell(array)
 
     def check_column(self, column: Callable[[], Iterable[Any]], *, training: bool = True) -> None:
         """Raise ValueError if the rows of a split do not fit the options; by default, all fit.
