@@ -6,6 +6,7 @@
 - A step of `base` at 288 px in bf16: samples a second, the share of the matrix peak that needed operations take, and
   peak memory; beside it the published procedure, a latent head, `torch.compile`, and CUDA graphs.
 - The loop with its loader: how busy the GPU is.
+- A latent model of volumes and their classes: samples a second.
 
 A part that fails or takes too long is named, and the others go on. `--small` is the form for CI, on a CPU: tiny
 models, one engine, nothing compiled. `gpu.json` and `gpu.md` in the folder hold the figures. The exit status is 1 if a
@@ -32,6 +33,15 @@ ROOT = Path(__file__).parents[1]
 ENGINES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 TOLERANCE = 1e-3  # of a loss in float32, whose sums a GPU forms in another order
 STEPS = 6
+VOLUMES = """
+import sys
+import numpy as np
+import m3ae
+folder, count, side, steps = sys.argv[1], *map(int, sys.argv[2:])
+voxels = np.random.default_rng(0).random((count, 1, side, side, side), np.float32)
+data = m3ae.ArrayDataset({"scan": voxels, "kind": ["a", "b"] * (count // 2)}, {"scan": {"patch_size": 4}})
+m3ae.train_generation(data, folder, kind="mopoe", size=16, steps=steps, batch_size=count // 2)
+"""
 Limit = float | None  # seconds for a command; none on a CPU, where other work may slow it down
 
 
@@ -146,6 +156,13 @@ class Machine:
         speeds = [record["samples_per_second"] for record in self.records("loop")[steps // 2 :]]
         return {"samples_per_second": statistics.median(speeds), "gpu_busy_percent": utilisation.median()}
 
+    def volumes(self, limit: Limit) -> dict[str, Any]:
+        """Train a latent model of volumes from memory, and return its samples a second."""
+        sizes = ("8", "16", "20") if self.small else ("64", "96", "100")  # volumes, voxels a side, steps
+        environment = {"ACCELERATE_USE_CPU": str(self.small)}
+        run([sys.executable, "-c", VOLUMES, str(self.output / "volumes"), *sizes], limit, environment)
+        return {"samples_per_second": statistics.median(r["samples_per_second"] for r in self.records("volumes"))}
+
     def prepare_options(self, config: Path) -> list[str]:
         """Return the options of `m3ae prepare` for a run's data, which are made before the GPU is watched."""
         data = yaml.safe_load(config.read_text())["data"]
@@ -215,6 +232,8 @@ def table(figures: dict[str, Any]) -> str:
     if loop := figures.get("loop"):
         busy = "" if loop["gpu_busy_percent"] is None else f", GPU busy {loop['gpu_busy_percent']:.0f} % of the time"
         lines += ["", f"loop with loader: {loop['samples_per_second']:.1f} samples/s{busy}"]
+    if volumes := figures.get("volumes"):
+        lines += ["", f"latent model of volumes: {volumes['samples_per_second']:.1f} samples/s"]
     lines += ["", *(f"FAILED {name}: {problem}" for name, problem in figures["failed"].items())]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -236,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "engines": (machine.engines, 60),  # seconds for each command
         "step": (machine.step, 90),
         "loop": (machine.loop, 90),
+        "volumes": (machine.volumes, 60),
         "compiled": (machine.compiled, 240),  # last: it takes longest
     }
     for name in [name for name in parts if not (options.small and name == "compiled")]:

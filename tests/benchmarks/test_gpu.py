@@ -15,4 +15,5 @@ def test_all_parts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert figures["failed"] == {} and 0 <= figures["engines"]["ddp"] < 1e-6
     names = {"package", "baseline", "latent"}
     assert names <= figures["step"].keys() and figures["loop"]["samples_per_second"] > 0
+    assert figures["volumes"]["samples_per_second"] > 0
     assert "| baseline | 2 |" in (tmp_path / "gpu.md").read_text()
