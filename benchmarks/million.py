@@ -7,7 +7,8 @@
 - `search`: opening a collection and its index of unit vectors (256), and one answer of ten hits with their texts.
 - `recall`: both directions of R@K over rows × rows, from unit vectors (16); give fewer rows.
 
-Every measurement has a process of its own, whose peak of memory is reported.
+Every measurement has a process of its own, whose peak of memory is reported. Libraries that it does not use are not
+imported.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
@@ -28,7 +30,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 
 def twins(rows: int, folder: Path) -> dict[str, float]:
@@ -64,6 +65,8 @@ def listing(rows: int, folder: Path) -> dict[str, float]:
 
 def search(rows: int, folder: Path) -> dict[str, float]:
     """Open a prepared set and its index, and answer once."""
+    import torch
+
     from m3ae.data.prepared import MANIFEST, Manifest, SplitInfo
     from m3ae.inference.collections import open_collection
     from m3ae.inference.search import SearchIndex
@@ -118,6 +121,8 @@ def search(rows: int, folder: Path) -> dict[str, float]:
 
 def recall(rows: int, folder: Path) -> dict[str, float]:
     """Measure recall both ways."""
+    import torch
+
     from m3ae.metrics.retrieval import BothWays, Found, Ranking
 
     draw = torch.Generator().manual_seed(0)
@@ -139,7 +144,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def measure(name: str, rows: int) -> dict[str, float]:
     """Return the figures of one measurement, with the peak of memory in GB."""
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         figures: dict[str, float] = globals()[name](rows, Path(folder))
     return figures | {"rows": rows, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
