@@ -99,8 +99,8 @@ def measure(model: str, data: str, clients: int, seconds: float, folder: Path) -
         process, samples = psutil.Process(app.pid), list[dict[str, float]]()
         with ThreadPoolExecutor(clients) as pool:
             made = list(pool.map(lambda seed: Client(address, data, folder, seed), range(clients)))
-            for client in made[:1]:  # builds the search index
-                client.ask(time.monotonic() + 0.1)
+            for name, given in made[0].requests().items():  # builds the search index, and warms up
+                made[0].client.predict(*given, api_name=name)
             until = time.monotonic() + seconds
             asked = [pool.submit(client.ask, until) for client in made]
             while time.monotonic() < until:
@@ -117,7 +117,7 @@ def measure(model: str, data: str, clients: int, seconds: float, folder: Path) -
         "errors": dict(Counter(error for *_, error in answers if error)),
         "median_seconds": median(took),
         "p95_seconds": quantiles(took, n=20)[-1],
-        "memory_mb": samples[-1]["memory, training"],
+        "memory_mb": [round(sample["memory, training"]) for sample in samples[:: max(1, len(samples) // 10)]],
         "memory_growth": growth(samples, "memory, training"),
         "open_files": [samples[0]["open files"], samples[-1]["open files"]],
         "threads": [samples[0]["threads"], samples[-1]["threads"]],
