@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H×W pixels, N patches, L text tokens, D fusion wid
 from __future__ import annotations
 
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,6 +148,7 @@ def save_programs(model: M3AEPreTrainedModel, folder: Path, form: Literal["pt2",
 
     Raises:
         FileExistsError: The folder holds something already.
+        OSError: The disk is full.
         ValueError: The packages that write ONNX are missing.
     """
     if form == "onnx" and (find_spec("onnx") is None or find_spec("onnxscript") is None):
@@ -156,7 +158,9 @@ def save_programs(model: M3AEPreTrainedModel, folder: Path, form: Literal["pt2",
         for name, program in programs.items():
             path = unfinished / f"{name}.{form}"
             if form == "pt2":
-                torch.export.save(program, path)
+                buffer = BytesIO()  # torch's writer of files aborts the process on a full disk
+                torch.export.save(program, buffer)
+                path.write_bytes(buffer.getbuffer())
             else:
                 converted = torch.onnx.export(program, dynamo=True, verbose=False)
                 assert converted is not None
