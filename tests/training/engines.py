@@ -152,13 +152,19 @@ class CountingTask(ToyTask):
         return {"validation/reductions": float(self.reductions)}
 
 
-def contrasts_all_samples(root: Path) -> None:
+def contrasts_all_samples(engine: str, root: Path) -> None:
     """Contrast over the samples of two processes, and of their micro-batches, is that of one batch of them all."""
-    runs = {"one": (1, 6, 1), "two": (2, 3, 1), "cached": (2, 1, 3)}
-    for name, (count, size, accumulation) in runs.items():
+    runs = {
+        "one": ("ddp", 1, 6, 1),
+        f"two_{engine}": (engine, 2, 3, 1),
+        f"cached_{engine}": (engine, 2, 1, 3),
+    }
+    for name, (used, count, size, accumulation) in runs.items():
         folder, over = root / f"contrast_{name}", "step" if accumulation > 1 else "micro_batch"
+        if folder.exists():
+            continue
         sizes = {"batch_size": size, "gradient_accumulation_steps": accumulation, "contrast_over": over}
-        with chosen("ddp"):
+        with chosen(used):
             task = TinyPreTraining(mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0, itc_weight=1.0)
             statuses = launch(count, folder, task=task, max_steps=3, **sizes)
         assert statuses == [0] * count, said(folder, 0)
@@ -227,8 +233,9 @@ if __name__ == "__main__":
     os.environ.pop("ACCELERATE_USE_CPU", None)  # which says that no other engine is wanted
     allow_cpu_engines()
     for engine in engines:
+        if engine == "ddp" or engine in thoroughly:
+            contrasts_all_samples(engine, Path(folder))
         if engine == "ddp":
-            contrasts_all_samples(Path(folder))
             communicates_once_a_step(Path(folder))
             draws_its_own_components(Path(folder))
         trains_as_one_process(engine, Path(folder))
