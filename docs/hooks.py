@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}
+PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

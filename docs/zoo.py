@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "zoo.md"
 TITLES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
 FIELDS = ("hardware", "time", "expect")
+LONGEST = {"what": 80, "time": 60, "expect": 160}  # characters of a cell; the header of the config has the rest
 INTRODUCTION = """\
 ---
 hide: [toc]
@@ -18,8 +19,8 @@ hide: [toc]
 
 The shipped configs, what each costs and what to expect of it. The name is what the command takes, as in
 `m3ae train phantom` or `m3ae train phantom_vqa model=runs/phantom/model`; `--print-config` shows all settings.
-The header of each file in `configs/` has the commands that prepare its data. The package comes without weights:
-recipes start from each other, or from [published weights](tutorials/published.md).
+The header of each file in `configs/` has the rest: hardware, the commands that prepare its data, and all figures.
+The package comes without weights: recipes start from each other, or from [published weights](tutorials/published.md).
 """
 
 
@@ -37,13 +38,23 @@ def read_header(path: Path) -> dict[str, str]:
     return found
 
 
+def shorten(text: str, longest: int) -> str:
+    """Return the first clauses of a text, as many as have a number of characters at most."""
+    if len(text) <= longest:
+        return text
+    starts = [text[: match.start()] for match in re.finditer(r"[;:,.] | \(", text) if match.start() < longest]
+    whole = [start for start in starts if start.count("(") == start.count(")")]
+    return whole[-1] if whole else f"{text[:longest].rpartition(' ')[0]} …"
+
+
 def page() -> str:
     """Return the page."""
     parts = [INTRODUCTION]
     for folder, title in TITLES.items():
-        parts.append(f"## {title}\n\n| config | what | hardware | time | expect |\n|---|---|---|---|---|")
+        parts.append(f"## {title}\n\n| config | what | time | expect |\n|---|---|---|---|")
         for path in sorted((ROOT / "configs" / folder).glob("*.yaml")):
-            cells = [cell.replace("|", "\\|") for cell in read_header(path).values()]
+            header = read_header(path)
+            cells = [shorten(header[name], longest).replace("|", "\\|") for name, longest in LONGEST.items()]
             parts.append(f"| `{path.stem}` | {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts)

@@ -23,7 +23,7 @@ SCRIPTS = {"evaluate_model": "evaluate", "convert_checkpoint": "convert", "check
 SCRIPTS |= {"slurm": "train"}  # the others are called as their command is
 LEFT_OUT = re.compile(r"…|\.\.\.|[<>]|^[A-Z]+$")  # stands for what a reader fills in
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
-PROSE += [path for path in DOCUMENTS[1:] if path.stem not in ("api", "contributing", "index", "zoo")]
+PROSE += [path for path in DOCUMENTS[1:] if path.stem not in ("changelog", "contributing", "zoo")]
 OF_OTHERS = {
     "--signal",
     "--machine_rank",
@@ -166,7 +166,7 @@ def test_the_page_of_models_says_what_the_configs_say() -> None:
 def sentences(text: str) -> Iterator[str]:
     """Yield the sentences of paragraphs and lists; a span of code counts as one word."""
     text = re.sub(r"<!--.*?-->|```.*?```", "", text, flags=re.DOTALL)
-    text = re.sub(r"(?m)^ *[|#!=].*$", "", text)
+    text = re.sub(r"(?m)^ *[|#!=:].*$|\\A---\n.*?\n---\n", "", text)
     text = re.sub(r"`[^`]*`", "CODE", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text))
     for block in re.split(r"\n\s*\n|\n *(?:[-*]|\d+\.) ", text):
         yield from re.split(r"(?<=[.!?:])\s+(?=[A-Z(\"*])", " ".join(block.split()))

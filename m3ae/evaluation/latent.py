@@ -87,8 +87,8 @@ class LatentEvaluator:
         """Return the whole report, without texts."""
         model, rows, judge = self.model, self.rows, self.judge
         present = [number for number, given in enumerate(self.subsets) if len(rows.having(given))]
-        shown = tqdm(present, desc="what is given", unit="subset", disable=None, leave=False)
-        results = [self.measure_subset(number) for number in shown]
+        progress = tqdm(present, desc="what is given", unit="subset", disable=None, leave=False)
+        results = [self.measure_subset(number) for number in progress]
         everything, shown = np.arange(rows.count), judge.classes_shown(rows.values)
         (means,) = posterior_means(model, rows.batches, self.subsets[-1:])
         of_labels = {

@@ -79,9 +79,8 @@ def _maps_of_views(
         ]
     )
     if text is None:
-        weights = [row[0].float().mean(0).cpu()[0] for row in trunk.fusion.self_attention({"image": images}, "image")]
-        masks = [None if view.mask is None else view.mask.cpu() for view in images.views()]
-        shares = [_multiples(row[None], mask) for row, mask in zip(weights, masks, strict=True)]
+        own = zip(trunk.fusion.self_attention({"image": images}, "image"), images.views(), strict=True)
+        shares = [_multiples(weights[0, :, :1].float().mean(0), view.mask).cpu() for weights, view in own]
         return WordAttention([POOLED], _maps(torch.cat(shares, dim=1), len(views)))
     encoded = processor.tokenizer(
         text,
@@ -92,7 +91,7 @@ def _maps_of_views(
         return_tensors="pt",
     )
     streams = {"text": trunk.encode_text(encoded["input_ids"].to(model.device)), "image": images}
-    weights = trunk.fusion.cross_attention(streams, "text")[0].float().mean(0).cpu()
+    weights: Tensor = trunk.fusion.cross_attention(streams, "text")[0].float().mean(0)
     numbers = word_ids(text, encoded["offset_mapping"][0, :, 0].numpy())
     numbers[encoded["special_tokens_mask"][0].bool()] = -1
     words, rows = [POOLED], [weights[0]]
@@ -101,8 +100,7 @@ def _maps_of_views(
         if word[0].isalnum() and len(tokens):
             words.append(word)
             rows.append(tokens.mean(0))
-    mask = None if images.mask is None else images.mask.cpu()
-    return WordAttention(words, _maps(_multiples(torch.stack(rows), mask), len(views)))
+    return WordAttention(words, _maps(_multiples(torch.stack(rows), images.mask).cpu(), len(views)))
 
 
 def _multiples(weights: Tensor, mask: Tensor | None) -> Tensor:
@@ -112,6 +110,6 @@ def _multiples(weights: Tensor, mask: Tensor | None) -> Tensor:
 
 def _maps(shares: Tensor, num_views: int) -> Tensor:
     """Return the shares (W, V·(1 + N)) of the patches alone (W, V, √N, √N)."""
-    patches = shares.unflatten(1, (num_views, -1))[..., 1:]
-    side = math.isqrt(patches.shape[-1])
-    return patches.unflatten(-1, (side, side))
+    side = math.isqrt(shares.shape[1] // num_views - 1)
+    maps: Tensor = shares.unflatten(1, (num_views, -1))[..., 1:].unflatten(-1, (side, side))
+    return maps
