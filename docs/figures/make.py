@@ -9,7 +9,7 @@ from m3ae.figures import BLUE, FAINT, INK, ORANGE, STYLES, VERMILION, new_figure
 
 FOLDER = Path(__file__).parent
 GREEN = STYLES[2][0]
-FONT = 17
+FONT = 21
 WIDTH, HEIGHT = 11.0, 4.9  # inches, and the units of the drawing
 
 
@@ -44,7 +44,7 @@ def architecture() -> None:
     for y in (4.27, 3.17):
         arrow(axes, (3.85, y), (4.55, y))
     box(axes, 7.3, 3.85, 3.5, 0.85, "hidden patches, words", GREEN)
-    box(axes, 7.3, 2.75, 3.5, 0.85, "answers, classes, match", GREEN)
+    box(axes, 7.3, 2.75, 3.5, 0.85, "answers, classes", GREEN)
     for y in (4.27, 3.17):
         arrow(axes, (6.55, y), (7.3, y))
     box(axes, 4.55, 0.35, 2.0, 1.6, "latent head:\nexperts → z", ORANGE)
