@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from m3ae.data.collate import Batch
 from m3ae.data.samples import evenly
+from m3ae.evaluation.draws import MAX_VALUES, distinct, nearness, told_apart
 from m3ae.evaluation.factors import cluster, measure_factors, probe_private, query
 from m3ae.evaluation.passes import (
     Array,
@@ -155,7 +156,17 @@ class LatentEvaluator:
         values = {name: value.cpu().numpy() for name, value in samples.items()}
         shown = self.judge.classes_shown(values).items()
         coherence = {label: joint_coherence(np.stack([*classes.values()])) for label, classes in shown if classes}
-        return PriorResult(coherence, self.judge.frechet_distances(values, np.arange(count)))
+        result = PriorResult(coherence, self.judge.frechet_distances(values, np.arange(count)))
+        if density != self.densities[-1]:  # that the model is drawn from in the end
+            return result
+        samples = self.model.sample_prior(MAX_VALUES, density, names, self.options.temperature, self.generator)
+        for name in names:
+            learnt, real = (distinct(split.values[name][split.having([name])]) for split in (self.learnt, self.rows))
+            further, drawn = samples[name].cpu().numpy()[: len(learnt)], values[name][: len(real)]
+            if min(len(learnt), len(real)) > 1:
+                result.told_apart[name] = told_apart((learnt, further), (real, drawn), self.seed)
+                result.nearness[name] = nearness(learnt, drawn, real)
+        return result
 
     def _evidence(self, given: Sequence[str]) -> dict[str, float]:
         counts = self.options.importance_samples

@@ -105,6 +105,8 @@ class PriorResult:
 
     coherence: dict[str, Number]  # label → share of the samples whose modalities all show one class
     frechet: dict[str, Number]  # image → Fréchet distance to real images
+    told_apart: dict[str, Number] = field(default_factory=dict)  # modality → see `m3ae.evaluation.draws`
+    nearness: dict[str, Number] = field(default_factory=dict)  # the same
 
 
 @dataclass(frozen=True)
@@ -360,19 +362,20 @@ def _latent_section(report: LatentReport) -> list[str]:
     units = [[name, f"{active} of {size}"] for name, (active, size) in report.active_units.items()]
     shares = [[name, _percent(value)] for name, value in report.precision_shares.items()]
     losses = [[name, _number(loss.shared), _number(loss.private)] for name, loss in report.permutation.items()]
-    priors = [[f"{name} prior", *map(_number, prior.frechet.values())] for name, prior in report.joint.items()]
-    images = list(next(iter(report.joint.values())).frechet)
+    priors = [
+        [f"{title} prior: {name}", *(_number(of.get(name)) for of in (one.frechet, one.told_apart, one.nearness))]
+        for title, one in report.joint.items()
+        for name in one.frechet | one.told_apart
+    ]
     rates = [f"{100 * rate:.0f}" for rate in report.missing_rate["rates"]]
-    curves: dict[str, Iterable[str]] = {
-        name: map(_percent, values) for name, values in report.missing_rate.items() if name != "rates"
-    }
+    curves: dict[str, Any] = {n: map(_percent, values) for n, values in report.missing_rate.items() if n != "rates"}
     curves["elbo"] = (f"{value:.1f}" for value in report.missing_rate["elbo"])
     return [
         "## The latent space, given everything",
         table(["active units", ""], units),
         table(["share of precision", "%"], shares),
         table(["nats lost with another row's", "z", "private latents"], losses),
-        *([table(["Fréchet distance of samples", *images], priors)] if images else []),
+        table(["samples of", "Fréchet distance", "told from real ones", "distance to training rows"], priors),
         "## Missing modalities",
         table(["missing, %", *rates], [[name, *values] for name, values in curves.items()]),
     ]

@@ -63,6 +63,8 @@ def test_the_report_names_every_subset_and_metric(report: LatentReport) -> None:
         assert 0 <= result.probe <= 1 and set(result.coherence) == {"glyph", "speech"}
         assert not set(result.diversity) & set(subset.given)
     assert set(report.joint) == {"own", "fitted"} and set(report.joint["own"].frechet) == {"glyph"}
+    prior = report.joint["fitted"]
+    assert set(prior.told_apart) == set(prior.nearness) == {"glyph", "speech"} and not report.joint["own"].told_apart
     assert report.active_units.keys() == {"shared", "glyph", "speech"} and report.active_units["speech"][1] == 3
     assert sum(report.precision_shares.values()) == pytest.approx(1, rel=1e-4)
     assert report.classifiers["label"]["speech"] > 0.9, "the tiny digits' speech says its label"

@@ -190,3 +190,20 @@ def test_what_a_run_needs_at_its_end_is_checked_before_its_first_step(tmp_path: 
     refused("test, has a modality that z is inferred from", {"train": rows, "validation": rows, "test": empty})
     options = {"generation": {"text_options": {"num_beams": 2}}}
     refused("which only the decoder autoregressive has", {"train": rows, "validation": rows}, **options)
+
+
+def test_a_run_with_a_discriminator_resumes_exactly(data: Path, tmp_path: Path) -> None:
+    deceiving = {**MODALITIES, "image": {**MODALITIES["image"], "adversarial": {"weight": 0.1, "start": 0.5}}}
+    whole, parts = (run(data, tmp_path / name, modalities=deceiving) for name in ("whole", "parts"))
+    train(whole, Generation.from_config(whole))
+    task = Generation.from_config(parts)
+    assert [task.step_inputs(step)["progress"].item() for step in (0, 3)] == [0, 0.75]
+    task.collate = killing(task.collate, 4)
+    with pytest.raises(Killed):
+        train(parts, task)
+    train(parts, Generation.from_config(parts), resume=True)
+    weights = [load_file(config.output_dir / "model" / "model.safetensors") for config in (whole, parts)]
+    assert any("discriminators" in name for name in weights[0])
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+    names = {name for record in read_metrics(whole.output_dir / "metrics.jsonl") for name in record}
+    assert "training/discriminator_accuracy_image" in names and "validation/adversarial_image" not in names
