@@ -166,7 +166,7 @@ def draw(model: m3ae.M3AEForGeneration, scene: m3ae.Scene, path: Path) -> Path:
     figure = new_figure(POOL * 0.9 + 0.6, len(lines) * 0.9)
     for panels, (name, pictures) in zip(figure.subplots(len(lines), POOL), lines.items(), strict=True):
         for panel, picture in zip(panels, pictures, strict=True):
-            panel.imshow(picture[0], cmap="gray", vmin=0, vmax=1)
+            panel.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
             panel.set_xticks([])
             panel.set_yticks([])
         panels[0].set_ylabel(name, fontsize=8)
