@@ -163,9 +163,11 @@ class RowFinisher:
             details = "; ".join(str(entry.detail) for entry in left_out)
             return None, [reject(left_out[0].reason, detail=details)]
         for column, shape in self.arrays.items():
-            if isinstance(path := row[column], Path):
+            if isinstance(cell := row[column], Path) or callable(cell):
+                if isinstance(path := getattr(cell, "path", cell), Path):  # also of a volume's file
+                    path_below(path, self.roots, name_below(path, self.roots))
                 try:
-                    row[column] = _load_array(path_below(path, self.roots, name_below(path, self.roots)), shape)
+                    row[column] = cell().tolist() if callable(cell) else _load_array(cell, shape)
                 except (OSError, ValueError, EOFError) as error:
                     row[column] = None
                     left_out.append(reject("array cannot be used", column=column, detail=str(error)))

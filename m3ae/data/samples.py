@@ -352,7 +352,7 @@ def evenly(size: int, limit: int) -> list[int]:
     return numbers
 
 
-def _read_arrays(rows: datasets.Dataset, name: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _read_arrays(rows: datasets.Dataset, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Return the arrays (N, …) of a column, and which rows (N,) have one; raise ValueError for NaN or infinity."""
     shape = array_shape(rows.features[name])
     column = rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
@@ -360,8 +360,10 @@ def _read_arrays(rows: datasets.Dataset, name: str) -> tuple[NDArray[np.float32]
     for _ in shape:
         values = values.flatten()
     present = column.is_valid().to_numpy(zero_copy_only=False)
-    arrays = np.zeros((len(rows), *shape), np.float32)
-    arrays[present] = values.to_numpy().reshape(-1, *shape)
+    numbers = values.to_numpy()
+    dtype = np.uint8 if numbers.dtype == np.uint8 else np.float32  # volumes would take four times the memory
+    arrays: NDArray[Any] = np.zeros((len(rows), *shape), dtype)
+    arrays[present] = numbers.reshape(-1, *shape)
     broken = ~np.isfinite(arrays).all(axis=tuple(range(1, arrays.ndim)))
     if broken.any():
         row = rows[int(broken.argmax())]["id"]

@@ -3,7 +3,8 @@
 A source is a module with `FEATURES` and `rows(...)`, an iterator of rows, `Rejected` and `Metadata`. A row has a
 unique `id`, a `split`, `text` (a list of strings, or None) where that is a column, and one cell for every other column
 of `FEATURES`. An image cell is None, the path of a file, a picklable function without arguments that returns a PIL
-image, or the bytes of an encoded image, which are kept. A source may derive files from the rows that were kept, such
+image, or the bytes of an encoded image, which are kept. A cell of numbers may be a list, the path of a `.npy` file, or
+a picklable function that returns an array. A source may derive files from the rows that were kept, such
 as a list of answers: `extras(rows by split, arguments of rows)` returns their contents by name; `prepare` prints the
 `summary` of each. `LEFT_OUT_BY_CHOICE` lists reasons for rejecting rows that an option chose and that are no sign of a
 fault. `rows` raises FileNotFoundError for a missing folder or file, and ValueError for a damaged file, a missing
@@ -23,6 +24,7 @@ SOURCES = {
     "phantom": "m3ae.data.phantom",
     "roco": "m3ae.data.sources.roco",
     "rocov2": "m3ae.data.sources.rocov2",
+    "skull": "m3ae.data.phantom.skull",
     "slake": "m3ae.data.sources.slake",
     "vqa_med_2019": "m3ae.data.sources.vqa_med_2019",
     "vqa_rad": "m3ae.data.sources.vqa_rad",
