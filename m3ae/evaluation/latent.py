@@ -18,6 +18,7 @@ from m3ae.data.collate import Batch
 from m3ae.data.samples import evenly
 from m3ae.evaluation.draws import MAX_VALUES, distinct, nearness, told_apart
 from m3ae.evaluation.factors import cluster, measure_factors, probe_private, query
+from m3ae.evaluation.overlap import OverlapResult, measure_overlap
 from m3ae.evaluation.passes import (
     Array,
     Pass,
@@ -147,6 +148,7 @@ class LatentEvaluator:
             problems_seen=judge.problems_seen(result.samples, result.rows, generated),
             conditional=self._conditional(given),
             queries=query(self.model, rows, judge, given, self.generator, self.options.importance_rows),
+            overlap=self._overlap(result, given),
         )
 
     def measure_prior(self, density: Density) -> PriorResult:
@@ -220,6 +222,16 @@ class LatentEvaluator:
                 real = torch.from_numpy(self.rows.values[name][result.rows][present])
                 similarity[name] = float(ssim(real, torch.from_numpy(expected[present]).clamp(0, 1)).mean())
         return similarity
+
+    def _overlap(self, result: Pass, given: Sequence[str]) -> dict[str, OverlapResult]:
+        overlap = {}
+        for name in (name for name in self.rows.volumes if name not in given):
+            present = self.rows.present[name][result.rows]
+            if present.any():
+                expected = result.expected[name][present]
+                data = (result.rows[present], self.rows, self.learnt)
+                overlap[name] = measure_overlap(name, expected, *data, given)
+        return overlap
 
     def _label(self, label: str, result: Pass, shown: Mapping[str, Array], number: int) -> LabelResult:
         classes, given = self.rows.classes[label][result.rows], self.subsets[number]

@@ -33,6 +33,7 @@ class Rows:
     values: dict[str, Array]  # modality that is no text, label or set → (N, …)
     classes: dict[str, Array]  # label → (N,) numbers of classes, −1 where a row has none
     images: list[str]  # names of the modalities that are images
+    volumes: list[str]  # names of those that are volumes
 
     @classmethod
     def of(cls, model: M3AEForGeneration, batches: Iterable[Batch]) -> Rows:
@@ -48,7 +49,10 @@ class Rows:
         }
         labels = {name: joined(name, m.tensor) for name, m in modalities.items() if m.is_class}
         classes = {name: np.where(present[name], numbers, -1) for name, numbers in labels.items()}
-        return cls(kept, present, values, classes, [name for name in values if modalities[name].is_image])
+        images, volumes = (
+            [name for name in values if getattr(modalities[name], kind)] for kind in ("is_image", "is_volume")
+        )
+        return cls(kept, present, values, classes, images, volumes)
 
     @property
     def count(self) -> int:

@@ -11,14 +11,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import TypeAdapter
 
+from m3ae.evaluation.overlap import HEADERS, Number, OverlapResult, overlap_metrics, overlap_rows
 from m3ae.files import write_text
 
 JSON, MARKDOWN, TEXTS = "latent.json", "latent.md", "generated.jsonl"
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class SubsetResult:
     problems_seen: dict[str, Number]  # image that is not given → macro AUROC of what a classifier sees in samples
     conditional: dict[str, Number] = field(default_factory=dict)  # modality that is not given → log p(x|given)
     queries: dict[str, QueryResult] = field(default_factory=dict)  # by modality, if only labels are given
+    overlap: dict[str, OverlapResult] = field(default_factory=dict)  # by volume that is not given
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ class LatentReport:
         whole = self.subsets[-1]
         metrics: dict[str, float | None] = {"elbo": whole.elbo, "kl": whole.kl}
         metrics |= {f"reconstruction_{name}": value for name, value in whole.reconstruction.items()}
+        metrics |= overlap_metrics(self.subsets)
         for label, summary in self.summary.items():
             values = {f"probe_{'+'.join(subset.given)}": subset.labels[label].probe for subset in self.subsets}
             values |= {name: value for name, value in vars(summary).items() if name != "coherence"}
@@ -235,6 +237,8 @@ def markdown_report(title: str, report: LatentReport) -> str:
     """Lay out a report as Markdown tables; shares in percent, likelihoods in nats."""
     explained = f"{report.rows:,} rows. Likelihoods and KL in nats a row, the rest in percent."
     blocks = [f"# {title}", explained, "## What each subset of the modalities tells", _subset_table(report)]
+    for name, lines in overlap_rows(report.subsets).items():
+        blocks += [f"## Overlap of {name}", table(HEADERS, lines)]
     for label in report.summary:
         blocks += _label_section(label, report)
     blocks += _all_labels_section(report)

@@ -68,9 +68,27 @@ class Volume(NamedTuple):
         return resampled
 
 
-def is_volume(path: Path) -> bool:
-    """Return whether a path may be a volume: a folder, of DICOM slices, or a file of a volume's suffix."""
-    return path.is_dir() or path.name.lower().endswith(SUFFIXES)
+class VolumeFile(NamedTuple):
+    """A volume to be read when a set is prepared: a file or folder, and the grid (see `Volume.on_grid`)."""
+
+    path: Path
+    side: int
+    spacing: float | None = None
+
+    def __call__(self) -> NDArray[np.uint8]:
+        """Return the voxels (1, S, S, S)."""
+        return load_volume(self.path).on_grid([self.side] * 3, self.spacing)[None]
+
+
+def stored_shape(path: Path) -> tuple[int, ...] | None:
+    """Return the shape of an array in a file, by its header: of any volume (0, 0, 0), of an unreadable file None."""
+    if path.is_dir() or path.name.lower().endswith((".nii", ".nii.gz")):
+        return 0, 0, 0
+    try:
+        shape: tuple[int, ...] = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError, EOFError):
+        return None
+    return (0, 0, 0) if len(shape) == 3 else shape
 
 
 def load_volume(path: Path) -> Volume:
@@ -125,7 +143,7 @@ def _load_series(folder: Path) -> Volume:
     try:
         from pydicom import dcmread
         from pydicom.errors import InvalidDicomError
-        from pydicom.pixels import apply_rescale
+        from pydicom.pixels.processing import apply_rescale
     except ModuleNotFoundError as error:
         raise ImportError(f"{folder.name} needs {error.name}: pip install 'm3ae[dicom]'") from error
     slices: list[Any] = []

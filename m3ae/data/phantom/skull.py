@@ -130,7 +130,8 @@ class Skull:
         squares.append(np.square(z / height))
         norm = (1 - self.square) * np.sqrt(squares[0] + squares[1] + squares[2])
         norm += self.square * np.sqrt(np.sqrt(squares[0] ** 2 + squares[1] ** 2 + squares[2] ** 2))
-        beyond = (1 - 1 / np.maximum(norm, np.float32(0.05))) * np.sqrt(x * x + y * y + z * z)
+        norm = np.maximum(norm, np.float32(0.05))  # the middle has no direction
+        beyond = (1 - 1 / norm) * np.sqrt(np.maximum(x * x + y * y + z * z, 1))
         coronal, lambdoid = self.sutures
         above = np.minimum(z, np.minimum(y - coronal, lambdoid - y))  # where the sagittal suture is
         across = np.minimum(np.abs(y - coronal), np.abs(y - lambdoid))
@@ -143,7 +144,7 @@ class Skull:
 
 
 def render_volume(seed: int, index: int, size: int) -> NDArray[np.uint8]:
-    """Return the skull `(seed, index)` (1, N, N, N): 255 where a voxel is bone, else 0; foot to head, back and left."""
+    """Return the skull `(seed, index)` (1, N, N, N): 255 where a voxel is bone; to head, back and left."""
     skull = Skull.sample(np.random.default_rng([seed, index, 1]))
     axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(FIELD / size) - np.float32(FIELD / 2)
     within, _ = skull.inside(axis, axis[:, None], axis[:, None, None])

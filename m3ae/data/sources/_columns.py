@@ -26,7 +26,7 @@ ROLES = ("image", "text", "label", "number", "array", "question", "answer", "id"
 ONE_VALUE = ("question", "answer", "id", "split", "group")
 PREPARED_NAMES = {"image": "image", "text": "text", "label": "labels", "number": "numbers", "array": "array"}
 JOINED = ("text", "number")  # of which several columns make one cell
-ARRAY = ".npy"
+ARRAYS = (".npy", ".nii", ".nii.gz")
 
 # lower-case letters and digits alone; the first name that a table has counts
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
@@ -209,7 +209,7 @@ def _prepared_names(role: str, columns: Sequence[str], named: Mapping[str, str] 
 
 def _check_choice(table: Table, chosen: Chosen, has_images: bool) -> None:
     choices = ", ".join(table.columns())
-    if "image" not in chosen and has_images:
+    if "image" not in chosen and "array" not in chosen and has_images:  # slices of DICOM are images, too
         raise ValueError(
             f"{table.path} has no column that names the images of its folder: set --image-column to one of {choices}, "
             "or move the table to a folder of its own if its rows have no image"
@@ -267,8 +267,8 @@ def _file_columns(
 
     def named(column: str) -> Iterator[bool]:
         for cell in table.cells(column):
-            if cell.lower().endswith(ARRAY) or arrays:
-                yield arrays and cell.lower().endswith(ARRAY) and any(folder.find(cell) for folder in folders)
+            if cell.lower().endswith(ARRAYS) or arrays:
+                yield arrays and cell.lower().endswith(ARRAYS) and any(folder.find(cell) for folder in folders)
             else:
                 yield is_image(folders[0].folder / cell) or any(
                     is_image(folder.folder / name) for folder in folders if (name := folder.find(cell))

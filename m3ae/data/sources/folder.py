@@ -34,6 +34,7 @@ from m3ae.data.sources._splits import Entry, Row, Unsplit, fix_splits, say, spli
 from m3ae.data.sources._tables import Reading, find_tables, read_tables
 from m3ae.data.tables import HIDDEN, TABLE_SUFFIXES, Broken, is_nested, require_folder
 from m3ae.images.files import is_image
+from m3ae.images.volumes import VolumeFile, stored_shape
 
 FEATURES = features(image=IMAGE, text=STRINGS, labels=STRINGS, question=STRING, answer=STRING)
 
@@ -61,6 +62,8 @@ def rows(
     split: Literal["hash", "stratified", "none"] | None = None,
     split_file: Path | None = None,
     scale_from: Path | None = None,
+    volume_size: int = 64,
+    volume_spacing: float | None = None,
 ) -> Iterator[Row | Rejected | Metadata | PreparedColumns]:
     """Yield one row per row of the tables, or per image in a folder without tables.
 
@@ -81,7 +84,8 @@ def rows(
         text_column: columns with a text, or, in JSON, a list of texts; several are joined.
         label_column: columns with labels, separated by semicolons, or, in JSON, a list of labels.
         number_column: columns with a number, such as of a laboratory; together they are one vector.
-        array_column: columns with the names of .npy files: vectors, or sequences of vectors.
+        array_column: columns with the names of .npy files: vectors, sequences of vectors, or volumes; or of NIfTI
+            files, or of folders with a DICOM series.
         question_column: column with a question about the image.
         answer_column: column with its answer.
         id_column: column with a unique name of the row.
@@ -91,6 +95,8 @@ def rows(
             or none for new data, all of which is for testing.
         split_file: table with a column of splits and one of ids, images or groups; rows that it lacks are left out.
         scale_from: prepared folder whose means and deviations of numbers count; by default those of the training rows.
+        volume_size: voxels a side of the cubic grid that volumes are resampled to, in 8 bits.
+        volume_spacing: millimetres between these voxels; by default each volume just fits.
     """
     require_folder(source, "your folder of images, with a table or without")
     columns = (image_column, text_column, label_column, number_column, array_column, question_column, answer_column)
@@ -110,7 +116,7 @@ def rows(
         _report_unused(source, {*files} - {table.path for table in tables} - {split_file}, entries)
         del parts, tables  # as large as the entries
         if prepared != FEATURES:
-            yield PreparedColumns(_with_shapes(prepared, entries))
+            yield PreparedColumns(_with_shapes(prepared, entries, volume_size, volume_spacing))
     elif named := [f"--{role}-column" for role, column in wanted.items() if column is not None]:
         raise FileNotFoundError(f"{source} holds no table ({', '.join(TABLE_SUFFIXES)}) for {', '.join(named)}")
     else:
@@ -168,34 +174,31 @@ def _prepared_columns(tables: Sequence[Chosen]) -> tuple[datasets.Features, dict
     return prepared, numbers
 
 
-def _with_shapes(prepared: datasets.Features, entries: Sequence[Entry]) -> datasets.Features:
-    """Return the columns with the most frequent shape of the arrays in each.
+def _with_shapes(
+    prepared: datasets.Features, entries: Sequence[Entry], side: int, spacing: float | None
+) -> datasets.Features:
+    """Return the columns with the most frequent shape of the arrays in each; files of volumes are to be resampled.
 
     Raises:
-        ValueError: Arrays of a column have one number, or more than two dimensions.
+        ValueError: Arrays of a column have one number, or more than three dimensions.
     """
     for name in [name for name, feature in prepared.items() if feature == datasets.List(NUMBER)]:
         files = [entry.row[name] for entry in entries if isinstance(entry, Unsplit) and entry.row[name]]
-        (shape, _), *_ = Counter(filter(None, map(_stored_shape, files))).most_common(1) or [((), 0)]
-        if len(shape) not in (1, 2):
+        (shape, _), *_ = Counter(filter(None, map(stored_shape, files))).most_common(1) or [((), 0)]
+        feature: Any = NUMBER
+        if len(shape) == 3:
+            feature, shape = datasets.Value("uint8"), (1, side, side, side)
+            for row in (entry.row for entry in entries if isinstance(entry, Unsplit) and entry.row[name]):
+                row[name] = VolumeFile(row[name], side, spacing)
+        elif len(shape) not in (1, 2):
             raise ValueError(
                 f"{files[0].parent if files else name}: arrays of column {name} have the shape {shape}, expected (F,) "
-                "or (T, F); images belong into image files"
+                "or (T, F) or, of volumes, (D, H, W); images belong into image files"
             )
-        feature: Any = NUMBER
         for length in reversed(shape):
             feature = datasets.List(feature, length=length)
         prepared = datasets.Features(prepared | {name: feature})
     return prepared
-
-
-def _stored_shape(path: Path) -> tuple[int, ...] | None:
-    """Return the shape in the header of a file, or None if it cannot be read, which is listed later."""
-    try:
-        shape: tuple[int, ...] = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (OSError, ValueError, EOFError):
-        return None
-    return shape
 
 
 def _image_rows(source: Path, visible: list[Path]) -> list[Entry]:
@@ -228,7 +231,7 @@ def _image_folder(table: Table, column: str | None, candidates: list[ImageFiles]
     """Return the first folder that holds at least one image of the table."""
     names = [*map(file_name, table.cells(column))] if column else []
     for images in candidates:
-        if not names or any(map(images.find, names)):
+        if not names or any(images.find(name) or (images.folder / name).is_dir() for name in names):
             return images
     raise FileNotFoundError(
         f"{table.path}: none of its {len(names)} images exists, the first one tried is "
@@ -382,7 +385,8 @@ def _report_unused(source: Path, files: set[Path], entries: list[Entry]) -> None
     """Print on standard error the kinds of files that no row has."""
     by_kind: dict[str, list[str]] = defaultdict(list)
     rows = [entry.row for entry in entries if isinstance(entry, Unsplit)]
-    for file in sorted(files - {cell for row in rows for cell in row.values() if isinstance(cell, Path)}):
+    used = {cell for row in rows for cell in row.values() if isinstance(cell, Path)}
+    for file in sorted(file for file in files - used if used.isdisjoint(file.parents)):
         by_kind[file.suffix.lower()].append(file.relative_to(source).as_posix())
     if by_kind:
         kinds = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in by_kind.items()]

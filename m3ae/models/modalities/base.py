@@ -70,6 +70,7 @@ class Modality:
     is_class: ClassVar[bool] = False  # every element is one of some classes
     is_image: ClassVar[bool] = False  # elements are pixels (C, H, W)
     is_set: ClassVar[bool] = False  # an element is any number of things, which no row has in common with another
+    is_volume: ClassVar[bool] = False  # elements are voxels (C, D, H, W)
     is_pictured: ClassVar[bool] = False  # elements are drawn as rectangles that can be laid side by side
 
     def __init__(self, name: str, config: ModalityConfig, model: M3AEConfig) -> None:

@@ -53,15 +53,12 @@ class Cubes(nn.Module):
         """Move voxels between space and channels."""
         p = self.side
         if self.merge:  # (B, C·p³, D, H, W)
-            return (
-                voxels.unflatten(1, (-1, p, p, p))
-                .permute(0, 1, 5, 2, 6, 3, 7, 4)
-                .flatten(6)
-                .flatten(4, 5)
-                .flatten(2, 3)
-            )
+            cut = voxels.unflatten(1, (-1, p, p, p)).permute(0, 1, 5, 2, 6, 3, 7, 4)  # (B, C, D, p, H, p, W, p)
+            merged: Tensor = cut.flatten(6).flatten(4, 5).flatten(2, 3)
+            return merged
         cut = voxels.unflatten(4, (-1, p)).unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, C, D, p, H, p, W, p)
-        return cut.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+        channels: Tensor = cut.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+        return channels
 
 
 def _cube_shape(modality: Volume) -> list[int]:
@@ -93,7 +90,7 @@ class Volume(Modality):
     dimensions = ("C", "D", "H", "W")
     encoders: ClassVar = {"cnn": _encoder}
     decoders: ClassVar = {"cnn": _decoder}
-    is_pictured = True
+    is_volume = is_pictured = True
 
     @classmethod
     def check(cls, owner: str, config: VolumeModalityConfig) -> None:
