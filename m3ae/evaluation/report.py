@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from m3ae.evaluation.overlap import HEADERS, Number, OverlapResult, overlap_metrics, overlap_rows
+from m3ae.evaluation.tables import table
 from m3ae.files import write_text
 
 JSON, MARKDOWN, TEXTS = "latent.json", "latent.md", "generated.jsonl"
@@ -383,12 +384,6 @@ def _latent_section(report: LatentReport) -> list[str]:
         "## Missing modalities",
         table(["missing, %", *rates], [[name, *values] for name, values in curves.items()]),
     ]
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """Return a Markdown table, with numbers to the right of its columns of texts."""
-    lines = [f"| {' | '.join(headers)} |", f"|{'---|' * text_columns}{'---:|' * (len(headers) - text_columns)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _percents(values: Mapping[str, float | None], names: Iterable[str]) -> list[str]:

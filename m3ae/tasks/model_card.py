@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from m3ae.data.prepared import Manifest
-from m3ae.evaluation.report import table
+from m3ae.evaluation.tables import table
 from m3ae.models.hub import model_card
 from m3ae.training.config import RunConfig
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from m3ae.evaluation.report import table
+from m3ae.evaluation.tables import table
 from m3ae.metrics.aggregation import Interval
 from m3ae.training.checkpoint import flatten
 from m3ae.training.progress import read_metrics

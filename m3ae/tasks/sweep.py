@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 
-from m3ae.evaluation.report import JSON, LatentReport, table
+from m3ae.evaluation.report import JSON, LatentReport
+from m3ae.evaluation.tables import table
 from m3ae.files import check_replaceable, only_process, write_text
 from m3ae.options import parse_yaml
 from m3ae.tasks import task_class
