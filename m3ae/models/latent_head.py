@@ -28,12 +28,9 @@ from m3ae.models.holder import holder_pool
 from m3ae.models.joint_expert import JointExpert
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_networks import (
+    CONVOLUTIONS,
     AttentionPool,
-    DoublingConvolution,
-    DoublingConvolution3d,
     Expert,
-    HalvingConvolution,
-    HalvingConvolution3d,
     PatchDecoder,
 )
 from m3ae.models.likelihoods import Likelihood
@@ -43,10 +40,6 @@ from m3ae.models.priors import ConditionalPrior, HierarchicalPrior, LearnedPrior
 
 NARROW = -12.0  # log-variance of a posterior that is a point, almost
 PSEUDO_INPUTS = 50
-CONVOLUTIONS = (
-    *(HalvingConvolution, HalvingConvolution3d, DoublingConvolution, DoublingConvolution3d),
-    *(CausalConvolution, Pointwise),
-)
 
 
 class LatentPosterior(NamedTuple):
@@ -380,7 +373,7 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
         init.zeros_(module.in_proj_bias)
     elif isinstance(module, PatchDecoder):
         module.reset_queries()
-    elif isinstance(module, CONVOLUTIONS):
+    elif isinstance(module, (*CONVOLUTIONS, CausalConvolution, Pointwise)):
         # As He et al. (2015) do: `std` is meant for hundreds of inputs.
         init.normal_(module.weight, std=math.sqrt(2 / (module.inputs_per_channel * module.in_channels)))
     elif isinstance(module, Likelihood) and module.log_scale is not None:

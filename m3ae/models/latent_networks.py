@@ -189,6 +189,9 @@ class HalvingConvolution3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
 
 
+CONVOLUTIONS = (DoublingConvolution, DoublingConvolution3d, HalvingConvolution, HalvingConvolution3d)
+
+
 def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential:
     """Build a network from images (B, C, S, S) or volumes (B, C, S, S, S) to features (B, W).
 

@@ -179,7 +179,7 @@ def _scan(within: Field, beyond: Field, thickness: float, axis: Field, rng: np.r
     rows, columns = axis[:, None] + FIELD / 2 + 35, axis[None, :]  # the fan's centre lies 35 mm above the image
     angle, depth = np.arctan2(columns, rows), np.hypot(columns, rows)
     bone = np.clip(0.5 + within / pixel, 0, 1)
-    slope = np.stack(np.gradient(beyond, pixel))
+    slope = np.stack([*np.gradient(beyond, pixel)])
     facing = np.abs(slope[0] * np.cos(angle) + slope[1] * np.sin(angle)) / np.maximum(np.hypot(*slope), 1e-3)
     tissue = np.where(beyond < -thickness / 2, 0.10, 0.05)
     echo = bone * (0.12 + 0.88 * facing**2) + (1 - bone) * tissue
