@@ -87,9 +87,23 @@ class StopRequest:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Keep a process that loads data alive when all processes get a signal: the training process ends it."""
+    """Keep a process that loads data alive when all processes get a signal: the training process alone ends it.
+
+    That process does so by SIGTERM, too, where it ends by an error whose traceback still holds the loader, and then
+    waits for its children.
+    """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # the thread gets it, though it is ignored
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent sends SIGTERM."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class Watchdog:

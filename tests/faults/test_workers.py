@@ -1,7 +1,9 @@
 """Processes that load data and die, and shards that cannot be read."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
 
 import pytest
 import torch.utils.data
@@ -9,6 +11,7 @@ import torch.utils.data
 from m3ae.data.samples import trunk_columns
 from m3ae.data.sets import SampleStream, StreamedSet, UnreadableShardError
 from m3ae.training.loop import train
+from m3ae.training.safety import ignore_stop_signals
 
 from ..data.folder import write_folder
 from ..training.toy import ToyTask, toy_config
@@ -39,6 +42,25 @@ def test_a_worker_that_is_killed_is_named_with_what_to_do(tmp_path):
     said = str(raised.value)
     assert said.startswith("a process that loads data has died: DataLoader worker (pid")
     assert "lower data.num_workers or training.batch_size" in said and "--resume" in said
+
+
+def answer(connection):
+    ignore_stop_signals(0)
+    while True:
+        connection.send(connection.recv())
+
+
+def test_a_worker_ends_by_the_sigterm_of_its_parent_alone():
+    here, there = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=answer, args=(there,), daemon=True)
+    worker.start()
+    for number in range(2):
+        here.send(number)
+        assert here.recv() == number
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # as a scheduler does
+    worker.terminate()  # as multiprocessing does when the parent ends
+    worker.join(60)
+    assert worker.exitcode == 0
 
 
 def test_other_errors_of_workers_stay_what_they_are(tmp_path):
