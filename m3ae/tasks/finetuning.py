@@ -30,6 +30,7 @@ from m3ae.tasks.models import ModelT
 from m3ae.training.config import FineTuningRun
 from m3ae.training.finetuning_sections import LoraConfig
 from m3ae.training.run_folder import RunFolder
+from m3ae.training.safety import ignore_stop_signals
 from m3ae.training.task import Task
 
 PREDICTIONS = "predictions.jsonl"
@@ -289,6 +290,7 @@ class FineTuning(Task[ModelT], Generic[ModelT, RunT]):
             batch_sampler=[visits[start : start + size] for start in range(0, len(visits), size)],
             collate_fn=collate,
             num_workers=self.config.data.num_workers,
+            worker_init_fn=ignore_stop_signals,
         )
 
 
