@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+sync_api.expect.set_options(timeout=120_000)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]

@@ -240,7 +240,9 @@ def _report_choice(table: Table, chosen: Chosen, no_splits: Sequence[str]) -> No
         pairs = [repr(column) + ("" if usual else f" as {name}") for column, name in columns.items()]
         lines.append(f"{role} from {' and '.join(pairs)}")
     lines = [", ".join(lines)]
-    lines += [f"not used: {', '.join(unused)}"] * bool(unused)
+    only_images = not {"text", "label", "number", "array", "question"} & chosen.keys()
+    advice = "; --label-column, --text-column or --number-column takes one beside the images" * only_images
+    lines += [f"not used: {', '.join(unused)}{advice}"] * bool(unused)
     lines += [f"{column!r} names no split, and was not used as one" for column in no_splits]
     for line in lines:
         print(printable(f"{table.name}: {line}"), file=sys.stderr)

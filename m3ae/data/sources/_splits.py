@@ -63,6 +63,8 @@ def split_rows(source: Path, entries: Sequence[Entry], method: Method) -> Iterat
         split = splits[key][0] if method == "none" else entry.row["split"] or splits[key][0]
         entry.row["split"] = split  # in place: rows are many
         finished.append(entry.row)
+    if method == "stratified" and not any(row.labels for row in rows):
+        say(f"{source}: no row has a label to stratify by: name the column of labels with --label-column")
     if method != "none":
         _report_sizes(source, Counter(row["split"] for row in finished if isinstance(row, dict)))
     if method == "hash" and undecided:

@@ -38,6 +38,12 @@ def test_a_column_may_be_named_in_another_spelling(capsys: pytest.CaptureFixture
     ]
 
 
+def test_columns_beside_images_alone_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    choose({"image": "a.png", "finding": "normal"})
+    advice = "--label-column, --text-column or --number-column takes one beside the images"
+    assert capsys.readouterr().err.splitlines()[1] == f"t.csv: not used: 'finding'; {advice}"
+
+
 def test_values_are_strings_or_nothing() -> None:
     cells = ("NA", " None ", "", None, float("nan"), 0, 7.5, ["a", None, 3])
     assert [strings(cell) for cell in cells] == [["NA"], ["None"], [], [], [], ["0"], ["7.5"], ["a", "3"]]

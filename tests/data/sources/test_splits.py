@@ -27,8 +27,10 @@ def test_stratified_splits_hold_their_share_of_each_label_and_whole_groups() -> 
     }
 
 
-def test_rows_keep_their_split_and_few_labels_leave_the_hash() -> None:
+def test_rows_keep_their_split_and_few_labels_leave_the_hash(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [unsplit(number, None, "label") for number in range(9)] + [unsplit(9, None, "label", split="test")]
+    [*split_rows(Path("mine"), [unsplit(0)], "stratified")]
+    assert "mine: no row has a label to stratify by" in capsys.readouterr().err
     stratified, hashed = ([*split_rows(Path("mine"), rows, method)] for method in ("stratified", "hash"))
     assert stratified == hashed and stratified[-1] == {**rows[-1].row, "split": "test"}
 
