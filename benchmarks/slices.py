@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=5000, help="training scenes")
     parser.add_argument("--test", type=int, default=500, help="test scenes")
     parser.add_argument("--side", type=int, default=32, help="side of a slice in pixels")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--size", type=int, default=64, help="latent dimensions")
     parser.add_argument("--seed", type=int, default=0)
