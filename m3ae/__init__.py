@@ -16,7 +16,7 @@ _BY_MODULE = {  # names that are imported when they are used; those of data and 
     "predict": "m3ae.inference.prediction",
     "register_report_metric": "m3ae.metrics.reports",
     "register_source": "m3ae.data.sources",
-    "train_generation": "m3ae.tasks.generation",
+    "train_generation": "m3ae.tasks.arrays",
 }
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from m3ae.data.sources import register_source as register_source
     from m3ae.inference.prediction import predict as predict
     from m3ae.metrics.reports import register_report_metric as register_report_metric
-    from m3ae.tasks.generation import train_generation as train_generation
+    from m3ae.tasks.arrays import train_generation as train_generation
 
 if TYPE_CHECKING or not _IS_COMMAND:
     from m3ae.models import *  # noqa: F403

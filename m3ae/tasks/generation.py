@@ -14,9 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from transformers import PreTrainedTokenizerBase
 
-from m3ae.data.arrays import ArrayDataset
 from m3ae.data.collate import Batch, Collator
-from m3ae.data.prepared import Manifest, SplitInfo, load_manifest
+from m3ae.data.prepared import Manifest, load_manifest
 from m3ae.data.samples import Columns, Sample, SampleDataset, Visit, evenly
 from m3ae.data.sets import MixedDataset, SampleStream
 from m3ae.metrics.aggregation import MeanMetrics
@@ -39,7 +38,6 @@ from m3ae.tasks.models import (
     with_image_options,
 )
 from m3ae.training.config import GenerationRun
-from m3ae.training.loop import train
 from m3ae.transfer.image_encoders import resize_images
 from m3ae.transfer.text_encoders import load_tokenizer
 
@@ -320,84 +318,4 @@ def _resized(path: str, config: M3AEConfig, image_size: int) -> M3AEForGeneratio
     model = M3AEForGeneration(config)
     used = model.base_model.state_dict().keys()
     model.base_model.load_state_dict({name: value for name, value in trunk.state_dict().items() if name in used})
-    return model
-
-
-class ArrayGeneration(Generation):
-    """The latent head on arrays.
-
-    Args:
-        config: The run.
-        model: The model.
-        splits: Name → samples; `train` is trained on.
-    """
-
-    def __init__(self, config: GenerationRun, model: M3AEForGeneration, splits: dict[str, ArrayDataset]) -> None:
-        self.splits = splits
-        super().__init__(config, model, None)
-
-    def dataset(self, split: str) -> ArrayDataset:  # type: ignore[override]  # all that the loop needs of one
-        """Return the samples of a split."""
-        return self.splits[split]
-
-    def read_manifest(self) -> Manifest:
-        """Describe the arrays as far as a model card does."""
-        infos = {split: SplitInfo(len(samples), {}, None, 0, {}) for split, samples in self.splits.items()}
-        return Manifest("arrays in memory", {}, "", infos, {}, {})
-
-
-def train_generation(
-    dataset: ArrayDataset,
-    output_dir: str | Path,
-    *,
-    validation: ArrayDataset | None = None,
-    steps: int = 2000,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    missing_rate: float = 0.0,
-    seed: int = 0,
-    resume: bool = False,
-    **latent: Any,
-) -> M3AEForGeneration:
-    """Train a multimodal VAE on arrays, and leave it in `output_dir/model` with metrics and figures.
-
-    Args:
-        dataset: The training samples.
-        output_dir: A new folder, or one of an interrupted run.
-        validation: Samples that the loss is measured on ten times, and at the end.
-        steps: Optimiser steps.
-        batch_size: Samples of a step, at most as many as there are.
-        lr: Learning rate after warm-up, which falls to 0.
-        missing_rate: Share of the modalities that training is not shown, beside those that are missing.
-        seed: Seed of the weights, of the order of the samples and of all noise.
-        resume: Whether to continue an interrupted run in `output_dir`.
-        latent: Options of `LatentConfig`, such as `kind="mopoe"`, `size=16`, `objective="dreg", num_samples=8`.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        FileExistsError: The folder holds another run.
-        ValueError: An option does not exist, or does not fit the arrays.
-    """
-    options = {"modalities": dataset.modalities, **latent}
-    optimizer = {"lr": lr, "betas": (0.9, 0.999), "weight_decay": 0.0, "lr_multipliers": {}, "schedule": "cosine"}
-    training = {"max_steps": steps, "batch_size": min(batch_size, len(dataset)), "seed": seed, "tracker": "none"}
-    validate_every = None if validation is None else max(1, steps // 10)
-    config = GenerationRun.model_validate(
-        {
-            "task": "generation",
-            "output_dir": Path(output_dir),
-            "data": {"path": Path(output_dir)},
-            "model": {"size": "small", "overrides": {"latent": options}},
-            "optimizer": optimizer,
-            "training": {**training, "validate_every": validate_every},
-            "generation": {"missing_rate": missing_rate, "prior_components": min(10, len(dataset))},
-        }
-    )
-    set_seed(seed)
-    model = M3AEForGeneration(M3AEConfig.named(config.model.size, latent=options))
-    splits = {"train": dataset} | ({} if validation is None else {"validation": validation})
-    train(config, ArrayGeneration(config, model, splits), resume=resume)
-    model.eval()
     return model

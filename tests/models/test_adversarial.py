@@ -105,6 +105,7 @@ def test_a_discriminator_learns_to_tell_blurs_from_noise() -> None:
     [
         ({"weight": 0.1, "start": 0.5}, {"objective": "iwae", "num_samples": 2}, "objective iwae: got an image with"),
         ({"weight": -1, "start": 0.5}, {}, "adversarial.weight must be a non-negative number, got -1"),
+        ({"weight": 0.1}, {}, "adversarial.start must be a non-negative number, got None"),
         ({"weight": 0.1, "start": 2}, {}, "adversarial.start"),
         ({"weight": 0.1, "begin": 0}, {}, "begin"),
     ],

@@ -281,8 +281,9 @@ def check_adversary(owner: str, config: ImageModalityConfig) -> None:
     """Raise ValueError unless the options have a weight and a start, and the decoder a gradient."""
     options = config.adversarial or {}
     check_keys(owner, ["weight", "start"], options, accepted=())
-    check_number(f"{owner}.weight", options.get("weight"))
-    check_fraction(f"{owner}.start", options.get("start"), 0.0, 1.0)
+    for option in ("weight", "start"):
+        check_number(f"{owner}.{option}", options.get(option))
+    check_fraction(f"{owner}.start", options["start"], 0.0, 1.0)
     if options["weight"] and config.decoder == "autoregressive":
         raise ValueError(
             f"{owner}: got an autoregressive decoder, whose draws have no gradient; expected another one."
