@@ -1,9 +1,5 @@
-"""Draw the documentation's figures.
+"""Draw the documentation's figure of the architecture: `python docs/figures/make.py`."""
 
-Of the architecture: `python docs/figures/make.py`. Of skulls from views: with a model and the folder of its set.
-"""
-
-import sys
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -61,46 +57,5 @@ def architecture() -> None:
     save_figure(figure, FOLDER / "architecture.png")
 
 
-def skulls(model_path: str, data: Path, count: int = 3) -> None:
-    """Draw test skulls: their three planes, their surface, and the surfaces drawn from three, two and one plane."""
-    import numpy as np
-    import torch
-
-    from m3ae import M3AEForGeneration
-    from m3ae.data.prepared import load_split
-    from m3ae.inference import generate
-    from m3ae.inference.generation import read_values
-    from m3ae.metrics.overlap import dice
-    from m3ae.models.modalities.volume import surface
-
-    model, rows = M3AEForGeneration.from_pretrained(model_path).eval(), load_split(data, "test")
-    planes = ["axial", "coronal", "sagittal"]
-    subsets = [planes, ["axial", "sagittal"], ["axial"]]
-    titles = [*planes, "real", "from all three", "axial and sagittal", "axial alone"]
-    figure = new_figure(1.5 * len(titles), 1.62 * count)
-    for number, panels in enumerate(figure.subplots(count, len(titles), squeeze=False)):
-        values = read_values(model, rows, number, [*planes, "skull"])
-        drawn = [
-            generate(model, None, {name: values[name] for name in given}, ["skull"], temperature=0.0)["skull"][0]
-            for given in subsets
-        ]
-        volumes = [np.asarray(volume) for volume in (values["skull"], *drawn)]
-        pictures = [model.latent_head.modalities[name].drawable(values[name]) for name in planes]
-        pictures += [surface(torch.from_numpy(volume[0]), scale=4).numpy() for volume in volumes]
-        for panel, picture, title in zip(panels, pictures, titles, strict=True):
-            panel.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            panel.axis("off")
-            if number == 0:
-                panel.set_title(title, fontsize=9)
-        for panel, volume in zip(panels[-len(drawn) :], volumes[1:], strict=True):
-            overlap = dice(volume[None] > 0.5, volumes[0][None] > 0.5)[0]
-            label = f"Dice {100 * overlap:.0f} %"
-            panel.text(0.5, 0.03, label, ha="center", fontsize=8, color="white", transform=panel.transAxes)
-    save_figure(figure, FOLDER / "skull_views.png")
-
-
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        skulls(sys.argv[1], Path(sys.argv[2]))
-    else:
-        architecture()
+    architecture()
