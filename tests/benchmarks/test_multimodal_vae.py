@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from multimodal_vae import mnist_attributes, polymnist
+from multimodal_vae import mnist_attributes, pixelcnn, polymnist
 from multimodal_vae.classifiers import affordable, learn
 from multimodal_vae.mnist import OBJECTIVES, dataset, measure, read_mnist
 from PIL import Image
@@ -175,3 +175,14 @@ def test_what_fits_into_a_time_follows_from_two_runs(monkeypatch: pytest.MonkeyP
         clock[0] += 7 + 0.5 * units  # seven seconds whatever it does
 
     assert affordable(train, 2, 10, 40) == (240, 2)
+
+
+def test_an_autoregressive_decoder_of_zeros_has_a_likelihood_in_closed_form(folder: Path) -> None:
+    rows = pixelcnn.dataset(folder, "t10k")
+    model = M3AEForGeneration(M3AEConfig.named("tiny", latent={"modalities": rows.modalities, "size": 4})).eval()
+    head = model.latent_head
+    for parameter in (parameter for part in (head.decoders, head.experts) for parameter in part.parameters()):
+        torch.nn.init.zeros_(parameter)
+    result = pixelcnn.measure(model, rows)
+    assert result["KL"] == pytest.approx(4 * 0.5 * (0.5 - 1 + np.log(2)), rel=1e-4)  # the expert and the prior
+    assert result["negative ELBO"] == pytest.approx(784 * np.log(2) + result["KL"], rel=1e-5)
