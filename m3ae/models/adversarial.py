@@ -71,9 +71,7 @@ def adversarial_losses(step: LatentStep, q: LatentPosterior) -> tuple[Tensor, di
 
         deceit = 0.5 * (gaussians.upcast(deceived) - 1).square().mean()
         judgement = 0.5 * mean((of_real - 1).square()) + 0.5 * of_drawn.square().mean()
-        started = (
-            1.0 if step.progress is None else (torch.as_tensor(step.progress) >= options["start"]).to(deceit)
-        )
+        started = 1.0 if step.progress is None else (torch.as_tensor(step.progress) >= options["start"]).to(deceit)
         total = total + judgement + started * options["weight"] * real[0].numel() * deceit
         terms[f"adversarial_{name}"], terms[f"discriminator_{name}"] = deceit, judgement
         right = 0.5 * mean((of_real > 0.5).float()) + 0.5 * (of_drawn < 0.5).float().mean()
