@@ -20,6 +20,7 @@ from .training.toy import ToyTask, toy_config
 
 PACKAGE = Path(m3ae.__file__).parent
 OWN_UNPICKLER = "transfer/checkpoints.py"  # builds tensors and plain values alone
+OWN_MEMORY = "data/rows.py"  # reads back what the same process has pickled, never a file
 HARMFUL = {
     "eval",
     "exec",
@@ -76,14 +77,14 @@ def test_the_package_runs_nothing_that_a_file_holds() -> None:
         name = path.relative_to(PACKAGE).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             problem = complaint(node) if isinstance(node, ast.Call) else None
-            if problem:
+            if problem and (name, problem) != (OWN_MEMORY, "pickle.loads"):
                 found.append(f"{name}:{node.lineno}: {problem}")
             if isinstance(node, ast.Import) and any(
                 alias.name in ("pickle", "dill", "joblib") for alias in node.names
             ):
                 unpicklers.append(name)
     assert found == []
-    assert unpicklers == [OWN_UNPICKLER]
+    assert unpicklers == [OWN_MEMORY, OWN_UNPICKLER]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from m3ae.images.pixels import stretch, value_range
 
@@ -49,6 +47,9 @@ class Volume(NamedTuple):
         Returns:
             (D, H, W) grey values.
         """
+        import torch  # slow to import, and needed here alone
+        from torch.nn import functional as F
+
         extent = [side * own for side, own in zip(self.values.shape, self.spacing, strict=True)]
         step = spacing or max(length / side for length, side in zip(extent, shape, strict=True))
         bounds = (0, 255) if self.values.dtype == np.uint8 else value_range(self.values)

@@ -291,7 +291,10 @@ def test_labels_are_numbered_as_in_training(digits: Path) -> None:
         ({"lateral": STUDY["lateral"]}, "no column 'lateral'; it has id, image, speech, vector, label"),
         ({"image": STUDY["text"]}, r"'image' of .* holds Image.*, expected text; it can be image\."),
         ({"label": DIGITS["image"]}, r"'label' of .* expected image; it can be text or label\."),
-        ({"speech": DIGITS["label"]}, r"'speech' of .* expected label; it can be vector or sequence or volume\."),
+        (
+            {"speech": DIGITS["label"]},
+            r"'speech' of .* expected label; it can be vector or sequence or volume or slices\.",
+        ),
     ],
 )
 def test_columns_of_another_kind_are_refused(digits: Path, kinds: dict[str, Modality], message: str) -> None:

@@ -182,7 +182,8 @@ def test_predictions_do_not_depend_on_batches_and_processes(data: Path, monkeypa
         logits, images = task.predict(model, accelerator, dataset)
         monkeypatch.setattr(finetuning, "gather_rows", list)
         for process in (0, 1):
-            state = type("", (), {"process_index": process, "num_processes": 2, "device": "cpu"})
+            number = {"process_index": process, "num_processes": 2, "is_main_process": process == 0}
+            state = type("", (), number | {"device": "cpu"})
             state.autocast = accelerator.autocast
             share = task.predict(model, state, dataset)
             assert torch.allclose(share.logits, logits[process::2], atol=1e-6)

@@ -24,7 +24,7 @@ SOURCES = {
     "phantom": "m3ae.data.phantom",
     "roco": "m3ae.data.sources.roco",
     "rocov2": "m3ae.data.sources.rocov2",
-    "skull": "m3ae.data.phantom.skull",
+    "skull": "m3ae.data.sources.skull",
     "slake": "m3ae.data.sources.slake",
     "vqa_med_2019": "m3ae.data.sources.vqa_med_2019",
     "vqa_rad": "m3ae.data.sources.vqa_rad",

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3ae.data.phantom.skull import FIELD, PLANES, Skull, _rotation, render_plane, render_volume, rows
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import array_shape, load_split
 from m3ae.data.samples import Columns, SampleDataset, Visit
+from m3ae.data.sources.skull import FIELD, PLANES, Skull, _rotation, render_plane, render_volume, rows
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modalities import KINDS, configure
 
