@@ -37,10 +37,11 @@ class Laplace(Gaussian):
     N(0, I), so that a sample without any modality costs `EXCESS` nats for each dimension.
     """
 
-    def standardised(self, eps: Tensor) -> Tensor:
-        """Turn standard normal noise into noise of variance 1 that follows a Laplace distribution."""
-        exponential: Tensor = -math.log(2) - torch.special.log_ndtr(-eps.abs())
-        return eps.sign() * exponential / math.sqrt(2)
+
+def laplace_noise(eps: Tensor) -> Tensor:
+    """Turn standard normal noise into finite noise of variance 1 that follows a Laplace distribution."""
+    exponential: Tensor = -math.log(2) - torch.special.log_ndtr(-eps.abs())
+    return eps.sign() * exponential / math.sqrt(2)
 
 
 EXCESS = 0.5 * math.log(math.pi * math.e) - 1  # entropy of a Gaussian minus that of a Laplace distribution, in nats
@@ -287,7 +288,7 @@ def sample(
     if eps is None:
         shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
         eps = torch.randn(shape, generator=generator, device=mu.device, dtype=mu.dtype)
-    return mu + (logvar / 2).exp() * (gaussian.standardised(eps) if isinstance(gaussian, Laplace) else eps)
+    return mu + (logvar / 2).exp() * (laplace_noise(eps) if isinstance(gaussian, Laplace) else eps)
 
 
 def log_density(z: Tensor, gaussian: Gaussian) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m3ae.models.gaussians import upcast
+from m3ae.models.gaussians import laplace_noise, upcast
 
 if TYPE_CHECKING:
     from m3ae.models.modalities.options import ModalityConfig
@@ -94,8 +94,8 @@ class Laplace(Likelihood):
 
     def sample(self, predicted: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw x."""
-        noise = torch.rand(predicted.shape, generator=generator, device=predicted.device).mul(2).sub(1)
-        return upcast(predicted) - self.scale_in_logs().to(noise).exp() * noise.sign() * (-noise.abs()).log1p()
+        noise = laplace_noise(torch.randn(predicted.shape, generator=generator, device=predicted.device))
+        return upcast(predicted) + self.scale_in_logs().to(noise).exp() * math.sqrt(2) * noise
 
 
 class Bernoulli(Likelihood):

@@ -427,3 +427,11 @@ def test_laplace_experts_have_the_noise_density_and_divergence_of_laplace_distri
 
 def gaussians_prior() -> SimpleNamespace:
     return SimpleNamespace(log_prob=gaussians.log_prior)
+
+
+def test_laplace_noise_is_finite_odd_and_has_the_quantiles_of_a_laplace_distribution() -> None:
+    eps = torch.tensor([-30.0, -2.0, -0.5, 0.0, 0.5, 2.0, 30.0], dtype=torch.float64)
+    noise = gaussians.laplace_noise(eps)
+    assert noise.isfinite().all() and torch.equal(noise, -noise.flip(0))
+    laplace = torch.distributions.Laplace(eps.new_tensor(0.0), eps.new_tensor(0.5**0.5))  # of variance 1
+    torch.testing.assert_close(laplace.cdf(noise[1:-1]), torch.special.ndtr(eps[1:-1]))
