@@ -12,7 +12,7 @@ called a leak.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement
@@ -28,7 +28,7 @@ EQUAL_PIXELS = -1  # a distance that no two hashes have
 NUM_EXAMPLES = 3
 WAYS_OUT = (
     "Results on these splits would be those of memory. Prepare the set with splits that share no image, leave it out, "
-    "or set data.allow_test_rows=true."
+    "set data.leave_out_test_rows=true, which pre-training and generation have, or data.allow_test_rows=true."
 )
 HEADING = ("split", "also in", "images", "near", "rows by image", "texts", "rows by text", "examples")
 
@@ -156,17 +156,37 @@ def refuse_leaks(training: Sequence[Path], held_out: Sequence[Path] = (), num_wo
         ValueError: A training row shows such an image, or a folder is damaged.
     """
     splits = _load_splits([*training, *held_out], num_workers)
-    trained, named = (set(map(_real, folders)) for folders in (training, held_out))
-    overlaps = [
-        _compare(split, train, MAX_DISTANCE if split.folder in named else EQUAL_PIXELS)[0]
-        for train in splits
-        if train.split == "train" and train.folder in trained
-        for split in splits
-        if split.split != "train"
-    ]
+    overlaps = [_compare(split, train, distance)[0] for train, split, distance in _known(splits, training, held_out)]
     report = LeakReport(MAX_DISTANCE, {split.name: split.counts for split in splits}, overlaps)
     if report.leaks:
         raise ValueError("\n".join(["training rows show images of held-out splits:", *report.leaks, WAYS_OUT]))
+
+
+def find_leaking_rows(
+    training: Sequence[Path], held_out: Sequence[Path] = (), num_workers: int | None = None
+) -> dict[Path, set[str]]:
+    """Return the ids of the training rows that `refuse_leaks` would refuse, by training folder.
+
+    The arguments and the errors are those of `refuse_leaks`, apart from its refusal.
+    """
+    splits = _load_splits([*training, *held_out], num_workers)
+    ids: dict[Path, set[str]] = {_real(folder): set() for folder in training}
+    for train, split, distance in _known(splits, training, held_out):
+        shown = train.images.shared_with(split.images) | (near_twins(train.looks, split.looks, distance)[0] >= 0)
+        ids[train.folder].update(train.prints.ids[train.images.rows[shown[train.images.which]]].tolist())
+    return {folder: ids[_real(folder)] for folder in training}
+
+
+def _known(
+    splits: Sequence["_Split"], training: Sequence[Path], held_out: Sequence[Path]
+) -> Iterator[tuple["_Split", "_Split", int]]:
+    """Yield each training split with each held-out one, and the distance in bits below which images count as near."""
+    trained, named = (set(map(_real, folders)) for folders in (training, held_out))
+    for train in splits:
+        if train.split == "train" and train.folder in trained:
+            for split in splits:
+                if split.split != "train":
+                    yield train, split, MAX_DISTANCE if split.folder in named else EQUAL_PIXELS
 
 
 class _Distinct(NamedTuple):

@@ -6,7 +6,7 @@ texts, too; columns of one text each are joined. Images stay encoded until they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from itertools import chain, repeat
@@ -213,6 +213,7 @@ class SampleDataset:
         columns: What is read, and made of a row.
         limit: Keep this many rows, evenly spaced over the split; all if None.
         texts: Whether a row is a sample of which a visit draws `one` text, or `all` its texts are samples.
+        left_out: The ids of rows that are left out.
 
     Raises:
         FileNotFoundError: There is no such prepared folder.
@@ -220,10 +221,19 @@ class SampleDataset:
     """
 
     def __init__(
-        self, folder: Path, split: str, columns: Columns, *, limit: int | None = None, texts: Texts = "one"
+        self,
+        folder: Path,
+        split: str,
+        columns: Columns,
+        *,
+        limit: int | None = None,
+        texts: Texts = "one",
+        left_out: Collection[str] = (),
     ) -> None:
         table = load_split(folder, split)
         columns.check(folder, table.features)
+        if left_out:
+            table = table.select([row for row, id in enumerate(table["id"][:]) if id not in left_out])
         if limit is not None and limit < len(table):
             table = table.select(evenly(len(table), limit))
         self.folder, self.split, self.columns, self.features = folder, split, columns, table.features

@@ -124,7 +124,7 @@ class ShardBudget:
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """The training rows of a prepared folder, and how often an epoch visits each of them.
+    """The training rows of a prepared folder but those `left_out`, by id, and how often an epoch visits each of them.
 
     Raises:
         FileNotFoundError: There is no such prepared folder, or it lacks a shard.
@@ -134,6 +134,7 @@ class StreamedSet:
     folder: Path
     columns: Columns
     weight: float = 1.0
+    left_out: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         info = load_manifest(self.folder).splits.get("train")
@@ -149,6 +150,8 @@ class StreamedSet:
 
     def visits(self, id: str, epoch: int) -> int:
         """Return how often an epoch visits a row: with weight 0.5 in every second epoch, every row in its own turn."""
+        if id in self.left_out:
+            return 0
         phase = digest(id.encode()) / 2**56
         return floor((epoch + 1) * self.weight + phase) - floor(epoch * self.weight + phase)
 
@@ -195,7 +198,7 @@ class SampleStream:
 
     def __len__(self) -> int:
         """Return the number of rows, however often an epoch visits them."""
-        return sum(rows for *_, rows in self._groups)
+        return sum(rows for *_, rows in self._groups) - sum(len(streamed.left_out) for streamed in self.sets)
 
     def texts(self) -> list[str]:
         """Return all texts of all sets."""
@@ -204,8 +207,9 @@ class SampleStream:
             columns = streamed.columns.text_columns
             for path in streamed.paths if columns else []:
                 with self._shards.reading(path):
-                    rows = pq.read_table(path, columns=columns).to_pylist()
-                    texts += [text for row in rows for text in streamed.columns.texts_of(row)]
+                    rows = pq.read_table(path, columns=["id", *columns]).to_pylist()
+                    kept = (row for row in rows if row["id"] not in streamed.left_out)
+                    texts += [text for row in kept for text in streamed.columns.texts_of(row)]
         return texts
 
     def share(self, process_index: int, num_processes: int, skip: int = 0) -> Iterator[Sample]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m3ae.data.collate import TrunkCollator
-from m3ae.data.leaks import refuse_leaks
+from m3ae.data.leaks import find_leaking_rows, refuse_leaks
 from m3ae.data.prepare import prepare
 from m3ae.data.prepared import load_manifest
 from m3ae.data.samples import Columns, SampleDataset, Texts, trunk_columns
@@ -114,10 +114,31 @@ def refuse_test_rows(data: DataConfig) -> None:
         FileNotFoundError: A prepared folder is missing.
         ValueError: There is such an image (see `m3ae.data.leaks.refuse_leaks`).
     """
-    if data.allow_test_rows:
+    if data.allow_test_rows or (isinstance(data, MixedDataConfig) and data.leave_out_test_rows):
         return
     with process_state().local_main_process_first():  # it leaves the fingerprints for the others
         refuse_leaks([prepared.path for prepared in data.sets], data.held_out)
+
+
+def rows_left_out(data: MixedDataConfig) -> dict[Path, frozenset[str]]:
+    """Return the ids of the training rows that the config leaves out, by folder.
+
+    Raises:
+        FileNotFoundError: A prepared folder is missing.
+        ValueError: No row of a set is kept.
+    """
+    paths = [prepared.path for prepared in data.sets]
+    if not data.leave_out_test_rows:
+        return dict.fromkeys(paths, frozenset())
+    with process_state().local_main_process_first():  # it leaves the fingerprints for the others
+        leaking = find_leaking_rows(paths, data.held_out)
+    for path, ids in leaking.items():
+        rows = load_manifest(path).splits["train"].rows
+        if len(ids) == rows:
+            raise ValueError(f"all {rows} training rows of {path} show images of held-out splits: leave out the set")
+        if ids:
+            process_state().print(f"{path}: {len(ids):,} of {rows:,} rows show images of held-out splits: left out")
+    return {path: frozenset(ids) for path, ids in leaking.items()}
 
 
 def training_samples(
@@ -133,13 +154,15 @@ def training_samples(
 
     Raises:
         FileNotFoundError: A prepared folder is missing.
-        ValueError: A set has no training rows or not the columns that the config names.
+        ValueError: A set has no training rows or not the columns that the config names, or none of its rows is kept.
     """
-    sets = [*zip(data.sets, columns, strict=True)]
+    sets, left_out = [*zip(data.sets, columns, strict=True)], rows_left_out(data)
     if data.streaming:
-        streamed = [StreamedSet(rows.path, read, rows.weight) for rows, read in sets]
+        streamed = [StreamedSet(rows.path, read, rows.weight, left_out[rows.path]) for rows, read in sets]
         return SampleStream(streamed, seed, texts, data.max_unreadable_shards)
-    indexed = [SampleDataset(rows.path, "train", read, texts=texts) for rows, read in sets]
+    indexed = [
+        SampleDataset(rows.path, "train", read, texts=texts, left_out=left_out[rows.path]) for rows, read in sets
+    ]
     return MixedDataset(indexed, [rows.weight for rows in data.sets], seed)
 
 

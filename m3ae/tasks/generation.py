@@ -25,7 +25,7 @@ from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.modalities import KINDS, BatchOptions
 from m3ae.models.modeling import M3AEModel
-from m3ae.tasks.data import check_used_splits, is_filled, open_data, read_column, training_samples
+from m3ae.tasks.data import check_used_splits, is_filled, open_data, read_column, rows_left_out, training_samples
 from m3ae.tasks.finetuning import in_main_process, prefixed
 from m3ae.tasks.model_card import write_model_card
 from m3ae.tasks.models import (
@@ -140,8 +140,10 @@ class Generation:
 
     def dataset(self, split: str) -> SampleDataset:
         """Open a split with the model's modalities."""
-        limit = self.config.data.max_validation_samples if split == "validation" else None
-        return SampleDataset(self.config.data.path, split, self.columns, limit=limit)
+        data = self.config.data
+        limit = data.max_validation_samples if split == "validation" else None
+        left_out = rows_left_out(data)[data.path] if split == "train" else ()
+        return SampleDataset(data.path, split, self.columns, limit=limit, left_out=left_out)
 
     def read_manifest(self) -> Manifest:
         """Return the description of the prepared folder."""

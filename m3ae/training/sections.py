@@ -154,13 +154,21 @@ class MixedDataConfig(DataConfig, WeightedSetConfig):
 
     Attributes:
         also: Further sets to train on.
+        leave_out_test_rows: Leave out the training rows for which the run would refuse to start, see `held_out`.
         streaming: Read the shards as a stream, without a copy in the cache, instead of by index.
         max_unreadable_shards: Shards of a stream that each loading process may leave out when they cannot be read.
     """
 
     also: Sequence[WeightedSetConfig] = []
+    leave_out_test_rows: bool = False
     streaming: bool = False
     max_unreadable_shards: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _test_rows_are_left_out_or_allowed(self) -> "MixedDataConfig":
+        if self.leave_out_test_rows and self.allow_test_rows:
+            raise ValueError("leave_out_test_rows: got true beside allow_test_rows=true, expected one of them")
+        return self
 
     @model_validator(mode="after")
     def _only_a_stream_leaves_shards_out(self) -> "MixedDataConfig":

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from m3ae.data.leaks import HEADING, Overlap, find_leaks, refuse_leaks
+from m3ae.data.leaks import HEADING, Overlap, find_leaking_rows, find_leaks, refuse_leaks
 from m3ae.data.prepare import prepare
 from tests.data.small_folder import picture, stored, write_splits
 
@@ -114,6 +114,12 @@ def test_training_is_refused_on_known_test_images(folders: tuple[Path, Path]) ->
     with pytest.raises(ValueError, match=r"1 of the 2 images of one/test are in two/train, and 1 look like"):
         refuse_leaks([two], held_out=[one])
     refuse_leaks([one], held_out=[two])  # which has no held-out split
+
+
+def test_rows_that_would_be_refused_are_found(folders: tuple[Path, Path]) -> None:
+    one, two = folders
+    assert find_leaking_rows([one, two]) == {one: set(), two: {"n1", "n2"}}
+    assert find_leaking_rows([two], held_out=[one]) == {two: {"n1", "n2", "n3"}}  # near images count, too
 
 
 def test_images_of_one_set_that_only_look_alike_are_not_refused(tmp_path: Path) -> None:

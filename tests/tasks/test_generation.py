@@ -181,6 +181,9 @@ def test_what_a_run_needs_at_its_end_is_checked_before_its_first_step(tmp_path: 
             Generation.from_config(run(folder, tmp_path / "run", **sections))
 
     refused(r"no split 'validation': .*validate_every=null", {"train": rows, "test": rows})
+    splits = {"train": rows, "validation": rows[:2]}  # one of them has an image
+    kept = run(write_splits(tmp_path / "kept", **splits), tmp_path / "run", data={"leave_out_test_rows": True})
+    assert Generation.from_config(kept).training_rows.ids == [cells["id"] for cells in rows[1:]]
     silent = [cells | {"speech": None} for cells in rows]
     refused("latent.modalities.speech: no training row of", {"train": silent, "validation": rows})
     unknown = [*rows[:-1], rows[-1] | {"label": "new"}]
