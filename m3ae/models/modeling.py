@@ -30,7 +30,7 @@ from m3ae.models.text_decoders import TextDecoder
 from m3ae.models.text_encoder import build_text_encoder
 
 STREAMS = ("text", "image")  # in this order poolers are concatenated and modality types are numbered
-TRUNK = ("encoder", "fusion")  # its learning-rate groups
+TRUNK = ("encoder.image", "encoder.text", "fusion")  # its learning-rate groups
 
 # Heads of another task in a saved model are not loaded, without a warning.
 OTHER_HEADS = [r"^(mim|mlm|itm|itc|vqa|cls|report|latent)_head\."]
@@ -135,14 +135,14 @@ class M3AEPreTrainedModel(PreTrainedModel):
         return url
 
     def parameter_group(self, name: str) -> str:
-        """Return the learning-rate group of the parameter called `name`: `encoder`, `fusion` or `heads`.
+        """Return the learning-rate group of a parameter: `encoder.image`, `encoder.text`, `fusion` or `heads`.
 
-        The decoder of modality M from z is in the group `heads.decoders.M`, its discriminator in
-        `heads.discriminators.M`.
+        Groups of the heads have names of their own: the decoder of modality M from z is in `heads.decoders.M`, its
+        discriminator in `heads.discriminators.M`.
         """
         path = name.removeprefix("m3ae.")
         if path.startswith(("image_encoder.", "text_encoder.")):
-            return "encoder"
+            return f"encoder.{path.partition('_')[0]}"
         if path.startswith(("latent_head.decoders.", "latent_head.discriminators.")):
             return ".".join(["heads", *path.split(".")[1:3]])
         return "fusion" if path.startswith(("projections.", "modality_types.", "fusion.", "poolers.")) else "heads"

@@ -308,7 +308,7 @@ def validation_limit(config: FineTuningRun, split: str) -> int | None:
 
 def freeze(model: M3AEPreTrainedModel, frozen: Literal["nothing", "encoders", "trunk"]) -> None:
     """Leave the encoders, or everything but the head, as they are."""
-    groups = {"nothing": (), "encoders": ("encoder",), "trunk": TRUNK}[frozen]
+    groups = {"nothing": (), "encoders": ("encoder.image", "encoder.text"), "trunk": TRUNK}[frozen]
     for name, parameter in model.named_parameters():
         if model.parameter_group(name) in groups:
             parameter.requires_grad_(False)

@@ -20,7 +20,7 @@ from m3ae.options import STRICT, OptionsError
 from m3ae.training.model_options import check_overrides
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-LEARNING_RATE_GROUP = re.compile(r"encoder|fusion|heads(\.decoders(\.[^.]+)?)?")
+LEARNING_RATE_GROUP = re.compile(r"encoder(\.image|\.text)?|fusion|heads(\.decoders(\.[^.]+)?)?")
 
 
 class Section(BaseModel):
@@ -265,7 +265,8 @@ class OptimizerConfig(Section):
         eps: Term added to the denominator.
         weight_decay: Decoupled weight decay; never applied to norms, biases and single vectors.
         lr_multipliers: Factor on `lr` of the groups `encoder`, `fusion` or `heads` of a model's parameters, or of
-            some of the heads: `heads.decoders.M` decodes modality M from z, `heads.decoders` are all of these.
+            some of them: `encoder.image`, `encoder.text`, or `heads.decoders.M`, which decodes modality M from z;
+            `heads.decoders` are all of these.
         layer_decay: Further factor on the learning rate, once for each layer of encoder and fusion above a parameter:
             1 in the heads, least in the embeddings (BEiT, MAE); 1 for the same rate in all layers.
         schedule: Course of the learning rate after warm-up.
@@ -287,7 +288,7 @@ class OptimizerConfig(Section):
     @classmethod
     def _multipliers_are_of_groups(cls, multipliers: dict[str, float]) -> dict[str, float]:
         if unknown := [name for name in multipliers if not LEARNING_RATE_GROUP.fullmatch(name)]:
-            known = "encoder, fusion, heads, heads.decoders or heads.decoders.MODALITY"
+            known = "encoder, encoder.image, encoder.text, fusion, heads, heads.decoders or heads.decoders.MODALITY"
             raise OptionsError([f"{name}: unknown group; expected {known}" for name in unknown])
         return multipliers
 

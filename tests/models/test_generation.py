@@ -258,9 +258,10 @@ def test_a_pretrained_trunk_loads_into_it(tmp_path) -> None:
     expected = pretrained.state_dict()
     shared = {name: value for name, value in model.state_dict().items() if name.startswith("m3ae.")}
     assert len(shared) > 20 and all(torch.equal(value, expected[name]) for name, value in shared.items())
-    assert model.parameter_group("m3ae.image_encoder.vit.cls_token") == "encoder"
+    assert model.parameter_group("m3ae.image_encoder.vit.cls_token") == "encoder.image"
     groups = {model.parameter_group(name) for name, _ in model.named_parameters()}
-    assert groups == {"encoder", "fusion", "heads", *(f"heads.decoders.{name}" for name in STUDY)}
+    decoders = {f"heads.decoders.{name}" for name in STUDY}
+    assert groups == {"encoder.image", "encoder.text", "fusion", "heads"} | decoders
     assert not any("latent" in name for name in M3AEForPreTraining.from_pretrained(tmp_path).state_dict())
 
 

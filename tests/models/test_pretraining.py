@@ -307,8 +307,8 @@ def enable_checkpointing(model: M3AEForPreTraining) -> None:
 def test_parameter_groups() -> None:
     model = tiny_model()
     groups = {name: model.parameter_group(name) for name, _ in model.named_parameters()}
-    assert groups["m3ae.image_encoder.vit.pos_embed"] == "encoder"
+    assert groups["m3ae.image_encoder.vit.pos_embed"] == "encoder.image"
     assert groups["m3ae.fusion.layers.0.text.norm.weight"] == "fusion"
     assert groups["mlm_head.decoder.bias"] == "heads"
     trunk = {model.m3ae.parameter_group(name) for name, _ in model.m3ae.named_parameters()}
-    assert trunk == {"encoder", "fusion"} and isinstance(model.m3ae, M3AEModel)
+    assert trunk == {"encoder.image", "encoder.text", "fusion"} and isinstance(model.m3ae, M3AEModel)

@@ -41,7 +41,7 @@ def test_adapters_and_the_head_learn_and_start_from_the_model_as_it_is() -> None
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     factors = {f"m3ae.{name}.lora_{factor}.default.weight" for name in linear for factor in "AB"}
     assert learning == factors | {name for name, _ in plain.named_parameters() if name.startswith("vqa_head.")}
-    assert {model.parameter_group(name) for name in factors} == {"encoder", "fusion"}
+    assert {model.parameter_group(name) for name in factors} == {"encoder.image", "encoder.text", "fusion"}
     shapes = {tuple(model.get_parameter(name).shape) for name in factors}
     assert all(RANK in shape for shape in shapes)
 

@@ -95,6 +95,8 @@ def test_the_rate_decays_with_the_layers_above():
     both = rates(tiny_model(), layer_decay=0.5, lr_multipliers={"fusion": 5, "heads": 3})
     assert both[f"{fusion}0.text.self_attention.query.weight"] == 5 * 0.25 and both["itm_head.weight"] == 3
     assert both[f"{image}blocks.1.norm1.weight"] == 0.125
+    own = rates(tiny_model(), lr_multipliers={"encoder": 0.5, "encoder.text": 0.25})
+    assert (own[f"{image}cls_token"], own[f"{text}embeddings.word_embeddings.weight"]) == (0.5, 0.25)
 
 
 @pytest.mark.parametrize(
