@@ -288,7 +288,7 @@ def test_a_report_has_the_likelihood_of_slices(folder: Path, tmp_path: Path) -> 
 
 
 def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "generation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "volumes.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     exec(page.partition("```python\n")[2].partition("```")[0].replace("steps=20", "steps=2"), scope)
