@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "zoo.md"
 TITLES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
 FIELDS = ("hardware", "time", "expect")
-LONGEST = {"what": 80, "time": 60, "expect": 160}  # characters of a cell; the header of the config has the rest
+LONGEST = {"what": 80, "time": 40, "expect": 100}  # characters of a cell, which is the first sentence of the header's
 INTRODUCTION = """\
 ---
 hide: [toc]
@@ -15,12 +15,12 @@ hide: [toc]
 
 <!-- Made by `python docs/zoo.py` from the headers of configs/: change it there. -->
 
-# Models
+# Recipes
 
-The shipped configs, what each costs and what to expect of it. The name is what the command takes, as in
-`m3ae train phantom` or `m3ae train phantom_vqa model=runs/phantom/model`; `--print-config` shows all settings.
-The header of each file in `configs/` has the rest: hardware, the commands that prepare its data, and all figures.
-The package comes without weights: recipes start from each other, or from [published weights](tutorials/published.md).
+Commands take the name of a config: `m3ae train phantom`, or `m3ae train phantom_vqa model=runs/phantom/model`.
+`--print-config` shows all settings. The header of each file in `configs/` has the hardware, the commands that prepare its
+data, and all figures. The package ships no weights. Recipes start from each other, or from
+[published weights](tutorials/published.md).
 """
 
 
@@ -39,10 +39,11 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def shorten(text: str, longest: int) -> str:
-    """Return the first clauses of a text, as many as have a number of characters at most."""
+    """Return the first sentence of a text, or as many of its first clauses as have a number of characters at most."""
+    text = re.split(r"\. (?=[A-Z])", text)[0].rstrip(".")
     if len(text) <= longest:
         return text
-    starts = [text[: match.start()] for match in re.finditer(r"[;:,.] | \(", text) if match.start() < longest]
+    starts = [text[: match.start()] for match in re.finditer(r"[;:,] | \(", text) if match.start() < longest]
     whole = [start for start in starts if start.count("(") == start.count(")")]
     return whole[-1] if whole else f"{text[:longest].rpartition(' ')[0]} …"
 
