@@ -18,8 +18,8 @@ hide: [toc]
 # Recipes
 
 Commands take the name of a config: `m3ae train phantom`, or `m3ae train phantom_vqa model=runs/phantom/model`.
-`--print-config` shows all settings. The header of each file in `configs/` has the hardware, the commands that prepare its
-data, and all figures. The package ships no weights. Recipes start from each other, or from
+`--print-config` shows all settings. The header of each file in `configs/` has the hardware, the commands that prepare
+its data, and all figures. The package ships no weights. Recipes start from each other, or from
 [published weights](tutorials/published.md).
 """
 
