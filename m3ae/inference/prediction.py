@@ -14,7 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 
 from m3ae.files import replacing
 from m3ae.images.files import ImageFile, StoredImage, load_image
@@ -39,7 +41,7 @@ class Case(NamedTuple):
 
     Attributes:
         facts: What the prediction repeats, such as the id.
-        images: Images by view or column: files, bytes, pictures, arrays, or anything with a method `decode`.
+        images: Images by view or column: files, bytes, pictures or arrays.
         text: The text or the question.
         error: The reason why nothing can be predicted.
     """
@@ -207,7 +209,11 @@ def _decode(model: M3AEPreTrainedModel, images: Mapping[str, Any]) -> dict[str, 
 def _picture(image: Any) -> Any:
     if isinstance(image, ImageFile | StoredImage):
         return image.decode()
-    return load_image(image) if isinstance(image, str | Path | bytes) else image
+    if isinstance(image, str | Path | bytes):
+        return load_image(image)
+    if isinstance(image, Image.Image | np.ndarray | torch.Tensor):
+        return image
+    raise ValueError(f"got an image of type {type(image).__name__}, expected a file, bytes, a picture or an array")
 
 
 def _problem(model: M3AEPreTrainedModel, case: Case, decoded: dict[str, Any] | str) -> str | None:

@@ -153,12 +153,13 @@ def test_any_image_is_taken_and_a_broken_one_has_a_reason(
     images[0].save(tmp_path / "x.png")
     (tmp_path / "report.png").write_text("%PDF-1.7")
     given = [tmp_path / "x.png", str(tmp_path / "x.png"), (tmp_path / "x.png").read_bytes(), images[0]]
-    given += [np.asarray(images[0]), tmp_path / "report.png", tmp_path / "gone.png", None]
+    given += [np.asarray(images[0]), tmp_path / "report.png", tmp_path / "gone.png", None, []]
     answering[0].save_pretrained(tmp_path / "model")
     answering[1].save_pretrained(tmp_path / "model")
     rows = m3ae.predict(tmp_path / "model", given, QUESTIONS[0])
     assert all(row == rows[0] and "prediction" in row for row in rows[:5])
-    assert [row["error"] for row in rows[5:]] == ["not an image: report.png", "image missing: gone.png", "no image"]
+    assert [row["error"] for row in rows[5:-1]] == ["not an image: report.png", "image missing: gone.png", "no image"]
+    assert rows[-1]["error"].startswith("got an image of type list, expected a file, bytes, a picture")
     assert "no question" in m3ae.predict(answering, images[:1])[0]["error"]
 
 
