@@ -18,8 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from safetensors import SafetensorError
-
 CHECKSUMS = "SHA256SUMS"
 LOCK = ".m3ae.lock"
 _STAGED = ".m3ae.incomplete"
@@ -234,12 +232,13 @@ def is_full_disk(error: OSError) -> bool:
 
 @contextmanager
 def full_disk_as_oserror() -> Iterator[None]:
-    """Turn the errors of torch and safetensors about a file that cannot be written to its end into an `OSError`."""
+    """Turn the errors of libraries about a file that cannot be written to its end into an `OSError`."""
     try:
         yield
-    except (RuntimeError, SafetensorError) as error:
-        # torch says only that its archive is shorter than what it wrote.
-        if not any(sign in str(error) for sign in ("inline_container", "os error 28", "os error 122", "os error 27")):
+    except Exception as error:
+        # torch says only that its archive is shorter than what it wrote; libraries in Rust name the number.
+        signs = ("inline_container", "os error 28", "os error 122", "os error 27")
+        if isinstance(error, OSError) or not any(sign in str(error) for sign in signs):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 

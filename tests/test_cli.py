@@ -287,7 +287,7 @@ def test_models_are_registered_by_importing_the_package_and_timm_waits_for_an_im
 
 
 def test_a_tokenizer_is_trained_on_a_prepared_folder(
-    tmp_path: Path, source: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, full_disk: Any
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     source += [row("a", "small left nodule"), row("b", "large left nodule")]
@@ -301,6 +301,9 @@ def test_a_tokenizer_is_trained_on_a_prepared_folder(
     assert not (tmp_path / "t").exists()
     message = error("train-tokenizer", tmp_path / "data", "--output", tmp_path / "data", "--vocab-size", 270)
     assert message.endswith(f"{tmp_path / 'data'} holds manifest.json already: choose a new or an empty folder")
+    with full_disk(1000):
+        message = error("train-tokenizer", tmp_path / "data", "--output", tmp_path / "t", "--vocab-size", 270)
+    assert "No space left on device" in message and not (tmp_path / "t").exists()
 
 
 def test_leaks_and_pictures_of_prepared_folders(

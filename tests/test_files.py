@@ -45,6 +45,15 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"a": "second\n"}
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for function in ("fsync", "replace"):
+        call = getattr(os, function)
+        monkeypatch.setattr(os, function, lambda *given, f=function, c=call: (done.append(f), c(*given)))
+    write_text(tmp_path / "a", "first")
+    assert done == ["fsync", "replace"]
+
+
 def test_a_new_folder_is_whole_or_absent_and_takes_no_place_of_another(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), new_folder(tmp_path / "deep" / "out") as folder:
         fill(folder, a="half")

@@ -106,7 +106,7 @@ def test_without_any_intact_checkpoint_all_are_named(finished, tmp_path):
 
 
 @pytest.fixture
-def full_disk():
+def disk_is_full():
     """A task during whose given micro-batches no file may grow beyond 250 bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -124,9 +124,9 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(finished, full_disk, tmp_path, capsys):
+def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(finished, disk_is_full, tmp_path, capsys):
     folder, expected = finished
-    result = train(toy_config(tmp_path, checkpoint_every=2), full_disk(range(4, 10)))  # steps 3 to 5
+    result = train(toy_config(tmp_path, checkpoint_every=2), disk_is_full(range(4, 10)))  # steps 3 to 5
     said = capsys.readouterr().out
     assert "warning: the checkpoint of step 4 was not written: [Errno 27] File too large; going on" in said
     assert "warning: the best model so far at step 4: [Errno 2" in said
@@ -142,9 +142,9 @@ def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(finished, ful
     assert (result["step"], expected["step"]) == (8, 8)
 
 
-def test_older_checkpoints_outlive_a_full_disk(full_disk, tmp_path, capsys):
+def test_older_checkpoints_outlive_a_full_disk(disk_is_full, tmp_path, capsys):
     with pytest.raises(OSError, match="No space left"):  # which the final model needs
-        train(toy_config(tmp_path, checkpoint_every=1, keep_checkpoints=1), full_disk(range(4, 99)))
+        train(toy_config(tmp_path, checkpoint_every=1, keep_checkpoints=1), disk_is_full(range(4, 99)))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002"]
     assert find_damage(list_checkpoints(tmp_path)[0], last="state.json") is None
     assert not (tmp_path / "model").exists()

@@ -92,6 +92,8 @@ def test_every_head_has_a_map(tokenizer, processor, image, kind):
 def test_a_head_that_reads_images_alone_has_no_map_of_words(model, processor, image):
     model.config.input_streams = ["image"]
     assert word_attention(model, processor, image, TEXT).words == [POOLED]
+    with pytest.raises(TypeError, match=r"text: got \[\], expected one text, or None"):
+        word_attention(model, processor, image, [])
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from m3ae import M3AEForClassification, M3AEForPreTraining
 from m3ae.cli import cli
 from m3ae.data.prepare import prepare
 from m3ae.data.samples import trunk_columns
-from m3ae.files import file_sha256
+from m3ae.files import file_sha256, only_process
 from m3ae.images.files import load_image
 from m3ae.inference import load_model
 from tests.data.folder import write_folder
@@ -175,8 +175,10 @@ def test_what_belongs_to_prepared_sets_is_not_ignored(sets: Path, images: Path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_shard_is_written_again(sets: Path, tmp_path: Path) -> None:
+def test_one_process_writes_and_a_damaged_shard_is_written_again(sets: Path, tmp_path: Path) -> None:
     common = (sets / "data", "--model", sets / "plain", "--output", tmp_path / "out")
+    with only_process(tmp_path / "out"):
+        assert "is being written by process" in run(*common, status=2).output
     run(*common)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     shard = tmp_path / "out" / "train-00001-of-00002.parquet"

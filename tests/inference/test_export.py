@@ -1,6 +1,5 @@
 """Exported encoders give what the model gives, whatever the batch and the length."""
 
-import resource
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,15 +106,10 @@ def test_programs_of_a_latent_model(form: Literal["pt2", "onnx"], tmp_path: Path
         torch.testing.assert_close(result, value, atol=1e-4, rtol=1e-4)
 
 
-def test_a_full_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Any) -> None:
     program = torch.export.export(torch.nn.Linear(20, 20), (torch.zeros(1, 20),))
     monkeypatch.setattr("m3ae.inference.export.export_programs", lambda model: {"model": program})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save_programs(tiny_of(M3AEForPreTraining), tmp_path / "programs")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(1000), pytest.raises(OSError, match="File too large"):
+        save_programs(tiny_of(M3AEForPreTraining), tmp_path / "programs")
     assert not (tmp_path / "programs").exists()
     assert save_programs(tiny_of(M3AEForPreTraining), tmp_path / "programs") == [tmp_path / "programs" / "model.pt2"]

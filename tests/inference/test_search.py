@@ -10,7 +10,7 @@ from PIL import Image
 
 from m3ae import M3AEForImageTextRetrieval, M3AEForPreTraining, M3AEImageProcessor, M3AEProcessor
 from m3ae.data.tokenizer import train_tokenizer
-from m3ae.files import LOCK
+from m3ae.files import LOCK, only_process
 from m3ae.inference import SearchIndex, index_folder, open_collection, open_index, search
 from m3ae.models.modeling import M3AEPreTrainedModel
 from m3ae.models.retrieval import encode_texts
@@ -251,6 +251,12 @@ def test_a_build_that_was_killed_leaves_nothing(folder, processor, tmp_path, cap
     first = open_index(model, processor, collection, index).find(TEXTS[0])
     assert sorted(path.name for path in index.iterdir()) == ["images.npy", "index.json", "lengths.npy", "texts.npy"]
     assert open_index(model, processor, collection, tmp_path / "other").find(TEXTS[0]) == first
+
+
+def test_two_processes_do_not_build_one_index(folder, processor, tmp_path):
+    model = build(processor, M3AEForPreTraining)
+    with only_process(tmp_path / "index"), pytest.raises(BlockingIOError, match="is being written by process"):
+        open_index(model, processor, open_collection(folder), tmp_path / "index")
 
 
 @pytest.mark.parametrize("table", [True, False])
