@@ -8,6 +8,7 @@ import codecs
 import csv
 import gzip
 import json
+import os
 import re
 import sys
 import warnings
@@ -42,6 +43,24 @@ def require_folder(folder: Path, what: str) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist: expected {what}")
     return folder
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return all files below a folder, in order, but not those of systems, whose name or folder starts with a dot.
+
+    Raises:
+        PermissionError: A folder below cannot be read, whose files would be missing.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a folder that does not exist has no files
+            raise error
+
+    paths = []
+    for above, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+        paths += [os.path.join(above, name) for name in names if not name.startswith(HIDDEN)]
+    return [*map(Path, sorted(paths, key=lambda path: path.replace(os.sep, "\0")))]  # as paths are sorted, but faster
 
 
 def read_csv(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from m3ae.data.tables import TABLE_SUFFIXES
+from m3ae.data.tables import TABLE_SUFFIXES, visible_files
 from m3ae.images.files import ImageFile, StoredImage, UnreadableImageError, is_image
 
 MANIFEST = "manifest.json"
@@ -104,16 +104,17 @@ def read_folder(source: Path) -> Folder:
 
     Raises:
         FileNotFoundError: There is no such folder or table.
+        PermissionError: A folder below cannot be read.
         ValueError: The folder holds neither a table nor an image, or it is a prepared set that is not finished.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: expected a folder of images, a table or a prepared set")
     folder = source if source.is_dir() else source.parent
-    tables = [source] if source != folder else _tables_below(folder)
+    files = visible_files(folder) if source == folder else [source]
+    tables = [path for path in files if source != folder or _is_table(path, folder)]
     if tables:
         rows, rejected = _table_rows(folder, tables, None if source == folder else source.name)
     else:
-        files = sorted(path for path in folder.rglob("*") if not path.is_dir() and not _is_hidden(path, folder))
         names = {path: path.relative_to(folder).as_posix() for path in files}
         rows = [Row(names[path], {"image": ImageFile(path, (folder,))}, []) for path in files if is_image(path)]
         rejected = [Rejection(names[path], "not an image", "by its suffix") for path in files if not is_image(path)]
@@ -128,9 +129,10 @@ def report(problem: UnreadableImageError | str) -> None:
     tqdm.write(f"left out: {problem}", file=sys.stderr)
 
 
-def _tables_below(folder: Path) -> list[Path]:
-    tables = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(TABLE_SUFFIXES))
-    return tables + sorted(folder.glob("*.json"))  # a list of records is a table, too
+def _is_table(path: Path, folder: Path) -> bool:
+    """Return whether a file of a folder is a table; a list of records in JSON beside the images is one, too."""
+    name = path.name.lower()
+    return name.endswith(TABLE_SUFFIXES) or (name.endswith(".json") and path.parent == folder)
 
 
 def _table_rows(folder: Path, tables: list[Path], table: str | None) -> tuple[list[Row], list[Rejection]]:
@@ -174,10 +176,6 @@ def _prepared_row(cells: dict[str, Any], columns: list[str], split: str) -> Row:
     images = {column: StoredImage(content, cells["id"]) for column, content in stored.items() if content}
     texts, labels = ([cell] if isinstance(cell, str) else cell for cell in (cells.get("text"), cells.get("labels")))
     return Row(cells["id"], images, texts or [], cells.get("question"), labels, split)
-
-
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(name.startswith(".") for name in path.relative_to(folder).parts)
 
 
 def _digest(files: list[Path]) -> str:

@@ -1,12 +1,22 @@
 """Tables as people save them: compressed, with a byte order mark, not UTF-8, cut off, ragged."""
 
 import gzip
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from m3ae.data.tables import Broken, printable, read_csv, read_excel, read_json, read_jsonl, require_folder
+from m3ae.data.tables import (
+    Broken,
+    printable,
+    read_csv,
+    read_excel,
+    read_json,
+    read_jsonl,
+    require_folder,
+    visible_files,
+)
 
 
 def test_a_csv_is_read_plain_or_gzipped_whichever_is_there(tmp_path: Path) -> None:
@@ -212,3 +222,20 @@ def test_an_archive_that_unpacks_to_far_more_than_a_table_is_refused(tmp_path: P
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"id\n" + b"1\n" * 10_000_000))
     with pytest.raises(ValueError, match=r"a.csv.gz unpacks to more than 100 times its size: unpack it"):
         read_csv(tmp_path / "a.csv.gz")
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b/x.png", ".a/x.png", "c.png", ".c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert visible_files(tmp_path) == [tmp_path / "b" / "x.png", tmp_path / "c.png"]
+    scan = os.scandir
+
+    def locked(path: str) -> object:
+        if path.endswith("b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(PermissionError, match=r"Permission denied: .*b'"):
+        visible_files(tmp_path)

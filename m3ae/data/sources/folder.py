@@ -32,7 +32,7 @@ from m3ae.data.sources._columns import (
 from m3ae.data.sources._common import IMAGE, SPLIT_NAMES, STRING, STRINGS, features, find_split
 from m3ae.data.sources._splits import Entry, Row, Unsplit, fix_splits, say, split_rows
 from m3ae.data.sources._tables import Reading, find_tables, read_tables
-from m3ae.data.tables import HIDDEN, TABLE_SUFFIXES, Broken, is_nested, require_folder
+from m3ae.data.tables import TABLE_SUFFIXES, Broken, is_nested, require_folder, visible_files
 from m3ae.images.files import is_image
 from m3ae.images.volumes import VolumeFile, stored_shape
 
@@ -106,7 +106,7 @@ def rows(
     if (separator := {"tab": "\t", r"\t": "\t"}.get(delimiter or "", delimiter)) and len(separator) > 1:
         raise ValueError(f"--delimiter: got {delimiter!r}, expected one character, or tab")
     reading = Reading(separator, encoding)
-    files = _visible_files(source)
+    files = visible_files(source)
     names: dict[str, list[str]] = {}  # of each prepared column of numbers
     if tables := find_tables(source, files, table, reading):
         parts = [_open_table(source, files, table, image_folder, wanted) for table in tables]
@@ -128,15 +128,6 @@ def rows(
     if names:
         yield _scale(finished, names, scale_from)
     yield from finished
-
-
-def _visible_files(source: Path) -> list[Path]:
-    """Return all files below a folder, in order, except those whose name or folder starts with a dot."""
-    paths = []
-    for folder, folders, names in os.walk(source):
-        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
-        paths += [os.path.join(folder, name) for name in names if not name.startswith(HIDDEN)]
-    return [*map(Path, sorted(paths, key=lambda path: path.replace(os.sep, "\0")))]  # as paths are sorted, but faster
 
 
 def _open_table(

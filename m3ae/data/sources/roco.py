@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from m3ae.data.prepared import Rejected
 from m3ae.data.sources import _common as common
-from m3ae.data.tables import HIDDEN, Broken, is_nested, read_jsonl, require_folder
+from m3ae.data.tables import HIDDEN, Broken, is_nested, read_jsonl, require_folder, visible_files
 
 Table = list[dict[str, str]]
 
@@ -184,7 +184,8 @@ def _read_lines(
 
 def _read_references(path: Path, rejected: list[Rejected]) -> dict[str, list[str]]:
     """Return the sentences that cite a figure, by its name."""
-    files = [path] if path.is_file() else sorted(path.rglob("roco_*_references.jsonl"))
+    below = [] if path.is_file() else visible_files(path)
+    files = [path] if path.is_file() else [file for file in below if file.match("roco_*_references.jsonl")]
     if not files:
         raise FileNotFoundError(f"{path} is neither a file nor a folder with roco_*_references.jsonl in it")
     sentences: dict[str, list[str]] = {}

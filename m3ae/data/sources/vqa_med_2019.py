@@ -17,7 +17,7 @@ from m3ae.data import questions
 from m3ae.data.prepared import Rejected
 from m3ae.data.rows import Row
 from m3ae.data.sources._common import SPLIT_NAMES
-from m3ae.data.tables import require_folder
+from m3ae.data.tables import require_folder, visible_files
 
 LEFT_OUT_BY_CHOICE = ("question about abnormality",)
 
@@ -69,13 +69,13 @@ def published_answers(source: Path) -> list[str]:
 
 def _is_table(path: Path) -> bool:
     """Return whether a file holds the questions of a category, or the test questions with their answers."""
-    if path.suffix.lower() not in (".csv", ".txt") or path.name.startswith(".") or not path.is_file():
+    if path.suffix.lower() not in (".csv", ".txt"):
         return False
     return _category(path.stem) is not None or {"test", "answers"} <= set(_words(path.stem))
 
 
 def _lines(source: Path) -> Iterator[_Line]:
-    tables = [path for path in sorted(source.rglob("*")) if _is_table(path)]
+    tables = [path for path in visible_files(source) if _is_table(path)]
     if not tables:
         raise FileNotFoundError(
             f"{source} holds no questions: expected train/QA/Modality.csv, C1_Modality_train.txt and the like, or "
