@@ -77,11 +77,14 @@ class TrunkCollator:
     Args:
         modalities: The modalities of the trunk, as `m3ae.models.modalities.trunk_modalities` returns them.
         options: As for a `Collator`.
+        missing_rate: As for a `Collator`.
     """
 
-    def __init__(self, modalities: Mapping[str, Modality], options: BatchOptions) -> None:
+    def __init__(
+        self, modalities: Mapping[str, Modality], options: BatchOptions, *, missing_rate: float = 0.0
+    ) -> None:
         self.options = replace(options, for_trunk=True)
-        self._collate = Collator(modalities, self.options)
+        self._collate = Collator(modalities, self.options, missing_rate=missing_rate)
         self._num_patches = cast(M3AEImageConfig, modalities["text"].model.image_config).num_patches
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:

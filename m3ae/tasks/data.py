@@ -184,8 +184,9 @@ def evaluation_samples(config: PreTrainingRun, split: str) -> SampleDataset:
 def trunk_collator(
     data: PairDataConfig, model_config: M3AEConfig, processor: M3AEProcessor, *, training: bool
 ) -> TrunkCollator:
-    """Build what makes batches: with the augmentations of the config in training, with centre crops otherwise."""
+    """Build what makes batches: training has the config's augmentations and missing modalities, else centre crops."""
     options = BatchOptions(processor.tokenizer, data.max_text_length, word_ids=model_config.whole_word_masking)
     if training:
         options = replace(options, augmentation=data.augmentation, crop_scale=data.crop_scale)
-    return TrunkCollator(trunk_modalities(model_config, data.view_names), options)
+    rate = data.missing_rate if training else 0.0
+    return TrunkCollator(trunk_modalities(model_config, data.view_names), options, missing_rate=rate)

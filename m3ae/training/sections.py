@@ -123,10 +123,13 @@ class PairDataConfig(DataConfig, PairSetConfig):
         crop_scale: Range of the area of the random resized crop in training, published as [0.9, 1]; `[1, 1]` is the
             published centre crop.
         bucket_batches: Form this many batches at a time among their samples sorted by length; 0 for never.
+        missing_rate: Share of the modalities, views and text, that are hidden from training, drawn anew at every visit
+            of a sample; the last one of a sample is never hidden.
         views: Whether the model reads `one` of the image columns at a time, or `all` of them as its views; a sample
             may lack any of them.
     """
 
+    missing_rate: float = Field(default=0.0, ge=0, le=1)
     views: Literal["one", "all"] = "one"
     crop_scale: tuple[float, float] = (1.0, 1.0)
     bucket_batches: NonNegativeInt = 0

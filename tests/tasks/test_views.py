@@ -97,7 +97,8 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("task_name", RUNS)
 def test_a_run_of_every_task(folder: Path, tmp_path: Path, task_name: str) -> None:
-    config = run(task_name, folder, tmp_path, **RUNS[task_name])
+    sections = RUNS[task_name]
+    config = run(task_name, folder, tmp_path, **sections | {"data": sections.get("data", {}) | {"missing_rate": 0.5}})
     task = task_class(config.task).from_config(config)
     assert task.model.config.views == VIEWS
     metrics = train(config, task)
@@ -140,6 +141,19 @@ def test_a_batch_has_each_view_in_its_place(folder: Path) -> None:
     expected = task.processor.image_processor(stored, return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(batch["pixel_values"][0, 1], expected, atol=1e-5, rtol=0)
     assert len(set(batch["image_ids"].tolist())) == 3
+
+
+def test_training_alone_hides_modalities_and_leaves_one(folder: Path) -> None:
+    config = run("pretraining", folder, folder, data={"missing_rate": 1.0})
+    task, data = (
+        task_class("pretraining").from_config(config),
+        SampleDataset(folder, "train", trunk_columns(VIEWS, "text", VIEWS)),
+    )
+    samples = [data.first(0, seed) for seed in range(40)]
+    for collate, left in ((task.collate, 1), (task.evaluation_collate, 3)):
+        batch = collate(samples)
+        present = torch.cat([batch["image_present"], batch["text_present"][:, None]], 1)
+        assert (present.sum(1) == left).all() and present.any(0).all()
 
 
 def test_other_columns_than_the_views_are_refused(folder: Path, tmp_path: Path) -> None:
