@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -16,7 +17,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 CHECKSUMS = "SHA256SUMS"
 LOCK = ".m3ae.lock"
@@ -46,6 +47,21 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def load_json(path: Path) -> Any:
+    """Return what a JSON file holds; raise ValueError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def load_json_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds; raise ValueError if it is damaged, or holds something else."""
+    if not isinstance(content := load_json(path), dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")
+    return content
 
 
 def write_text(path: Path, text: str) -> None:

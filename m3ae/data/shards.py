@@ -160,6 +160,6 @@ def _line(record: dict[str, Any]) -> str:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
+    except (ValueError, RecursionError):  # the last line of a run that was killed while it wrote
         return None
     return record

@@ -114,11 +114,18 @@ def read_images(paths: Iterable[Path]) -> list[Image.Image]:
     return [load_image(path) for path in paths]
 
 
+def check_picture(image: Any) -> Any:
+    """Return a picture of Pillow, an array or a tensor; raise TypeError for anything else."""
+    if not isinstance(image, Image.Image | np.ndarray | Tensor):
+        raise TypeError(f"got an image of type {type(image).__name__}, expected a picture, an array or a tensor")
+    return image
+
+
 def encode_pixels(
     model: M3AEPreTrainedModel, processor: M3AEProcessor, images: Sequence[Image.Image]
 ) -> dict[str, Any]:
     """Return `pixel_values` (B, 3, H, W) on the model's device, and `pixel_mask` (B, H, W) if any image is padded."""
-    encoded = processor.image_processor(list(images), return_tensors="pt")
+    encoded = processor.image_processor([*map(check_picture, images)], return_tensors="pt")
     inputs = {"pixel_values": encoded["pixel_values"].to(model.device, model.dtype)}
     mask = encoded.get("pixel_mask")
     return inputs if mask is None or mask.all() else inputs | {"pixel_mask": mask.to(model.device)}

@@ -14,13 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 
 from m3ae.files import replacing
 from m3ae.images.files import ImageFile, StoredImage, load_image
-from m3ae.inference.inputs import BATCH_SIZE, encode_pixels, encode_words, load_model, saved_class
+from m3ae.inference.inputs import BATCH_SIZE, check_picture, encode_pixels, encode_words, load_model, saved_class
 from m3ae.inference.rows import Rejection, Row
 from m3ae.inference.search import SEARCHING, has_matching_head
 from m3ae.models.finetuned import M3AEForClassification, M3AEForQuestionAnswering
@@ -202,18 +200,14 @@ def decode_images(model: M3AEPreTrainedModel, images: Mapping[str, Any]) -> dict
 def _decode(model: M3AEPreTrainedModel, images: Mapping[str, Any]) -> dict[str, Any] | str:
     try:
         return decode_images(model, images)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return str(error)
 
 
 def _picture(image: Any) -> Any:
     if isinstance(image, ImageFile | StoredImage):
         return image.decode()
-    if isinstance(image, str | Path | bytes):
-        return load_image(image)
-    if isinstance(image, Image.Image | np.ndarray | torch.Tensor):
-        return image
-    raise ValueError(f"got an image of type {type(image).__name__}, expected a file, bytes, a picture or an array")
+    return load_image(image) if isinstance(image, str | Path | bytes) else check_picture(image)
 
 
 def _problem(model: M3AEPreTrainedModel, case: Case, decoded: dict[str, Any] | str) -> str | None:

@@ -224,7 +224,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     text = path.read_text("utf-8", errors="replace")
     try:
         stored = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         stored = {}
     if isinstance(stored, dict) and (f'"{KIND}"' in text or stored.keys() == {"format", "model", "data"}):
         return stored

@@ -212,9 +212,16 @@ class M3AEProcessor(ProcessorMixin):
             ValueError: An empty list, or an array without elements.
         """
         for name, given in (("images", images), ("text", text)):
-            if (isinstance(given, list | tuple) and not given) or 0 in getattr(given, "shape", ()):
+            if _is_empty(given):
                 raise ValueError(f"{name}: got an empty {type(given).__name__}, expected at least one, or None")
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
+
+def _is_empty(given: Any) -> bool:
+    """Return whether a list, a list in it, or an array has no element."""
+    if isinstance(given, list | tuple):
+        return not given or any(map(_is_empty, given))
+    return 0 in getattr(given, "shape", ())
 
 
 def check_processor(processor: M3AEImageProcessor, config: M3AEImageConfig) -> None:

@@ -17,7 +17,15 @@ from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.constants import RNG_STATE_NAME, SCALER_NAME
 from pydantic import TypeAdapter
 
-from m3ae.files import find_damage, full_disk_as_oserror, is_full_disk, publish, remove_folder, write_checksums
+from m3ae.files import (
+    find_damage,
+    full_disk_as_oserror,
+    is_full_disk,
+    load_json_object,
+    publish,
+    remove_folder,
+    write_checksums,
+)
 from m3ae.training.config import RunConfig
 from m3ae.training.trained_model import TrainedModel, is_moment, read_tensors, stored_shapes, write_tensors
 
@@ -55,8 +63,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def recorded_precision(checkpoints: Sequence[Path]) -> str | None:
     """Return the autocast type of the newest checkpoint that can be read, None if there is none."""
     for checkpoint in reversed(checkpoints):
-        with suppress(OSError, ValueError, KeyError):
-            record = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            record = load_json_object(checkpoint / _STATE_FILE)
             precision: str = record["config"]["training"]["mixed_precision"]
             return precision
     return None
@@ -169,7 +177,7 @@ def load_weights(
         ValueError: The weights are those of another model, or the checkpoint is of another version of m3ae.
     """
     with _named_in_errors(checkpoint):
-        record = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
+        record = load_json_object(checkpoint / _STATE_FILE)
         state = TypeAdapter(TrainingState).validate_python(record["training"])
         remarks = _changes(flatten(record["config"]), flatten(config.model_dump(mode="json")))
         if not (checkpoint / f"{RNG_STATE_NAME}_{process}.pkl").exists():

@@ -145,7 +145,7 @@ class _Training(BaseModel):
 class _Settings(BaseModel):
     """What `m3ae run show` prints of a `config.yaml`."""
 
-    task: str = ""
+    task: str
     training: _Training
 
 

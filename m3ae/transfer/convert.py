@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from m3ae.files import new_folder, replacing
+from m3ae.files import load_json, load_json_object, new_folder, replacing
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.finetuned import M3AEForClassification, M3AEForQuestionAnswering
 from m3ae.models.hub import model_card
@@ -174,8 +173,8 @@ def read_answers(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"The answer list {path} is missing.")
-    text = path.read_text(encoding="utf-8-sig")
-    names = _listed(json.loads(text)) if path.suffix == ".json" else text.splitlines()
+    is_json = path.suffix == ".json"
+    names = _listed(load_json(path)) if is_json else path.read_text(encoding="utf-8-sig").splitlines()
     if not names or len(set(names)) != len(names):
         raise ValueError(
             f"{path} lists {len(names)} names, {len(set(names))} of them different; expected each once, one a line "
@@ -372,7 +371,7 @@ def _load(model: M3AEPreTrainedModel, state: dict[str, Tensor], report: Report) 
 
 def _check_order(path: Path, released: Released) -> None:
     """Raise if `m3ae prepare` has written the list, and the list is not that of the checkpoint's data set."""
-    content = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else None
+    content = load_json(path) if path.suffix == ".json" else None
     if not isinstance(content, dict) or "answers_from" not in content:
         return
     if content.get("order") != "published":
@@ -382,7 +381,7 @@ def _check_order(path: Path, released: Released) -> None:
             "--answers-from all --overwrite."
         )
     manifest = path.with_name("manifest.json")
-    source = json.loads(manifest.read_text(encoding="utf-8"))["source"] if manifest.is_file() else None
+    source = load_json_object(manifest).get("source") if manifest.is_file() else None
     trained = {_DATA_SETS.get(name) for name in released.settings["config"].get("datasets") or ()} - {None}
     if source and trained and source not in trained:
         raise ValueError(f"{path} lists the answers of {source}; the checkpoint was trained on {trained.pop()}.")

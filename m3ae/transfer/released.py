@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from m3ae.files import load_json
 from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.transfer.checkpoints import CheckpointError, architecture_of, load_checkpoint, some, state_of
 
@@ -186,9 +186,9 @@ def _sections(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); mend it, or take it away.") from error
+        content = load_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{error}; mend it, or take it away.") from error
     content = content if isinstance(content, dict) else {}
     sections = {key: content[key] for key in ("roberta", "vision") if key in content}
     if wrong := [key for key, section in sections.items() if not isinstance(section, dict)]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,6 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, RobertaTokenizer
 
+from m3ae.files import load_json_object
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modeling import M3AEModel, M3AEPreTrainedModel
 from m3ae.models.text_encoder import check_text_encoder, encoder_class, encoder_options
@@ -137,8 +137,8 @@ def _check_files_agree(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None
     whole, words, pairs = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not (whole.is_file() and words.is_file() and pairs.is_file()):
         return
-    vocabulary, numbers = tokenizer.get_vocab(), json.loads(words.read_text(encoding="utf-8"))
-    merges = json.loads(whole.read_text(encoding="utf-8"))["model"].get("merges", [])
+    vocabulary, numbers = tokenizer.get_vocab(), load_json_object(words)
+    merges = load_json_object(whole)["model"].get("merges", [])
     ours = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     lines = [line for line in pairs.read_text(encoding="utf-8").split("\n") if line and line[:8] != "#version"]
     entries: list[tuple[str, Any, Any]] = [

@@ -6,7 +6,6 @@ parameters do not state everything: the rest is taken to be what such files have
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,6 +34,7 @@ from transformers.activations import ACT2FN
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils.hub import cached_file
 
+from m3ae.files import load_json_object
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.modeling import M3AEModel
 from m3ae.models.processing import M3AEImageProcessor
@@ -81,7 +81,7 @@ def read_vit(source: str) -> PublishedViT:
             )
         published = _from_timm(source, source)
     elif (file := _cached(source, _OPEN_CLIP)) is not None:
-        published = _from_open_clip(source, json.loads(file.read_text(encoding="utf-8")))
+        published = _from_open_clip(source, load_json_object(file))
     else:
         config = read_config(source, SOURCES)
         if "architecture" in config:  # only timm writes this key
@@ -260,7 +260,7 @@ def _sizes_beside(path: Path) -> dict[str, Any]:
     """Return the image size that timm's config.json beside a file states."""
     config = path.with_name("config.json")
     try:
-        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        content = load_json_object(config) if config.is_file() else {}
     except ValueError:
         return {}
     if "architecture" not in content:

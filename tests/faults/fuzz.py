@@ -24,11 +24,12 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from tests.faults.fuzz_commands import commands
 from tests.faults.fuzz_sources import SOURCES
 from tests.faults.fuzz_targets import TARGETS
 from tests.faults.fuzz_uses import USES
 
-ALL = {**TARGETS, **USES, **SOURCES}
+ALL = {**TARGETS, **USES, **SOURCES, "commands": commands}
 
 
 def fuzz(name: str, folder: Path, cases: int, seed: int = 0) -> Counter[str]:

@@ -9,25 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from click.testing import CliRunner
 from hypothesis import strategies as st
 from PIL import Image
 
 from m3ae import M3AEForPreTraining, M3AEForQuestionAnswering
-from m3ae.cli import cli
 from m3ae.data.fingerprints import FINGERPRINTS, load_fingerprints
 from m3ae.inference import load_model, open_collection, open_index, predict, read_images, reconstruct, word_attention
 from m3ae.training.loop import train
 from m3ae.transfer.checkpoints import CheckpointError, read_tensors
 from tests.data.small_folder import picture
+from tests.faults.fuzz_commands import Refused, invoke
 from tests.faults.fuzz_targets import prepared_files
 from tests.faults.harms import FileHarm, Folder, Target, file_harms
 from tests.tasks.tiny_finetuning import save_model
 from tests.training.toy import ToyTask, toy_config
-
-
-class Refused(Exception):
-    """A command has ended with status 2 and a message."""
 
 
 def documented(work: Callable[[], object], files: Folder, *errors: type[Exception]) -> Callable[[list[FileHarm]], str]:
@@ -164,64 +159,6 @@ def functions(folder: Path) -> Target:
     return Target(st.tuples(st.sampled_from([*calls]), STRANGE), check)
 
 
-def invoke(arguments: list[str]) -> str:
-    """Run a command; raise `Refused` for status 2 with a message, and what the command raises for a traceback."""
-    result = CliRunner().invoke(cli, arguments)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code in (0, 1, 2), result.exit_code
-    if result.exit_code == 2:
-        assert result.stderr.strip(), arguments
-        raise Refused(result.stderr)
-    return "done"
-
-
-READING = (
-    "run show",
-    "data check",
-    "search",
-    "reconstruct",
-    "predict",
-    "zero-shot",
-    "summarize",
-    "env",
-    "evaluate",
-    "check-parity",
-)
-WRITING = ("embed", "train-tokenizer", "prepare", "data show", "export", "convert")  # to `--output` below the folder
-OPTIONS = ("--model", "--image", "--text", "--device", "--seed", "--top-k", "--split", "--question", "--index")
-
-
-def commands(folder: Path) -> Target:
-    """Commands with strange arguments: their work, or status 2 and a message."""
-    save_model(folder / "masked", M3AEForPreTraining)
-    (folder / "images").mkdir()
-    picture(0, (32, 32)).save(folder / "images" / "a.png")
-    prepared_files(folder / "prepared")
-    (folder / "loop").symlink_to("loop")
-    places = ("masked", "images", "prepared", "loop", "absent", "images/a.png")
-    words = st.one_of(
-        st.sampled_from([str(folder / name) for name in places]),
-        st.sampled_from(["", " ", "-1", "0", "1", str(10**30), "nan", "x=y", "quickstart", "folder"]),
-        st.text(st.characters(codec="utf-8", exclude_characters="\0/"), max_size=6),
-    )
-    pairs = st.lists(st.one_of(words.map(lambda word: [word]), st.tuples(st.sampled_from(OPTIONS), words)), max_size=4)
-
-    def check(case: tuple[str, list[Any]]) -> str:
-        name, given = case
-        arguments = [*name.split(), *(word for pair in given for word in pair)]
-        output = ["--output", str(folder / "output")] if name in WRITING else []
-        shutil.rmtree(folder / "output", ignore_errors=True)
-        with contextlib.chdir(folder), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                return invoke(arguments + output)
-            except Refused:
-                return "refused"
-
-    return Target(st.tuples(st.sampled_from(READING + WRITING), pairs), check)
-
-
 USES: dict[str, Callable[[Path], Target]] = {
-    target.__name__: target for target in (model, index, run, torchscript, fingerprints, functions, commands)
+    target.__name__: target for target in (model, index, run, torchscript, fingerprints, functions)
 }

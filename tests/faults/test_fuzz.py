@@ -208,7 +208,7 @@ def test_images_that_are_next_to_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given"), [("images", []), ("text", []), ("images", np.zeros((0, 0, 0, 0), np.uint8))]
+    ("name", "given"), [("images", []), ("images", [[]]), ("text", []), ("images", np.zeros((0, 0, 0, 0), np.uint8))]
 )
 def test_the_processor_needs_something(name: str, given: object) -> None:
     processor = M3AEProcessor(M3AEImageProcessor.for_size(32), TOKENIZER)

@@ -159,7 +159,7 @@ def test_any_image_is_taken_and_a_broken_one_has_a_reason(
     rows = m3ae.predict(tmp_path / "model", given, QUESTIONS[0])
     assert all(row == rows[0] and "prediction" in row for row in rows[:5])
     assert [row["error"] for row in rows[5:-1]] == ["not an image: report.png", "image missing: gone.png", "no image"]
-    assert rows[-1]["error"].startswith("got an image of type list, expected a file, bytes, a picture")
+    assert rows[-1]["error"].startswith("got an image of type list, expected a picture")
     assert "no question" in m3ae.predict(answering, images[:1])[0]["error"]
 
 

@@ -191,7 +191,7 @@ def test_the_index_is_used_again_until_model_or_data_change(folder, processor, t
 
 
 @pytest.mark.parametrize(
-    "description", ['{"name": "my site"}', '{"size": 8, "kind": "Flat"}', "[]", "mine", '{"format": 1}']
+    "description", ['{"name": "my site"}', '{"size": 8, "kind": "Flat"}', "[]", "[" * 100_000, "mine", '{"format": 1}']
 )
 def test_a_folder_of_something_else_is_left_alone(folder, processor, tmp_path, description):
     site = tmp_path / "site"

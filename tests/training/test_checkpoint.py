@@ -4,7 +4,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from m3ae.files import CHECKSUMS, write_checksums
-from m3ae.training.checkpoint import list_checkpoints
+from m3ae.training.checkpoint import list_checkpoints, recorded_precision
 from m3ae.training.loop import train
 from m3ae.training.trained_model import is_moment, read_tensors, stored_shapes
 
@@ -19,8 +19,9 @@ def test_the_checkpoints_of_a_run_are_listed(tmp_path):
     assert list_checkpoints(tmp_path) == checkpoints
     assert list_checkpoints(checkpoints[0]) == checkpoints[:1]
     renamed = checkpoints[1].rename(tmp_path / "kept")
-    (renamed / "state.json").touch()
-    assert list_checkpoints(renamed) == [renamed]
+    for content in ("", "[]", '{"config": []}', "[" * 100_000):
+        (renamed / "state.json").write_text(content)
+        assert list_checkpoints(renamed) == [renamed] and recorded_precision([renamed]) is None
 
 
 def test_what_somebody_has_put_beside_or_into_checkpoints_stays(tmp_path):

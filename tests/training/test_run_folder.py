@@ -116,6 +116,7 @@ def test_changed_data_are_said_when_a_run_goes_on(tmp_path: Path, capsys: pytest
         ("environment.json", "[" * 100_000),
         ("config.yaml", "a: [b"),
         ("config.yaml", "task: pretraining\n"),
+        ("config.yaml", "training: {max_steps: 3}\n"),
         ("config.yaml", "3\n"),
         ("metrics.jsonl", '{"step": 1, "a": "x"}\n'),
         ("metrics.jsonl", "{}\n"),

@@ -295,6 +295,10 @@ def test_wrong_answer_lists(checkpoint, tmp_path) -> None:
     path.write_text("yes\nyes\n")
     with pytest.raises(ValueError, match="lists 2 names, 1 of them different"):
         read_answers(path)
+    for content in ("[" * 100_000, "{"):
+        (tmp_path / "answers.json").write_text(content)
+        with pytest.raises(ValueError, match=r"answers\.json is not valid JSON"):
+            read_answers(tmp_path / "answers.json")
     path.write_text("yes\nno\n")
     with pytest.raises(ValueError, match="The list names 2 answers and the checkpoint's head has 3"):
         convert(checkpoint, tmp_path / "out", answers=path)
@@ -309,6 +313,9 @@ def test_a_prepared_list_of_answers_has_to_be_the_published_one(checkpoint, tmp_
     with pytest.raises(ValueError, match=r"most frequent first.* prepare the folder again with --answers-from all"):
         convert(checkpoint, tmp_path / "out", answers=path)
     path.write_text(json.dumps(content | {"order": "published"}))
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"manifest\.json holds a list, expected an object"):
+        convert(checkpoint, tmp_path / "out", answers=path)
     (tmp_path / "manifest.json").write_text(json.dumps({"source": "slake"}))
     settings = torch.load(checkpoint, weights_only=True)
     for name in ("", "vqa_slack", "something_else"):
