@@ -1,16 +1,34 @@
-"""Draw the documentation's figure of the architecture: `python docs/figures/make.py`."""
+"""Draw the documentation's figures anew, from runs of the shipped recipes; nothing is trained.
 
+    python docs/figures/make.py --phantom runs/phantom --digits runs/digits --phantom-factors runs/phantom_factors
+
+A figure without its run is left as it is; the architecture needs none. `benchmarks/slices.py` and `benchmarks/soak.py`
+draw `slices.png` and `soak.png`.
+"""
+
+import argparse
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from m3ae.figures import BLUE, FAINT, INK, ORANGE, STYLES, VERMILION, new_figure, save_figure
+from m3ae import M3AEForPreTraining
+from m3ae.data.prepared import load_split
+from m3ae.figures import BLUE, FAINT, INK, ORANGE, STYLES, VERMILION, cut, draw_value, new_figure, render, save_figure
+from m3ae.images.files import decode_image
+from m3ae.inference import generate, load_generator, load_model, reconstruct
+from m3ae.inference.generation import encode_modalities, read_values
+from m3ae.training.config import load_config
 
 FOLDER = Path(__file__).parent
 GREEN = STYLES[2][0]
 FONT = 21
 WIDTH, HEIGHT = 11.0, 4.9  # inches, and the units of the drawing
+FRAMES, REST = 6, 4  # of the animation: from one digit to the next, and on each digit
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str) -> None:
@@ -57,5 +75,102 @@ def architecture() -> None:
     save_figure(figure, FOLDER / "architecture.png")
 
 
-if __name__ == "__main__":
+def test_rows(run: Path) -> Any:
+    """Return the test rows of the set that a run was trained on."""
+    return load_split(Path(load_config(run / "config.yaml").data.path), "test")
+
+
+def reconstructions(run: Path) -> None:
+    """Draw what a pre-trained model makes of images whose patches are hidden."""
+    model, processor = load_model(run, [M3AEForPreTraining])
+    rows = test_rows(run).select(range(4))
+    images = [decode_image(row["frontal"]["bytes"], row["id"]) for row in rows]
+    samples = reconstruct(model, processor, images, [row["text"][0] for row in rows])
+    figure = new_figure(6.2, 4.8)
+    for row, name in zip(figure.subplots(3, len(samples)), ("original", "masked", "filled"), strict=True):
+        for axes, sample in zip(row, samples, strict=True):
+            axes.imshow(getattr(sample, name).clip(0, 1), cmap="gray")
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name, fontsize=FONT - 5)
+    save_figure(figure, FOLDER / "reconstructions.png")
+
+
+def draw_columns(model: Any, samples: dict[str, list[Any]]) -> Any:
+    """Return a figure with a column for each sample of digits, and the likeliest label below."""
+    names = [name for name in samples if name != "label"]
+    count = len(samples["label"])
+    figure = new_figure(1.15 * count + 0.5, 1.15 * len(names) + 0.4)
+    for row, name in zip(figure.subplots(len(names), count, squeeze=False), names, strict=True):
+        modality = model.latent_head.modalities[name]
+        for axes, value in zip(row, samples[name], strict=True):
+            draw_value(axes, modality, modality.drawable(value))
+            axes.set_aspect("auto")
+        row[0].set_ylabel(name.capitalize(), fontsize=FONT - 4)
+    for axes, label in zip(row, samples["label"], strict=True):
+        axes.set_xlabel(max(label, key=label.__getitem__), fontsize=FONT)
+    return figure
+
+
+def digits(run: Path) -> None:
+    """Draw samples of the prior, and an animation that walks through z from digit to digit."""
+    model, _ = load_generator(run)
+    names = ["farsi", "kannada", "speech", "label"]
+    modalities = model.latent_head.modalities
+
+    def values(z: torch.Tensor) -> dict[str, list[Any]]:
+        return {name: modalities[name].values(tensor) for name, tensor in model.decode(z, names).items()}
+
+    prior = model.sample_latent_prior(8, "fitted", generator=torch.Generator().manual_seed(3))
+    save_figure(draw_columns(model, values(prior)), FOLDER / "digits_prior_samples.png")
+    rows = test_rows(run)
+    first = [rows["label"][:].index(str(digit)) for digit in range(10)]
+    given = [encode_modalities(model, None, read_values(model, rows, row, names[:3])) for row in first]
+    stops = [model.sample_latent(batch, temperature=0.0)[0] for batch in given]
+    steps = [0.0] * REST + [step / FRAMES for step in range(1, FRAMES)]
+    path = [a.lerp(b, step) for a, b in zip(stops, [*stops[1:], stops[0]], strict=True) for step in steps]
+    frames = [render(draw_columns(model, values(z))).reduce(2) for z in path]
+    frames[0].save(FOLDER / "digits.webp", save_all=True, append_images=frames[1:], duration=90, loop=0, quality=70)
+
+
+def phantom_factors(run: Path) -> None:
+    """Draw images from the reports of three test rows, and reports from their images."""
+    model, tokenizer = load_generator(run)
+    rows = test_rows(run)
+    figure = new_figure(WIDTH, 5.6)
+    panels = figure.subplots(3, 5, width_ratios=[1.9, 1, 1, 1, 1.9])
+    for number, row in enumerate(panels):
+        study = read_values(model, rows, number, ["text", "frontal"])
+        images = generate(model, tokenizer, {"text": study["text"]}, ["frontal"], num_samples=2)["frontal"]
+        (report,) = generate(model, tokenizer, {"frontal": study["frontal"]}, ["text"], temperature=0.0)["text"]
+        for axes, image in zip(row[1:4], [*images, study["frontal"]], strict=True):
+            axes.imshow(image, cmap="gray")
+        for axes, text in ((row[0], study["text"]), (row[4], report)):
+            lines = textwrap.fill(cut(text, 125), 22)
+            axes.text(0, 0.5, lines, fontsize=FONT - 5, va="center", in_layout=False)
+        for axes in row:
+            axes.axis("off")
+    for axes, title in zip(panels[0], ("given report", "→ image", "→ image", "given image", "→ report"), strict=True):
+        axes.set_title(title, fontsize=FONT - 4)
+    save_figure(figure, FOLDER / "phantom_factors.png")
+
+
+DRAWINGS: dict[str, Callable[[Path], None]] = {
+    "phantom": reconstructions,
+    "digits": digits,
+    "phantom_factors": phantom_factors,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the architecture, and the figures of the runs that are named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    for name in DRAWINGS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="RUN")
     architecture()
+    for name, run in vars(parser.parse_args(arguments)).items():
+        if run is not None:
+            DRAWINGS[name](run)
+
+
+if __name__ == "__main__":
+    main()

@@ -125,7 +125,7 @@ def open_session(models: Sequence[str], sets: Sequence[Path], split: str, device
         elif attribute is None:
             raise ValueError(f"--model {name} is {type(model).__name__}, for which the app has no tab")
         if attribute is not None and getattr(session, attribute) is not None:
-            raise ValueError(f"--model {name} is {type(model).__name__}, as is another one: give one of each")
+            raise ValueError(f"--model {name} is {type(model).__name__}, as is another model: give one of each kind")
         if attribute is not None:
             setattr(session, attribute, (model, processor))
         folder = Path(find_model(name)).parent

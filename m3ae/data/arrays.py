@@ -16,7 +16,7 @@ KINDS_BY_DIMENSIONS = {1: "vector", 2: "sequence", 3: "image", 4: "volume"}
 
 
 class ArrayDataset:
-    """Rows of arrays in memory as samples, any modality of a row missing.
+    """Samples from arrays in memory. A row may lack any modality.
 
     Args:
         arrays: Name → one entry a row: an array or tensor (N, F) of vectors, (N, T, F) of sequences or (N, C, H, W) of

@@ -1,13 +1,13 @@
 """What leaks: one image or text in several splits of prepared folders, or several times in one.
 
-Two images are the same if their pixels are equal, and near if their perceptual hashes differ in at most 20 of 256
+Two images are the same if their pixels are equal. They are near if their perceptual hashes differ in at most 20 of 256
 bits. Measured on 3,502 chest X-rays, which all look alike: another JPEG quality, half or 1.5 times the size moves a
 hash by at most 16 bits, 20 % more contrast by at most 18 bits in 99 % of the images; the closest two different images
 are 40 bits apart (6.1 million pairs), those of other radiology figures 70. Synthetic images of few shapes, like the
 built-in phantoms, come nearer to each other than that. A crop by a few per cent is not recognised.
 
-A report's text may repeat honestly ("No acute cardiopulmonary abnormality."): texts are counted, and only images are
-called a leak.
+Two patients may have the same report ("No acute cardiopulmonary abnormality."). So texts are counted, and only images
+are called a leak.
 """
 
 import json
@@ -44,7 +44,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Images and texts of a split that another split has, too; of a split with itself, those that it has repeatedly.
+    """Images and texts that two splits share; or that one split has several times, if it stands on both sides.
 
     `examples` are pairs of rows, the first of `split`, the second of `other`: "12 = 7" for the same image, "12 ~ 7"
     for a near one, "12 text 7" for the same text.

@@ -1,4 +1,4 @@
-"""The prepared folder: what `m3ae.data.prepare` writes and everything downstream reads.
+"""The prepared folder, which `m3ae.data.prepare` writes, and its manifest.
 
 ```
 train-00000-of-00002.parquet   rows of a split: images as encoded bytes, null for what is missing

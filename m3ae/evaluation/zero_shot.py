@@ -54,7 +54,7 @@ def measure_zero_shot(
         data: The prepared set.
         split: The split.
         label_column: The column of the label, or of the list of labels. Those in `labels_uncertain` do not count.
-        image_columns: The columns of images, of which each row gives the first that it has; all if empty.
+        image_columns: The columns of images; each row gives its first image of them. All columns if empty.
         resamples: The number of draws of the bootstrap, in which rows with the same image stay together; 0 for none.
 
     Raises:

@@ -28,7 +28,7 @@ class WordAttention(NamedTuple):
     Attributes:
         words: `POOLED` for the first token, which the heads read, then the words of the text without punctuation.
         maps: (W, √N, √N), or (W, V, √N, √N) of V views: attention to each patch, mean over heads and over the tokens
-            of a word; 1 is its share if all were equal.
+            of a word; 1 is an even share.
     """
 
     words: list[str]
@@ -45,8 +45,8 @@ def word_attention(
     """Compute the weights by which the words of a text attend to an image in the last layer of the fusion.
 
     Without a text, or for a head that reads images alone, the first token of each image attends to its own patches.
-    Only the first token's row of that layer reaches a head of the model; what the words have read in the layers before
-    reaches it through self-attention. A map shows what was read, not why an answer was given.
+    Heads read only the first token of that layer. The words reach this token through self-attention, from the layers
+    before. A map shows where a word looks, not why an answer is given.
 
     Args:
         model: Any M3AE model, in evaluation mode.

@@ -90,7 +90,7 @@ def embed_set(
     shard_range: str | None = None,
     device: str | None = None,
 ) -> dict[str, Any] | None:
-    """Write the vectors of every row of a set: its image with its first text, either of them missing.
+    """Write the vectors of every row of a set: of its image with its first text. A row may lack one of them.
 
     A model of several views reads those that a row has; any other one reads the first image. `features` (2·D) is the
     output of the fusion, the text's half first, zero for a missing modality. A model with a contrastive head adds the

@@ -47,8 +47,8 @@ def generate(
         model: The model, in evaluation mode.
         tokenizer: The model's tokenizer; None without texts.
         given: The present modalities by name.
-        targets: The names of the modalities to generate; by default those that are not given. A mapping also says what
-            to ask for: the poses (Q, P) of slices, None for other kinds.
+        targets: The names of the modalities to generate; by default all that are not given. A mapping has the poses
+            (Q, P) of slices, too; None for other kinds.
         num_samples: The number of samples of each modality.
         temperature: A factor on the standard deviation of everything that is drawn; 0 for the means.
         seed: The seed of the samples.
@@ -83,7 +83,7 @@ def traverse(
 ) -> dict[str, list[Value]]:
     """Generate modalities while one latent dimension takes some values and the others stay.
 
-    Where this is a shared dimension, the private latents follow: they take the mean of their prior given the others.
+    If the dimension is shared, the private latents take the mean of their prior given all shared dimensions.
 
     Args:
         model: The model, in evaluation mode.

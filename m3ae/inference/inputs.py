@@ -163,7 +163,7 @@ def _config(path: str) -> M3AEConfig:
     except OSError as error:
         raise ValueError(
             f"no M3AE model in {path!r}: expected a folder with config.json and model.safetensors, such as "
-            "runs/quickstart/model, or the name of one on the hub"
+            "runs/quickstart/model, or a name on the hub"
         ) from error
     except Exception as error:  # types and names are checked by several libraries
         raise ValueError(f"config.json of {path} is not that of a model of this version: {error}") from error

@@ -59,7 +59,7 @@ def predict(
     batch_size: int = BATCH_SIZE,
     device: str | None = None,
 ) -> list[Prediction]:
-    """Predict what a fine-tuned model says about images.
+    """Predict classes, answers, scores or reports of images with a fine-tuned model.
 
     Args:
         model: The folder of the model or of its run, a hub name, or a loaded model with its processor.

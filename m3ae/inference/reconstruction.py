@@ -29,7 +29,7 @@ class MaskedWord(NamedTuple):
 
     Attributes:
         word: The word as it stands in the text.
-        position: Its position among the words and punctuation marks of the text.
+        position: The word's position among the words and punctuation marks of the text.
         predicted: The model's word.
         score: The probability of the model's word, the product over its tokens.
     """
@@ -42,7 +42,7 @@ class MaskedWord(NamedTuple):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a model makes of one sample; the attributes of a missing image or text are None.
+    """The reconstruction of one sample; the attributes of a missing image or text are None.
 
     Attributes:
         original: (H, W, 3) in [0, 1], the image as the model sees it.
@@ -83,10 +83,10 @@ def reconstruct(
     word_ratio: float | None = None,
     seed: int = 0,
 ) -> list[Reconstruction]:
-    """Hide patches of images and words of texts, and let the model fill them in, each with the other modality's help.
+    """Hide patches of images and words of texts, and let the model fill them in.
 
-    As in pre-training, hidden patches are predicted beside the whole text and hidden words beside the whole image, or,
-    with the schedule `joint`, beside the visible remainder.
+    As in pre-training, the model predicts hidden patches beside the whole text, and hidden words beside the whole
+    image. With the schedule `joint`, both are hidden at once.
 
     Args:
         model: The model, in evaluation mode.

@@ -33,12 +33,12 @@ class ZeroShotClassifier:
     Args:
         model: A model that `load_model` has loaded, of one of the classes in `m3ae.inference.search.SEARCHING`.
         processor: The model's processor.
-        classes: The names of the classes; or name → texts, each of which takes the place of {} in every template. A
-            sentence, which ends in a full stop, is a prompt as it is.
+        classes: The names of the classes; or name → texts. Each text takes the place of {} in every template. A text
+            that ends in a full stop is a prompt as it is.
         templates: Texts with {}, such as "There is a {}."
         negative_templates: Texts for an image without the label, such as "no {}", where an image may have any number
             of the classes. Without them classes exclude each other.
-        rerank: The number of best classes of each image that the matching head orders anew; the scores of the others
+        rerank: The number of best classes of each image that the matching head scores anew; the scores of the others
             are −∞. 0 leaves the scores of the contrastive head. A model without that head matches all classes.
 
     Attributes:

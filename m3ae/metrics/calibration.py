@@ -21,7 +21,7 @@ LARGEST = math.log(100)  # logarithm of the largest temperature that is tried; t
 
 
 class Bin(NamedTuple):
-    """The samples whose probability lies in a range: their mean probability, the share of them that is right."""
+    """The samples with a probability in some range: their mean probability, the share of right ones, their number."""
 
     probability: float
     share: float
@@ -49,7 +49,7 @@ def calibration_error(probabilities: NDArray[Any], right: NDArray[Any], bins: in
 
 
 def choose_threshold(probabilities: NDArray[Any], truth: NDArray[Any], criterion: Criterion) -> float:
-    """Return the probability from which on a sample counts as having a label.
+    """Return the threshold of a label: samples of at least this probability have the label.
 
     Args:
         probabilities: (N,) of the label.
@@ -71,7 +71,7 @@ def choose_threshold(probabilities: NDArray[Any], truth: NDArray[Any], criterion
 
 
 def fit_temperature(loss: Callable[[Tensor], Tensor], logits: Tensor) -> float:
-    """Return the number that logits (N, A) are divided by for the smallest loss, 0.01 to 100 (Guo et al. 2017).
+    """Return the temperature, 0.01 to 100, of logits (N, A) with the smallest loss (Guo et al. 2017).
 
     Args:
         loss: Returns the loss () of logits.

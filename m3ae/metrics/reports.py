@@ -194,7 +194,7 @@ REPORT_METRICS: dict[str, Measure] = {}
 
 
 def register_report_metric(name: str, measure: Measure) -> None:
-    """Make a metric of reports known, such as one that needs RadGraph or CheXbert.
+    """Register a metric of reports, such as one that needs RadGraph or CheXbert.
 
     Args:
         name: Name of the metric, which is the mean over reports.

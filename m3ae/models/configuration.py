@@ -29,10 +29,10 @@ class M3AEImageConfig(StrictConfig):
         mlp_ratio: Width of a block's MLP over `hidden_size`.
         hidden_act: timm name of the MLP's activation.
         pre_norm: Normalise the embedded patches before the first block, as CLIP does.
-        class_token: Whether a class token goes through the blocks with the patches. Of an encoder without one, the
-            mean of the encoded patches is what the class token is elsewhere.
+        class_token: Whether a class token goes through the blocks with the patches. Without one, the mean of the
+            encoded patches takes the place of the encoded class token.
         num_registers: Register tokens, which go through the blocks and are left out afterwards, as in DINOv3.
-        layer_scale: Initial factor of what attention and MLP add to each feature, a parameter; None leaves it out.
+        layer_scale: Initial value of the learned factors on attention and MLP; None leaves them out.
         gated_mlp: Whether the MLP is gated; with `hidden_act: silu` that is SwiGLU.
         qk_norm: Whether each head's queries and keys are normalised.
         qkv_bias: Which projections of attention have a bias: `all`, `no_key` (queries and values) or `none`.
@@ -124,7 +124,7 @@ class M3AEConfig(StrictConfig):
     The defaults are the published base model (Chen et al., MICCAI 2022, arXiv 2209.07098).
 
     Args:
-        image_config: Options of `M3AEImageConfig`, or one.
+        image_config: An `M3AEImageConfig`, or its options.
         text_config: Options of a bidirectional text encoder of transformers, or its configuration; `model_type` names
             the architecture, by default `roberta`.
         views: Names of the images that a study may have, such as `frontal` and `lateral`. They share the image encoder
@@ -142,7 +142,7 @@ class M3AEConfig(StrictConfig):
         mlm_probability: Share of a text's tokens to predict in the masked pass, at least one.
         whole_word_masking: Mask whole words rather than tokens; the published code masks tokens.
         mim_layer: Fusion layer whose image input the pixel decoder reads; −1 reads the output of the last layer.
-        norm_pix_loss: Normalise each target patch by its mean and variance (He et al. 2022).
+        norm_pix_loss: Whether each target patch is normalised by its mean and variance (He et al. 2022).
         decoder_hidden_size: Width of the pixel decoder.
         decoder_num_hidden_layers: Blocks of the pixel decoder.
         decoder_num_attention_heads: Attention heads of the pixel decoder.
@@ -159,13 +159,13 @@ class M3AEConfig(StrictConfig):
             several); 1 if None.
         decision_thresholds: Probability of each label from which a sample counts as having it, where a sample may have
             several, chosen on validation; 0.5 if None.
-        calibration_temperature: Number that a classifier's logits are divided by to give probabilities.
+        calibration_temperature: Temperature of a classifier: the softmax reads the logits divided by this number.
         input_streams: The inputs that a head was fine-tuned on, some of `image` and `text`; None for both.
-        num_negatives: Texts of the batch that the matching head is to tell apart from an image's own in retrieval
+        num_negatives: Number of other texts of the batch that the matching head compares with an image's own text in
             training; 0 trains the contrastive head alone.
         report_num_hidden_layers: Layers of the decoder that writes reports; its width and heads are the fusion's.
         mask_token_id: Index of the mask token. None becomes the last index of the vocabulary, as RoBERTa has it.
-        latent: Options of `LatentConfig`, or one: the latent head. None, as published, leaves it out.
+        latent: A `LatentConfig`, or its options. None, as published, leaves the latent head out.
         tie_word_embeddings: Whether masked-language modelling predicts words by the weights of the word embeddings.
 
     Raises:
@@ -242,7 +242,7 @@ class M3AEConfig(StrictConfig):
             )
         if self.num_negatives < (0 if self.itc_weight else 1):
             raise ValueError(
-                f"num_negatives must be at least 1, got {self.num_negatives}; 0 leaves contrast alone to learn, which "
+                f"num_negatives must be at least 1, got {self.num_negatives}; 0 trains the contrast alone, which "
                 f"needs itc_weight (got {self.itc_weight:g})."
             )
         check_choice("itc_loss", self.itc_loss, ("infonce", "sigmoid"))
@@ -258,7 +258,7 @@ class M3AEConfig(StrictConfig):
         return len(self.views or ["image"])
 
     def view_number(self, name: str) -> int:
-        """Return which of the views a modality's image is: the first if no view has the modality's name."""
+        """Return the number of the view with a modality's name; 0 if no view has this name."""
         return self.views.index(name) if self.views and name in self.views else 0
 
     @property
@@ -283,7 +283,7 @@ class M3AEConfig(StrictConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read the options of a saved model.
 
-        A model saved before its configuration stated how images are normalised has this from its processor.
+        An old configuration lacks mean and deviation of the images; they are read from the model's processor.
         """
         options, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         image = options.get("image_config")

@@ -176,7 +176,7 @@ class M3AEForClassification(_PooledModel):
         return (class_loss if self._exclusive else multi_label_loss)(logits, labels, weight)
 
     def decide(self, probabilities: Tensor) -> Tensor:
-        """Return which labels (B, A) samples have: the likeliest alone, or all from their thresholds on."""
+        """Return the labels (B, A) of samples: the likeliest one, or all whose probability reaches their threshold."""
         if self._exclusive:
             return F.one_hot(probabilities.argmax(-1), probabilities.shape[-1]).bool()
         thresholds = self.config.decision_thresholds

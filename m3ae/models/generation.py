@@ -32,7 +32,7 @@ from m3ae.models.priors import FittedPrior
 
 
 class M3AEForGeneration(M3AEPreTrainedModel):
-    """A multimodal VAE over any modalities, any of them missing (`config.latent`).
+    """A multimodal VAE over any modalities (`config.latent`). A sample may lack any of them.
 
     The parameters of the trunk's encoders have the names of a pre-trained M3AE, whose encoders therefore load; an
     encoder that no modality uses is not built.
@@ -99,7 +99,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             component_noise: Uniform noise that draws components.
             text_noise: Name → uniform noise that masks tokens.
             generator: Source of the noise that is None.
-            progress: Share of the steps of training that are behind, for images with `adversarial`; 1 if None.
+            progress: Share of the training steps that are done, for images with `adversarial`; 1 if None.
             return_loss: Not used; tells Trainer that a loss needs no labels.
         """
         inputs = self._read(modalities)
@@ -195,14 +195,14 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             available: Name → tensors of some modalities.
             joint: For a `mopoe`, whether to return only the product of all available modalities, rather than the
                 mixture over their subsets. A `moe` and a `holder` have no such component.
-            generator: Draws the subsets of a `mopoe` of more than five modalities.
+            generator: Source of the subsets of a `mopoe` of more than five modalities.
         """
         return self.latent_head.posterior(self._infer_experts(available), self._members(joint, generator))
 
     def infer_subsets(
         self, available: Modalities, subsets: Iterable[Collection[str]], generator: torch.Generator | None = None
     ) -> list[LatentPosterior]:
-        """Return the posterior given each of some subsets of the modalities, as `infer_latent` does with `joint`.
+        """Return the posterior given each of several subsets, as `infer_latent` does with `joint`.
 
         Every modality is encoded once.
 
@@ -247,7 +247,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         generator: torch.Generator | None = None,
         text_options: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Generate modalities from others: z from the joint posterior, then what each decoder expects.
+        """Generate modalities from others: draw z from the joint posterior, and decode it.
 
         The private latents of the modalities in `given` follow their posteriors, the others their priors given z.
 
@@ -278,11 +278,11 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         generator: torch.Generator | None = None,
         text_options: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Generate modalities together from the prior.
+        """Draw z from the prior, and decode all modalities from it.
 
         Args:
             num_samples: Number of samples n.
-            density: "own" for the model's prior of z, N(0, I) or the learned one; "fitted" for that of `fit_prior`.
+            density: "own" for the model's prior of z, N(0, I) or the learned one; "fitted" for `fit_prior`'s.
             targets: As for `generate_modalities`.
             temperature: Factor on the standard deviation of the model's prior, or of its Gaussians, and of the private
                 latents given z; not of a fitted prior.
@@ -355,7 +355,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         text_options: Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Return what the decoders expect at points z (…, Z), as `generate_modalities` does.
+        """Return the means of the decoders at points z (…, Z), as `generate_modalities` does.
 
         Raises:
             ValueError: A target is unknown.

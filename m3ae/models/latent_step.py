@@ -49,7 +49,7 @@ class M3AEForGenerationOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class LatentStep:
-    """What an objective is computed from.
+    """The inputs of an objective.
 
     Attributes:
         head: Experts, priors and decoders.
@@ -61,7 +61,7 @@ class LatentStep:
         component_noise: (K·B,) uniform noise that draws the K components of each sample, with `num_samples`.
         text_noise: Name → uniform noise of the masked tokens, as for `LatentHead.log_likelihoods`.
         generator: Source of the noise that is None.
-        progress: Share of the steps of training that are behind; None is after them.
+        progress: Share of the training steps that are done; None is after training.
     """
 
     head: LatentHead
@@ -77,7 +77,7 @@ class LatentStep:
 
     @cached_property
     def experts(self) -> InferredExperts:
-        """What each modality infers alone."""
+        """The expert of each modality."""
         return self.head.infer_experts(self.encoded, self.inputs.present, self.fusion)
 
     def posterior(self, members: Tensor, *, each_explains_itself: bool = False) -> LatentPosterior:

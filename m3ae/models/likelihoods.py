@@ -23,7 +23,7 @@ NARROWEST = -5.0  # log-scale of a normal: a value that repeats must not have an
 
 
 class Likelihood(nn.Module):
-    """The density of a modality around what its decoder predicts; a subclass gives that of an element.
+    """The density of a modality around its decoder's prediction. A subclass defines `elements`.
 
     Its scale s is one number, fixed or learned.
     """

@@ -34,7 +34,7 @@ from m3ae.models.text_encoder import special_ids
 
 @dataclass
 class M3AEForPreTrainingOutput(ModelOutput):
-    """Losses and predictions of the masked pass; what was not computed is None.
+    """Losses and predictions of the masked pass. Attributes that were not computed are None.
 
     Attributes:
         loss: () weighted sum of `losses`.
@@ -70,7 +70,7 @@ class M3AEForPreTrainingOutput(ModelOutput):
 class M3AEForPreTraining(M3AEPreTrainedModel):
     """Masked-image modelling, masked-language modelling, image-text matching and contrast over one trunk.
 
-    `config.latent` adds a latent pass: the unmasked inputs are encoded, and explained from z alone.
+    `config.latent` adds a latent pass: it encodes the unmasked inputs, and decodes them from z alone.
     `M3AEForGeneration` loads what this pass has learnt.
 
     Raises:
@@ -163,7 +163,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             pixel_mask: (B, H, W) or (B, V, H, W), 0 = padding: never attended to, never masked, in no loss.
             special_tokens_mask: (B, L), 1 = never masked; the special tokens of `text_config` if None.
             word_ids: (B, L) equal numbers are tokens of one word; needed for whole-word masking.
-            mlm_input_ids: (B, L) a text that is masked already; needs `mlm_labels`, and replaces `text_noise`.
+            mlm_input_ids: (B, L) a text that is already masked; needs `mlm_labels`, and replaces `text_noise`.
             mlm_labels: (B, L) tokens to predict, −100 elsewhere.
             image_ids: (B,) equal numbers name the same image; guessed from the pixels if None.
             text_ids: (B,) equal numbers name the same text; compared by tokens, in one process only, if None.
@@ -177,7 +177,7 @@ class M3AEForPreTraining(M3AEPreTrainedModel):
             with_latent: Whether a latent head explains the inputs, for its loss.
             labels: `mlm_labels` where `input_ids` is masked, as `DataCollatorForLanguageModeling` returns them.
             other_pairs: Pairs of the other micro-batches of the optimiser step, to contrast with them, too.
-            pairs_only: Whether only pairs are computed, for other micro-batches to be contrasted with.
+            pairs_only: Whether to compute only pairs, which other micro-batches are contrasted with.
             return_loss: Not used; tells Trainer that a loss needs no labels.
         """
         if labels is not None and input_ids is not None:

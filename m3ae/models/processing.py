@@ -173,7 +173,7 @@ class M3AEProcessor(ProcessorMixin):
         tokenizer: Any Hugging Face tokenizer with a mask and a padding token.
 
     Raises:
-        TypeError: What is to be processed is no image, or no text.
+        TypeError: An input is no image, or no text.
         ValueError: The tokenizer lacks a special token that masked-language modelling needs; or what is to be
             processed is an empty list, or an image without pixels or of a shape that no image has.
     """
@@ -206,7 +206,7 @@ class M3AEProcessor(ProcessorMixin):
     def validate_inputs(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> None:
-        """Refuse what cannot be processed before anything is.
+        """Check all inputs before any of them is processed.
 
         Raises:
             ValueError: An empty list, or an array without elements.

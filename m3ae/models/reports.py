@@ -81,15 +81,15 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
         text_present: Tensor | None = None,
         pixel_mask: Tensor | None = None,
     ) -> Memory:
-        """Encode and fuse what a report is to be written from; the arguments are those of `forward`.
+        """Encode and fuse the inputs of a report; `forward` has the same arguments.
 
-        Of a sample without anything zeros are read, so that its report is the usual one.
+        A sample without image and text is read as zeros, and gets the usual report.
         """
         inputs = (input_ids, attention_mask, image_present, text_present, pixel_mask)
         return self.fuse(self.m3ae.encode(pixel_values, *inputs))
 
     def fuse(self, streams: Mapping[str, Stream]) -> Memory:
-        """Fuse encoded streams to what a report is to be written from."""
+        """Fuse encoded streams into the memory that the decoder reads."""
         fused = self.m3ae.fuse(streams)[-1]
         names = [name for name in STREAMS if name in fused]
         masks = []
@@ -152,16 +152,16 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
         memory: Memory | None = None,
         **options: Any,
     ) -> Tensor:
-        """Write reports; the arguments are those of `forward`.
+        """Write reports; the arguments of `forward` have the same meaning here.
 
         Args:
             pixel_values: Images.
             input_ids: Further texts.
-            attention_mask: Which tokens are no padding.
-            image_present: Which images are there.
-            text_present: Which texts are there.
-            pixel_mask: Which pixels are no padding.
-            memory: What `encode` has made of the inputs, in place of them.
+            attention_mask: (B, L'), 0 = padding.
+            image_present: (B,) or (B, V) bool.
+            text_present: (B,) bool.
+            pixel_mask: (B, H, W) or (B, V, H, W), 0 = padding.
+            memory: The result of `encode`, in place of the inputs.
             options: Options of transformers' `generate` that replace those of `generation_config`, such as
                 `num_beams=4`, or `do_sample=True, top_p=0.9`.
 
@@ -178,7 +178,7 @@ class M3AEForReportGeneration(M3AEPreTrainedModel, GenerationMixin):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Take another number of words, in the decoder, too."""
+        """Change the number of words, in the encoder and in the decoder."""
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.report_head.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
         return embeddings

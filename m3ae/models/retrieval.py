@@ -58,9 +58,9 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
     """The trunk with the matching head, whose row 1 scores a pair (Chen et al. 2022).
 
     To search, encode each image and each text once and `score` the pairs; a pre-trained model does so unchanged. With
-    `config.itc_weight`, the contrastive head of pre-training is trained further: it gives a first stage of search, and
-    chooses hard negatives (Li et al. 2021, ALBEF). With `config.num_negatives` of 0 this head is trained alone, and
-    nothing is fused.
+    `config.itc_weight`, the contrastive head of pre-training is trained further. It gives a first stage of search, and
+    chooses hard negatives (Li et al. 2021, ALBEF). With `config.num_negatives` of 0 the contrastive head is trained
+    alone, and nothing is fused.
     """
 
     _keys_to_ignore_on_load_unexpected = OTHER_HEADS
@@ -131,7 +131,7 @@ class M3AEForImageTextRetrieval(M3AEPreTrainedModel):
             negative_noise: (B, B) uniform noise that draws the negatives: the lowest among equally similar ones.
             generator: Source of the noise that is None.
             other_pairs: Pairs of the other micro-batches of the optimiser step, to contrast with them, too.
-            pairs_only: Whether only pairs are computed, for other micro-batches to be contrasted with.
+            pairs_only: Whether to compute only pairs, which other micro-batches are contrasted with.
             return_loss: Not used; tells Trainer that a loss needs no labels.
         """
         texts = (input_ids, attention_mask)

@@ -1,4 +1,4 @@
-"""Tasks of the training loop: each is a model with its samples, its metrics and what it leaves behind."""
+"""Tasks of the training loop: each is a model with its samples, its metrics and the files that it writes."""
 
 from importlib import import_module
 from typing import Any

@@ -57,11 +57,11 @@ def train_generation(
     Args:
         dataset: The training samples.
         output_dir: A new folder, or one of an interrupted run.
-        validation: Samples that the loss is measured on ten times, and at the end.
+        validation: Samples for the validation loss, which is measured ten times and at the end.
         steps: Optimiser steps.
-        batch_size: Samples of a step, at most as many as there are.
+        batch_size: Samples of a step, at most the number of training samples.
         lr: Learning rate after warm-up, which falls to 0.
-        missing_rate: Share of the modalities that training is not shown, beside those that are missing.
+        missing_rate: Share of the present modalities that are hidden from training.
         seed: Seed of the weights, of the order of the samples and of all noise.
         resume: Whether to continue an interrupted run in `output_dir`.
         latent: Options of `LatentConfig`, such as `kind="mopoe"`, `size=16`, `objective="dreg", num_samples=8`.

@@ -98,8 +98,8 @@ class Generation:
             for name in self.modalities:
                 if not any(is_filled(folder, split, [name]) for folder in folders):
                     raise ValueError(
-                        f"latent.modalities.{name}: no training row of {path} has it, so that nothing of it can be "
-                        "learnt; leave the modality out, or choose another column"
+                        f"latent.modalities.{name}: no training row of {path} has this modality; leave the modality "
+                        "out, or choose another column"
                     )
         elif not is_filled(path, split, self.model.latent.experts):
             experts = ", ".join(self.model.latent.experts)

@@ -330,7 +330,7 @@ def _load_whole(model_class: type[ModelT], path: str, config: M3AEConfig) -> Mod
         saved = ", ".join(saved_config(path).architectures or ["a model of unknown class"])
         raise ValueError(
             f"The model in {path!r} is {saved} and has no {' or '.join(heads)}, which {model_class.__name__} needs: "
-            "fine-tune it first, or name the folder of a model that was."
+            "fine-tune it first, or name the folder of a fine-tuned model."
         )
     return model
 

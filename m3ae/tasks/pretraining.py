@@ -98,7 +98,7 @@ class PreTraining(Task[M3AEForPreTraining]):
             PartialState().print(f"the {rows} have no {absent}: what is masked in {present} is learnt")
         if self.config.evaluation.word_groups and not self.processor.tokenizer.is_fast:
             raise ValueError(
-                f"evaluation.word_groups: got them with {type(self.processor.tokenizer).__name__}, which does not "
+                f"evaluation.word_groups: got groups with {type(self.processor.tokenizer).__name__}, which does not "
                 "know which tokens make a word: use a tokenizer with tokenizer.json, or leave them out"
             )
 

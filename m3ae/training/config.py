@@ -46,7 +46,7 @@ from m3ae.training.sections import (
 
 
 class RunConfig(Section):
-    """What decides a run of any task; written to `output_dir/config.yaml`."""
+    """All settings of a run, which are written to `output_dir/config.yaml`."""
 
     task: str
     output_dir: Path
@@ -121,8 +121,8 @@ class PreTrainingEvaluationConfig(EvaluationConfig):
     """What pre-training measures beside the losses.
 
     Attributes:
-        mask_draws: How often the final report hides patches and words of each sample anew: a small difference between
-            the sample's image and a shuffled one needs many.
+        mask_draws: Number of masks of each sample in the final report. A small difference between the sample's image
+            and a shuffled one needs many.
         retrieval_pairs: Pairs ranked against each other in the final report; 0 for no retrieval.
         word_groups: Words whose share of correct fillings is reported, by name of the group; case does not matter.
         latent: What `m3ae evaluate` measures of the latent head, if the model has one.
@@ -150,8 +150,7 @@ class GenerationConfig(LatentEvaluationConfig):
             the last one of a sample is never hidden.
         prior_components: Gaussians of the prior that is fitted on the aggregated posterior at the end and kept with
             the model; 0 for none.
-        prior_kind: Kind of that prior: a `mixture` of Gaussians, or a `flow`, of which `prior_components` only says
-            whether there is one.
+        prior_kind: Kind of that prior: a `mixture` of Gaussians, or a `flow` if `prior_components` is not 0.
     """
 
     missing_rate: float = Field(default=0.0, ge=0, le=1)
@@ -201,7 +200,7 @@ class QuestionAnsweringRun(FineTuningRun):
         if self.data.text_column is None:
             raise ValueError("data.text_column: got null, expected the column of the questions, such as question")
         if self.question_answering.answers == "checkpoint" and self.model.path is None:
-            raise ValueError("question_answering.answers: got checkpoint without model.path, which names it")
+            raise ValueError("question_answering.answers: got checkpoint without model.path, the checkpoint's folder")
         return self
 
 
@@ -221,7 +220,7 @@ class RetrievalRun(FineTuningRun):
     @model_validator(mode="after")
     def _images_and_texts_are_named(self) -> Self:
         if not self.data.image_columns or self.data.text_column is None:
-            raise ValueError("data: retrieval needs image_columns and a text_column, got none of one of them")
+            raise ValueError("data: retrieval needs image_columns and a text_column, got only one of them")
         if self.training.batch_size < 2:
             raise ValueError("training.batch_size: got 1, expected at least 2: the pairs of a batch are told apart")
         return self

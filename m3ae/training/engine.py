@@ -147,7 +147,7 @@ def _deepspeed(config: RunConfig) -> DeepSpeedPlugin:
     ]
     if contradictions:
         raise ValueError(
-            f"the DeepSpeed config has {', '.join(contradictions)}: leave that out, the run's config decides "
+            f"the DeepSpeed config has {', '.join(contradictions)}: leave this out: the run's config decides "
             f"optimizer, schedule and training.mixed_precision"
         )
     for name in ("offload_optimizer", "offload_param"):

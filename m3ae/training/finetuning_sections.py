@@ -111,7 +111,7 @@ class ClassificationConfig(Section):
     @model_validator(mode="after")
     def _labels_are_named_or_counted(self) -> "ClassificationConfig":
         if self.labels is not None and self.num_labels is not None:
-            raise ValueError("num_labels: got it beside classification.labels, expected one of them")
+            raise ValueError("num_labels: got a number beside classification.labels, expected one of the two")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels: got {self.labels}, expected each name once")
         return self

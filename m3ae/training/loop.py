@@ -42,10 +42,10 @@ def train(config: RunConfig, task: Task[Any], *, resume: Path | bool = False) ->
 
     Args:
         config: The run.
-        task: Model, samples and metrics. In every process the same model, built from the same seed.
+        task: Model, samples and metrics. Every process builds the same model from the same seed.
         resume: True continues from the newest checkpoint in the output folder, if there is one; a path from that
-            checkpoint or run folder. The continuation is exact: same weights, bit for bit, on a CPU. A checkpoint
-            that has been damaged is passed over for the one before it.
+            checkpoint or run folder. The continuation is exact: same weights, bit for bit, on a CPU. A damaged
+            checkpoint is left out, and the one before it is taken.
 
     Returns:
         `step`, `skipped_steps`, `best` (value of the best metric), and the task's report, named `<split>/<metric>`.

@@ -249,7 +249,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _starts_from_one_thing(self) -> "ModelConfig":
         if self.path is not None and self.init != InitConfig():
-            raise ValueError("init: got it beside model.path, expected one of them: a saved model has its encoders")
+            raise ValueError("init: got sources beside model.path, expected one of them: a saved model has encoders")
         if self.from_scratch and self.path is None:
             raise ValueError("from_scratch: got true without model.path, which names the model to draw anew")
         text = self.overrides.get("text_config")

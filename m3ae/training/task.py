@@ -13,7 +13,7 @@ ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
 class Task(Protocol[ModelT]):
-    """A model with its samples, its metrics and what it leaves behind.
+    """A model with its samples, its metrics and the files that it writes.
 
     A run calls `from_config`, which checks the splits; for every step `step_inputs`, and `collate` for its batches; at
     every validation `evaluate`, and `save` if the model is the best so far; at the end `report`, `save` and
@@ -59,7 +59,7 @@ class Task(Protocol[ModelT]):
         """Return the final metrics of the splits that the run measures, named `<split>/<metric>`."""
 
     def save(self, model: ModelT, folder: Path, metrics: dict[str, float]) -> None:
-        """Write the model in hub format into an existing folder, with what it needs to be used, and a model card."""
+        """Write the model in hub format into an existing folder, with processor or tokenizer and a model card."""
 
     def illustrate(self, model: ModelT, folder: Path) -> list[Path]:
         """Write pictures of what the model does into an existing folder; return their paths."""

@@ -40,13 +40,13 @@ _DATA_SETS = {"vqa_vqa_rad": "vqa_rad", "vqa_slack": "slake", "vqa_medvqa_2019":
 
 @dataclass
 class Report:
-    """What a conversion did with the parameters.
+    """The outcome of a conversion, parameter by parameter.
 
     Attributes:
         model: Name of the class.
         mapped: Names of the parameters taken over, as they are called in the source.
         left_out: Reason → names of the parameters left out on purpose.
-        remarks: What a user should know.
+        remarks: Remarks for the user.
     """
 
     model: str
@@ -327,7 +327,7 @@ def _name_labels(
         column = next(n for n, pair in enumerate(zip(known, answers, strict=True)) if pair[0] != pair[1])
         raise ValueError(
             f"The checkpoint calls output {column} {known[column]!r} and the list {answers[column]!r}: leave the list "
-            "out, or give that which the model was trained with."
+            "out, or give the list that the model was trained with."
         )
     if answers is not None:
         config.id2label = dict(enumerate(answers))

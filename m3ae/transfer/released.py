@@ -188,7 +188,7 @@ def _sections(path: Path) -> dict[str, Any]:
     try:
         content = load_json(path)
     except ValueError as error:
-        raise CheckpointError(f"{error}; mend it, or take it away.") from error
+        raise CheckpointError(f"{error}; correct this entry, or remove it.") from error
     content = content if isinstance(content, dict) else {}
     sections = {key: content[key] for key in ("roberta", "vision") if key in content}
     if wrong := [key for key, section in sections.items() if not isinstance(section, dict)]:

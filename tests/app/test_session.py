@@ -46,7 +46,7 @@ def test_examples_come_from_the_set(session: Session) -> None:
 
 
 def test_what_cannot_be_shown(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="as is another one: give one of each"):
+    with pytest.raises(ValueError, match="as is another model: give one of each kind"):
         open_session([str(folder / "vqa")] * 2, [], "test")
     save_model(tmp_path / "trunk", M3AEModel, ["a"])
     with pytest.raises(ValueError, match="M3AEModel, for which the app has no tab"):

@@ -241,7 +241,7 @@ def test_errors_say_what_to_do(models: Path, images: Path, tmp_path: Path) -> No
     )
     assert error("predict", tmp_path / "nowhere", *answer) == (
         f"error: no M3AE model in {str(tmp_path / 'nowhere')!r}: expected a folder with config.json and "
-        "model.safetensors, such as runs/quickstart/model, or the name of one on the hub"
+        "model.safetensors, such as runs/quickstart/model, or a name on the hub"
     )
     assert "--attention" in error("predict", models / "vqa", *answer, "--attention", tmp_path)
     assert "--top-k counts answers, and" in error("predict", models / "classes", *answer, "--top-k", 2)

@@ -188,7 +188,7 @@ def test_a_missing_image_encoder_is_named_before_data_are_prepared(tmp_path: Pat
 
 
 def test_a_saved_model_is_not_started_anew(data: Path, clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model.init: got it beside model\.path, expected one of them"):
+    with pytest.raises(ConfigError, match=r"model.init: got sources beside model\.path, expected one of them"):
         tiny_run(data, tmp_path, model={"path": "model", "init": {"image_encoder": str(clip)}})
 
 

@@ -108,7 +108,7 @@ def test_dump_reads_back_equal(tmp_path):
         ("task=classification finetuning.frozen=all", "finetuning.frozen: got 'all' (str), expected 'nothing', 'enc"),
         (
             "task=classification classification={labels: [a], num_labels: 2}",
-            "classification.num_labels: got it beside classification.labels",
+            "classification.num_labels: got a number beside classification.labels",
         ),
         ("task=classification classification.labels=[a, b, a]", "classification.labels: got ['a', 'b', 'a'], expect"),
         ("task=retrieval data.text_column=null", "data: retrieval needs image_columns and a text_column"),

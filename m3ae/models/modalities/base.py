@@ -1,4 +1,4 @@
-"""What a kind of modality is: from the cell of a row to tensors, through encoder and decoder, and back to a person.
+"""What a kind of modality is: from the cell of a row to tensors, through encoder and decoder, and back to a user.
 
 Shapes: B batch, E the shape of an element, R rows of latents, Z dimensions of z and of the private latent together, W
 width, L text tokens.
@@ -35,11 +35,11 @@ Tensors = Mapping[str, Tensor]
 
 
 class Modality:
-    """A modality of a model: its name, its options, and all that depends on its kind.
+    """A modality of a model: its name, its options, and everything that depends on its kind.
 
-    This class serves kinds whose elements are arrays of one shape. Another kind overrides what differs: how a cell
+    This class serves kinds whose elements are arrays of one shape. Other kinds override some methods: how a cell
     is read and batched (`read`, `batch`), what enters encoder and likelihood (`targets`, `features`, `encode`,
-    `log_likelihood`, `decode`), what a person gives and gets (`cell`, `value`, `values`), and how a figure shows it
+    `log_likelihood`, `decode`), what a user gives and gets (`cell`, `value`, `values`), and how a figure shows it
     (`drawable`, `draw`). Networks and likelihoods come from the tables `encoders`, `decoders` and `likelihoods`.
 
     Args:
@@ -159,12 +159,12 @@ class Modality:
         return self.decoders[str(self.config.decoder)](self, input_size)
 
     def build_likelihood(self) -> Likelihood | None:
-        """Build p(x|z) around what the decoder predicts; None if the decoder has the likelihood in itself."""
+        """Build p(x|z) around the decoder's prediction; None if the decoder computes the likelihood itself."""
         build = self.likelihoods[str(self.config.likelihood)]
         return None if build is None else build(self.config)
 
     def targets(self, tensors: Tensors, present: Tensor) -> dict[str, Tensor]:
-        """Return the tensors of a batch that a likelihood reads, finite: what absent samples (B,) have is 0."""
+        """Return the tensors of a batch that a likelihood reads; absent samples (B,) have zeros, never NaN."""
         values = tensors[self.tensor]
         rows = present.reshape(-1, *[1] * (values.dim() - 1))
         return {self.tensor: torch.where(rows, values, 0)}
@@ -209,10 +209,10 @@ class Modality:
         return value
 
     def queried(self, latents: Tensor, query: Any = None) -> Tensor:
-        """Return what the decoder reads, (…, B, Z) or more: latents (…, B, Z), and what it is asked.
+        """Return the decoder's input, (…, B, Z) or more: latents (…, B, Z) with a query such as poses.
 
         Raises:
-            ValueError: A decoder that sees z alone is asked for something.
+            ValueError: A decoder that reads z alone gets a query.
         """
         if query is not None:
             raise ValueError(f"{self.name} is of kind {self.kind}, which has no poses; ask for it by its name alone")
@@ -230,7 +230,7 @@ class Modality:
         text_options: Mapping[str, Any],
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return what is expected at latents (R, Z), or an autoregressive draw: (R, *shape), or token ids (R, L)."""
+        """Return the mean at latents (R, Z), or an autoregressive draw: (R, *shape), or token ids (R, L)."""
         assert isinstance(likelihood, Likelihood)
         if isinstance(decoder, AutoregressiveDecoder):
             return decoder.draw(latents, likelihood, generator)
@@ -278,18 +278,18 @@ class Modality:
         return {self.tensor: torch.from_numpy(stacked)}
 
     def blank(self) -> NDArray[Any]:
-        """Return the element that a batch has in place of an absent one."""
+        """Return the element that stands for an absent one in a batch."""
         return np.zeros(self.shape, np.float32)
 
-    # People
+    # Users
 
     @property
     def value_type(self) -> type:
-        """Type of the values that people give: an array, an image, a text, or a list of names."""
+        """Type of a user's values: an array, an image, a text, or a list of names."""
         return np.ndarray
 
     def cell(self, value: Any) -> Any:
-        """Turn a person's value into a cell.
+        """Turn a user's value into a cell.
 
         Raises:
             ValueError: The value is of another type or shape.
@@ -301,7 +301,7 @@ class Modality:
         return array
 
     def load(self, path: Path) -> NDArray[Any]:
-        """Read a person's array from a file, `.npy`.
+        """Read a user's array from a file, `.npy`.
 
         Raises:
             ValueError: The file holds no array.
@@ -313,15 +313,15 @@ class Modality:
         return array
 
     def value(self, cell: Any) -> Any:
-        """Turn a cell into a person's value: the inverse of `cell`."""
+        """Turn a cell into a user's value: the inverse of `cell`."""
         return cell
 
     def values(self, decoded: Tensor, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Any]:
-        """Turn the rows that `decode` returns into people's values."""
+        """Turn the rows that `decode` returns into a user's values."""
         return list(decoded.detach().cpu().float().numpy())
 
     def drawable(self, value: Any) -> Any:
-        """Turn a person's value into what `draw` takes."""
+        """Turn a user's value into the argument of `draw`."""
         return value
 
     def draw(self, axes: Axes, drawable: Any) -> None:

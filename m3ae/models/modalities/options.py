@@ -31,7 +31,7 @@ class ModalityConfig:
         weight: Weight of the modality's log-likelihood in training, not in reports.
         private_size: Dimensions of a private latent, whose prior given z is learned
             (`m3ae.models.priors.ConditionalPrior`); 0 for none.
-        hidden_size: Width of the MLPs, from which the channels of convolutions follow, or of the transformer decoder.
+        hidden_size: Width of the MLPs or of the transformer decoder. The channels of convolutions follow from it.
         num_layers: Hidden layers of each MLP, convolutions of stride 2 of encoder and decoder `cnn`, blocks of the
             transformer decoder, or stacks of an autoregressive decoder.
         dropout: Dropout of what enters the layers of the encoder `mlp` or `cnn`; share of the words, pixels or times

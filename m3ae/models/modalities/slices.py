@@ -38,11 +38,11 @@ OCTAVES = 3
 
 
 class Scene(NamedTuple):
-    """Slices of one thing.
+    """Slices of one scene, each with a pose.
 
     Attributes:
         images: (S, C, H, W) in [0, 1], or of 8 bits.
-        poses: (S, P) in [−1, 1], whatever says how an image lies, such as positions and angles over their largest.
+        poses: (S, P) in [−1, 1]: where each slice lies, such as positions and angles, each divided by the largest.
     """
 
     images: NDArray[Any]
@@ -138,7 +138,7 @@ class Slices(Modality):
         poses = config.poses or []
         if not poses or not poses[0] or len({len(pose) for pose in poses}) != 1:
             raise ValueError(
-                f"{owner}.poses is {config.poses}; expected poses of as many numbers, such as [[-1], [1]]."
+                f"{owner}.poses is {config.poses}; expected poses with equally many numbers, such as [[-1], [1]]."
             )
 
     @property

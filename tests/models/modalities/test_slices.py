@@ -225,7 +225,9 @@ def test_what_does_not_fit_is_explained() -> None:
         model.decode(torch.zeros(1, 7), {"label": [[0, 0]]})
     with pytest.raises(ValueError, match="scan is of kind slices: expected Scene, got str"):
         model.latent_head.modalities["scan"].cell("x")
-    with pytest.raises(ValueError, match=r"scan.poses is \[\[0\], \[0, 1\]\]; expected poses of as many numbers"):
+    with pytest.raises(
+        ValueError, match=r"scan.poses is \[\[0\], \[0, 1\]\]; expected poses with equally many numbers"
+    ):
         latent_model({"scan": {**SCAN, "poses": [[0], [0, 1]]}})
 
 
