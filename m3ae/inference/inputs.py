@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from m3ae.models.configuration import M3AEConfig, M3AEImageConfig
 from m3ae.models.generation import M3AEForGeneration
 from m3ae.models.modalities.text import tokenize
 from m3ae.models.modeling import M3AEPreTrainedModel
+from m3ae.models.pretraining import M3AEForPreTraining
 from m3ae.models.processing import M3AEProcessor, check_processor
 from m3ae.precision import choose_precision, find_device
 
@@ -47,7 +48,7 @@ def load_model(
     Raises:
         ValueError: There is no such model, its class is another one, or its processor contradicts its configuration.
     """
-    model = _load(find_model(path), classes, device)
+    model = _load(find_model(path), {kind.__name__: kind for kind in classes}, device)
     with _damage_named("processor", path):
         processor = M3AEProcessor.from_pretrained(find_model(path))
         assert isinstance(model.config.image_config, M3AEImageConfig)
@@ -58,8 +59,14 @@ def load_model(
 def load_generator(
     path: str | Path, device: str | None = None
 ) -> tuple[M3AEForGeneration, PreTrainedTokenizerBase | None]:
-    """Load a latent model in evaluation mode, and its tokenizer if it knows texts; see `load_model`."""
-    model = _load(find_model(path), [M3AEForGeneration], device)
+    """Load a latent model in evaluation mode, and its tokenizer if it knows texts; see `load_model`.
+
+    The latent head of a pre-trained model is one, too.
+    """
+    kinds = {M3AEForGeneration.__name__: M3AEForGeneration}
+    if saved_config(path).latent is not None:
+        kinds[M3AEForPreTraining.__name__] = M3AEForGeneration
+    model = _load(find_model(path), kinds, device)
     has_texts = any(modality.is_text for modality in model.latent_head.modalities.values())
     with _damage_named("tokenizer", path):
         return model, AutoTokenizer.from_pretrained(find_model(path)) if has_texts else None
@@ -143,12 +150,13 @@ def encode_words(model: M3AEPreTrainedModel, processor: M3AEProcessor, texts: Se
     return {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
 
-def _load(path: str, classes: Sequence[type[ModelT]], device: str | None) -> ModelT:
-    target, saved, by_name = find_device(device), saved_class(path), {kind.__name__: kind for kind in classes}
-    if saved not in by_name:
-        raise ValueError(f"the model in {path} is {saved}, and this needs {' or '.join(by_name)}")
+def _load(path: str, classes: Mapping[str, type[ModelT]], device: str | None) -> ModelT:
+    """Load a model, as the class that stands at the name of its own."""
+    target, saved = find_device(device), saved_class(path)
+    if saved not in classes:
+        raise ValueError(f"the model in {path} is {saved}, and this needs {' or '.join(classes)}")
     with _damage_named("weights", path):
-        loaded: Any = by_name[saved].from_pretrained(path, output_loading_info=True)
+        loaded: Any = classes[saved].from_pretrained(path, output_loading_info=True)
     if missing := sorted(loaded[1]["missing_keys"]):
         raise ValueError(f"the model in {path} lacks {len(missing)} of its parameters, such as {missing[0]}")
     model: ModelT = loaded[0].eval()
