@@ -1,4 +1,4 @@
-"""Controls beside a model's results: labels by frequency or by words, learnt from training rows without images."""
+"""Controls beside a model's results: labels by frequency, by words, or by how images look, of training rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from m3ae.words import split_words
+
+LOOK = 24  # side of the thumbnails by which images are compared
+NEIGHBOURS = 5
 
 
 def majority(labels: Sequence[str]) -> str:
@@ -36,6 +40,45 @@ def majority_by_type(labels: Sequence[str], types: Sequence[str], new_types: Seq
     answers = {kind: majority(group) for kind, group in by_type.items()}
     overall = majority(labels)
     return [answers.get(kind, overall) for kind in new_types]
+
+
+def look(image: Image.Image | None) -> NDArray[np.float32]:
+    """Return what a thumbnail shows (F,): grey values without mean and contrast, and how coloured it is."""
+    if image is None:
+        return np.zeros(LOOK**2 + 1, np.float32)
+    pixels = np.asarray(image.convert("RGB").resize((LOOK, LOOK), Image.Resampling.BILINEAR), np.float32) / 255
+    grey = pixels.mean(2) - pixels.mean()
+    colour = 3 * np.ptp(pixels, axis=2).mean()
+    return np.append(grey / max(float(np.linalg.norm(grey)), 1e-6), colour).astype(np.float32)
+
+
+def nearest_labels(
+    looks: NDArray[np.float32],
+    labels: Sequence[str],
+    groups: Sequence[Sequence[str]],
+    new_looks: NDArray[np.float32],
+    new_groups: Sequence[Sequence[str]],
+) -> list[str]:
+    """Answer each question by a vote of the training questions of its group whose images look most like its own.
+
+    Args:
+        looks: (n, F) what the images of the training questions look like.
+        labels: Their answers.
+        groups: The groups of each training question, such as its wording and its type.
+        new_looks: (m, F) what the images of the questions look like.
+        new_groups: The groups of each question, the narrowest first; the first that training knows counts.
+    """
+    members: dict[str, list[int]] = {}
+    for number, names in enumerate(groups):
+        for name in names:
+            members.setdefault(name, []).append(number)
+    answers = []
+    for image, names in zip(new_looks, new_groups, strict=True):
+        group = np.array(next((members[name] for name in names if name in members), range(len(labels))))
+        distances = np.square(looks[group] - image).sum(1)
+        votes = Counter(labels[number] for number in group[np.argsort(distances, kind="stable")[:NEIGHBOURS]])
+        answers.append(votes.most_common(1)[0][0])  # of equally frequent ones, the nearest
+    return answers
 
 
 def bag_of_words(texts: Sequence[str], labels: Sequence[str], new_texts: Sequence[str]) -> list[str]:

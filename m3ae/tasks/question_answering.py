@@ -1,8 +1,8 @@
 """Fine-tuning for questions about images, answered from a list (Chen et al. 2022), and what results are worth.
 
-Beside the model stand four controls: the most frequent answer to each type of question, closed and open ones apart;
-logistic regression on the words of the question; and the model itself with a blank image and with that of another
-question.
+Beside the model stand five controls: the most frequent answer to each type of question, closed and open ones apart;
+logistic regression on the words of the question; the answers to the same question, or to those of its type, about the
+training images that look most like its own; and the model itself with a blank image and with that of another question.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from m3ae.data.phantom.report import ask
@@ -32,7 +33,7 @@ from m3ae.images.files import StoredImage
 from m3ae.inference.drawing import draw_word_attention
 from m3ae.metrics.text import is_right, vqa_accuracy
 from m3ae.models.finetuned import M3AEForQuestionAnswering
-from m3ae.tasks.controls import bag_of_words, majority_by_type
+from m3ae.tasks.controls import bag_of_words, look, majority_by_type, nearest_labels
 from m3ae.tasks.data import check_used_splits, open_data
 from m3ae.tasks.finetuning import (
     FineTuning,
@@ -134,20 +135,27 @@ class QuestionAnswering(FineTuning[M3AEForQuestionAnswering, QuestionAnsweringRu
         )
 
     def answers_without_model(self, dataset: SampleDataset) -> dict[str, list[str]]:
-        """Return what majority and bag of words answer; nothing if there are no training questions."""
+        """Return what majority, bag of words and the nearest images answer; nothing without training questions."""
         if not self.has("train"):
             return {}
-        train, measured = self.dataset("train").samples, dataset.samples
+        training = self.dataset("train")
+        train, measured = training.samples, dataset.samples
         answers = [sample.target.answers[0] for sample in train]
         types, measured_types = (
             [f"{sample.target.question_type}, {sample.target.answer_type}" for sample in samples]
             for samples in (train, measured)
         )
         questions, measured_questions = ([sample.cells["text"] for sample in samples] for samples in (train, measured))
-        return {
+        controls = {
             "majority": majority_by_type(answers, types, measured_types),
             "bag_of_words": bag_of_words(questions, answers, measured_questions),
         }
+        if self.config.data.image_columns:
+            groups, wanted = (
+                [*zip(*pair, strict=True)] for pair in ((questions, types), (measured_questions, measured_types))
+            )
+            controls["nearest"] = nearest_labels(looks(training), answers, groups, looks(dataset), wanted)
+        return controls
 
     def choose(self, logits: Tensor) -> list[str]:
         """Return the answer with the highest logit (n, A) of each question."""
@@ -242,6 +250,17 @@ def open_questions(config: QuestionAnsweringRun, split: str) -> SampleDataset:
     if not samples:
         raise ValueError(f"no row of {config.data.path}, {split}, has both question and answer")
     return dataset.of(samples, validation_limit(config, split))
+
+
+def looks(dataset: SampleDataset) -> NDArray[np.float32]:
+    """Return what the first image of each question looks like (n, F); several questions are about one image."""
+    known: dict[int, NDArray[np.float32]] = {}
+    rows = []
+    for sample in map(dataset.first, range(len(dataset))):
+        if sample.image_id not in known:
+            known[sample.image_id] = look(sample.picture if sample.images else None)
+        rows.append(known[sample.image_id])
+    return np.stack(rows)
 
 
 def right_answers(cells: Mapping[str, Any]) -> tuple[str, ...]:

@@ -115,6 +115,7 @@ def test_scores_controls_and_predictions_of_known_answers(data: Path) -> None:
     assert (found["majority_accuracy"], found["majority_closed_accuracy"]) == (pytest.approx(1 / 3), 0)
     assert (found["bag_of_words_open_accuracy"], found["shuffled_accuracy"]) == (0.5, 0)
     assert found["blank_accuracy"] == pytest.approx(1 / 3), "a blank image is dark: always left"
+    assert {"nearest_accuracy", "nearest_closed_accuracy", "nearest_open_accuracy"} <= found.keys()
     assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
     lines = [json.loads(line) for line in (task.folder.root / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["q7", "q8", "q9"]
