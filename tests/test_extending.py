@@ -61,7 +61,7 @@ def test_a_source_is_known_to_commands(tmp_path: Path, monkeypatch: pytest.Monke
     prepare = ["--import", "hands.py", "prepare", "hands"]
     try:
         help = CliRunner().invoke(cli, [*prepare, "--help"]).stdout
-        assert "Hands: radiographs" in help and "one in so many rows is for testing" in " ".join(help.split())
+        assert "Hands: radiographs" in help and "every n-th row is for testing" in " ".join(help.split())
         done = CliRunner().invoke(cli, [*prepare, "--source", ".", "--output", "data", "--test-every", "3"])
         assert done.exit_code == 0, done.output
     finally:

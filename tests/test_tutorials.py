@@ -1,4 +1,4 @@
-"""The tutorials' blocks run as they are written, one after the other, in one process where they can."""
+"""The blocks of "Get started" and of the tutorials run as they are written, in one process where they can."""
 
 import re
 import shlex
@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 from click.testing import CliRunner
+from PIL import Image
 
 from m3ae.cli import cli
 from tests.test_readme import run as run_in_shell
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = [ROOT / "docs" / "get_started.md", *TUTORIALS]
 BLOCK = re.compile(r'^(<!-- not run: .+ -->\n)?^```(\w*)(?: title="(.+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
@@ -42,12 +44,13 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         short = ["data.prepare.num_studies=120", "training.max_steps=10", "evaluation.retrieval_pairs=0"]
         m3ae(["pretrain", "quickstart", *short])
+    Image.new("L", (120, 100), 90).save(folder / "chest.png")
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")  # by Trainer's defaults, on CPUs
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_tutorial_runs_as_it_is_written(path: Path, quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(quickstart)
     for language, title, content in blocks(path.read_text(encoding="utf-8")):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
+from PIL import Image
 
 from m3ae import M3AEForPreTraining
 from m3ae.data.prepared import load_split
@@ -107,8 +108,27 @@ def draw_columns(model: Any, samples: dict[str, list[Any]]) -> Any:
             axes.set_aspect("auto")
         row[0].set_ylabel(name.capitalize(), fontsize=FONT - 4)
     for axes, label in zip(row, samples["label"], strict=True):
-        axes.set_xlabel(max(label, key=label.__getitem__), fontsize=FONT)
+        axes.set_xlabel(likeliest(label), fontsize=FONT)
     return figure
+
+
+def draw_frame(model: Any, sample: dict[str, list[Any]]) -> Image.Image:
+    """Return a picture of one sample of digits: a panel for each modality, and the likeliest label."""
+    figure = new_figure(6.0, 1.8)
+    *panels, last = figure.subplots(1, len(sample))
+    for axes, name in zip(panels, sample, strict=False):
+        modality = model.latent_head.modalities[name]
+        draw_value(axes, modality, modality.drawable(sample[name][0]))
+        axes.set_aspect("auto")
+        axes.set_title(name.capitalize(), fontsize=FONT - 4)
+    last.axis("off")
+    last.text(0.5, 0.5, likeliest(sample["label"][0]), fontsize=3 * FONT, ha="center", va="center")
+    return render(figure).reduce(2)
+
+
+def likeliest(label: dict[str, float]) -> str:
+    """Return the name with the largest probability."""
+    return max(label, key=label.__getitem__)
 
 
 def digits(run: Path) -> None:
@@ -128,8 +148,8 @@ def digits(run: Path) -> None:
     stops = [model.sample_latent(batch, temperature=0.0)[0] for batch in given]
     steps = [0.0] * REST + [step / FRAMES for step in range(1, FRAMES)]
     path = [a.lerp(b, step) for a, b in zip(stops, [*stops[1:], stops[0]], strict=True) for step in steps]
-    frames = [render(draw_columns(model, values(z))).reduce(2) for z in path]
-    frames[0].save(FOLDER / "digits.webp", save_all=True, append_images=frames[1:], duration=90, loop=0, quality=70)
+    frames = [draw_frame(model, values(z)) for z in path]
+    frames[0].save(FOLDER / "digits.webp", save_all=True, append_images=frames[1:], duration=90, loop=0, quality=60)
 
 
 def phantom_factors(run: Path) -> None:
