@@ -1,5 +1,6 @@
-"""What mkdocs does beside its own: pages that are files of the repository's top folder."""
+"""Additions to mkdocs: pages that are files of the repository's top folder."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Replace a page by the file that it stands for, its links being relative to docs/."""
+    """Keep "%" beside its number; replace a page by the file that it stands for, with links relative to docs/."""
+    markdown = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", markdown)
     if (name := PAGES.get(page.file.src_uri)) is None:
         return markdown
     text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")

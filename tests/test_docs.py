@@ -163,6 +163,16 @@ def test_the_page_of_models_says_what_the_configs_say() -> None:
         assert (f"| `{path.stem}` |" in made) == (path.parent.name in ("pretrain", "finetune"))
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_tables_and_paragraphs_of_lists_are_set_as_such(path: Path) -> None:
+    """Python-Markdown takes the lines below a table as its rows, and ends a list at a paragraph of less indentation."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for block in re.split(r"\n\s*\n", text):
+        lines = block.strip("\n").split("\n")
+        assert len({line.startswith("|") for line in lines if not line.startswith("<!--")}) <= 1, block
+    assert not re.search(r"\n\n {1,3}\S", text)
+
+
 def sentences(text: str) -> Iterator[str]:
     """Yield the sentences of paragraphs and lists; a span of code counts as one word."""
     text = re.sub(r"<!--.*?-->|```.*?```", "", text, flags=re.DOTALL)
