@@ -165,11 +165,12 @@ def test_the_page_of_models_says_what_the_configs_say() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_tables_and_paragraphs_of_lists_are_set_as_such(path: Path) -> None:
-    """Python-Markdown takes the lines below a table as its rows, and ends a list at a paragraph of less indentation."""
+    """Python-Markdown takes lines below a table as rows, and an item below a paragraph of a list as its text."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     for block in re.split(r"\n\s*\n", text):
         lines = block.strip("\n").split("\n")
         assert len({line.startswith("|") for line in lines if not line.startswith("<!--")}) <= 1, block
+        assert not re.match(r"    (?!-).*\n- ", block.strip("\n"), re.DOTALL), block
     assert not re.search(r"\n\n {1,3}\S", text)
 
 
