@@ -77,9 +77,12 @@ def predict(
         that cannot be predicted has `error`, the reason.
 
     Raises:
+        TypeError: The model is neither a name nor a model with its processor.
         ValueError: There is no such model, it predicts none of these, or images and texts differ in number.
     """
     loaded = open_predictor(model, device) if isinstance(model, str | Path) else model
+    if not (isinstance(loaded, tuple) and len(loaded) == 2 and isinstance(loaded[0], M3AEPreTrainedModel)):
+        raise TypeError(f"model: got {loaded!r:.99}, expected a folder, a hub name, or a model with its processor")
     each = [texts] * len(images) if texts is None or isinstance(texts, str) else [*texts]
     if len(each) != len(images):
         raise ValueError(f"expected a text for each image, or one for all, got {len(each)} for {len(images)} images")
