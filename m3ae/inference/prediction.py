@@ -82,7 +82,9 @@ def predict(
     """
     loaded = open_predictor(model, device) if isinstance(model, str | Path) else model
     if not (isinstance(loaded, tuple) and len(loaded) == 2 and isinstance(loaded[0], M3AEPreTrainedModel)):
-        raise TypeError(f"model: got {loaded!r:.99}, expected a folder, a hub name, or a model with its processor")
+        raise TypeError(
+            f"model: got a {type(loaded).__name__}, expected a folder, a hub name, or a model with its processor"
+        )
     each = [texts] * len(images) if texts is None or isinstance(texts, str) else [*texts]
     if len(each) != len(images):
         raise ValueError(f"expected a text for each image, or one for all, got {len(each)} for {len(images)} images")
