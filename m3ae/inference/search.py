@@ -296,6 +296,9 @@ def _save(path: Path, count: int, batches: Iterable[tuple[int | list[int], Tenso
             array = batch.cpu().numpy()
             if stored is None:
                 stored = np.lib.format.open_memmap(temporary, "w+", array.dtype, (count, *array.shape[1:]))
+                if hasattr(os, "posix_fallocate"):  # a full disk is an error now, and would be SIGBUS in the mapping
+                    with temporary.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
                 if array.dtype.kind == "f":
                     stored[:] = np.nan
             stored[slice(rows, rows + len(array)) if isinstance(rows, int) else rows] = array

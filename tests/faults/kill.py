@@ -186,7 +186,10 @@ def result(folder: Path) -> dict[str, object]:
     return {
         str(path.relative_to(folder)): readers.get(path.name, readers.get(path.suffix, file_sha256))(path)
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in left and path.suffix not in (".png", ".pkl")
+        if path.is_file()
+        and path.name not in left
+        and path.suffix not in (".png", ".pkl")
+        and "tfevents" not in path.name
     }
 
 

@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_refused(answering: Any, images: list[Image.Image],
     with pytest.raises(ValueError, match="top_k"):
         predict(answering, images[:1], QUESTIONS[0], top_k=0)
     for model in (b"\0\0", answering[0], None):
-        with pytest.raises(TypeError, match="model: got .*, expected a folder, a hub name, or a model with"):
+        with pytest.raises(TypeError, match=r"model: got .*, expected a folder, a hub name, or a model with"):
             predict(model, images[:1], QUESTIONS[0])
     with pytest.raises(ValueError, match=r"expected a name that ends in \.csv or \.json"):
         write_predictions(tmp_path / "p.xlsx", [])

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -251,6 +252,16 @@ def test_a_build_that_was_killed_leaves_nothing(folder, processor, tmp_path, cap
     first = open_index(model, processor, collection, index).find(TEXTS[0])
     assert sorted(path.name for path in index.iterdir()) == ["images.npy", "index.json", "lengths.npy", "texts.npy"]
     assert open_index(model, processor, collection, tmp_path / "other").find(TEXTS[0]) == first
+
+
+def test_a_full_disk_is_an_error_before_anything_is_mapped(folder, processor, tmp_path, monkeypatch):
+    def full(file: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        open_index(build(processor, M3AEForPreTraining), processor, open_collection(folder), tmp_path / "index")
+    assert [path.name for path in (tmp_path / "index").iterdir()] == ["index.json"]
 
 
 def test_two_processes_do_not_build_one_index(folder, processor, tmp_path):
