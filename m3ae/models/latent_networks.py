@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from m3ae.models.modalities.base import Modality
     from m3ae.models.modalities.options import ModalityConfig, TransformerModalityConfig
 
+FREQUENCIES = (0.5, 1.0, 2.0)  # half turns of the sines across an image or volume
+
 
 def mlp(
     input_size: int, hidden_size: int, num_layers: int, output_size: int | None = None, *, dropout: float = 0.0
@@ -101,6 +103,42 @@ class ConvolutionalDecoder(nn.Module):
         """Decode latents (R, Z)."""
         image: Tensor = self.layers(latents)
         return image
+
+
+class ImplicitDecoder(nn.Module):
+    """z (R, Z) → an image or a volume (R, C, …): an MLP reads the coordinates of each position.
+
+    z scales and shifts its layers (FiLM, Perez et al. 2018), as in occupancy networks (Mescheder et al. 2019). The MLP
+    has the width W / 8 and residual layers. A sharp surface that moves with z is easier to learn than by convolutions.
+    """
+
+    def __init__(self, input_size: int, modality: ModalityConfig, shape: Sequence[int]) -> None:
+        super().__init__()
+        channels, *self.sides = shape
+        count, width = modality.num_layers, max(8, modality.hidden_size // 8)
+        self.condition = mlp(input_size, modality.hidden_size // 2, 2)
+        self.place = nn.Linear(len(self.sides) * (2 * len(FREQUENCIES) + 1), width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(count))
+        self.styles = nn.ModuleList(nn.Linear(modality.hidden_size // 2, 2 * width) for _ in range(count))
+        self.predict = nn.Linear(width, channels)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents (R, Z)."""
+        values: Tensor = self.place(self._coordinates(latents))  # (N, W / 8)
+        condition = self.condition(latents)
+        for layer, style in zip(self.layers, self.styles, strict=True):
+            scale, shift = style(condition)[:, None].chunk(2, -1)  # (R, 1, W / 8)
+            values = values + F.gelu(layer(values) * (1 + scale) + shift)
+        decoded: Tensor = self.predict(values).transpose(1, 2).unflatten(-1, self.sides)
+        return decoded
+
+    def _coordinates(self, like: Tensor) -> Tensor:
+        """Return the coordinates of the N positions, in [-1, 1], and their sines and cosines (N, 7·dimensions)."""
+        axes = [(torch.arange(side, device=like.device) + 0.5) * (2 / side) - 1 for side in self.sides]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+        angles = [places * frequency * torch.pi for frequency in FREQUENCIES]
+        waves = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
+        return torch.cat([places, *waves], -1).to(like.dtype)
 
 
 class PatchDecoder(nn.Module):

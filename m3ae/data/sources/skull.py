@@ -98,17 +98,17 @@ class Skull:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Skull":
-        """Draw a skull: its size varies by 8 %, its proportions by 3 %, its tilt by 3 degrees."""
+        """Draw a skull: its size varies by 8 %, its proportions by 3 %, its tilt by 1.5 degrees."""
         length = float(36 * np.exp(0.08 * np.clip(rng.standard_normal(), -2.2, 2.2)))
         width, height = length * np.array([0.79, 0.75]) * (1 + 0.03 * rng.standard_normal(2))
-        tilt = np.deg2rad(3) * rng.standard_normal(3)
+        tilt = np.deg2rad(1.5) * rng.standard_normal(3)
         return cls(
             radii=np.array([width, length, height], np.float32),
             square=np.float32(rng.uniform(0.0, 0.5)),
             taper=np.float32(0.08 + 0.03 * rng.standard_normal()),
             thickness=float(4.6 + 0.4 * np.clip(rng.standard_normal(), -2.5, 2.5)),
             rotation=_rotation(tilt),
-            shift=rng.standard_normal(3).astype(np.float32),
+            shift=(0.5 * rng.standard_normal(3)).astype(np.float32),
             base=float(-height * (0.6 + 0.05 * rng.standard_normal())),
             sutures=(
                 float(length * (-0.25 + 0.04 * rng.standard_normal())),
@@ -161,10 +161,10 @@ def render_plane(seed: int, index: int, plane: str, image_size: int) -> Image.Im
         raise ValueError(f"unknown plane {plane!r}: expected one of {', '.join(PLANES)}")
     skull = Skull.sample(np.random.default_rng([seed, index, 1]))
     rng = np.random.default_rng([seed, index, 2 + list(PLANES).index(plane)])
-    turn = _rotation(np.deg2rad(2.5) * rng.standard_normal(3))
+    turn = _rotation(np.deg2rad(1.5) * rng.standard_normal(3))
     down, right, normal = np.array(PLANES[plane], np.float32) @ turn.T
     axis = (np.arange(image_size, dtype=np.float32) + 0.5) * np.float32(FIELD / image_size) - np.float32(FIELD / 2)
-    points = axis[:, None, None] * down + axis[:, None] * right + np.float32(1.5 * rng.standard_normal()) * normal
+    points = axis[:, None, None] * down + axis[:, None] * right + np.float32(rng.standard_normal()) * normal
     within, beyond = skull.inside(*np.moveaxis(points, -1, 0))
     return Image.fromarray((255 * _scan(within, beyond, skull.thickness, axis, rng)).astype(np.uint8))
 

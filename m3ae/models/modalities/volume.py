@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m3ae.images.volumes import load_volume
-from m3ae.models.latent_networks import ConvolutionalDecoder, cnn_encoder
+from m3ae.models.latent_networks import ConvolutionalDecoder, ImplicitDecoder, cnn_encoder
 from m3ae.models.modalities.base import Modality
 from m3ae.models.modalities.options import ModalityConfig
 from m3ae.models.option_checks import check_count, check_number
@@ -73,8 +73,15 @@ def _encoder(modality: Volume) -> nn.Module:
 
 
 def _decoder(modality: Volume, input_size: int) -> nn.Module:
-    layers = ConvolutionalDecoder(input_size, modality.config, _cube_shape(modality))
-    return nn.Sequential(layers, Cubes(modality.config.patch_size or 1, merge=True))
+    return _merged(modality, ConvolutionalDecoder(input_size, modality.config, _cube_shape(modality)))
+
+
+def _implicit_decoder(modality: Volume, input_size: int) -> nn.Module:
+    return _merged(modality, ImplicitDecoder(input_size, modality.config, _cube_shape(modality)))
+
+
+def _merged(modality: Volume, decoder: nn.Module) -> nn.Module:
+    return nn.Sequential(decoder, Cubes(modality.config.patch_size or 1, merge=True))
 
 
 class Volume(Modality):
@@ -89,7 +96,7 @@ class Volume(Modality):
     config: VolumeModalityConfig
     dimensions = ("C", "D", "H", "W")
     encoders: ClassVar = {"cnn": _encoder}
-    decoders: ClassVar = {"cnn": _decoder}
+    decoders: ClassVar = {"cnn": _decoder, "implicit": _implicit_decoder}
     is_volume = is_pictured = True
 
     @classmethod

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 import m3ae
 from m3ae import M3AEConfig
@@ -29,12 +30,23 @@ def test_cubes_become_channels_and_come_back() -> None:
     assert torch.equal(Cubes(2, merge=True)(cut), voxels)
 
 
+@pytest.mark.parametrize("decoder_name", ["cnn", "implicit"])
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
-def test_networks_end_in_the_shape_at_every_patch_size(patch_size: int) -> None:
-    scan = volume(patch_size=patch_size, shape=[1, 8, 8, 16])
+def test_networks_end_in_the_shape_at_every_patch_size(patch_size: int, decoder_name: str) -> None:
+    scan = volume(patch_size=patch_size, shape=[1, 8, 8, 16], decoder=decoder_name)
     encoder, decoder = scan.build_encoder(), scan.build_decoder(5)
     assert encoder is not None and encoder(torch.rand(3, 1, 8, 8, 16)).shape == (3, 32)
     assert decoder(torch.randn(3, 5)).shape == (3, 1, 8, 8, 16)
+
+
+def test_an_implicit_decoder_knows_where_a_position_is_by_its_coordinates_alone() -> None:
+    decoder = volume(decoder="implicit", shape=[1, 4, 4, 4]).build_decoder(5)
+    z = torch.randn(2, 5)
+    small = decoder(z)
+    implicit = decoder[0]
+    implicit.sides = [12, 12, 12]  # a grid of thirds has the old positions in the middle of each
+    assert_close(decoder(z)[:, :, 1::3, 1::3, 1::3], small)
+    assert not torch.allclose(small[0], small[1]) and not torch.allclose(small[:, :, 0], small[:, :, -1])
 
 
 def test_convolutions_start_with_the_variance_of_their_inputs() -> None:
