@@ -48,26 +48,30 @@ class LatentFigures:
         self.model, self.batch, self.tokenizer = model, batch, tokenizer
         self.generator = torch.Generator(model.device).manual_seed(seed)
         self.modalities = model.latent_head.modalities
-        self.pictured = [name for name, modality in self.modalities.items() if modality.is_pictured]
+        self.decoded = [name for name in self.modalities if name not in (model.latent.condition or ())]
+        self.pictured = [name for name in self.decoded if self.modalities[name].is_pictured]
 
     def draw_all(self, folder: Path) -> list[Path]:
         """Draw `cross_generation.png`, and of images and sequences `traversal.png` and `prior_samples.png`."""
         paths = [self.cross_generation(folder / "cross_generation.png")]
         if self.pictured:
-            paths += [self.traversal(folder / "traversal.png"), self.prior_samples(folder / "prior_samples.png")]
+            paths.append(self.traversal(folder / "traversal.png"))
+        if self.pictured and not self.model.latent.condition:  # else z is drawn given the condition
+            paths.append(self.prior_samples(folder / "prior_samples.png"))
         return paths
 
     def cross_generation(self, path: Path) -> Path:
         """Draw a block of examples for each modality with an encoder: its value, and samples of all modalities."""
         experts = self.model.latent.experts
-        draws = {name: DRAWS if m.value_type in (np.ndarray, Image) else 1 for name, m in self.modalities.items()}
+        kinds = {name: self.modalities[name].value_type for name in self.decoded}
+        draws = {name: DRAWS if kind in (np.ndarray, Image) else 1 for name, kind in kinds.items()}
         examples = select(self.batch, torch.arange(min(EXAMPLES, batch_size(self.batch))))
         count, columns = batch_size(examples), 1 + sum(draws.values())
         figure = new_figure(1.0 * columns, 1.05 * count * len(experts) + 0.6)
         axes = figure.subplots(count * len(experts), columns, squeeze=False)
         for block, given in enumerate(experts):
             samples = self.model.generate_modalities(
-                {given: examples[given]}, num_samples=DRAWS, generator=self.generator
+                {given: examples[given]}, self.decoded, num_samples=DRAWS, generator=self.generator
             )
             real = self._drawables(given, self.modalities[given].elements(examples[given]))
             cells = [(given, f"given {given}", real)]  # modality, title and drawables of each column

@@ -81,7 +81,9 @@ class LatentEvaluator:
 
     @property
     def densities(self) -> list[Density]:
-        """The priors that the model has."""
+        """The priors that the model is drawn from: none of `cvae`, whose z depends on the condition."""
+        if self.model.latent.condition:
+            return []
         return ["own"] if self.model.fitted_prior is None else ["own", "fitted"]
 
     @torch.no_grad()
@@ -216,7 +218,7 @@ class LatentEvaluator:
 
     def _structural_similarity(self, result: Pass) -> dict[str, float]:
         similarity = {}
-        for name in self.rows.images:
+        for name in (name for name in self.rows.images if name in result.expected):
             present, expected = self.rows.present[name][result.rows], result.expected[name]
             if present.any() and min(expected.shape[-2:]) >= WINDOW:
                 real = torch.from_numpy(self.rows.values[name][result.rows][present])

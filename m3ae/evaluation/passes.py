@@ -122,7 +122,9 @@ def run_pass(
         temperature: Factor on the noise of `Pass.samples`, see `M3AEForGeneration.generate_modalities`.
     """
     targets = [
-        name for name, modality in model.latent_head.modalities.items() if not (modality.is_text or modality.is_set)
+        name
+        for name, modality in model.latent_head.modalities.items()
+        if not (modality.is_text or modality.is_set or name in (model.latent.condition or ()))
     ]
     results: list[dict[str, Any]] = []
     for batch in rows.batches:
@@ -190,6 +192,7 @@ def permutation_test(model: M3AEForGeneration, rows: Rows, generator: torch.Gene
     return {
         name: PermutationResult(**{latents: float(loss[name][present].mean()) for latents, loss in joined.items()})
         for name, present in rows.present.items()
+        if name in joined["shared"]
     }
 
 

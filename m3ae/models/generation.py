@@ -23,7 +23,7 @@ from m3ae.models.latent_head import (
     LatentPosterior,
     init_latent_weights,
 )
-from m3ae.models.latent_step import M3AEForGenerationOutput
+from m3ae.models.latent_step import M3AEForGenerationOutput, references
 from m3ae.models.modalities import LatentInputs, Modalities, build_modalities, check_names, only, read_inputs
 from m3ae.models.modeling import OTHER_HEADS, STREAMS, M3AEEncoders, M3AEPreTrainedModel
 from m3ae.models.objectives import latent_pass, posterior_members
@@ -120,6 +120,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
     ) -> Elbo:
         """Compute the bound on log p(the present modalities) with β = 1, no weights, and every component.
 
+        That of `cvae` is on log p(the others | the condition), and its KL is to the latents of the condition.
+
         Args:
             modalities: Name → tensors of the modality.
             given: Names of the modalities that the posterior is inferred from; all if None.
@@ -133,9 +135,12 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         q = self.infer_latent(only(modalities, given), joint=joint, generator=generator)
         likelihoods = self.log_likelihoods(modalities, q.inferred, text_noise=text_noise, generator=generator)
-        return bounds.elbo(
-            q.mixture, likelihoods, eps=eps, generator=generator, prior=self.latent_head.prior(q.inferred)
-        )
+        options: dict[str, Any] = {"prior": self.latent_head.prior(q.inferred)}
+        if self.latent.condition:
+            condition = self.infer_latent(only(modalities, self.latent.condition)).shared.components
+            zero = condition.mu.new_zeros(1, 1)
+            options["references"] = references(self.latent_head, q, zero, [(condition, 1.0)])
+        return bounds.elbo(q.mixture, likelihoods, eps=eps, generator=generator, **options)
 
     @torch.no_grad()
     def log_evidence(

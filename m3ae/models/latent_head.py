@@ -279,7 +279,8 @@ class LatentHead(nn.Module):
     ) -> dict[str, Callable[[Tensor], Tensor]]:
         """Return log p(x_m|z) of each modality as a function of points z (…, B, Z), for `m3ae.models.bounds`.
 
-        The value is 0 for samples that lack the modality, and for all samples if `targets` does.
+        The value is 0 for samples that lack the modality, and for all samples if `targets` does. The condition of
+        `cvae` is left out: nothing teaches its decoders.
 
         Args:
             targets: Name → tensors of a batch, finite.
@@ -301,6 +302,7 @@ class LatentHead(nn.Module):
                 modality.config.weight if weighted else 1.0,
             )
             for name, modality in self.modalities.items()
+            if name not in (self.config.condition or ())
         }
 
     @torch.no_grad()

@@ -40,12 +40,6 @@ def by_members(step: LatentStep, members: Tensor) -> Tensor:
     return step.head.covered(members)
 
 
-def all_but_condition(step: LatentStep, members: Tensor) -> Tensor:
-    """Let every component explain the modalities that are not given, (C, M) bool."""
-    condition = step.head.config.condition or []
-    return torch.tensor([[name not in condition for name in step.head.modalities]] * len(members))
-
-
 def less_correlation(step: LatentStep, members: Tensor) -> Tensor:
     """Weigh every likelihood by (k − α)/k for k present modalities, (1, 1, B)."""
     count = step.experts.present.sum(0).clamp(min=1)
@@ -171,7 +165,7 @@ OBJECTIVES: dict[str, Objective] = {
     "mmvm": Bound("singles", by_members, prior_and_experts, "members"),  # Sutter et al. 2024
     "jmvae": Bound("joint expert", None, prior_and_some_of_each),  # Suzuki et al. 2017
     "telbo": Bound("joint expert and singles", by_members, None, "members", True),  # Vedantam et al. 2018
-    "cvae": Bound("joint expert", all_but_condition, condition_alone),  # Sohn et al. 2015
+    "cvae": Bound("joint expert", None, condition_alone),  # Sohn et al. 2015
     "meme": meme,  # Joy et al. 2022
     "mfm": mfm,  # Tsai et al. 2019
     "iwae": partial(_importance_weighted, "iwae", bounds.iwae),  # Burda et al. 2016, Shi et al. 2019

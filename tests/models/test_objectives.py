@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from m3ae import M3AEForGeneration, M3AEForPreTraining
+from m3ae.evaluation.figures import LatentFigures
 from m3ae.models import gaussians
 from m3ae.models.gaussians import Gaussian
 from m3ae.models.latent_head import LatentPosterior
@@ -115,10 +116,9 @@ class Oracle:
         self.single = {m: self.head.posterior(experts, members[m], each_explains_itself=True) for m in self.present}
 
     def explained(self, q: LatentPosterior, *modalities: int) -> torch.Tensor:
-        likelihoods = [
-            *self.head.log_likelihoods(self.inputs.targets, self.inputs.present, q.inferred, weighted=True).values()
-        ]
-        return sum(likelihoods[m](q.mixture.components.mu).sum() for m in modalities)
+        likelihoods = self.head.log_likelihoods(self.inputs.targets, self.inputs.present, q.inferred, weighted=True)
+        names = list(self.head.modalities)
+        return sum(likelihoods[names[m]](q.mixture.components.mu).sum() for m in modalities)
 
     def kl(self, q: LatentPosterior, other: LatentPosterior | None = None) -> torch.Tensor:
         return gaussians.kl_divergence(q.shared.components, other and other.shared.components).sum()
@@ -178,6 +178,18 @@ def test_a_row_is_what_its_paper_says_of_the_present_modalities_of_each_sample(o
     output.loss.backward()
     networks = [step.head.experts, *filter(None, [step.head.joint_expert])]
     assert all(p.grad is not None and p.grad.isfinite().all() for network in networks for p in network.parameters())
+
+
+def test_a_conditional_vae_is_measured_by_its_objective_and_draws_no_condition(tmp_path: Path) -> None:
+    model = latent_model(objective="cvae", kind="joint", condition=["label"], free_bits=0.0, beta=1.0)
+    batch, eps = digits_batch(), torch.zeros(1, 6, model.latent.total_size)
+    elbo, output = model.elbo(batch, eps=eps), model(batch, eps=eps)
+    torch.testing.assert_close(-elbo.bound.mean(), output.loss)
+    assert set(elbo.log_likelihood) == set(DIGITS) - {"label"} == {name[4:] for name in output.losses if "nll" in name}
+    torch.testing.assert_close(model.elbo(batch, ["label"], eps=eps).kl.sum(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    present = torch.ones(3, 6, dtype=torch.bool)
+    drawn = LatentFigures(model, without(batch, present)).draw_all(tmp_path)
+    assert [path.stem for path in drawn] == ["cross_generation", "traversal"]
 
 
 def test_with_a_learned_prior_the_references_of_z_are_one_column() -> None:
