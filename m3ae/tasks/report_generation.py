@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,15 +50,20 @@ class Reports(NamedTuple):
 
     Attributes:
         texts: The reports.
-        loss: Negative log-likelihood of a token of the right reports, in nats.
+        costs: (n, 2) negative log-likelihood of the right report in nats, and its number of tokens.
         features: (n, D) float32, the mean of what each report is written from.
         images: A number for the image of each sample, the same for the same image.
     """
 
     texts: list[str]
-    loss: float
+    costs: NDArray[np.float64]
     features: Tensor
     images: list[int]
+
+    def loss(self, rows: Any = slice(None)) -> float:
+        """Return the negative log-likelihood of a token of the right reports of some samples, in nats."""
+        nats, tokens = self.costs[rows].sum(0)
+        return float(nats / tokens)
 
 
 class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun]):
@@ -122,13 +128,18 @@ class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun])
         reports = self.write(model, accelerator, dataset)
         judge = self.judge(split)
         scores = in_main_process(accelerator, lambda: judge.score(reports.texts, registered=at_length))
-        metrics = {"loss": reports.loss, "distinct": distinct(reports.texts)} | scores.metrics()
+        metrics = {"loss": reports.loss(), "distinct": distinct(reports.texts)} | scores.metrics()
         if not at_length:
             return metrics
-        texts = self.control_texts(model, accelerator, dataset, reports) if self.config.evaluation.controls else {}
+        texts, written = dict[str, list[str]](), {"own": reports}
+        if self.config.evaluation.controls:
+            texts = self.control_texts(model, accelerator, dataset, reports)
+            for name, images in IMAGE_CONTROLS.items():
+                written[name] = self.write(model, accelerator, dataset, images)
+                texts[name] = written[name].texts
         if accelerator.is_main_process:
             self.write_predictions(split, self._describe_predictions(dataset, reports.texts, texts))
-        return metrics | in_main_process(accelerator, lambda: self._compare(judge, scores, texts, reports.images))
+        return metrics | in_main_process(accelerator, lambda: self._compare(judge, scores, texts, written))
 
     def write(
         self,
@@ -150,7 +161,7 @@ class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun])
 
         rows, image_ids = self.compute(accelerator, dataset, of_batch, images)
         texts, costs, counts, features = zip(*rows, strict=True)
-        return Reports([*texts], sum(costs) / sum(counts), torch.stack(features), image_ids)
+        return Reports([*texts], np.stack([costs, counts], 1).astype(np.float64), torch.stack(features), image_ids)
 
     def inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return images, further texts and the tokens of the reports as keyword arguments."""
@@ -194,7 +205,7 @@ class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun])
     def control_texts(
         self, model: M3AEForReportGeneration, accelerator: Accelerator, dataset: SampleDataset, reports: Reports
     ) -> dict[str, list[str]]:
-        """Return the reports of each control."""
+        """Return the reports of each control that the model does not write."""
         texts = {"real": [sample.target[0] for sample in dataset.samples]}
         if self.has("train"):
             train = [sample.target[0] for sample in self.train_dataset.samples]
@@ -205,14 +216,15 @@ class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun])
                 accelerator, self.train_dataset, lambda batch: _features(model.encode(**_read(batch)))
             )
             texts["nearest"] = [train[row] for row in _nearest(reports.features, torch.stack(rows))]
-        for name, images in IMAGE_CONTROLS.items():
-            texts[name] = self.write(model, accelerator, dataset, images).texts
         return texts
 
     def _compare(
-        self, judge: ReportJudge, scores: ReportScores, texts: dict[str, list[str]], images: Sequence[int]
+        self, judge: ReportJudge, scores: ReportScores, texts: dict[str, list[str]], written: dict[str, Reports]
     ) -> dict[str, float]:
-        """Return intervals over images, the main metrics of each control, and what the image adds: over another's."""
+        """Return intervals over images, the main metrics of each control, and what the image adds: over another's.
+
+        `written` has what the model writes from its own images, `own`, and from others.
+        """
         controls = {name: judge.score(column) for name, column in texts.items()}
         names, judged = {*self.main_metrics, *REPORT_METRICS}, {"label_macro_f1", "label_micro_f1"}
 
@@ -224,8 +236,12 @@ class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun])
                 metrics |= {f"{control}_{name}": value for name, value in others.items()}
                 if control == "shuffled":
                     metrics |= {f"gain_{name}": metrics[name] - value for name, value in others.items()}
-            return metrics
+            losses = {name: reports.loss(rows) for name, reports in written.items()}
+            own = losses.pop("own")
+            metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
+            return metrics | ({"gain_loss": losses["shuffled"] - own} if "shuffled" in losses else {})
 
+        images = written["own"].images
         resamples = self.config.evaluation.resamples
         metrics = measure(np.arange(len(images)))
         if resamples:

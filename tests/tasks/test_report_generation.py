@@ -68,6 +68,8 @@ def test_two_reports_are_learnt_by_heart_and_written_for_new_images(data: Path) 
     assert metrics["test/gain_label_micro_f1"] == pytest.approx(2 / 3)
     assert metrics["test/shuffled_label_micro_f1"] == pytest.approx(1 / 3), "one of three gets an image as dark"
     assert metrics["test/shuffled_rouge_l"] < 1 and metrics["test/blank_rouge_l"] < 1
+    assert metrics["test/gain_loss"] == pytest.approx(metrics["test/shuffled_loss"] - metrics["test/loss"])
+    assert metrics["test/gain_loss_high"] >= metrics["test/gain_loss"] > 0 < metrics["test/blank_loss"]
     assert metrics["test/rouge_l_low"] == metrics["test/rouge_l_high"] == 1
     assert metrics["test/words"] == pytest.approx(10 / 3, abs=1.4) and "test/frequent_words_low" in metrics
     assert {name: value for name, value in metrics.items() if name.startswith("test/")} == pytest.approx(again)
