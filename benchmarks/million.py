@@ -3,7 +3,8 @@
     python benchmarks/million.py twins listing search recall --rows 100000 1000000 [--json figures.json]
 
 - `twins`: near twins among random fingerprints, of which one in fifty has a twin at 20 bits (`m3ae data check`).
-- `listing`: the rows of a table, listed, checked and cut into shards (`m3ae prepare`, before any image is opened).
+- `listing`: the rows of a table beside as many images, listed, checked and cut into shards (`m3ae prepare`, before any
+  image is opened).
 - `search`: opening a collection and its index of unit vectors (256), and one answer of ten hits with their texts.
 - `recall`: both directions of R@K over rows × rows, from unit vectors (16); give fewer rows.
 
@@ -54,7 +55,8 @@ def listing(rows: int, folder: Path) -> dict[str, float]:
     from m3ae.data.sources.folder import rows as table_rows
 
     (folder / "images").mkdir()
-    (folder / "images" / "0000000.png").touch()  # a table of which no image exists is refused
+    for n in range(rows):
+        (folder / "images" / f"{n:07d}.png").touch()
     with (folder / "train.csv").open("w") as table:
         table.write("image,text\n")
         table.writelines(f"images/{n:07d}.png,No acute finding in study number {n}.\n" for n in range(rows))

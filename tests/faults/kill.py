@@ -198,7 +198,7 @@ def steps(path: Path) -> list[dict[str, object]]:
 
 
 def program(path: Path) -> list[bytes]:
-    return [value.numpy().tobytes() for value in torch.export.load(path).state_dict.values()]
+    return [value.detach().numpy().tobytes() for value in torch.export.load(path).state_dict.values()]
 
 
 def weights(path: Path) -> dict[str, bytes]:

@@ -125,9 +125,12 @@ def rows(
         records = [record for table in read_tables(split_file, None, reading) for record in table.records]
         entries = fix_splits(entries, [record for record in records if isinstance(record, dict)], split_file)
     finished = [*split_rows(source, entries, split or "hash")]
+    del entries
     if names:
         yield _scale(finished, names, scale_from)
-    yield from finished
+    finished.reverse()
+    while finished:  # what is yielded is packed, and not held twice
+        yield finished.pop()
 
 
 def _open_table(
