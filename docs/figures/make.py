@@ -1,6 +1,6 @@
 """Draw the documentation's figures anew, from runs of the shipped recipes; nothing is trained.
 
-    python docs/figures/make.py --phantom runs/phantom --digits runs/digits --phantom-factors runs/phantom_factors
+    python docs/figures/make.py --phantom RUN --digits RUN --phantom-factors RUN --skull-views RUN
 
 A figure without its run is left as it is; the architecture needs none. `benchmarks/slices.py` and `benchmarks/soak.py`
 draw `slices.png` and `soak.png`.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
@@ -23,6 +24,7 @@ from m3ae.figures import BLUE, FAINT, INK, ORANGE, STYLES, VERMILION, cut, draw_
 from m3ae.images.files import decode_image
 from m3ae.inference import generate, load_generator, load_model, reconstruct
 from m3ae.inference.generation import encode_modalities, read_values
+from m3ae.models.modalities.volume import surface
 from m3ae.training.config import load_config
 
 FOLDER = Path(__file__).parent
@@ -174,10 +176,33 @@ def phantom_factors(run: Path) -> None:
     save_figure(figure, FOLDER / "phantom_factors.png")
 
 
+def skull_views(run: Path) -> None:
+    """Draw planes of three test skulls, the real surface, and those that follow from three, two planes and one."""
+    model, _ = load_generator(run)
+    rows, planes = test_rows(run), ["axial", "coronal", "sagittal"]
+    given = {"from all three": planes, "axial, sagittal": planes[::2], "axial alone": planes[:1]}
+    figure = new_figure(WIDTH, 5.3)
+    panels = figure.subplots(3, 7)
+    for number, row in enumerate(panels):
+        study = read_values(model, rows, number, [*planes, "skull"])
+        volumes = [study["skull"]]
+        for names in given.values():
+            shown = {name: study[name] for name in names}
+            volumes += generate(model, None, shown, ["skull"], temperature=0.0)["skull"]
+        surfaces = [surface(torch.as_tensor(np.array(volume[0])).float(), scale=6) for volume in volumes]
+        for axes, picture in zip(row, [*(study[plane] for plane in planes), *surfaces], strict=True):
+            axes.imshow(picture, cmap="gray", vmin=0)
+            axes.axis("off")
+    for axes, title in zip(panels[0], [*planes, "real skull", *given], strict=True):
+        axes.set_title(title, fontsize=FONT - 8)
+    save_figure(figure, FOLDER / "skull_views.png")
+
+
 DRAWINGS: dict[str, Callable[[Path], None]] = {
     "phantom": reconstructions,
     "digits": digits,
     "phantom_factors": phantom_factors,
+    "skull_views": skull_views,
 }
 
 

@@ -62,7 +62,7 @@ class LatentFigures:
 
     def cross_generation(self, path: Path) -> Path:
         """Draw a block of examples for each modality with an encoder: its value, and samples of all modalities."""
-        experts = self.model.latent.experts
+        experts = self.model.latent.condition or self.model.latent.experts
         kinds = {name: self.modalities[name].value_type for name in self.decoded}
         draws = {name: DRAWS if kind in (np.ndarray, Image) else 1 for name, kind in kinds.items()}
         examples = select(self.batch, torch.arange(min(EXAMPLES, batch_size(self.batch))))

@@ -68,6 +68,9 @@ class LatentEvaluator:
         self.rows = Rows.of(model, batches)
         experts = np.array(model.latent.experts)
         self.members = subsets(len(experts))
+        if condition := model.latent.condition:  # nothing teaches the other experts alone
+            told = torch.tensor([name in condition for name in experts])
+            self.members = self.members[~(self.members & ~told).any(1) | self.members.all(1)]
         self.subsets: list[list[str]] = [experts[members].tolist() for members in self.members.numpy()]
         self.seed, self.learnt = seed, Rows.of(model, training)
         learnt = self.learnt
