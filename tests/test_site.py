@@ -41,6 +41,7 @@ def address(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.timeout(900)
 def test_every_page_opens_and_fits(site: Path, address: str) -> None:
     names = sorted(str(path.parent.relative_to(site)) for path in site.rglob("index.html"))
     assert len(names) > 20
