@@ -71,9 +71,9 @@ def load_checkpoint(path: Path) -> Any:
         raise CheckpointError(f"{path} is {state}; expected a file in the released format, like m3ae.ckpt.")
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
-    if is_zip and not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is cut short or damaged ({path.stat().st_size:,} bytes); fetch it again.")
     try:
+        if is_zip and not zipfile.is_zipfile(path):
+            raise CheckpointError(f"{path} is cut short or damaged ({path.stat().st_size:,} bytes); fetch it again.")
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 _refuse_compressed(path, archive)
