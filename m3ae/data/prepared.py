@@ -11,7 +11,9 @@ manifest.json                  source, options, counts, checksums; written last,
 
 import json
 import os
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,19 @@ def shard_features(schema: pa.Schema) -> datasets.Features:
         raise pa.ArrowInvalid(f"its description of the columns is damaged: {error}") from error
 
 
+@contextmanager
+def _bars_in_terminals() -> Iterator[None]:
+    """Keep the progress bars of `datasets` out of logs."""
+    silenced = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if silenced:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if silenced:
+            datasets.enable_progress_bars()
+
+
 def _is_readable(shard: Path) -> bool:
     try:
         with pq.ParquetFile(shard) as file:
@@ -231,7 +246,8 @@ def load_split(folder: Path, split: str) -> datasets.Dataset:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: prepare it again with --overwrite")
     key = f"m3ae-{digest(json.dumps(info.shards).encode()):014x}"
     try:
-        dataset = datasets.Dataset.from_parquet([str(shard) for shard in shards], split=split, dataset_name=key)
+        with _bars_in_terminals():
+            dataset = datasets.Dataset.from_parquet([str(shard) for shard in shards], split=split, dataset_name=key)
         for column in set(dataset.features) - set(image_columns(dataset.features)):
             dataset.data.column(column).validate(full=True)  # texts that are no UTF-8, for instance
     except Exception as error:  # as each library puts it; a full disk or too little memory is no fault of the shards

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any, Self
 
@@ -137,6 +138,11 @@ def format_metrics(title: str, metrics: Mapping[str, float]) -> str:
     return "\n".join([header if len(plain) < len(metrics) else title, "-" * len(header), *rows])
 
 
+def _is_no_guess(record: LogRecord) -> bool:
+    """Say whether a line of DeepSpeed, which accelerate imports for every checkpoint, is more than what it found."""
+    return "Setting accelerator to CPU" not in str(record.msg)
+
+
 class Progress:
     """The progress of a run, as a context manager around its steps.
 
@@ -148,6 +154,7 @@ class Progress:
 
     def __init__(self, settings: TrainingConfig, step: int, shown: bool) -> None:
         self.settings, self.announce = settings, tqdm.write if shown else _be_silent
+        getLogger("DeepSpeed").addFilter(_is_no_guess)
         logging.disable_progress_bar()  # of transformers, which shows what takes no time: loading and writing a model
         self._bar = tqdm(
             total=settings.max_steps,

@@ -44,10 +44,12 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_split_reads_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+def test_a_split_reads_back(tmp_path: Path, rows: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
     manifest = prepare("toy", tmp_path / "out")
     assert load_manifest(tmp_path / "out") == manifest
+    capfd.readouterr()
     dataset = load_split(tmp_path / "out", "train")
+    assert capfd.readouterr().err == "", "a log has no progress bars"
     assert dataset.features == {**FEATURES, "image": datasets.Image(decode=False)}
     image = decode_image(dataset[0]["image"]["bytes"], "a")
     assert (image.size, image.mode, image.getpixel((3, 2))) == ((6, 4), "L", 90)

@@ -12,6 +12,7 @@ from m3ae import M3AEForGeneration, M3AEForPreTraining
 from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.test_other_programs import GENERATORS, build, every_class, same
 from tests.models.tiny import tiny_batch, tiny_config, tiny_model
+from tests.models.tiny_latent import latent_model
 
 
 @every_class
@@ -34,6 +35,13 @@ def test_the_implementation_of_attention_reaches_every_part(
     with pytest.raises(ValueError, match="flex"):
         other.set_attn_implementation("flex_attention")
     assert other.config.image_config._attn_implementation == "sdpa"
+
+
+def test_a_model_without_a_text_encoder_says_nothing_of_its_attention(caplog: pytest.LogCaptureFixture) -> None:
+    model = latent_model()
+    with caplog.at_level(logging.WARNING):
+        model.set_attn_implementation("sdpa")
+    assert not caplog.records and model.config.text_config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("options", GENERATORS.values(), ids=GENERATORS)

@@ -1,11 +1,15 @@
 """What a run says about its course: estimates, warnings, lines where there is no terminal."""
 
+from logging import WARNING, LogRecord, getLogger
+
 import pytest
 from tqdm import tqdm
 
 from m3ae.training import progress
 from m3ae.training.progress import Progress, in_words
 from m3ae.training.sections import TrainingConfig
+
+LINES = ["Setting accelerator to CPU. If you have GPU or other accelerator, …", "a checkpoint is incomplete"]
 
 
 @pytest.fixture
@@ -33,6 +37,14 @@ def test_the_first_steps_say_how_long_the_run_will_take_and_the_first_validation
         assert said[1:] == ["about 3.0 min left, with validations of 30 s"]
         run.add_validation(200, 30.0)
     assert len(said) == 2
+
+
+def test_a_run_leaves_out_what_deepspeed_guesses_about_a_cpu(said) -> None:
+    with a_run():
+        shown = [
+            getLogger("DeepSpeed").filter(LogRecord("DeepSpeed", WARNING, "", 0, line, None, None)) for line in LINES
+        ]
+    assert [bool(one) for one in shown] == [False, True]
 
 
 def test_steps_far_longer_than_expected_are_a_warning(said) -> None:
