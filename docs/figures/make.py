@@ -17,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from m3ae import M3AEForPreTraining
 from m3ae.data.prepared import load_split
@@ -189,7 +190,8 @@ def skull_views(run: Path) -> None:
         for names in given.values():
             shown = {name: study[name] for name in names}
             volumes += generate(model, None, shown, ["skull"], temperature=0.0)["skull"]
-        surfaces = [surface(torch.as_tensor(np.array(volume[0])).float(), scale=6) for volume in volumes]
+        smooth = [gaussian_filter(np.asarray(volume[0], np.float32), 0.6) for volume in volumes]  # no steps of voxels
+        surfaces = [surface(torch.from_numpy(volume), scale=6) for volume in smooth]
         for axes, picture in zip(row, [*(study[plane] for plane in planes), *surfaces], strict=True):
             axes.imshow(picture, cmap="gray", vmin=0)
             axes.axis("off")

@@ -12,13 +12,14 @@ manifest.json                  source, options, counts, checksums; written last,
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
@@ -187,6 +188,19 @@ def array_shape(feature: Any) -> tuple[int, ...]:
         feature = feature.feature
     is_number = isinstance(feature, datasets.Value) and feature.dtype.startswith(("float", "int", "uint"))
     return tuple(shape) if is_number and min(shape, default=0) > 0 else ()
+
+
+def typed_rows(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> list[dict[str, Any]]:
+    """Give arrays that were read as Python lists the type of their columns: those of 8 bits mean 0 to 255."""
+    types = {}
+    for column in schema:
+        kind = column.type
+        while pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        if kind != column.type and pa.types.is_primitive(kind):
+            types[column.name] = kind.to_pandas_dtype()
+    arrays = ({name: np.asarray(row[name], dtype) for name, dtype in types.items() if row[name]} for row in rows)
+    return [row | of_row for row, of_row in zip(rows, arrays, strict=True)]
 
 
 def shard_features(schema: pa.Schema) -> datasets.Features:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
-from m3ae.data.prepared import load_manifest, shard_features
+from m3ae.data.prepared import load_manifest, shard_features, typed_rows
 from m3ae.data.samples import Columns, Sample, SampleDataset, Texts, Visit
 from m3ae.files import digest
 
@@ -275,7 +275,7 @@ class SampleStream:
             if _version(piece.path) != self._versions[piece.path]:
                 raise OSError("it has changed since the run's start")
             table = file.read_row_group(piece.group, columns=names)
-            rows = table.slice(piece.start, piece.stop - piece.start).to_pylist()
+            rows = typed_rows(table.slice(piece.start, piece.stop - piece.start).to_pylist(), table.schema)
         for row in rows:
             if streamed.visits(row["id"], epoch) <= piece.repeat:
                 continue

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from m3ae.data.collate import TrunkCollator
-from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features
+from m3ae.data.prepared import MANIFEST, Manifest, load_manifest, shard_features, typed_rows
 from m3ae.data.samples import Columns, Sample, column_types, trunk_columns
 from m3ae.data.shards import ROWS_PER_SHARD, shards_in
 from m3ae.files import LOCK, check_replaceable, file_sha256, only_process, replacing, write_text
@@ -296,7 +296,7 @@ def _stored_rows(
 ) -> Iterator[list[Sample]]:
     with _open_shard(shard) as file:
         for batch in file.iter_batches(batch_size, columns=[*columns.names, *["labels"] * labelled]):
-            rows = batch.to_pylist()
+            rows = typed_rows(batch.to_pylist(), batch.schema)
             yield [columns.sample(row, seed=0)._replace(target=row.get("labels")) for row in rows]
 
 

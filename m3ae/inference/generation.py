@@ -199,13 +199,16 @@ def read_values(model: M3AEForGeneration, rows: Dataset, number: int, names: Seq
     Raises:
         ValueError: A column or the row's cell is missing.
     """
+    from m3ae.data.prepared import typed_rows  # needs the extra `train`
     from m3ae.data.samples import Columns
 
     if missing := [name for name in names if name not in rows.features]:
         raise ValueError(f"the set has no column {missing[0]!r}; it has {', '.join(rows.features)}")
     modalities = {name: model.latent_head.modalities[name] for name in names}
     columns = Columns(modalities)
-    sample = columns.sample(rows.select_columns(columns.names)[number], seed=0)
+    read = rows.select_columns(columns.names)
+    (row,) = typed_rows([read[number]], read.features.arrow_schema)
+    sample = columns.sample(row, seed=0)
     if absent := [name for name, cell in sample.cells.items() if cell is None]:
         raise ValueError(f"row {sample.id!r} has no {absent[0]}")
     return {name: modalities[name].value(cell) for name, cell in sample.cells.items()}

@@ -1,5 +1,6 @@
 """The kind `volume`: its networks, its cells, its files, its pictures."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,12 @@ from torch.testing import assert_close
 
 import m3ae
 from m3ae import M3AEConfig
+from m3ae.data.prepare import prepare
+from m3ae.data.prepared import load_split
+from m3ae.data.samples import Columns, SampleDataset, Visit
+from m3ae.data.sets import SampleStream, StreamedSet
 from m3ae.inference import generate
-from m3ae.inference.generation import read_modality
+from m3ae.inference.generation import read_modality, read_values
 from m3ae.models.modalities import KINDS, configure
 from m3ae.models.modalities.volume import Cubes, Volume, surface
 from tests.models.tiny_latent import DIGITS, digits_batch, latent_model
@@ -47,6 +52,21 @@ def test_an_implicit_decoder_knows_where_a_position_is_by_its_coordinates_alone(
     implicit.sides = [12, 12, 12]  # a grid of thirds has the old positions in the middle of each
     assert_close(decoder(z)[:, :, 1::3, 1::3, 1::3], small)
     assert not torch.allclose(small[0], small[1]) and not torch.allclose(small[:, :, 0], small[:, :, -1])
+
+
+def test_prepared_voxels_of_8_bits_are_the_same_however_a_row_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "skulls"
+    prepare("skull", folder, count=10, size=16, image_size=16)
+    modality = {"kind": "volume", "shape": [1, 16, 16, 16], "hidden_size": 16, "num_layers": 1}
+    model = latent_model({"skull": modality})
+    columns = Columns(model.latent_head.modalities)
+    mapped = SampleDataset(folder, "train", columns)[Visit(0, seed=0)].cells["skull"]
+    streamed = {
+        sample.id: sample for sample in islice(SampleStream([StreamedSet(folder, columns)], seed=0).share(0, 1), 8)
+    }
+    value = read_values(model, load_split(folder, "train"), 0, ["skull"])["skull"]
+    assert mapped.dtype == np.float32 and sorted(np.unique(mapped)) == [0, 1]
+    assert np.array_equal(streamed["skull-0-000000"].cells["skull"], mapped) and np.array_equal(value, mapped)
 
 
 def test_convolutions_start_with_the_variance_of_their_inputs() -> None:
