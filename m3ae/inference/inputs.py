@@ -122,9 +122,10 @@ def read_images(paths: Iterable[Path]) -> list[Image.Image]:
 
 
 def check_picture(image: Any) -> Any:
-    """Return a picture of Pillow, an array or a tensor; raise TypeError for anything else."""
-    if not isinstance(image, Image.Image | np.ndarray | Tensor):
-        raise TypeError(f"got an image of type {type(image).__name__}, expected a picture, an array or a tensor")
+    """Return a picture of Pillow, an array, a tensor or the name of a file; raise TypeError for anything else."""
+    if not isinstance(image, Image.Image | np.ndarray | Tensor | str | os.PathLike):
+        kind = type(image).__name__
+        raise TypeError(f"got an image of type {kind}, expected a picture, an array, a tensor or the name of a file")
     return image
 
 

@@ -89,10 +89,8 @@ class M3AEPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Choose the implementation of attention: one for all, or one for each sub-configuration by name."""
         named = attn_implementation if isinstance(attn_implementation, dict) else {}
-        before, names = [], ["image_config", "latent"]  # transformers looks for models of these, and warns
-        if not any(getattr(module, "config", None) is self.config.text_config for module in self.modules()):
-            names.append("text_config")
-        for name in names:
+        before, absent = [], ["text_config"] * (not hasattr(self.base_model, "text_encoder"))
+        for name in ("image_config", "latent", *absent):  # transformers looks for models of these, and warns
             config = getattr(self.config, name)
             if isinstance(config, PreTrainedConfig):
                 before.append((config, config._attn_implementation))

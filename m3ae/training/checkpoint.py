@@ -209,7 +209,7 @@ def _named_in_errors(checkpoint: Path) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each library raises another one
-        if isinstance(error, ValueError) and str(checkpoint) in str(error):
+        if isinstance(error, ValueError) and str(error).startswith((f"checkpoint {checkpoint} ", f"{checkpoint} ")):
             raise
         raise ValueError(
             f"checkpoint {checkpoint} cannot be read ({' '.join(str(error).split())}): it is of another version of "

@@ -12,7 +12,7 @@ from m3ae.training.progress import MetricsLog
 
 def finished_run(folder: Path, seed: int, **report: float) -> Path:
     (folder / "model").mkdir(parents=True)
-    config = {"output_dir": str(folder), "training": {"seed": seed, "max_steps": 2}}
+    config = {"task": "classification", "output_dir": str(folder), "training": {"seed": seed, "max_steps": 2}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     log = MetricsLog(folder / "metrics.jsonl", lines=0)
     log.write(1, {"training/loss": 3.0})

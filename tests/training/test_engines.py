@@ -142,8 +142,8 @@ def test_fsdp_that_would_not_do_what_it_says_is_refused(tmp_path, monkeypatch, f
 @pytest.mark.parametrize(
     ("settings", "training", "message"),
     [
-        ({"bf16": {"enabled": True}}, {}, "the DeepSpeed config has bf16: leave that out"),
-        ({"optimizer": {"type": "Adam"}}, {}, "the DeepSpeed config has optimizer: leave that out"),
+        ({"bf16": {"enabled": True}}, {}, "the DeepSpeed config has bf16: leave this out"),
+        ({"optimizer": {"type": "Adam"}}, {}, "the DeepSpeed config has optimizer: leave this out"),
         (
             {"zero_optimization": {"offload_param": {"device": "cpu"}}},
             {},
