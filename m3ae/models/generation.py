@@ -16,6 +16,7 @@ from m3ae.models.bounds import Elbo
 from m3ae.models.configuration import M3AEConfig
 from m3ae.models.flows import FITTED, FlowPrior
 from m3ae.models.fusion import Fusion, Stream
+from m3ae.models.gaussians import Prior
 from m3ae.models.latent_configuration import LatentConfig
 from m3ae.models.latent_head import (
     InferredExperts,
@@ -23,7 +24,7 @@ from m3ae.models.latent_head import (
     LatentPosterior,
     init_latent_weights,
 )
-from m3ae.models.latent_step import M3AEForGenerationOutput, references
+from m3ae.models.latent_step import M3AEForGenerationOutput
 from m3ae.models.modalities import LatentInputs, Modalities, build_modalities, check_names, only, read_inputs
 from m3ae.models.modeling import OTHER_HEADS, STREAMS, M3AEEncoders, M3AEPreTrainedModel
 from m3ae.models.objectives import latent_pass, posterior_members
@@ -135,12 +136,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """
         q = self.infer_latent(only(modalities, given), joint=joint, generator=generator)
         likelihoods = self.log_likelihoods(modalities, q.inferred, text_noise=text_noise, generator=generator)
-        options: dict[str, Any] = {"prior": self.latent_head.prior(q.inferred)}
-        if self.latent.condition:
-            condition = self.infer_latent(only(modalities, self.latent.condition)).shared.components
-            zero = condition.mu.new_zeros(1, 1)
-            options["references"] = references(self.latent_head, q, zero, [(condition, 1.0)])
-        return bounds.elbo(q.mixture, likelihoods, eps=eps, generator=generator, **options)
+        return bounds.elbo(q.mixture, likelihoods, eps=eps, generator=generator, prior=self._prior(modalities, q))
 
     @torch.no_grad()
     def log_evidence(
@@ -153,6 +149,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Estimate log p(the present modalities) in nats, (B,), as `bounds.importance_log_likelihood` does.
+
+        Of `cvae` it is log p(the others | the condition).
 
         Args:
             modalities: Name → tensors of the modality.
@@ -168,7 +166,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
             num_samples,
             chunk_size=chunk_size,
             generator=generator,
-            prior=self.latent_head.prior(q.inferred),
+            prior=self._prior(modalities, q),
         )
 
     def log_likelihoods(
@@ -380,6 +378,13 @@ class M3AEForGeneration(M3AEPreTrainedModel):
     @property
     def _fusion(self) -> nn.Module | None:
         return cast(nn.Module, self.m3ae.fusion) if self.latent_head.fuses else None
+
+    def _prior(self, modalities: Modalities, q: LatentPosterior) -> Prior | None:
+        """Return the prior of a posterior's latents; with `cvae` that of z is what the condition says."""
+        if not self.latent.condition:
+            return self.latent_head.prior(q.inferred)
+        given = self.infer_latent(only(modalities, self.latent.condition)).shared.components
+        return self.latent_head.prior(q.inferred, type(given)(given.mu[0], given.logvar[0]))
 
     def _members(self, joint: bool, generator: torch.Generator | None) -> Tensor:
         """Return the components (C, M) of the posterior, or with `joint` the product of all alone if it is one."""

@@ -231,12 +231,13 @@ class LatentHead(nn.Module):
         shares = gaussians.precision_shares(experts.shared, experts.present, self.prior_expert)
         return dict(zip(["prior", *self.experts], shares, strict=True))
 
-    def prior(self, inferred: Mapping[str, Tensor]) -> HierarchicalPrior | None:
-        """Return the prior of all latents for a posterior with `LatentPosterior.inferred`; None if it is N(0, I)."""
-        if self.shared_prior is None and not self.private_priors:
+    def prior(self, inferred: Mapping[str, Tensor], condition: Gaussian | None = None) -> HierarchicalPrior | None:
+        """Return the prior of the latents where some are `inferred`; z follows `condition` (B, D). None is N(0, I)."""
+        shared = self.shared_prior if condition is None else condition
+        if shared is None and not self.private_priors:
             return None
         conditional = cast(Mapping[str, ConditionalPrior], self.private_priors)
-        return HierarchicalPrior(self.config.size, self.shared_prior, conditional, self.private_dimensions, inferred)
+        return HierarchicalPrior(self.config.size, shared, conditional, self.private_dimensions, inferred)
 
     def complete(self, z: Tensor, inferred: Mapping[str, Tensor]) -> Tensor:
         """Draw the private latents that are not inferred from the noise that z (…, B, Z) has in their dimensions.

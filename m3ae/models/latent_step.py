@@ -5,7 +5,7 @@ Shapes: B batch, M experts, K samples, C mixture components, G groups of experts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,6 @@ from transformers.utils.generic import ModelOutput
 from m3ae.models import gaussians
 from m3ae.models.bounds import Elbo, References
 from m3ae.models.fusion import Stream
-from m3ae.models.gaussians import Gaussian
 from m3ae.models.latent_head import InferredExperts, LatentHead, LatentPosterior
 from m3ae.models.modalities import LatentInputs
 from m3ae.models.priors import ExpertReference
@@ -120,15 +119,19 @@ class LatentStep:
             groups: (G, M) bool, the modalities of each group; each alone if None. A group that a sample lacks is
                 N(0, I).
         """
-        present = self.experts.present
+        prior, present = self.head.prior(q.inferred), self.experts.present
+        learned = self.head.shared_prior is not None
+        columns = 1 if learned else q.size
+        is_shared = torch.arange(columns + len(q.inferred), device=present.device) < columns
+        weight = torch.where(is_shared, of_prior[..., None], 1)
         groups = torch.eye(len(present), dtype=torch.bool) if groups is None else groups
         members = groups.to(present.device)[..., None] & present
         products = gaussians.product_of_experts(self.experts.shared, members, self.head.prior_expert)
-        experts = [
-            (type(self.experts.shared)(*product), of_experts[:, number, :, None])
+        others = [
+            (ExpertReference(type(self.experts.shared)(*product), learned), of_experts[:, number, :, None])
             for number, product in enumerate(zip(*products, strict=True))
         ]
-        return references(self.head, q, of_prior, experts)
+        return [(prior, weight), *others]
 
     def output(self, elbo: Elbo) -> M3AEForGenerationOutput:
         """Return the loss and its terms, each without the modality's weight."""
@@ -141,20 +144,3 @@ class LatentStep:
         for name, value in unweighted.items():
             losses[f"nll_{name}"] = -value.sum() / self.inputs.present[name].sum().clamp(min=1)
         return M3AEForGenerationOutput(elbo.loss, losses, elbo.kl, unweighted)
-
-
-def references(
-    head: LatentHead, q: LatentPosterior, of_prior: Tensor, experts: Iterable[tuple[Gaussian, Tensor | float]]
-) -> References:
-    """Return references of the shared latent: the prior (C, B) and experts with their weights, as `bounds.elbo` does.
-
-    Private latents are held to their priors with weight 1.
-    """
-    learned = head.shared_prior is not None
-    columns = 1 if learned else q.size
-    is_shared = torch.arange(columns + len(q.inferred), device=of_prior.device) < columns
-    weight = torch.where(is_shared, of_prior[..., None], 1)
-    return [
-        (head.prior(q.inferred), weight),
-        *((ExpertReference(expert, learned), share) for expert, share in experts),
-    ]

@@ -134,7 +134,7 @@ class HierarchicalPrior:
 
     Attributes:
         size: D.
-        shared: p(z); N(0, I) if None.
+        shared: p(z): a density, or the Gaussians (B, D) of a condition; N(0, I) if None.
         conditional: Name → p(w_m | z) of the modalities with a private latent.
         private: Name → the dimensions of w_m.
         inferred: Name → (…, B) bool, where w_m has been inferred from its modality. Elsewhere these dimensions are the
@@ -142,7 +142,7 @@ class HierarchicalPrior:
     """
 
     size: int
-    shared: Density | None
+    shared: Density | Gaussian | None
     conditional: Mapping[str, ConditionalPrior]
     private: Mapping[str, slice]
     inferred: Mapping[str, Tensor]
@@ -150,7 +150,10 @@ class HierarchicalPrior:
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log-density (…) of points (…, Z)."""
         shared = z[..., : self.size]
-        total = gaussians.log_prior(shared) if self.shared is None else self.shared.log_prob(shared)
+        if isinstance(self.shared, Gaussian):
+            total = gaussians.log_density(shared, self.shared)
+        else:
+            total = gaussians.log_prior(shared, self.shared)
         for name, inferred in self.inferred.items():
             private = z[..., self.private[name]]
             density = self.conditional[name].log_prob(private, shared)
@@ -161,12 +164,12 @@ class HierarchicalPrior:
         """Return KL(q‖p) of Gaussians (…, Z) in nats, estimated at points z drawn from them.
 
         Returns:
-            A column for each shared dimension, exact, or one for all with a learned p(z); then one for each private
+            A column for each shared dimension, exact, or one for all if p(z) is a density; then one for each private
             latent.
         """
         shared, z_shared = gaussian.columns(slice(0, self.size)), z[..., : self.size]
-        if self.shared is None:
-            columns = [gaussians.kl_divergence(shared)]
+        if self.shared is None or isinstance(self.shared, Gaussian):
+            columns = [gaussians.kl_divergence(shared, self.shared)]
         else:
             columns = [gaussians.sampled_kl_divergence(shared, z_shared, self.shared)[..., None]]
         for name, inferred in self.inferred.items():

@@ -187,6 +187,13 @@ def test_a_conditional_vae_is_measured_by_its_objective_and_draws_no_condition(t
     torch.testing.assert_close(-elbo.bound.mean(), output.loss)
     assert set(elbo.log_likelihood) == set(DIGITS) - {"label"} == {name[4:] for name in output.losses if "nll" in name}
     torch.testing.assert_close(model.elbo(batch, ["label"], eps=eps).kl.sum(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    plain = {name: {**options, "private_size": 0} for name, options in DIGITS.items()}
+    model = latent_model(plain, objective="cvae", kind="joint", condition=["label"])
+    draw = torch.Generator().manual_seed(0)
+    bounds = torch.stack([model.elbo(batch, ["label"], generator=draw).bound for _ in range(400)])
+    evidence = torch.stack([model.log_evidence(batch, 1, ["label"], generator=draw) for _ in range(400)])
+    error = (bounds.var(0) + evidence.var(0)).div(400).sqrt()
+    assert ((bounds.mean(0) - evidence.mean(0)).abs() < 4 * error).all(), "both are given the condition"
     present = torch.ones(3, 6, dtype=torch.bool)
     drawn = LatentFigures(model, without(batch, present)).draw_all(tmp_path)
     assert [path.stem for path in drawn] == ["cross_generation", "traversal"]

@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from m3ae import M3AEForGeneration
 from m3ae.models import bounds, gaussians
 from m3ae.models.gaussians import Gaussian
-from m3ae.models.priors import ConditionalPrior, FittedPrior, LearnedPrior
+from m3ae.models.priors import ConditionalPrior, FittedPrior, HierarchicalPrior, LearnedPrior
 from tests.models.tiny_latent import digits_batch, latent_model
 
 
@@ -33,6 +33,14 @@ def standard(size: int) -> LearnedPrior:
     made = LearnedPrior(1, size)
     torch.nn.init.zeros_(made.means)
     return made
+
+
+def test_a_condition_takes_the_place_of_the_prior_of_z() -> None:
+    z, (q, given) = torch.randn(3, 4, 2), (Gaussian(torch.randn(4, 2), torch.randn(4, 2)) for _ in range(2))
+    held = HierarchicalPrior(2, given, {}, {}, {})
+    normal, other = (Normal(one.mu, (one.logvar / 2).exp()) for one in (q, given))
+    torch.testing.assert_close(held.log_prob(z), other.log_prob(z).sum(-1))
+    torch.testing.assert_close(held.kl_divergence(q, z), torch.distributions.kl_divergence(normal, other))
 
 
 def test_density_and_samples_are_those_of_the_mixture() -> None:
