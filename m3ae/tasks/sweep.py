@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from m3ae.evaluation.report import JSON, LatentReport
 from m3ae.evaluation.tables import table
-from m3ae.files import check_replaceable, only_process, write_text
+from m3ae.files import LOCK, check_replaceable, only_process, write_text
 from m3ae.options import parse_yaml
 from m3ae.tasks import task_class
 from m3ae.tasks.evaluation import evaluate
@@ -171,7 +171,7 @@ def _finish(config: RunConfig, split: str) -> Metrics:
     """Train, unless that is done, and measure; return the metrics."""
     folder = RunFolder(config.output_dir)
     _check_same_settings(folder, config)
-    if not folder.model.is_dir():
+    if not folder.model.is_dir() or (folder.root / LOCK).exists():  # killed, even if it was at the figures
         task = task_class(config.task).from_config(config)
         if config.task == "generation" and not task.has(split):
             raise ValueError(f"{config.data.path} has no split {split!r}: it has {', '.join(task.manifest.splits)}")

@@ -1,6 +1,7 @@
 """A grid of settings through the command."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from m3ae.cli import cli
-from m3ae.files import only_process
+from m3ae.files import LOCK, only_process
 from m3ae.tasks.sweep import SweepResult, SweepRun, plan_sweep, write_sweep
 from m3ae.training.config import dump_config
 from m3ae.training.progress import read_metrics
@@ -72,6 +73,12 @@ def test_an_interrupted_run_is_resumed(config: Path, tmp_path: Path) -> None:
     assert sweep(*longer).exit_code == 0
     assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")][-1] == 3
     assert len(json.loads((folder / "environment.json").read_text())) == 2, "two starts"
+    metrics, pictures = (folder / "metrics.jsonl").read_text(), sorted((folder / "figures").iterdir())
+    shutil.rmtree(folder / "figures")
+    (folder / LOCK).touch()  # as a kill leaves it that comes after the model and before the figures
+    assert sweep(*longer).exit_code == 0
+    assert sorted((folder / "figures").iterdir()) == pictures and not (folder / LOCK).exists()
+    assert (folder / "metrics.jsonl").read_text() == metrics
 
 
 @pytest.mark.parametrize(
