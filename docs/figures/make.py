@@ -79,7 +79,7 @@ def architecture() -> None:
     save_figure(figure, FOLDER / "architecture.png")
 
 
-def test_rows(run: Path) -> Any:
+def held_out_rows(run: Path) -> Any:
     """Return the test rows of the set that a run was trained on."""
     return load_split(Path(load_config(run / "config.yaml").data.path), "test")
 
@@ -87,7 +87,7 @@ def test_rows(run: Path) -> Any:
 def reconstructions(run: Path) -> None:
     """Draw what a pre-trained model makes of images whose patches are hidden."""
     model, processor = load_model(run, [M3AEForPreTraining])
-    rows = test_rows(run).select(range(4))
+    rows = held_out_rows(run).select(range(4))
     images = [decode_image(row["frontal"]["bytes"], row["id"]) for row in rows]
     samples = reconstruct(model, processor, images, [row["text"][0] for row in rows])
     figure = new_figure(6.2, 4.8)
@@ -145,7 +145,7 @@ def digits(run: Path) -> None:
 
     prior = model.sample_latent_prior(8, "fitted", generator=torch.Generator().manual_seed(3))
     save_figure(draw_columns(model, values(prior)), FOLDER / "digits_prior_samples.png")
-    rows = test_rows(run)
+    rows = held_out_rows(run)
     first = [rows["label"][:].index(str(digit)) for digit in range(10)]
     given = [encode_modalities(model, None, read_values(model, rows, row, names[:3])) for row in first]
     stops = [model.sample_latent(batch, temperature=0.0)[0] for batch in given]
@@ -158,7 +158,7 @@ def digits(run: Path) -> None:
 def phantom_factors(run: Path) -> None:
     """Draw images from the reports of three test rows, and reports from their images."""
     model, tokenizer = load_generator(run)
-    rows = test_rows(run)
+    rows = held_out_rows(run)
     figure = new_figure(WIDTH, 5.6)
     panels = figure.subplots(3, 5, width_ratios=[1.9, 1, 1, 1, 1.9])
     for number, row in enumerate(panels):
@@ -180,7 +180,7 @@ def phantom_factors(run: Path) -> None:
 def skull_views(run: Path) -> None:
     """Draw planes of three test skulls, the real surface, and those that follow from three, two planes and one."""
     model, _ = load_generator(run)
-    rows, planes = test_rows(run), ["axial", "coronal", "sagittal"]
+    rows, planes = held_out_rows(run), ["axial", "coronal", "sagittal"]
     given = {"from all three": planes, "axial, sagittal": planes[::2], "axial alone": planes[:1]}
     figure = new_figure(WIDTH, 5.3)
     panels = figure.subplots(3, 7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -29,8 +30,10 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
 
     @shows_errors
     def run(row: float, given: list[str], temperature: float, seed: float) -> Image.Image:
-        options = {"num_samples": SAMPLES, "seed": int(seed)}
-        samples = generate(model, tokenizer, read(row, given), [*modalities], temperature=temperature, **options)
+        options: dict[str, Any] = {"num_samples": SAMPLES, "seed": int(seed), "temperature": temperature}
+        samples = generate(
+            model, tokenizer, read(row, given), model.latent.decoded, temperature=temperature, **options
+        )
         real = read(row, [name for name in modalities if rows[int(row)][name] is not None])
         titled = {f"{name}\n(given)" if name in given else name: name for name in samples}
         shown = {title: [real.get(name), *samples[name]] for title, name in titled.items()}

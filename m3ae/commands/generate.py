@@ -60,7 +60,7 @@ def generate(
 
     be_quiet()
     loaded, tokenizer = load_generator(model, device)
-    targets = targets or tuple(name for name in loaded.latent_head.modalities if name not in names)
+    targets = targets or tuple(name for name in loaded.latent.decoded if name not in names)
     if existing := sorted(path for name in targets for path in output.glob(f"{name}-*.*")):
         raise FileExistsError(f"{existing[0]} exists, and would be replaced: choose another --output")
     typed = {name: value for name, sign, value in (item.partition("=") for item in given) if sign}

@@ -48,8 +48,7 @@ class LatentFigures:
         self.model, self.batch, self.tokenizer = model, batch, tokenizer
         self.generator = torch.Generator(model.device).manual_seed(seed)
         self.modalities = model.latent_head.modalities
-        self.decoded = [name for name in self.modalities if name not in (model.latent.condition or ())]
-        self.pictured = [name for name in self.decoded if self.modalities[name].is_pictured]
+        self.pictured = [name for name in model.latent.decoded if self.modalities[name].is_pictured]
 
     def draw_all(self, folder: Path) -> list[Path]:
         """Draw `cross_generation.png`, and of images and sequences `traversal.png` and `prior_samples.png`."""
@@ -63,7 +62,7 @@ class LatentFigures:
     def cross_generation(self, path: Path) -> Path:
         """Draw a block of examples for each modality with an encoder: its value, and samples of all modalities."""
         experts = self.model.latent.condition or self.model.latent.experts
-        kinds = {name: self.modalities[name].value_type for name in self.decoded}
+        kinds = {name: self.modalities[name].value_type for name in self.model.latent.decoded}
         draws = {name: DRAWS if kind in (np.ndarray, Image) else 1 for name, kind in kinds.items()}
         examples = select(self.batch, torch.arange(min(EXAMPLES, batch_size(self.batch))))
         count, columns = batch_size(examples), 1 + sum(draws.values())
@@ -71,7 +70,7 @@ class LatentFigures:
         axes = figure.subplots(count * len(experts), columns, squeeze=False)
         for block, given in enumerate(experts):
             samples = self.model.generate_modalities(
-                {given: examples[given]}, self.decoded, num_samples=DRAWS, generator=self.generator
+                {given: examples[given]}, num_samples=DRAWS, generator=self.generator
             )
             real = self._drawables(given, self.modalities[given].elements(examples[given]))
             cells = [(given, f"given {given}", real)]  # modality, title and drawables of each column

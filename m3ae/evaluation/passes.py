@@ -123,8 +123,8 @@ def run_pass(
     """
     targets = [
         name
-        for name, modality in model.latent_head.modalities.items()
-        if not (modality.is_text or modality.is_set or name in (model.latent.condition or ()))
+        for name in model.latent.decoded
+        if not (model.latent_head.modalities[name].is_text or model.latent_head.modalities[name].is_set)
     ]
     results: list[dict[str, Any]] = []
     for batch in rows.batches:

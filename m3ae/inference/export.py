@@ -113,7 +113,8 @@ def export_programs(model: M3AEPreTrainedModel) -> dict[str, ExportedProgram]:
         }
         programs["encoder"] = (_LatentEncoder(model), (inputs,), (shapes,))
         z = torch.zeros(2, model.latent.total_size)
-        for name, modality in modalities.items():
+        for name in model.latent.decoded:
+            modality = modalities[name]
             if modality.config.decoder != "autoregressive" and not modality.is_text:
                 programs[f"decoder_{name}"] = (_LatentDecoder(model, name), (z,), ({0: batch},))
     else:

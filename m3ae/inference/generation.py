@@ -59,7 +59,7 @@ def generate(
     Raises:
         ValueError: The model has no such modality, or a value is of another kind.
     """
-    wanted = targets or [name for name in model.latent_head.modalities if name not in given]
+    wanted = targets or [name for name in model.latent.decoded if name not in given]
     generator = torch.Generator(model.device).manual_seed(seed)
     if given:
         batch = encode_modalities(model, tokenizer, given)

@@ -148,9 +148,7 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         chunk_size: int = 100,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Estimate log p(the present modalities) in nats, (B,), as `bounds.importance_log_likelihood` does.
-
-        Of `cvae` it is log p(the others | the condition).
+        """Estimate log p(the present modalities) in nats, (B,), by importance samples; `cvae` is given its condition.
 
         Args:
             modalities: Name → tensors of the modality.
@@ -310,6 +308,8 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw z and all private latents (n, Z) from the prior, as `sample_prior` does."""
+        if density == "own" and self.latent.condition:
+            raise ValueError("The model is a conditional VAE: it has no prior without its condition; give some of it.")
         z = torch.randn(num_samples, self.latent.total_size, generator=generator, device=self.device) * temperature
         shared = slice(0, self.latent.size)
         if density == "fitted":
@@ -361,10 +361,10 @@ class M3AEForGeneration(M3AEPreTrainedModel):
         """Return the means of the decoders at points z (…, Z), as `generate_modalities` does.
 
         Raises:
-            ValueError: A target is unknown.
+            ValueError: A target is unknown, or the condition of `cvae`, whose decoders learn nothing.
         """
-        names = list(self.latent_head.modalities) if targets is None else list(targets)
-        check_names(names, self.latent_head.modalities)
+        names = self.latent.decoded if targets is None else list(targets)
+        check_names(names, self.latent.decoded)
         asked = targets if isinstance(targets, Mapping) else {}
         return {name: self.latent_head.decode(name, z, text_options, generator, asked.get(name)) for name in names}
 

@@ -84,9 +84,9 @@ _GENERATE = """\
 from m3ae import M3AEForGeneration
 
 model = M3AEForGeneration.from_pretrained("{location}").eval()
-joint = model.sample_prior(8)  # name of each modality → 8 samples
 observed = {{name: {{"pixel_values": images}}}}  # of any modalities, with values in [0, 1]
-generated = model.generate_modalities(observed, num_samples=4)"""
+generated = model.generate_modalities(observed, num_samples=4)
+joint = model.sample_prior(8)  # name of each modality → 8 samples; a conditional VAE has no prior"""
 
 _TRUNK = """\
 a ViT over {image_size} px images in

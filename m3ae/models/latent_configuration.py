@@ -228,6 +228,11 @@ class LatentConfig(StrictConfig):
         return len(self.experts) <= MAX_ENUMERATED
 
     @property
+    def decoded(self) -> list[str]:
+        """The names of the modalities whose decoders learn: all but the condition of `cvae`."""
+        return [name for name in self.typed_modalities if name not in (self.condition or ())]
+
+    @property
     def total_size(self) -> int:
         """Dimensions of z and of all private latents."""
         return self.size + sum(modality.private_size for modality in self.typed_modalities.values())

@@ -303,7 +303,7 @@ class LatentHead(nn.Module):
                 modality.config.weight if weighted else 1.0,
             )
             for name, modality in self.modalities.items()
-            if name not in (self.config.condition or ())
+            if name in self.config.decoded
         }
 
     @torch.no_grad()

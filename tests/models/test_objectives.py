@@ -194,6 +194,11 @@ def test_a_conditional_vae_is_measured_by_its_objective_and_draws_no_condition(t
     evidence = torch.stack([model.log_evidence(batch, 1, ["label"], generator=draw) for _ in range(400)])
     error = (bounds.var(0) + evidence.var(0)).div(400).sqrt()
     assert ((bounds.mean(0) - evidence.mean(0)).abs() < 4 * error).all(), "both are given the condition"
+    assert set(model.generate_modalities({"label": batch["label"]})) == set(DIGITS) - {"label"}
+    with pytest.raises(ValueError, match="no modality 'label'; it has glyph, speech"):
+        model.generate_modalities({"glyph": batch["glyph"]}, ["label"])
+    with pytest.raises(ValueError, match="no prior without its condition"):
+        model.sample_prior(2)
     present = torch.ones(3, 6, dtype=torch.bool)
     drawn = LatentFigures(model, without(batch, present)).draw_all(tmp_path)
     assert [path.stem for path in drawn] == ["cross_generation", "traversal"]
