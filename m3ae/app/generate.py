@@ -31,9 +31,7 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
     @shows_errors
     def run(row: float, given: list[str], temperature: float, seed: float) -> Image.Image:
         options: dict[str, Any] = {"num_samples": SAMPLES, "seed": int(seed), "temperature": temperature}
-        samples = generate(
-            model, tokenizer, read(row, given), model.latent.decoded, temperature=temperature, **options
-        )
+        samples = generate(model, tokenizer, read(row, given), model.latent.decoded, **options)
         real = read(row, [name for name in modalities if rows[int(row)][name] is not None])
         titled = {f"{name}\n(given)" if name in given else name: name for name in samples}
         shown = {title: [real.get(name), *samples[name]] for title, name in titled.items()}
