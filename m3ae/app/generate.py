@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from m3ae.app.session import PreparedSet, Session
-from m3ae.app.widgets import picture, seed_input, shows_errors
+from m3ae.app.widgets import count_slider, picture, seed_input, shows_errors
 from m3ae.figures import draw_modalities, render
 from m3ae.inference import generate, traverse
 from m3ae.inference.generation import Value, read_values
@@ -23,7 +23,8 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
     """Add the tab, for rows of a prepared set that has the model's modalities."""
     assert session.latent is not None
     model, tokenizer = session.latent
-    modalities, experts, rows = model.latent_head.modalities, model.latent.experts, prepared.rows
+    modalities, rows, condition = model.latent_head.modalities, prepared.rows, model.latent.condition
+    offered = condition or model.latent.experts  # of a conditional VAE nothing else alone says anything
 
     def read(row: float, names: Sequence[str]) -> dict[str, Value]:
         return read_values(model, rows, int(row), names)
@@ -47,11 +48,12 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
     with gr.Tab("Generate", id="generate"):
         gr.Markdown(
             f"Take a row of the set {prepared.folder.name} and give the model some of its modalities. The model draws "
-            "all modalities from the posterior of the given ones; with nothing given, from its prior."
+            f"{'what it decodes' if condition else 'all modalities'} from the posterior of the given ones"
+            f"{'' if condition else '; with nothing given, from its prior'}."
         )
         with gr.Row():
-            row = gr.Slider(0, len(rows) - 1, 0, step=1, label="Row of the set", min_width=300)
-            given = gr.CheckboxGroup(experts, value=experts[:1], label="Given", min_width=300)
+            row = count_slider(len(rows), "Row of the set")
+            given = gr.CheckboxGroup(offered, value=condition or offered[:1], label="Given", min_width=300)
             seed = seed_input("Seed")
         temperature = gr.Slider(0, 1.5, 0.7, step=0.1, label="Temperature: 0 gives the means, 1 the samples")
         button = gr.Button("Generate", variant="primary")
@@ -60,7 +62,7 @@ def add_tab(session: Session, prepared: PreparedSet) -> None:
             f"Move along one of {model.latent.total_size} latent dimensions while the others stay, and private ones "
             f"follow a shared one: {_owners(model)}."
         )
-        dimension = gr.Slider(0, model.latent.total_size - 1, 0, step=1, label="Latent dimension")
+        dimension = count_slider(model.latent.total_size, "Latent dimension")
         walk = gr.Button("Traverse", variant="primary")
         path = picture("What changes while the dimension goes from −3 to 3")
         button.click(run, [row, given, temperature, seed], shown)

@@ -55,6 +55,11 @@ def seed_input(label: str) -> gr.Number:
     return gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label=label)
 
 
+def count_slider(count: int, label: str) -> gr.Slider:
+    """Return an input for one of `count` numbers from 0, which stays still if there is one alone."""
+    return gr.Slider(0, max(count - 1, 1), 0, step=1, label=label, interactive=count > 1, min_width=300)
+
+
 def read_image(path: str | None) -> Image.Image:
     """Decode an uploaded image.
 
