@@ -14,15 +14,23 @@ from m3ae.data.prepared import Manifest, SplitInfo
 from m3ae.files import file_sha256
 
 TEXT = datasets.Value("string")
+
+
+def array(dtype: str, *shape: int) -> Any:
+    """The column of arrays of a shape."""
+    return datasets.List(array(dtype, *shape[1:]), length=shape[0]) if shape else datasets.Value(dtype)
+
+
 FEATURES = {
     "frontal": datasets.Image(),
     "lateral": datasets.Image(),
     "image": datasets.Image(),
     "text": datasets.List(TEXT),
     "labels": datasets.List(TEXT),
-    "vector": datasets.List(datasets.Value("float32"), length=2),
-    "speech": datasets.List(datasets.List(datasets.Value("float32"), length=3), length=4),
-    "scan": datasets.List(datasets.List(datasets.Value("float32"), length=18), length=5),
+    "vector": array("float32", 2),
+    "speech": array("float32", 4, 3),
+    "scan": array("float32", 5, 18),
+    "volume": array("float32", 1, 4, 4, 4),
 }
 
 

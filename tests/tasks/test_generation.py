@@ -3,12 +3,13 @@
 from collections import Counter
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 
 from m3ae import M3AEForGeneration
@@ -18,6 +19,7 @@ from m3ae.tasks.generation import Generation
 from m3ae.training.config import RunConfig, make_config
 from m3ae.training.loop import train
 from m3ae.training.progress import read_metrics
+from m3ae.training.trained_model import prepare_model
 from tests.data.small_folder import picture, stored, write_splits
 from tests.tasks.test_pretraining import Killed, killing
 
@@ -29,8 +31,8 @@ MODALITIES: dict[str, dict[str, Any]] = {
 
 
 def row(number: int) -> dict[str, Any]:
-    speech = np.full((4, 3), number % 2, np.float32)
-    cells = {"image": stored(picture(number, (8, 8))), "speech": speech, "label": "ab"[number % 2]}
+    speech, volume = (np.full(shape, number % 2, np.float32) for shape in ((4, 3), (1, 4, 4, 4)))
+    cells = {"image": stored(picture(number, (8, 8))), "speech": speech, "volume": volume.tolist(), "label": "ab"[number % 2]}
     if number % 4 == 1:
         del cells["image"]
     text = ["Side left." if number % 2 else "Right."]
@@ -101,8 +103,6 @@ def test_beta_depends_on_the_step_alone(data: Path, tmp_path: Path) -> None:
 
 def test_the_metrics_do_not_depend_on_the_batches(data: Path, tmp_path: Path) -> None:
     """The KL of the shared latent is exact."""
-    from accelerate import Accelerator
-
     modalities = {name: {**options, "private_size": 0} for name, options in MODALITIES.items()}
     found = []
     for size in (2, 6):
@@ -195,8 +195,11 @@ def test_what_a_run_needs_at_its_end_is_checked_before_its_first_step(tmp_path: 
     refused("which only the decoder autoregressive has", {"train": rows, "validation": rows}, **options)
 
 
-def test_a_run_with_a_discriminator_resumes_exactly(data: Path, tmp_path: Path) -> None:
-    deceiving = {**MODALITIES, "image": {**MODALITIES["image"], "adversarial": {"weight": 0.1, "start": 0.5}}}
+def test_a_run_with_a_discriminator_and_volumes_resumes_exactly(data: Path, tmp_path: Path) -> None:
+    deceiving = {
+        "image": {**MODALITIES["image"], "adversarial": {"weight": 0.1, "start": 0.5}},
+        "volume": {"kind": "volume", "shape": [1, 4, 4, 4], "decoder": "implicit", "hidden_size": 8, "num_layers": 1},
+    }
     whole, parts = (run(data, tmp_path / name, modalities=deceiving) for name in ("whole", "parts"))
     train(whole, Generation.from_config(whole))
     task = Generation.from_config(parts)
@@ -206,7 +209,18 @@ def test_a_run_with_a_discriminator_resumes_exactly(data: Path, tmp_path: Path) 
         train(parts, task)
     train(parts, Generation.from_config(parts), resume=True)
     weights = [load_file(config.output_dir / "model" / "model.safetensors") for config in (whole, parts)]
-    assert any("discriminators" in name for name in weights[0])
+    assert {"discriminators", "volume"} <= {part for name in weights[0] for part in name.split(".")}
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
     names = {name for record in read_metrics(whole.output_dir / "metrics.jsonl") for name in record}
     assert "training/discriminator_accuracy_image" in names and "validation/adversarial_image" not in names
+
+
+@pytest.mark.parametrize("engine", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_engines_that_shard_parameters_train_no_discriminator(
+    data: Path, tmp_path: Path, engine: DistributedType
+) -> None:
+    deceiving = {"image": {**MODALITIES["image"], "adversarial": {"weight": 0.1, "start": 0.5}}}
+    config = run(data, tmp_path, modalities=deceiving)
+    accelerator = cast(Accelerator, SimpleNamespace(distributed_type=engine))
+    with pytest.raises(ValueError, match=f"whole parameters in every process; got {engine.value}"):
+        prepare_model(Generation.from_config(config).model, config, accelerator)
