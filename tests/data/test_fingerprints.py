@@ -112,6 +112,7 @@ def test_fingerprints_are_made_once_and_again_for_other_shards(tmp_path: Path, m
     (other / FINGERPRINTS).write_bytes((folder / FINGERPRINTS).read_bytes())
     assert load_fingerprints(other)["train"].pixels[0] != first["train"].pixels[0]
     (other / FINGERPRINTS).write_bytes(b"PK damaged")
+    (other / f"{FINGERPRINTS}.tmp").write_bytes(b"half of what a process wrote that was killed")
     assert len(load_fingerprints(other)["train"].pixels) == 3
     assert [path.name for path in other.glob("*.tmp")] == []
 
