@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -123,6 +124,8 @@ def serve(
             css=CSS,
         )
         if block:
+            gc.collect()
+            gc.freeze()  # collections come early and are quick: those of drawn figures would wait for 200 MB of garbage
             print(f"{address}, to be stopped with Ctrl-C", flush=True)
             app.block_thread()
         else:
