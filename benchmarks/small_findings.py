@@ -4,9 +4,9 @@
     m3ae train phantom_sharp
     python benchmarks/small_findings.py --model runs/phantom_sharp/model [--json figures.json]
 
-A classifier learns finding and size from the real training images. It then reads the test images, their reconstructions
-(the mean of z decoded, or a sample of z), and images drawn from the prior. For each size it says which share of the
-nodules it calls nodules.
+A classifier learns finding and size from the real training images. It then reads the test images and their
+reconstructions, from the mean of z or from a sample. The table says for each size what share of the nodules the
+classifier calls nodules.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Nodules that are recognised in drawn phantoms, by size.")
     parser.add_argument("--model", required=True, help="a latent model with the image `frontal`")
-    parser.add_argument("--data", type=Path, default=Path("data/phantom-factors"), help="independent factors, prepared")
+    parser.add_argument("--data", type=Path, default=Path("data/phantom-factors"), help="prepared phantoms")
     parser.add_argument("--epochs", type=int, default=6, help="of the classifier")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
@@ -57,7 +57,9 @@ def read(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.intege
 
 
 @torch.no_grad()
-def reconstruct(model: M3AEForGeneration, images: NDArray[np.uint8], temperature: float, seed: int = 0) -> torch.Tensor:
+def reconstruct(
+    model: M3AEForGeneration, images: NDArray[np.uint8], temperature: float, seed: int = 0
+) -> torch.Tensor:
     """Return images (N, 1, S, S) drawn from the latents of images alone."""
     generator, drawn = torch.Generator().manual_seed(seed), []
     for chunk in torch.as_tensor(images).split(BATCH):
@@ -82,7 +84,8 @@ def report(figures: dict[str, dict[str, Any]]) -> str:
     """Return the figures as a table."""
     names = list(next(iter(figures.values())))
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
-    lines += [f"| {name} | {' | '.join(f'{100 * row[key]:.1f} %' for key in names)} |" for name, row in figures.items()]
+    for name, row in figures.items():
+        lines.append(f"| {name} | {' | '.join(f'{100 * row[key]:.1f} %' for key in names)} |")
     return "\n".join(lines)
 
 

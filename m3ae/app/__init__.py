@@ -125,7 +125,7 @@ def serve(
         )
         if block:
             gc.collect()
-            gc.freeze()  # collections come early and are quick: those of drawn figures would wait for 200 MB of garbage
+            gc.freeze()  # collections are quick and early: else drawn figures pile up to 200 MB before one
             print(f"{address}, to be stopped with Ctrl-C", flush=True)
             app.block_thread()
         else:

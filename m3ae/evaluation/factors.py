@@ -47,13 +47,14 @@ def probe_private(model: M3AEForGeneration, learnt: Rows, rows: Rows) -> dict[st
     accuracies: dict[str, dict[str, float]] = {label: {} for label in rows.classes}
     pairs = private_means(model, learnt.batches), private_means(model, rows.batches)
     for name in pairs[0]:
-        there, here = learnt.having([name]), rows.having([name])
-        probes = Probes(pairs[0][name][there], {label: numbers[there] for label, numbers in learnt.classes.items()})
+        learnt_rows, judged_rows = learnt.having([name]), rows.having([name])
+        classes = {label: numbers[learnt_rows] for label, numbers in learnt.classes.items()}
+        probes = Probes(pairs[0][name][learnt_rows], classes)
         for label, numbers in rows.classes.items():
-            accuracy = probes.accuracy(label, pairs[1][name][here], numbers[here])
+            accuracy = probes.accuracy(label, pairs[1][name][judged_rows], numbers[judged_rows])
             if accuracy is not None:
                 accuracies[label][name] = accuracy
-    return {label: found for label, found in accuracies.items() if found}
+    return {label: by_modality for label, by_modality in accuracies.items() if by_modality}
 
 
 def cluster(learnt: Array, learnt_classes: Array, latents: Array, classes: Array, seed: int) -> ClusterResult | None:
@@ -72,9 +73,9 @@ def cluster(learnt: Array, learnt_classes: Array, latents: Array, classes: Array
         return None
     means = KMeans(count, n_init=10, random_state=seed).fit(learnt[known])
     names = cluster_classes(means.labels_, learnt_classes[known], count)
-    found = means.predict(latents[judged])
-    accuracy = float((names[found] == classes[judged]).mean())
-    return ClusterResult(accuracy, float(normalized_mutual_info_score(classes[judged], found)))
+    clusters = means.predict(latents[judged])
+    accuracy = float((names[clusters] == classes[judged]).mean())
+    return ClusterResult(accuracy, float(normalized_mutual_info_score(classes[judged], clusters)))
 
 
 def measure_factors(learnt: Array, learnt_factors: Array, latents: Array, factors: Array) -> FactorResult | None:
@@ -112,28 +113,29 @@ def query(
     having = rows.having(given)
     if not set(given) <= set(rows.classes) or not len(having) or not judge.classifiers:
         return {}
-    asked, first = np.unique(np.stack([rows.classes[name][having] for name in given], 1), axis=0, return_index=True)
-    chosen = evenly(len(asked), limit)
+    classes = np.stack([rows.classes[name][having] for name in given], 1)
+    queries, first = np.unique(classes, axis=0, return_index=True)
+    chosen = evenly(len(queries), limit)
     order = np.argsort(having[first[chosen]])
-    asked, numbers = asked[chosen][order], having[first[chosen]][order]
+    queries, numbers = queries[chosen][order], having[first[chosen]][order]
     results = {}
-    shown: dict[str, list[Array]] = {name: [] for name in judge.classifiers}
+    read: dict[str, list[Array]] = {name: [] for name in judge.classifiers}
     for batch in rows.select(numbers):
         available = {name: value for name, value in expert_inputs(model, batch).items() if name in given}
-        drawn = model.generate_modalities(available, [*shown], DRAWS, generator=generator)
-        for name, values in drawn.items():
+        samples = model.generate_modalities(available, [*read], DRAWS, generator=generator)
+        for name, values in samples.items():
             if model.latent_head.modalities[name].config.likelihood == "bernoulli":
                 values = torch.bernoulli(values.clamp(0, 1), generator=generator)
             flat = judge.classifiers[name].predict(values.flatten(0, 1).float().cpu().numpy())
-            shown[name].append(flat.reshape(DRAWS, len(values[0]), -1).transpose(1, 0, 2))
+            read[name].append(flat.reshape(DRAWS, len(values[0]), -1).transpose(1, 0, 2))
     labels = list(rows.classes)
     columns, others = (
         [labels.index(name) for name in labels if (name in given) == wanted] for wanted in (True, False)
     )
     order_of_given = [list(given).index(labels[column]) for column in columns]
     counts = [int(rows.classes[labels[column]].max()) + 1 for column in others]
-    for name, parts in shown.items():
-        classes = np.concatenate(parts)
-        right = correctness(classes[..., columns], asked[:, order_of_given])
-        results[name] = QueryResult(len(asked), right, coverage(classes[..., others], counts) if others else None)
+    for name, batches in read.items():
+        predicted = np.concatenate(batches)
+        right = correctness(predicted[..., columns], queries[:, order_of_given])
+        results[name] = QueryResult(len(queries), right, coverage(predicted[..., others], counts) if others else None)
     return results

@@ -69,8 +69,8 @@ class LatentEvaluator:
         experts = np.array(model.latent.experts)
         self.members = subsets(len(experts))
         if condition := model.latent.condition:  # nothing teaches the other experts alone
-            told = torch.tensor([name in condition for name in experts])
-            self.members = self.members[~(self.members & ~told).any(1) | self.members.all(1)]
+            conditioned = torch.tensor([name in condition for name in experts])
+            self.members = self.members[~(self.members & ~conditioned).any(1) | self.members.all(1)]
         self.subsets: list[list[str]] = [experts[members].tolist() for members in self.members.numpy()]
         self.seed, self.learnt = seed, Rows.of(model, training)
         learnt = self.learnt
@@ -121,7 +121,7 @@ class LatentEvaluator:
             missing_rate=missing_curve(results, self.members[present]),
             texts={},
             private_probes=probe_private(model, self.learnt, rows),
-            clusters={label: found for label, found in of_labels.items() if found is not None},
+            clusters={label: result for label, result in of_labels.items() if result is not None},
             factors=factors,
         )
 

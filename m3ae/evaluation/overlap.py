@@ -96,7 +96,7 @@ def by_count(subsets: Sequence[SubsetResult]) -> dict[str, dict[int, OverlapResu
 def overlap_metrics(subsets: Sequence[SubsetResult]) -> dict[str, float]:
     """Return the Dice coefficient of each volume from each number of modalities, by a name."""
     pooled = by_count(subsets).items()
-    return {f"dice_{name}_from_{count}": own.dice[0] for name, counts in pooled for count, own in counts.items()}
+    return {f"dice_{name}_from_{count}": result.dice[0] for name, counts in pooled for count, result in counts.items()}
 
 
 def _pooled(results: Sequence[OverlapResult]) -> OverlapResult:

@@ -296,8 +296,8 @@ def _label_section(label: str, report: LatentReport) -> list[str]:
         facts[f"joint coherence from the {name} prior"] = prior.coherence.get(label)
     facts |= {f"probe of the private latent of {n}": v for n, v in report.private_probes.get(label, {}).items()}
     if label in report.clusters:
-        found = report.clusters[label]
-        facts |= {"clusters of z: accuracy": found.accuracy, "clusters of z: mutual information": found.nmi}
+        clusters = report.clusters[label]
+        facts |= {"clusters of z: accuracy": clusters.accuracy, "clusters of z: mutual information": clusters.nmi}
     facts["all classifiers right on real rows"] = accuracies["all"]
     lines = [[name, _percent(value)] for name, value in _measured(facts).items()]
     return [f"## {label}", table(["given", "probe", *shown, *varied], rows), table(["", "%"], lines)]
@@ -347,9 +347,9 @@ def _text_section(name: str, report: TextReport) -> list[str]:
 
 def _query_section(report: LatentReport) -> list[str]:
     rows = [
-        [f"{_title(subset.given)} → {name}", f"{found.queries}", _percent(found.correctness), _percent(found.coverage)]
+        [f"{_title(subset.given)} → {name}", f"{query.queries}", _percent(query.correctness), _percent(query.coverage)]
         for subset in report.subsets
-        for name, found in subset.queries.items()
+        for name, query in subset.queries.items()
     ]
     explained = "10 draws a query. Of these, even a perfect sampler covers 99 % of two classes and 84 % of ten."
     lines = table(["given → drawn", "queries", "correctness", "coverage of other labels"], rows)

@@ -50,17 +50,17 @@ class Volume(NamedTuple):
         import torch  # slow to import, and needed here alone
         from torch.nn import functional as F
 
-        extent = [side * own for side, own in zip(self.values.shape, self.spacing, strict=True)]
+        extent = [side * width for side, width in zip(self.values.shape, self.spacing, strict=True)]
         step = spacing or max(length / side for length, side in zip(extent, shape, strict=True))
         bounds = (0, 255) if self.values.dtype == np.uint8 else value_range(self.values)
         grey = torch.from_numpy(stretch(self.values, *bounds)).float()[None, None]
         sizes = zip(self.spacing, self.values.shape, strict=True)
-        window = [min(side, max(1, round(step / own))) for own, side in sizes]  # against aliasing
+        window = [min(side, max(1, round(step / width))) for width, side in sizes]  # against aliasing
         grey = F.avg_pool3d(grey, window, ceil_mode=True, count_include_pad=False)
         axes, units = [], []
-        for side, length, count, size, own in zip(shape, extent, grey.shape[2:], window, self.spacing, strict=True):
+        for side, length, count, size, width in zip(shape, extent, grey.shape[2:], window, self.spacing, strict=True):
             axes.append((torch.arange(side) + 0.5 - side / 2) * step + length / 2)  # millimetres from the first face
-            units.append(2 / (count * size * own))
+            units.append(2 / (count * size * width))
         positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)  # (D, H, W, 3)
         inside = ((positions >= 0) & (positions <= torch.tensor(extent))).all(-1)
         grid = (positions * torch.tensor(units) - 1).flip(-1).float()[None]

@@ -79,8 +79,8 @@ def _maps_of_views(
         ]
     )
     if text is None:
-        own = zip(trunk.fusion.self_attention({"image": images}, "image"), images.views(), strict=True)
-        shares = [_multiples(weights[0, :, :1].float().mean(0), view.mask).cpu() for weights, view in own]
+        by_view = zip(trunk.fusion.self_attention({"image": images}, "image"), images.views(), strict=True)
+        shares = [_multiples(weights[0, :, :1].float().mean(0), view.mask).cpu() for weights, view in by_view]
         return WordAttention([POOLED], _maps(torch.cat(shares, dim=1), len(views)))
     encoded = processor.tokenizer(
         text,

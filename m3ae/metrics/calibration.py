@@ -77,7 +77,7 @@ def fit_temperature(loss: Callable[[Tensor], Tensor], logits: Tensor) -> float:
         loss: Returns the loss () of logits.
         logits: The logits.
     """
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda exponent: float(loss(logits / math.exp(exponent))), bounds=(-LARGEST, LARGEST), method="bounded"
     )
-    return math.exp(found.x)
+    return math.exp(optimum.x)

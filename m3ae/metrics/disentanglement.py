@@ -82,14 +82,14 @@ def cluster_classes(clusters: Array, classes: Array, count: int) -> Array:
     return np.asarray(linear_sum_assignment(-table)[1])
 
 
-def correctness(shown: Array, asked: Array) -> float:
+def correctness(predicted: Array, queries: Array) -> float:
     """Return 1 − Hamming distance / number of attributes asked for (Vedantam et al. 2018).
 
     Args:
-        shown: (N, K, A) classes of what was drawn.
-        asked: (N, A) classes that were asked for.
+        predicted: (N, K, A) classes of what was generated.
+        queries: (N, A) classes that were asked for.
     """
-    return float((shown == asked[:, None]).mean())
+    return float((predicted == queries[:, None]).mean())
 
 
 def coverage(shown: Array, counts: Sequence[int]) -> float:

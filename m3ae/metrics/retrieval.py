@@ -148,20 +148,20 @@ class BothWays(NamedTuple):
 class Ranking:
     """Scores, and which candidates are right, from texts to images and back."""
 
-    found: BothWays
+    scores: BothWays
     relevance: tuple[Relevance, Relevance]
 
     @classmethod
-    def of(cls, found: BothWays, pairs: Tensor, rule: RelevanceRule = "every") -> Ranking:
+    def of(cls, scores: BothWays, pairs: Tensor, rule: RelevanceRule = "every") -> Ranking:
         """Judge scores by the pairs (P, 2) of a text and an image that come from the same row of the data."""
-        images = Relevance(pairs, found.text_to_image.queries, found.text_to_image.candidates, rule)
-        texts = Relevance(pairs.flip(1), found.image_to_text.queries, found.image_to_text.candidates, rule)
-        return cls(found, (images, texts))
+        images = Relevance(pairs, scores.text_to_image.queries, scores.text_to_image.candidates, rule)
+        texts = Relevance(pairs.flip(1), scores.image_to_text.queries, scores.image_to_text.candidates, rule)
+        return cls(scores, (images, texts))
 
     @cached_property
     def ranks(self) -> tuple[Tensor, Tensor]:
         """The rank of the best right candidate, (T,) and (I,); ∞ if all were left out."""
-        return self.found[0].ranks(self.relevance[0]), self.found[1].ranks(self.relevance[1])
+        return self.scores[0].ranks(self.relevance[0]), self.scores[1].ranks(self.relevance[1])
 
     def metrics(self) -> dict[str, float]:
         """Return recalls and median ranks both ways, numbers of queries, and the mean of the recalls."""

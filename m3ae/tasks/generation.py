@@ -272,7 +272,7 @@ def _build(config: GenerationRun) -> tuple[M3AEForGeneration, PreTrainedTokenize
     overrides, tokenizer, init = dict(config.model.overrides), None, config.model.init
     image_encoder = read_image_encoder(init)
     modalities, reader = LatentConfig(**overrides["latent"]).typed_modalities, M3AEConfig.named("tiny")
-    texts = {name: KINDS[own.kind](name, own, reader) for name, own in modalities.items() if KINDS[own.kind].is_text}
+    texts = {name: KINDS[one.kind](name, one, reader) for name, one in modalities.items() if KINDS[one.kind].is_text}
     if texts:
         columns = [Columns(texts)] * len(config.data.sets)
         tokenizer = build_tokenizer(config, lambda: training_samples(config.data, columns, 0).texts())

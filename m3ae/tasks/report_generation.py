@@ -237,9 +237,9 @@ class ReportGeneration(FineTuning[M3AEForReportGeneration, ReportGenerationRun])
                 if control == "shuffled":
                     metrics |= {f"gain_{name}": metrics[name] - value for name, value in others.items()}
             losses = {name: reports.loss(rows) for name, reports in written.items()}
-            own = losses.pop("own")
+            own_loss = losses.pop("own")
             metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
-            return metrics | ({"gain_loss": losses["shuffled"] - own} if "shuffled" in losses else {})
+            return metrics | ({"gain_loss": losses["shuffled"] - own_loss} if "shuffled" in losses else {})
 
         images = written["own"].images
         resamples = self.config.evaluation.resamples

@@ -251,7 +251,7 @@ class Retrieval(FineTuning[M3AEForImageTextRetrieval, RetrievalRun]):
             (image_names, range(len(image_names)), candidates.text_names),
         )
         for i, (queries, rows, names) in enumerate(sides):
-            ranks, best = ranking.ranks[i].tolist(), ranking.found[i].best(TOP)
+            ranks, best = ranking.ranks[i].tolist(), ranking.scores[i].best(TOP)
             for position, (query, row, top) in enumerate(zip(queries, rows, best, strict=True)):
                 yield {
                     **self.reference(dataset, candidates.samples[row]),

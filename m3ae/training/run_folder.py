@@ -63,15 +63,16 @@ class RunFolder:
             if (self.root / name).exists() and not (self.root / ENVIRONMENT).exists():
                 raise FileExistsError(f"{self.root} holds a {name} that is not of a run; pass another output_dir")
         check_replaceable(self.root / ENVIRONMENT, '"git_revision"')
-        here = list_checkpoints(self.root)
-        chosen = here if resume is True else list_checkpoints(resume) if resume else []
+        checkpoints = list_checkpoints(self.root)
+        chosen = checkpoints if resume is True else list_checkpoints(resume) if resume else []
         if resume and resume is not True and not chosen:
             raise FileNotFoundError(
                 f"no checkpoint in {resume}; expected a run folder or a checkpoints/step-* folder in it"
             )
-        if here and (not chosen or chosen[-1].resolve() != here[-1].resolve()):
+        if checkpoints and (not chosen or chosen[-1].resolve() != checkpoints[-1].resolve()):
             raise FileExistsError(
-                f"{self.root} holds a run up to {here[-1].name}; pass --resume to continue it, or another output_dir"
+                f"{self.root} holds a run up to {checkpoints[-1].name}; pass --resume to continue it, or another "
+                "output_dir"
             )
         if not chosen and self.model.exists():
             raise FileExistsError(f"{self.root} holds a trained model without checkpoints; pass another output_dir")
@@ -200,10 +201,10 @@ def _version(package: str) -> str | None:
 
 def _git_revision() -> str | None:
     """Return the revision of the checkout this file belongs to; None for an installed package."""
-    here = Path(__file__)
+    module = Path(__file__)
     # A virtual environment inside a checkout of something else must not lend us its revision.
-    tracked = ["git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name]
-    revision = ["git", "-C", str(here.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    tracked = ["git", "-C", str(module.parent), "ls-files", "--error-unmatch", module.name]
+    revision = ["git", "-C", str(module.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         subprocess.run(tracked, check=True, capture_output=True)
         return subprocess.run(revision, check=True, capture_output=True, text=True).stdout.strip()

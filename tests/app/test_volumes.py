@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-gr = pytest.importorskip("gradio", reason="needs the extra app")
+pytest.importorskip("gradio", reason="needs the extra app")
+
+import gradio as gr
 
 from m3ae.app import build
 from m3ae.app.session import open_session

@@ -32,7 +32,8 @@ MODALITIES: dict[str, dict[str, Any]] = {
 
 def row(number: int) -> dict[str, Any]:
     speech, volume = (np.full(shape, number % 2, np.float32) for shape in ((4, 3), (1, 4, 4, 4)))
-    cells = {"image": stored(picture(number, (8, 8))), "speech": speech, "volume": volume.tolist(), "label": "ab"[number % 2]}
+    cells = {"image": stored(picture(number, (8, 8))), "speech": speech, "volume": volume.tolist()}
+    cells["label"] = "ab"[number % 2]
     if number % 4 == 1:
         del cells["image"]
     text = ["Side left." if number % 2 else "Right."]

@@ -81,7 +81,7 @@ def test_every_right_item_counts_or_only_the_own_row(folder: Path, tmp_path: Pat
     task = open_task(folder, tmp_path, pretrained)
     candidates = task.candidates(task.dataset("test"))
     assert candidates.text_rows == [0, 1, 1, 2, 3] and len(set(candidates.image_ids)) == 3
-    found = task.rank(task.model.eval(), Accelerator(cpu=True), task.dataset("test"), candidates)[0].found
+    found = task.rank(task.model.eval(), Accelerator(cpu=True), task.dataset("test"), candidates)[0].scores
     of_texts, of_images = candidates.judge(found, "published").relevance
     assert [of_texts.right_for(text) for text in range(5)] == [[0], [1], [1], [2], [3]]
     assert [of_images.right_for(image) for image in range(4)] == [[0], [1, 2], [3], [4]]
@@ -166,7 +166,7 @@ def test_the_first_stage_is_exact(folder: Path, tmp_path: Path, pretrained: str)
         _, two = task.rank(task.model.eval(), accelerator, dataset, task.candidates(dataset))
         exhaustive = open_task(folder, tmp_path, pretrained)
         _, one = exhaustive.rank(task.model, accelerator, dataset, task.candidates(dataset), first_stage=True)
-    for nearest, everything in zip(two.found, one.found, strict=True):
+    for nearest, everything in zip(two.scores, one.scores, strict=True):
         for found, ordered in zip(nearest.best(9), everything.best(9), strict=True):
             assert [score for _, score in found] == pytest.approx([score for _, score in ordered[: len(found)]])
             assert {number for number, _ in found} == {number for number, _ in ordered[: len(found)]}
