@@ -1,8 +1,8 @@
 """How often a nodule of each size is still recognised after a latent model has drawn the phantom again.
 
     m3ae prepare phantom --factors independent --num-studies 16000 --image-size 64 --output data/phantom-factors
-    m3ae train phantom_sharp
-    python benchmarks/small_findings.py --model runs/phantom_sharp/model [--json figures.json]
+    m3ae train phantom_factors
+    python benchmarks/small_findings.py --model runs/phantom_factors/model [--json figures.json]
 
 A classifier learns finding and size from the real training images. It then reads the test images and their
 reconstructions, from the mean of z or from a sample. The table says for each size what share of the nodules the

@@ -124,6 +124,7 @@ def test_an_encoder_alone_decays_as_in_timm():
     names = {id(parameter): name for name, parameter in vit.named_parameters()}
     groups = param_groups_layer_decay(vit, layer_decay=0.75)
     theirs = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    theirs |= dict.fromkeys(("norm_pre.weight", "norm_pre.bias"), theirs["cls_token"])  # as in timm from 1.0.31 on
     model = nn.ModuleDict({"image_encoder": ImageEncoder(tiny_config())})
     found = {name.removeprefix("image_encoder.vit."): rate for name, rate in rates(model, layer_decay=0.75).items()}
     assert found.pop("norm.weight") == found.pop("norm.bias") == theirs["head.weight"] == 1  # as in BEiT and MAE
