@@ -59,7 +59,7 @@ def test_a_worker_ends_by_the_sigterm_of_its_parent_alone():
     for number in range(2):
         here.send(number)
         assert here.recv() == number
-        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # as a scheduler does
+        subprocess.run(["sh", "-c", f"kill -TERM {worker.pid}"], check=True)  # as a scheduler does
         while "ShdPnd:\t0000000000000000" not in Path(f"/proc/{worker.pid}/status").read_text():
             time.sleep(0.01)  # a second signal would be lost while the first one waits
     worker.terminate()  # as multiprocessing does when the parent ends
