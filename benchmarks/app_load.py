@@ -3,9 +3,9 @@
     python benchmarks/app_load.py --model runs/phantom --data data/phantom-12k [--clients 20] [--seconds 60]
 
 The app serves a pre-trained model and a prepared set. Each client uploads an image and asks for a reconstruction, a
-search by text, a search by image or a row of the set, one after the other, until the time is up. The exit status is 1
-if an answer is an error, if the memory of the last third exceeds that of the middle one by more than 2 %, if the app
-does not end by SIGTERM, or if a file is left.
+search by text, a search by image or a row of the set, one after the other, until the time is up. Before that, each
+client asks for each of them once. The exit status is 1 if an answer is an error, if the memory of the last third
+exceeds that of the middle one by more than 2 %, if the app does not end by SIGTERM, or if a file is left.
 """
 
 import argparse
@@ -53,6 +53,11 @@ class Client:
             "/draw": (self.data, "test", self.draw.randrange(10)),
         }
 
+    def ask_each(self) -> None:
+        """Send each request once."""
+        for name, arguments in self.requests().items():
+            self.client.predict(*arguments, api_name=name)
+
     def ask(self, until: float) -> list[tuple[str, float, str]]:
         """Ask until a time; return the request, the seconds and the error of each."""
         answers = []
@@ -99,8 +104,8 @@ def measure(model: str, data: str, clients: int, seconds: float, folder: Path) -
         process, samples = psutil.Process(app.pid), list[dict[str, float]]()
         with ThreadPoolExecutor(clients) as pool:
             made = list(pool.map(lambda seed: Client(address, data, folder, seed), range(clients)))
-            for name, given in made[0].requests().items():  # builds the search index, and warms up
-                made[0].client.predict(*given, api_name=name)
+            made[0].ask_each()  # builds the search index
+            list(pool.map(Client.ask_each, made))  # all threads of the app have their memory from here on
             until = time.monotonic() + seconds
             asked = [pool.submit(client.ask, until) for client in made]
             while time.monotonic() < until:
