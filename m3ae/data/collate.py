@@ -32,6 +32,7 @@ class Collator:
         options: Tokenizer, and what is changed about images anew at every visit.
         missing_rate: Share of the modalities that training is not shown, drawn anew at every visit of a sample; see
             `drop_modalities`.
+        hidden: Names of those that it may hide, all if None.
 
     Raises:
         ValueError: There are texts and no tokenizer, the tokenizer does not know where in the text its tokens lie and
@@ -39,9 +40,15 @@ class Collator:
     """
 
     def __init__(
-        self, modalities: Mapping[str, Modality], options: BatchOptions | None = None, *, missing_rate: float = 0.0
+        self,
+        modalities: Mapping[str, Modality],
+        options: BatchOptions | None = None,
+        *,
+        missing_rate: float = 0.0,
+        hidden: Sequence[str] | None = None,
     ) -> None:
         self.modalities, self.options, self.missing_rate = modalities, options or BatchOptions(), missing_rate
+        self._hidden = [number for number, name in enumerate(modalities) if hidden is None or name in hidden]
         texts, tokenizer = [name for name, modality in modalities.items() if modality.is_text], self.options.tokenizer
         if texts and tokenizer is None:
             raise ValueError(f"Texts need a tokenizer, got none for {', '.join(texts)}.")
@@ -58,8 +65,8 @@ class Collator:
         """Return the tensors of each modality by name; the generators draw what is changed about images."""
         present = torch.from_numpy(np.stack([sample.present for sample in samples]))  # (B, M)
         if self.missing_rate:
-            noise = draw_noise(visit_generators(samples, 2), present.shape[1])
-            present = drop_modalities(present, noise, self.missing_rate)
+            noise = draw_noise(visit_generators(samples, 2), present.shape[1])[:, self._hidden]
+            present[:, self._hidden] = drop_modalities(present[:, self._hidden], noise, self.missing_rate)
         generators = generators or visit_generators(samples, 3)
         batch: Batch = {}
         for (name, modality), shown in zip(self.modalities.items(), present.T.contiguous(), strict=True):

@@ -41,7 +41,10 @@ class Rows:
         kept, modalities = list(batches), model.latent_head.modalities
 
         def joined(name: str, key: str) -> Array:
-            return torch.cat([batch[name][key] for batch in kept]).numpy()
+            rows = torch.cat([batch[name][key] for batch in kept])
+            for batch, part in zip(kept, rows.split([*map(batch_size, kept)]), strict=True):
+                batch[name] = batch[name] | {key: part}  # the same memory: volumes of a split are gigabytes
+            return rows.numpy()
 
         present = {name: joined(name, "present") for name in modalities}
         values = {

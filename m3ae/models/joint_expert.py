@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from m3ae.models.fusion import Fusion, Stream, joined_views
 from m3ae.models.gaussians import Gaussian
-from m3ae.models.latent_networks import Expert, mlp
+from m3ae.models.latent_configuration import LatentConfig
+from m3ae.models.latent_networks import Expert, GaussianLinear, Vectors, mlp
 
 
 class JointExpert(nn.Module):
@@ -24,16 +25,18 @@ class JointExpert(nn.Module):
     Args:
         experts: Name → expert of the modality alone.
         streams: Name → stream of the trunk that a modality belongs to, of those that are fused.
-        size: D.
+        latent: The latent head's configuration.
     """
 
-    def __init__(self, experts: Mapping[str, Expert], streams: Mapping[str, str], size: int) -> None:
+    def __init__(self, experts: Mapping[str, Expert], streams: Mapping[str, str], latent: LatentConfig) -> None:
         super().__init__()
         self.streams = streams
         widths = {name: expert.width for name, expert in experts.items()}
-        self.missing = nn.ParameterDict({name: nn.Parameter(torch.zeros(width)) for name, width in widths.items()})
+        self.missing = Vectors({name: [width] for name, width in widths.items()}, std=0.0)
         self.pools = nn.ModuleDict({name: copy.deepcopy(experts[name].pool) for name in streams})
-        self.output = mlp(sum(widths.values()), max(widths.values()), 1, 2 * size)
+        width = max(widths.values())
+        last = GaussianLinear(width, latent.size, latent.initial_std)
+        self.output = nn.Sequential(*mlp(sum(widths.values()), width, 1), last)
 
     def forward(
         self,

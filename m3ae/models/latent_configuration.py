@@ -31,6 +31,8 @@ class LatentConfig(StrictConfig):
             the mixture (Σ √q_m)² of the experts and of the geometric mean of each pair (`holder`).
         family: Distributions of the experts, `gaussian` or `laplace`; the latter for `moe` (Shi et al. 2019).
         size: Dimensions of z that all modalities share.
+        initial_std: Standard deviation σ of each expert before training. At 1, what an expert says about a sample has
+            to rise above the noise of z first; at .1 decoders hear it from the first step.
         num_tokens: Number of latent tokens of transformer decoders, and of queries that pool an encoder's tokens.
         prior_expert: Which products contain the prior: `always`, `full_only` (that of all experts) or `never`; or
             `divided`: the product of k experts is divided by the prior k − 1 times. If None, `divided` for the kind
@@ -73,6 +75,7 @@ class LatentConfig(StrictConfig):
     kind: Literal["poe", "moe", "mopoe", "joint", "holder"] = "mopoe"
     family: Literal["gaussian", "laplace"] = "gaussian"
     size: int = 64
+    initial_std: float = 1.0
     num_tokens: int = 4
     prior_expert: Literal["always", "full_only", "never", "divided"] | None = None
     objective: str = "elbo"
@@ -117,6 +120,7 @@ class LatentConfig(StrictConfig):
             check_count(f"latent.num_samples of the objective {self.objective}", self.num_samples, 1)
         for option in ("beta", "free_bits", "weight", "gamma", "contrast"):
             check_number(f"latent.{option}", getattr(self, option))
+        check_number("latent.initial_std", self.initial_std, positive=True)
         for option in ("flow_prior", "prior_flow"):
             check_choice(f"latent.{option}", getattr(self, option), (*FLOWS, None))
         if self.flow_prior and self.learned_prior:

@@ -31,7 +31,9 @@ from m3ae.models.latent_networks import (
     CONVOLUTIONS,
     AttentionPool,
     Expert,
+    GaussianLinear,
     PatchDecoder,
+    Vectors,
 )
 from m3ae.models.likelihoods import Likelihood
 from m3ae.models.modalities import Modalities, build_modalities
@@ -101,7 +103,7 @@ class LatentHead(nn.Module):
         of_trunk = {name: str(m.stream) for name, m in self.modalities.items() if m.stream and name in latent.experts}
         fused = of_trunk if len(of_trunk) > 1 else {}
         experts = cast(Mapping[str, Expert], self.experts)
-        self.joint_expert = JointExpert(experts, fused, latent.size) if latent.kind == "joint" else None
+        self.joint_expert = JointExpert(experts, fused, latent) if latent.kind == "joint" else None
         options = {name: modality.config for name, modality in self.modalities.items()}
         self.decoders = nn.ModuleDict(
             {
@@ -117,10 +119,8 @@ class LatentHead(nn.Module):
         elif latent.flow_prior:
             self.shared_prior = FlowPrior(latent.flow_prior, latent.size)
         has_pseudo = latent.objective == "meme"  # see `m3ae.models.meme`
-        widths = {name: expert.width for name, expert in experts.items() if has_pseudo}
-        self.pseudo_features = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(PSEUDO_INPUTS, width)) for name, width in widths.items()}
-        )
+        shapes = {name: [PSEUDO_INPUTS, expert.width] for name, expert in experts.items() if has_pseudo}
+        self.pseudo_features = Vectors(shapes, std=1.0)
         self.private_priors = nn.ModuleDict(
             {
                 name: ConditionalPrior(latent.size, modality.private_size, modality.hidden_size // 2)
@@ -385,14 +385,8 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
         init.normal_(module.means)
         init.zeros_(module.logvars)
         init.zeros_(module.logits)
-    elif isinstance(module, FlowPrior):
+    elif isinstance(module, (FlowPrior, GaussianLinear, Vectors)):
         module.reset()
-    elif isinstance(module, LatentHead):
-        for features in module.pseudo_features.values():
-            init.normal_(features)
-    elif isinstance(module, JointExpert):
-        for vector in module.missing.values():
-            init.zeros_(vector)
     elif isinstance(module, ZeroLinear):
         init.zeros_(module.weight)
         init.zeros_(module.bias)

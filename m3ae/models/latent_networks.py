@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -106,28 +106,28 @@ class ConvolutionalDecoder(nn.Module):
 
 
 class ImplicitDecoder(nn.Module):
-    """z (R, Z) → an image or a volume (R, C, …): an MLP reads the coordinates of each position.
+    """z (R, Z) → a volume (R, C, D, H, W): an MLP reads the coordinates of each position.
 
     z scales and shifts its layers (FiLM, Perez et al. 2018), as in occupancy networks (Mescheder et al. 2019). The MLP
-    has the width W / 8 and residual layers. A sharp surface that moves with z is easier to learn than by convolutions.
+    has the width W / 2 and residual layers. A sharp surface that moves with z is easier to learn than by convolutions.
     """
 
     def __init__(self, input_size: int, modality: ModalityConfig, shape: Sequence[int]) -> None:
         super().__init__()
         channels, *self.sides = shape
-        count, width = modality.num_layers, max(8, modality.hidden_size // 8)
-        self.condition = mlp(input_size, modality.hidden_size // 2, 2)
+        count, width = modality.num_layers, max(8, modality.hidden_size // 2)
+        self.condition = mlp(input_size, width, 2)
         self.place = nn.Linear(len(self.sides) * (2 * len(FREQUENCIES) + 1), width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(count))
-        self.styles = nn.ModuleList(nn.Linear(modality.hidden_size // 2, 2 * width) for _ in range(count))
+        self.styles = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(count))
         self.predict = nn.Linear(width, channels)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents (R, Z)."""
-        values: Tensor = self.place(self._coordinates(latents))  # (N, W / 8)
+        values: Tensor = self.place(self._coordinates(latents))  # (N, W / 2)
         condition = self.condition(latents)
         for layer, style in zip(self.layers, self.styles, strict=True):
-            scale, shift = style(condition)[:, None].chunk(2, -1)  # (R, 1, W / 8)
+            scale, shift = style(condition)[:, None].chunk(2, -1)  # (R, 1, W / 2)
             values = values + F.gelu(layer(values) * (1 + scale) + shift)
         decoded: Tensor = self.predict(values).transpose(1, 2).unflatten(-1, self.sides)
         return decoded
@@ -247,6 +247,36 @@ def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential
     return nn.Sequential(*layers, nn.Flatten(), features)
 
 
+class GaussianLinear(nn.Linear):
+    """A linear layer of means and log-variances, (…, W) → (…, 2·D), that starts near N(0, σ²)."""
+
+    def __init__(self, in_features: int, size: int, std: float) -> None:
+        super().__init__(in_features, 2 * size)
+        self.std = std
+
+    def reset(self) -> None:
+        """Set the biases to 0 and 2·log σ."""
+        biases = torch.tensor([0, 2 * math.log(self.std)]).repeat_interleave(self.out_features // 2)
+        init.copy_(self.bias, biases.to(self.bias))
+
+
+class Vectors(nn.ParameterDict):
+    """Learned vectors by name, each drawn from N(0, σ²).
+
+    transformers initialises what a checkpoint lacks in modules that have parameters of their own, as this one does.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], std: float) -> None:
+        super().__init__({name: nn.Parameter(torch.empty(*shape)) for name, shape in shapes.items()})
+        self.std = std
+        self.reset()
+
+    def reset(self) -> None:
+        """Draw the vectors."""
+        for vector in self.values():
+            init.normal_(vector, std=self.std)
+
+
 class Expert(nn.Module):
     """Tokens of the trunk, or the values of a small modality → the Gaussians of z and of the private latent."""
 
@@ -260,7 +290,7 @@ class Expert(nn.Module):
         else:
             self.features = features
             self.width = modality.config.hidden_size
-        self.output = nn.Linear(self.width, 2 * (latent.size + modality.config.private_size))
+        self.output = GaussianLinear(self.width, latent.size + modality.config.private_size, latent.initial_std)
 
     def read(self, inputs: Stream | Tensor) -> Tensor:
         """Return features (B, W)."""

@@ -79,7 +79,8 @@ class Generation:
         options = BatchOptions(tokenizer, config.data.max_text_length)
         self._evaluation_collator = Collator(self.modalities, options)
         options = replace(options, augmentation=config.data.augmentation, training=True)
-        self._training_collator = Collator(self.modalities, options, missing_rate=config.generation.missing_rate)
+        rate, hidden = config.generation.missing_rate, model.latent.condition  # cvae learns nothing without its target
+        self._training_collator = Collator(self.modalities, options, missing_rate=rate, hidden=hidden)
 
     @classmethod
     def from_config(cls, config: GenerationRun, *, for_training: bool = True) -> Self:

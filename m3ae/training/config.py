@@ -147,7 +147,7 @@ class GenerationConfig(LatentEvaluationConfig):
 
     Attributes:
         missing_rate: Share of the modalities that are hidden from training, drawn anew at every visit of a sample;
-            the last one of a sample is never hidden.
+            the last one of a sample is never hidden. With the objective `cvae`, only its condition is hidden.
         prior_components: Gaussians of the prior that is fitted on the aggregated posterior at the end and kept with
             the model; 0 for none.
         prior_kind: Kind of that prior: a `mixture` of Gaussians, or a `flow` if `prior_components` is not 0.

@@ -164,6 +164,15 @@ def test_a_sample_does_not_depend_on_its_batch(studies: Path) -> None:
                 assert torch.equal(value[0], other[: value.shape[1]] if name == "text" and value.ndim > 1 else other)
 
 
+def test_only_what_may_be_hidden_is_hidden(studies: Path) -> None:
+    rows, options = dataset(studies, STUDY), BatchOptions(train_tokenizer(REPORTS, 290))
+    names = [name for name in STUDY if name != "text"]
+    batch = Collator(STUDY, options, missing_rate=0.9, hidden=names)([rows[Visit(0, seed)] for seed in range(30)])
+    assert batch["text"]["present"].all()
+    shown = torch.stack([batch[name]["present"] for name in names])
+    assert not shown.all() and shown.any(0).all()
+
+
 def test_images_stay_encoded_until_they_are_batched(studies: Path) -> None:
     cell = dataset(studies, STUDY)[Visit(0, 0)].cells["frontal"]
     assert cell.content == stored(picture(0)) and cell.decode().tobytes() == picture(0).tobytes()

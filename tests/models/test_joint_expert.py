@@ -7,7 +7,16 @@ import torch
 
 from m3ae import LatentConfig, M3AEForGeneration
 from tests.models.tiny import tiny_model
-from tests.models.tiny_latent import DIGITS, STUDY, digits_batch, latent_model, rows, study_batch, without
+from tests.models.tiny_latent import (
+    DIGITS,
+    STUDY,
+    digits_batch,
+    latent_config,
+    latent_model,
+    rows,
+    study_batch,
+    without,
+)
 
 
 @pytest.mark.parametrize(("modalities", "batch"), [(DIGITS, digits_batch(4)), (STUDY, study_batch(4))])
@@ -55,3 +64,18 @@ def test_it_starts_from_the_fusion_of_a_pretrained_trunk_and_is_saved(tmp_path: 
     batch = {name: tensors for name, tensors in study_batch(4).items() if name != "lateral"}
     batch["image"] = batch.pop("frontal")
     torch.testing.assert_close(again.infer_latent(batch).mean, model.infer_latent(batch).mean)
+
+
+@pytest.mark.parametrize("std", [1.0, 0.1])
+def test_experts_start_with_the_deviation_of_the_configuration_and_keep_what_is_saved(
+    tmp_path: Path, std: float
+) -> None:
+    model = M3AEForGeneration(latent_config(DIGITS, kind="joint", objective="jmvae", initial_std=std)).eval()
+    batch = digits_batch(4)
+    for q in model.infer_subsets(batch, [["glyph"], [*batch]]):
+        for component in q.shared.components.logvar:
+            torch.testing.assert_close((component / 2).exp().mean(), torch.tensor(std), rtol=0.05, atol=0)
+    torch.nn.init.normal_(model.latent_head.joint_expert.output[-1].bias)
+    model.save_pretrained(tmp_path)
+    again = M3AEForGeneration.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again.infer_latent(batch, joint=True).mean, model.infer_latent(batch, joint=True).mean)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoMod
 
 from m3ae import (
     M3AEForClassification,
+    M3AEForGeneration,
     M3AEForImageTextRetrieval,
     M3AEForPreTraining,
     M3AEForQuestionAnswering,
@@ -19,6 +21,7 @@ from m3ae import (
 )
 from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.tiny import tiny_batch, tiny_model, tiny_of, tiny_pairs
+from tests.models.tiny_latent import DIGITS, IMAGE, STUDY, latent_config
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,36 @@ def test_weights_with_one_parameter_missing_are_not_drawn_anew(tmp_path) -> None
     vit = loaded.m3ae.image_encoder.vit
     assert torch.equal(vit.pos_embed, model.m3ae.image_encoder.vit.pos_embed)
     assert 0 < vit.cls_token.std() < 0.1
+
+
+@pytest.fixture
+def nan_where_nothing_is_written() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=True)  # new memory holds nan then
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+LATENTS = {
+    "joint": latent_config(STUDY, kind="joint", objective="telbo", initial_std=0.1),
+    "meme": latent_config(dict.fromkeys("ab", {**IMAGE, "private_size": 0}), kind="moe", objective="meme", num_samples=2),
+    "learned": latent_config(STUDY, learned_prior=3),
+    "flow": latent_config(STUDY, flow_prior="maf"),
+    "digits": latent_config(DIGITS),
+    "autoregressive": latent_config({"a": {**IMAGE, "decoder": "autoregressive", "likelihood": "categorical", "levels": 4}}),
+}
+
+
+@pytest.mark.usefixtures("nan_where_nothing_is_written")
+@pytest.mark.parametrize("name", LATENTS)
+def test_everything_that_a_checkpoint_lacks_is_initialised(name: str) -> None:
+    config = LATENTS[name]
+    assert torch.empty(3).isnan().all()
+    loaded = M3AEForGeneration.from_pretrained(None, config=config, state_dict={})
+    fresh = dict(M3AEForGeneration(config).named_parameters())
+    for parameter, value in loaded.named_parameters():
+        assert value.isfinite().all(), parameter
+        varies = [weights.std(correction=0) > 0 for weights in (value, fresh[parameter])]
+        assert varies[0] == varies[1], parameter
 
 
 CLASSES = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 TURN, LIFT = 0.6, 0.45  # radians by which the view of a surface goes around it, and above it
 LIGHT = (-0.45, -0.6, -0.66)  # where it comes from: right, down, away from the viewer
+MOST_BLOCKS = 4  # along a side of what the implicit decoder predicts; more are slower, and blur more after equal time
 REACH = 1.2  # of the view, in halves of the longest side
 
 
@@ -33,7 +36,7 @@ class VolumeModalityConfig(ModalityConfig):
     Attributes:
         patch_size: Side of the cubes of voxels that the convolutions see as channels of one position, and predict
             together (sub-pixel convolution, Shi et al. 2016): of 4, training costs about a tenth of
-            1, which None is.
+            1, which None is. The decoder `implicit` has blocks of its own, four along each side if they fit.
         spacing: Millimetres between the voxels, to which volumes in files are resampled. If None, each volume is
             scaled so that it just fits.
     """
@@ -42,46 +45,52 @@ class VolumeModalityConfig(ModalityConfig):
     spacing: float | None = None
 
 
-class Cubes(nn.Module):
-    """Makes cubes of p³ voxels channels of one position, (B, C, D, …) → (B, C·p³, D/p, …), or the reverse."""
+class Blocks(nn.Module):
+    """Makes blocks of p·q·r voxels channels of one position, (B, C, D, …) → (B, C·p·q·r, D/p, …), or the reverse."""
 
-    def __init__(self, side: int, *, merge: bool) -> None:
+    def __init__(self, sides: Sequence[int], *, merge: bool) -> None:
         super().__init__()
-        self.side, self.merge = side, merge
+        self.sides, self.merge = tuple(sides), merge
 
     def forward(self, voxels: Tensor) -> Tensor:
         """Move voxels between space and channels."""
-        p = self.side
-        if self.merge:  # (B, C·p³, D, H, W)
-            cut = voxels.unflatten(1, (-1, p, p, p)).permute(0, 1, 5, 2, 6, 3, 7, 4)  # (B, C, D, p, H, p, W, p)
+        p, q, r = self.sides
+        if self.merge:  # (B, C·p·q·r, D, H, W)
+            cut = voxels.unflatten(1, (-1, p, q, r)).permute(0, 1, 5, 2, 6, 3, 7, 4)  # (B, C, D, p, H, q, W, r)
             merged: Tensor = cut.flatten(6).flatten(4, 5).flatten(2, 3)
             return merged
-        cut = voxels.unflatten(4, (-1, p)).unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, C, D, p, H, p, W, p)
+        cut = voxels.unflatten(4, (-1, r)).unflatten(3, (-1, q)).unflatten(2, (-1, p))  # (B, C, D, p, H, q, W, r)
         channels: Tensor = cut.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
         return channels
 
 
-def _cube_shape(modality: Volume) -> list[int]:
-    side = modality.config.patch_size or 1
+def _patches(modality: Volume) -> list[int]:
+    """Return the sides of what the convolutions see as one position."""
+    return [modality.config.patch_size or 1] * 3
+
+
+def _in_blocks(modality: Volume, blocks: Sequence[int]) -> list[int]:
+    """Return the shape of an element in blocks."""
     channels, *sides = modality.shape
-    return [channels * side**3, *(length // side for length in sides)]
+    return [channels * math.prod(blocks), *(side // block for side, block in zip(sides, blocks, strict=True))]
 
 
 def _encoder(modality: Volume) -> nn.Module:
-    cut = Cubes(modality.config.patch_size or 1, merge=False)
-    return nn.Sequential(cut, *cnn_encoder(_cube_shape(modality), modality.config))
+    blocks = _patches(modality)
+    return nn.Sequential(Blocks(blocks, merge=False), *cnn_encoder(_in_blocks(modality, blocks), modality.config))
 
 
 def _decoder(modality: Volume, input_size: int) -> nn.Module:
-    return _merged(modality, ConvolutionalDecoder(input_size, modality.config, _cube_shape(modality)))
+    blocks = _patches(modality)
+    decoder = ConvolutionalDecoder(input_size, modality.config, _in_blocks(modality, blocks))
+    return nn.Sequential(decoder, Blocks(blocks, merge=True))
 
 
 def _implicit_decoder(modality: Volume, input_size: int) -> nn.Module:
-    return _merged(modality, ImplicitDecoder(input_size, modality.config, _cube_shape(modality)))
-
-
-def _merged(modality: Volume, decoder: nn.Module) -> nn.Module:
-    return nn.Sequential(decoder, Cubes(modality.config.patch_size or 1, merge=True))
+    counts = (max(count for count in range(1, MOST_BLOCKS + 1) if side % count == 0) for side in modality.shape[1:])
+    blocks = [side // count for side, count in zip(modality.shape[1:], counts, strict=True)]
+    decoder = ImplicitDecoder(input_size, modality.config, _in_blocks(modality, blocks))
+    return nn.Sequential(decoder, Blocks(blocks, merge=True))
 
 
 class Volume(Modality):

@@ -17,7 +17,7 @@ from m3ae.data.sets import SampleStream, StreamedSet
 from m3ae.inference import generate
 from m3ae.inference.generation import read_modality, read_values
 from m3ae.models.modalities import KINDS, configure
-from m3ae.models.modalities.volume import Cubes, Volume, surface
+from m3ae.models.modalities.volume import Blocks, Volume, surface
 from tests.models.tiny_latent import DIGITS, digits_batch, latent_model
 
 SCAN = {"kind": "volume", "shape": [1, 8, 8, 12], "hidden_size": 32, "num_layers": 1, "likelihood": "bernoulli"}
@@ -27,12 +27,12 @@ def volume(**options: object) -> Volume:
     return KINDS["volume"]("scan", configure("scan", {**SCAN, **options}), M3AEConfig.named("tiny"))  # type: ignore[return-value]
 
 
-def test_cubes_become_channels_and_come_back() -> None:
+def test_blocks_become_channels_and_come_back() -> None:
     voxels = torch.arange(2 * 4 * 4 * 6.0).view(1, 2, 4, 4, 6)
-    cut = Cubes(2, merge=False)(voxels)
-    assert cut.shape == (1, 16, 2, 2, 3)
-    assert cut[0, :8, 1, 0, 2].tolist() == voxels[0, 0, 2:4, 0:2, 4:6].flatten().tolist()
-    assert torch.equal(Cubes(2, merge=True)(cut), voxels)
+    cut = Blocks([2, 1, 3], merge=False)(voxels)
+    assert cut.shape == (1, 12, 2, 4, 2)
+    assert cut[0, :6, 1, 3, 0].tolist() == voxels[0, 0, 2:4, 3:4, 0:3].flatten().tolist()
+    assert torch.equal(Blocks([2, 1, 3], merge=True)(cut), voxels)
 
 
 @pytest.mark.parametrize("decoder_name", ["cnn", "implicit"])
@@ -42,6 +42,13 @@ def test_networks_end_in_the_shape_at_every_patch_size(patch_size: int, decoder_
     encoder, decoder = scan.build_encoder(), scan.build_decoder(5)
     assert encoder is not None and encoder(torch.rand(3, 1, 8, 8, 16)).shape == (3, 32)
     assert decoder(torch.randn(3, 5)).shape == (3, 1, 8, 8, 16)
+
+
+@pytest.mark.parametrize(("shape", "sides"), [([1, 48, 8, 9], [4, 4, 3]), ([2, 4, 7, 10], [4, 1, 2])])
+def test_an_implicit_decoder_reads_few_coordinates(shape: list[int], sides: list[int]) -> None:
+    decoder = volume(decoder="implicit", shape=shape, patch_size=1).build_decoder(5)
+    assert decoder[0].sides == sides  # the most blocks, up to four, that fit along a side
+    assert decoder(torch.randn(3, 5)).shape == (3, *shape)
 
 
 def test_an_implicit_decoder_knows_where_a_position_is_by_its_coordinates_alone() -> None:
