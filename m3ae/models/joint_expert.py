@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from m3ae.models.fusion import Fusion, Stream, joined_views
 from m3ae.models.gaussians import Gaussian
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_networks import Expert, GaussianLinear, Vectors, mlp
+from m3ae.models.latent_networks import Expert, Vectors, mlp, read_gaussian
 
 
 class JointExpert(nn.Module):
@@ -30,13 +30,11 @@ class JointExpert(nn.Module):
 
     def __init__(self, experts: Mapping[str, Expert], streams: Mapping[str, str], latent: LatentConfig) -> None:
         super().__init__()
-        self.streams = streams
+        self.streams, self.initial_std = streams, latent.initial_std
         widths = {name: expert.width for name, expert in experts.items()}
         self.missing = Vectors({name: [width] for name, width in widths.items()}, std=0.0)
         self.pools = nn.ModuleDict({name: copy.deepcopy(experts[name].pool) for name in streams})
-        width = max(widths.values())
-        last = GaussianLinear(width, latent.size, latent.initial_std)
-        self.output = nn.Sequential(*mlp(sum(widths.values()), width, 1), last)
+        self.output = mlp(sum(widths.values()), max(widths.values()), 1, 2 * latent.size)
 
     def forward(
         self,
@@ -61,7 +59,7 @@ class JointExpert(nn.Module):
             else vector.expand(present.shape[1], -1)
             for name, vector in self.missing.items()
         ]
-        return Gaussian(*self.output(torch.cat(read, -1)).chunk(2, -1))
+        return read_gaussian(self.output(torch.cat(read, -1)), self.initial_std)
 
     def _fused_features(
         self, inputs: Mapping[str, Stream | Tensor], fusion: nn.Module | None, rows: Mapping[str, Tensor]

@@ -31,7 +31,6 @@ from m3ae.models.latent_networks import (
     CONVOLUTIONS,
     AttentionPool,
     Expert,
-    GaussianLinear,
     PatchDecoder,
     Vectors,
 )
@@ -385,7 +384,7 @@ def init_latent_weights(module: nn.Module, std: float) -> None:
         init.normal_(module.means)
         init.zeros_(module.logvars)
         init.zeros_(module.logits)
-    elif isinstance(module, (FlowPrior, GaussianLinear, Vectors)):
+    elif isinstance(module, (FlowPrior, Vectors)):
         module.reset()
     elif isinstance(module, ZeroLinear):
         init.zeros_(module.weight)

@@ -247,17 +247,10 @@ def cnn_encoder(shape: Sequence[int], modality: ModalityConfig) -> nn.Sequential
     return nn.Sequential(*layers, nn.Flatten(), features)
 
 
-class GaussianLinear(nn.Linear):
-    """A linear layer of means and log-variances, (…, W) → (…, 2·D), that starts near N(0, σ²)."""
-
-    def __init__(self, in_features: int, size: int, std: float) -> None:
-        super().__init__(in_features, 2 * size)
-        self.std = std
-
-    def reset(self) -> None:
-        """Set the biases to 0 and 2·log σ."""
-        biases = torch.tensor([0, 2 * math.log(self.std)]).repeat_interleave(self.out_features // 2)
-        init.copy_(self.bias, biases.to(self.bias))
+def read_gaussian(predicted: Tensor, std: float) -> Gaussian:
+    """Return the Gaussians (…, D) of predicted means and log-variances (…, 2·D), where 0 is N(0, σ²)."""
+    mu, logvar = predicted.chunk(2, -1)
+    return Gaussian(mu, logvar + 2 * math.log(std))
 
 
 class Vectors(nn.ParameterDict):
@@ -282,7 +275,7 @@ class Expert(nn.Module):
 
     def __init__(self, modality: Modality, latent: LatentConfig) -> None:
         super().__init__()
-        self.size, model = latent.size, modality.model
+        self.size, self.initial_std, model = latent.size, latent.initial_std, modality.model
         features = modality.build_encoder()
         if features is None:
             self.pool = AttentionPool(model.hidden_size, model.num_attention_heads, latent.num_tokens)
@@ -290,7 +283,7 @@ class Expert(nn.Module):
         else:
             self.features = features
             self.width = modality.config.hidden_size
-        self.output = GaussianLinear(self.width, latent.size + modality.config.private_size, latent.initial_std)
+        self.output = nn.Linear(self.width, 2 * (latent.size + modality.config.private_size))
 
     def read(self, inputs: Stream | Tensor) -> Tensor:
         """Return features (B, W)."""
@@ -300,7 +293,7 @@ class Expert(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Gaussian, Gaussian]:
         """Return the expert over z (B, D) and over the private latent (B, P)."""
-        both = Gaussian(*self.output(features).chunk(2, -1))
+        both = read_gaussian(self.output(features), self.initial_std)
         return both.columns(slice(self.size)), both.columns(slice(self.size, None))
 
 

@@ -80,11 +80,15 @@ def nan_where_nothing_is_written() -> Iterator[None]:
 
 LATENTS = {
     "joint": latent_config(STUDY, kind="joint", objective="telbo", initial_std=0.1),
-    "meme": latent_config(dict.fromkeys("ab", {**IMAGE, "private_size": 0}), kind="moe", objective="meme", num_samples=2),
+    "meme": latent_config(
+        {name: {**IMAGE, "private_size": 0} for name in "ab"}, kind="moe", objective="meme", num_samples=2
+    ),
     "learned": latent_config(STUDY, learned_prior=3),
     "flow": latent_config(STUDY, flow_prior="maf"),
     "digits": latent_config(DIGITS),
-    "autoregressive": latent_config({"a": {**IMAGE, "decoder": "autoregressive", "likelihood": "categorical", "levels": 4}}),
+    "autoregressive": latent_config(
+        {"a": {**IMAGE, "decoder": "autoregressive", "likelihood": "categorical", "levels": 4}}
+    ),
 }
 
 

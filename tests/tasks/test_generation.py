@@ -196,6 +196,20 @@ def test_what_a_run_needs_at_its_end_is_checked_before_its_first_step(tmp_path: 
     refused("which only the decoder autoregressive has", {"train": rows, "validation": rows}, **options)
 
 
+def test_training_hides_the_condition_of_a_conditional_model_and_never_its_target(data: Path, tmp_path: Path) -> None:
+    names = ["image", "speech"]
+    latent = {"size": 3, "modalities": MODALITIES, "kind": "joint", "objective": "cvae", "condition": names}
+    model = {"size": "tiny", "overrides": {"latent": latent}}
+    task = Generation.from_config(run(data, tmp_path, model=model, generation={"missing_rate": 1.0}))
+    rows = [task.train_dataset[Visit(0, seed)] for seed in range(20)]
+    batch = task.collate(rows)["modalities"]
+    assert all(batch[name]["present"].all() for name in MODALITIES if name not in names)
+    assert set(map(tuple, torch.stack([batch[name]["present"] for name in names], 1).tolist())) == {
+        (True, False),
+        (False, True),
+    }
+
+
 def test_a_run_with_a_discriminator_and_volumes_resumes_exactly(data: Path, tmp_path: Path) -> None:
     deceiving = {
         "image": {**MODALITIES["image"], "adversarial": {"weight": 0.1, "start": 0.5}},
