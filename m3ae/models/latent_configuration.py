@@ -31,8 +31,8 @@ class LatentConfig(StrictConfig):
             the mixture (Σ √q_m)² of the experts and of the geometric mean of each pair (`holder`).
         family: Distributions of the experts, `gaussian` or `laplace`; the latter for `moe` (Shi et al. 2019).
         size: Dimensions of z that all modalities share.
-        initial_std: Standard deviation σ of each expert before training. At 1, what an expert says about a sample has
-            to rise above the noise of z first; at .1 decoders hear it from the first step.
+        initial_std: Standard deviation σ of each expert, and of each slice of a scene, before training. At 1, what
+            they say about a sample has to rise above the noise of z first; at .1 decoders hear it from the first step.
         num_tokens: Number of latent tokens of transformer decoders, and of queries that pool an encoder's tokens.
         prior_expert: Which products contain the prior: `always`, `full_only` (that of all experts) or `never`; or
             `divided`: the product of k experts is divided by the prior k − 1 times. If None, `divided` for the kind

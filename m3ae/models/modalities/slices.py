@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from m3ae.models.fusion import Stream
 from m3ae.models.gaussians import Gaussian, PriorExpert, dtype_of, product_of_experts
 from m3ae.models.latent_configuration import LatentConfig
-from m3ae.models.latent_networks import ConvolutionalDecoder, Expert, MLPDecoder, cnn_encoder, mlp, mlp_encoder
+from m3ae.models.latent_networks import (
+    ConvolutionalDecoder,
+    Expert,
+    MLPDecoder,
+    cnn_encoder,
+    mlp,
+    mlp_encoder,
+    read_gaussian,
+)
 from m3ae.models.modalities.base import Modality, Tensors
 from m3ae.models.modalities.options import BatchOptions, ModalityConfig
 from m3ae.models.option_checks import check_count
@@ -98,7 +106,7 @@ class SliceExpert(Expert):
         each = self.output(posed).unflatten(0, tokens.shape[:2]).transpose(0, 1)  # (S, B, 2·Z)
         # The head multiplies by the prior, if at all; dividing by it is the one thing that has to be done here, too.
         prior_expert: PriorExpert = "divided" if self.prior_expert == "divided" else "never"
-        product = product_of_experts(Gaussian(*each.chunk(2, -1)), inputs.mask.T[None], prior_expert)
+        product = product_of_experts(read_gaussian(each, self.initial_std), inputs.mask.T[None], prior_expert)
         return torch.cat([*product], -1)[0].to(tokens.dtype)
 
     def forward(self, features: Tensor) -> tuple[Gaussian, Gaussian]:

@@ -60,6 +60,14 @@ def expert(model: m3ae.M3AEForGeneration, scan: dict[str, dict[str, Tensor]]) ->
     return shared.mu[number], shared.logvar[number]
 
 
+def test_each_slice_starts_with_the_deviation_of_the_configuration() -> None:
+    one, tenth = (latent_model(MODALITIES, kind="poe", initial_std=std) for std in (1.0, 0.1))
+    scan = batch()["scan"]
+    means, logvars = zip(expert(one, some(scan, [0, 1, 2])), expert(tenth, some(scan, [0, 1, 2])), strict=True)
+    torch.testing.assert_close(means[0], means[1])
+    torch.testing.assert_close(logvars[1], logvars[0] + 2 * torch.tensor(0.1).log())
+
+
 def test_the_expert_is_the_product_of_the_slices_in_any_order() -> None:
     model, scan = latent_model(MODALITIES, kind="poe"), batch()["scan"]
     single = [expert(model, some(scan, [number])) for number in range(4)]
