@@ -69,6 +69,8 @@ class FlowPrior(nn.Module):
         """Let every transformation start as the identity."""
         import zuko  # its linear layer is not torch's, but its masked one is
 
+        init.zeros_(self.mean)
+        init.ones_(self.deviation)
         for module in self.flow.modules():
             if isinstance(module, nn.Sequential) and isinstance(last := module[-1], nn.Linear | zuko.nn.Linear):
                 init.zeros_(last.weight)

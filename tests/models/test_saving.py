@@ -19,6 +19,7 @@ from m3ae import (
     M3AEForReportGeneration,
     M3AEModel,
 )
+from m3ae.models.flows import FlowPrior
 from m3ae.models.modeling import M3AEPreTrainedModel
 from tests.models.tiny import tiny_batch, tiny_model, tiny_of, tiny_pairs
 from tests.models.tiny_latent import DIGITS, IMAGE, STUDY, latent_config
@@ -99,10 +100,13 @@ def test_everything_that_a_checkpoint_lacks_is_initialised(name: str) -> None:
     assert torch.empty(3).isnan().all()
     loaded = M3AEForGeneration.from_pretrained(None, config=config, state_dict={})
     fresh = dict(M3AEForGeneration(config).named_parameters())
+    assert not [name for name, value in loaded.state_dict().items() if not value.isfinite().all()]
     for parameter, value in loaded.named_parameters():
-        assert value.isfinite().all(), parameter
         varies = [weights.std(correction=0) > 0 for weights in (value, fresh[parameter])]
         assert varies[0] == varies[1], parameter
+    if isinstance(prior := loaded.latent_head.shared_prior, FlowPrior):
+        z = torch.randn(4, 5)
+        torch.testing.assert_close(prior.log_prob(z), torch.distributions.Normal(0, 1).log_prob(z).sum(-1))
 
 
 CLASSES = [
